@@ -1,0 +1,81 @@
+"""What a person watches: progress with rate and time left on every step that takes more than a few seconds.
+
+On a terminal a live bar; elsewhere (Dagster's step logs, CI) a log line every few seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL_SECONDS = 5.0
+
+
+@dataclass
+class Bar:
+    """One running count. ``advance`` is the only call a stage needs."""
+
+    label: str
+    total: int
+    unit: str
+    done: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _logged: float = field(default_factory=time.monotonic)
+    _live: Progress | None = None
+    _task: int | None = None
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count ``count`` more units done; ``note`` is shown beside the rate."""
+        self.done += count
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=self.done, note=note, rate=f"{self.rate:.1f} {self.unit}/s")
+            return
+        now = time.monotonic()
+        if now - self._logged >= LOG_INTERVAL_SECONDS:
+            self._logged = now
+            logger.info("%s", self.line(note))
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return self.done / max(time.monotonic() - self._started, 1e-9)
+
+    def line(self, note: str = "") -> str:
+        """The progress as one line of text."""
+        left = (self.total - self.done) / self.rate if self.rate else 0.0
+        tail = f", {note}" if note else ""
+        return f"{self.label}: {self.done}/{self.total} {self.unit}, {self.rate:.1f}/s, {left:.0f} s left{tail}"
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str = "items") -> Iterator[Bar]:
+    """Show progress over ``total`` units while the block runs."""
+    bar = Bar(label=label, total=total, unit=unit)
+    if not sys.stderr.isatty():
+        yield bar
+        seconds = time.monotonic() - bar._started
+        if seconds >= LOG_INTERVAL_SECONDS:
+            logger.info("%s: %d %s in %.0f s", label, bar.done, unit, seconds)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as live:
+        bar._live, bar._task = live, live.add_task(label, total=total, rate="", note="")
+        yield bar

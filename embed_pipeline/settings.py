@@ -1,0 +1,435 @@
+"""Every setting and threshold of the product.
+
+Settings come from ``embed_pipeline.toml``, are overridden by environment variables
+(``EMBED_PIPELINE_<STAGE>__<NAME>``) and by ``--set stage.name=value`` on the command line (which only
+sets that environment variable, so that every process of a run sees the same values). Unknown names and
+values out of range are refused with the name, the value and the bound. Secrets are never settings: API keys
+are read from the environment at the moment of use (:func:`llm_api_key`, :func:`serving_api_key`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ENVIRONMENT_PREFIX = "EMBED_PIPELINE_"
+CONFIG_VARIABLE = "EMBED_PIPELINE_CONFIG"
+LLM_KEY_VARIABLE = "EMBED_PIPELINE_LLM_API_KEY"
+SERVING_KEY_VARIABLE = "EMBED_PIPELINE_SERVING_API_KEY"
+_NOT_SETTINGS = {CONFIG_VARIABLE, LLM_KEY_VARIABLE, SERVING_KEY_VARIABLE}
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Score = Annotated[float, Field(ge=1, le=10)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, malformed or out of its bounds."""
+
+
+class _Stage(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Paths(_Stage):
+    """Where documents are read from and where everything made is kept."""
+
+    documents: Path = Path("data/documents")
+    """Folder of input documents, read recursively."""
+    store: Path = Path("data/store")
+    """Folder of tables, models, releases, the response store and run history."""
+
+
+class Corpus(_Stage):
+    """Files to documents to segments."""
+
+    suffixes: tuple[str, ...] = (".md", ".txt", ".rst", ".html")
+    """File name endings that are read; others are left alone and counted."""
+    max_file_bytes: int = Field(default=20_000_000, ge=1)
+    """A larger file is set aside unread."""
+    max_files: Positive = 1_000_000
+    """The scan stops with an error beyond this many files."""
+    documents_per_batch: Positive = 200
+    """A drop of more new files than this is cut into several batches."""
+    segment_tokens: int = Field(default=200, ge=16, le=8192)
+    """Longest segment, in tokens of the base encoder; must fit the encoder's own limit."""
+    min_segment_tokens: int = Field(default=24, ge=1)
+    """Shorter segments (bare headings) stay stored, but no question is asked of them."""
+
+
+class LLM(_Stage):
+    """The model that writes and judges questions."""
+
+    base_url: str | None = None
+    """OpenAI-compatible endpoint, such as ``http://host:8000/v1``. None: the embedded llama.cpp server."""
+    model: str = "embedded"
+    """Model name at the endpoint."""
+    judge_model: str | None = None
+    """Model that judges pairs; None: the generator's."""
+    gguf_path: Path | None = None
+    """GGUF file for the embedded server; None: the packaged SmolLM2-135M-Instruct."""
+    slots: int = Field(default=8, ge=1, le=256)
+    """Parallel sequences of the embedded server."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of the embedded server; 0: all cores of the machine."""
+    max_concurrency: int = Field(default=64, ge=1, le=4096)
+    """Upper bound of requests in flight at an endpoint; the client adapts below it."""
+    timeout_seconds: float = Field(default=120, gt=0)
+    """Longest wait for one answer."""
+    max_attempts: int = Field(default=6, ge=1, le=20)
+    """Tries for one request on 408, 409, 429, 5xx and broken connections."""
+    structured_outputs: Literal["auto", "json_schema", "plain"] = "auto"
+    """How JSON is asked for: by schema where the endpoint has it, else by instruction; both are validated."""
+    max_output_tokens: int = Field(default=2048, ge=16)
+    """Answer length limit at an endpoint."""
+    max_calls: int = Field(default=0, ge=0)
+    """Hard cap on calls of one run; 0: none."""
+    max_tokens: int = Field(default=0, ge=0)
+    """Hard cap on prompt plus completion tokens of one run; 0: none."""
+    max_cost: float = Field(default=0, ge=0)
+    """Hard cap on the cost of one run, in the currency of the prices; 0: none."""
+    price_per_million_prompt_tokens: float = Field(default=0, ge=0)
+    """Price of a million prompt tokens; the embedded model costs nothing."""
+    price_per_million_completion_tokens: float = Field(default=0, ge=0)
+    """Price of a million completion tokens."""
+
+    @property
+    def embedded(self) -> bool:
+        """True when the embedded server answers."""
+        return self.base_url is None
+
+
+class Synthesis(_Stage):
+    """Segments to question-answer pairs to accepted pairs."""
+
+    questions_per_segment: int = Field(default=1, ge=1, le=20)
+    """Single-hop questions asked of every segment that is long enough."""
+    multi_hop_share: Share = 0.15
+    """Multi-hop questions as a share of the single-hop ones."""
+    max_hops: int = Field(default=3, ge=1, le=5)
+    """Most segments that one question may join."""
+    min_complexity: int = Field(default=1, ge=1, le=5)
+    """Least complexity asked of the generator (1: a stated fact, 5: reasoning over several statements)."""
+    max_complexity: int = Field(default=5, ge=1, le=5)
+    """Greatest complexity asked of the generator."""
+    temperature: float = Field(default=0.3, ge=0, le=2)
+    """Sampling temperature of the generator."""
+    min_relevance: Score = 6
+    """Least relevance of an accepted pair (1-10)."""
+    min_accuracy: Score = 6
+    """Least accuracy of an accepted pair (1-10)."""
+    min_context_support: Score = 6
+    """Least context support of an accepted pair (1-10)."""
+    min_clarity: Score = 6
+    """Least clarity of an accepted pair (1-10)."""
+    min_overall: Score = 7
+    """Least overall score of an accepted pair: the mean of the four."""
+    max_round_trip_rank: int = Field(default=20, ge=1)
+    """A pair is dropped unless the base model and BM25 together find each of its segments this high."""
+    near_duplicate_similarity: float = Field(default=0.95, gt=0, le=1)
+    """Questions with a cosine similarity above this are one question; the better-scored is kept."""
+    min_acceptance_rate: Share = 0.15
+    """The dataset check fails below this share of accepted pairs."""
+    min_segment_coverage: Share = 0.10
+    """The dataset check warns below this share of segments with an accepted question."""
+    min_accepted_pairs: Positive = 20
+    """The dataset check fails below this many accepted pairs."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Synthesis:
+        if self.min_complexity > self.max_complexity:
+            message = f"min_complexity is {self.min_complexity}, above max_complexity {self.max_complexity}"
+            raise ValueError(message)
+        return self
+
+
+class TrainingData(_Stage):
+    """Accepted pairs to split to hard negatives to training examples."""
+
+    dev_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the pairs, by document group, held out for choosing the checkpoint."""
+    test_share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the pairs, by document group, held out for the evaluation."""
+    min_test_questions: Positive = 10
+    """The split check fails below this many test questions."""
+    near_duplicate_documents: float = Field(default=0.6, gt=0, le=1)
+    """Documents are one group when this share of the shorter one's word 5-grams stands in the other."""
+    num_negatives: int = Field(default=2, ge=0, le=100)
+    """Hard negatives wanted for each question; fewer where fewer survive."""
+    relative_margin: float = Field(default=0.05, ge=0, lt=1)
+    """A negative lies below ``1 - relative_margin`` of the least similar positive's similarity (95 %)."""
+    absolute_margin: float = Field(default=0.0, ge=0, le=2)
+    """A negative lies at least this far below the least similar positive's similarity."""
+    range_min: int = Field(default=0, ge=0)
+    """Ranks skipped at the top of the candidates before negatives are taken."""
+    range_max: int = Field(default=100, ge=1)
+    """Candidates looked at for each question, most similar first, positives and duplicates left out."""
+    sampling_strategy: Literal["top", "random"] = "top"
+    """Which surviving candidates become negatives: the most similar, or a seeded choice."""
+    min_negative_coverage: Share = 0.5
+    """The negatives check warns below this share of questions with all the negatives wanted."""
+    augment_below: int = Field(default=2000, ge=0)
+    """Under this many examples, augmentation is automatic; 0: never."""
+    max_augmented_share: Share = 0.5
+    """Augmented examples are at most this share of the training examples."""
+
+    @model_validator(mode="after")
+    def _leaves_training_data(self) -> TrainingData:
+        if self.dev_share + self.test_share >= 1:
+            message = f"dev_share {self.dev_share} and test_share {self.test_share} leave nothing to train on"
+            raise ValueError(message)
+        if self.range_min >= self.range_max:
+            message = f"range_min is {self.range_min}, not below range_max {self.range_max}"
+            raise ValueError(message)
+        return self
+
+
+class Embedding(_Stage):
+    """The base encoder, and how texts are encoded for mining and evaluation."""
+
+    model: str = "packaged"
+    """Base model: ``packaged`` (all-MiniLM-L6-v2 from its wheel), a sentence-transformers folder, or a hub name."""
+    trust_remote_code: bool = False
+    """Run code that the model's folder brings along; only for a model you trust."""
+    query_prefix: str | None = None
+    """Text before every query; None: what the model's own configuration says."""
+    passage_prefix: str | None = None
+    """Text before every passage; None: what the model's own configuration says."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where encoding and training run; auto: a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of training and encoding; auto: bf16 for training where the hardware has it, fp32 for encoding."""
+    batch_tokens: int = Field(default=4096, ge=64)
+    """Tokens in one encoding batch, padding included."""
+
+
+class Training(_Stage):
+    """Contrastive fine-tuning."""
+
+    temperature: float = Field(default=0.02, gt=0, le=1)
+    """InfoNCE temperature."""
+    epochs: float = Field(default=0, ge=0, le=100)
+    """Passes over the examples; 0: from the number of examples."""
+    batch_size: int = Field(default=0, ge=0, le=65536)
+    """Examples in a batch; 0: from the number of examples."""
+    micro_batch_size: int = Field(default=0, ge=0)
+    """Texts encoded at once under gradient caching; 0: gradient caching only when the batch does not fit."""
+    learning_rate: float = Field(default=2e-5, gt=0, lt=1)
+    """Peak learning rate (AdamW, linear decay)."""
+    warmup_share: Share = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = Field(default=0.01, ge=0, lt=1)
+    """AdamW weight decay."""
+    max_tokens: int = Field(default=0, ge=0, le=32768)
+    """Longest text in training, in tokens; 0: the model's own limit."""
+    evaluations_per_epoch: int = Field(default=2, ge=1, le=100)
+    """How often dev nDCG@10 is measured; the best checkpoint is kept."""
+
+
+class Evaluation(_Stage):
+    """Base against tuned."""
+
+    cutoffs: tuple[Positive, ...] = (1, 5, 10, 20, 60, 100)
+    """k of nDCG@k, Recall@k, Precision@k, MAP@k and MRR@k; 10 must be among them."""
+    labelled: tuple[Path, ...] = (Path("data/sample/python-reference"),)
+    """BEIR folders of queries people wrote; a folder that is absent, or knows no document of the corpus, is left out and named."""
+    bootstrap_samples: int = Field(default=2000, ge=100, le=1_000_000)
+    """Resamples behind every confidence interval."""
+    min_gain: float = Field(default=0.0, ge=-1, le=1)
+    """Least gain in nDCG@10 on the generated test questions for a release, relative to the base."""
+    max_labelled_loss: float = Field(default=0.02, ge=0, le=1)
+    """Greatest loss in nDCG@10 on any labelled set, absolute, beyond which nothing is released."""
+    hybrid_dense_weight: Share = 0.65
+    """Weight of the dense z-score in the BM25 + dense hybrid."""
+
+    @model_validator(mode="after")
+    def _has_ten(self) -> Evaluation:
+        if 10 not in self.cutoffs:  # noqa: PLR2004 - nDCG@10 is the figure that gates and headlines
+            message = f"cutoffs are {list(self.cutoffs)}; 10 must be among them"
+            raise ValueError(message)
+        return self
+
+
+class Release(_Stage):
+    """Export, parity and bundle."""
+
+    opset: int = Field(default=20, ge=18, le=24)
+    """ONNX operator set."""
+    min_cosine: float = Field(default=0.99999, gt=0, le=1)
+    """Least cosine between the exported and the original model's vector, over the evaluation corpus."""
+    max_ndcg_delta: float = Field(default=0.001, ge=0, le=1)
+    """Greatest change of nDCG@10 that the export may bring."""
+    min_top10_overlap: Share = 0.99
+    """Least mean overlap of the ten best passages, exported against original."""
+
+
+class Serving(_Stage):
+    """The HTTP endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0: any free one."""
+    model_name: str = "embed-pipeline"
+    """Name under which the tuned model is served."""
+    max_batch_tokens: int = Field(default=8192, ge=128)
+    """Tokens in one inference batch, padding included."""
+    max_queue_tokens: int = Field(default=600_000, ge=1)
+    """Tokens waiting before requests are refused with 429."""
+    max_request_tokens: int = Field(default=300_000, ge=1)
+    """Tokens in one request."""
+    max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    """Bytes in one request body."""
+    threads: int = Field(default=0, ge=0)
+    """Inference threads; 0: all cores."""
+    strict_input_type: bool = False
+    """Refuse requests that do not say ``input_type``."""
+    open_metrics: bool = False
+    """Answer /metrics to other machines without a key."""
+
+
+class Tracking(_Stage):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking URI; None: SQLite in the store."""
+    experiment: str = "embed-pipeline"
+    """Experiment name."""
+    registered_model: str = "embed-pipeline"
+    """Registered model name."""
+
+
+class Settings(_Stage):
+    """Everything that can be set, a group per stage."""
+
+    seed: int = Field(default=17, ge=0, lt=2**32)
+    """Seed of every random choice."""
+    paths: Paths = Paths()
+    corpus: Corpus = Corpus()
+    llm: LLM = LLM()
+    synthesis: Synthesis = Synthesis()
+    training_data: TrainingData = TrainingData()
+    embedding: Embedding = Embedding()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    release: Release = Release()
+    serving: Serving = Serving()
+    tracking: Tracking = Tracking()
+
+    def tracking_uri(self) -> str:
+        """MLflow tracking URI: the one set, or SQLite in the store."""
+        return self.tracking.uri or f"sqlite:///{(self.paths.store / 'mlflow.db').resolve()}"
+
+    def flat(self) -> dict[str, Any]:
+        """Every effective value under its ``stage.name``, JSON-ready, for run records."""
+        groups = self.model_dump(mode="json")
+        nested = {f"{stage}.{name}": v for stage, g in groups.items() if isinstance(g, dict) for name, v in g.items()}
+        return {"seed": self.seed, **nested}
+
+    def digest(self, *stages: str) -> str:
+        """Short hash of the named groups and the seed, for asset code versions."""
+        chosen = {"seed": self.seed, **{stage: getattr(self, stage).model_dump(mode="json") for stage in stages}}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_settings(config: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """Read settings from the TOML file and the environment.
+
+    Args:
+        config: TOML file; None: ``$EMBED_PIPELINE_CONFIG``, else ``embed_pipeline.toml`` here if there is one.
+        environment: variables to read; None: the process environment.
+
+    Raises:
+        SettingsError: naming each setting that is unknown, malformed or out of range, its value and the bound.
+    """
+    environment = os.environ if environment is None else environment
+    named = config or (Path(environment[CONFIG_VARIABLE]) if CONFIG_VARIABLE in environment else None)
+    values = _read_toml(named) if named else _read_toml(Path("embed_pipeline.toml"), must_exist=False)
+    for variable in sorted(environment):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _NOT_SETTINGS:
+            _set(values, _setting_name(variable), environment[variable])
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from error
+
+
+def override_variable(assignment: str) -> tuple[str, str]:
+    """Turn ``stage.name=value`` into the environment variable that carries it.
+
+    Raises:
+        SettingsError: if the text has no ``=`` or the name is not ``stage.name`` or ``seed``.
+    """
+    name, separator, value = assignment.partition("=")
+    if not separator or (name != "seed" and name.count(".") != 1):
+        message = f"--set {assignment!r}: expected stage.name=value, such as synthesis.max_hops=2"
+        raise SettingsError(message)
+    return ENVIRONMENT_PREFIX + name.replace(".", "__").upper(), value
+
+
+def llm_api_key() -> str | None:
+    """The LLM endpoint's key: ``EMBED_PIPELINE_LLM_API_KEY``, else ``OPENAI_API_KEY``."""
+    return os.environ.get(LLM_KEY_VARIABLE) or os.environ.get("OPENAI_API_KEY")
+
+
+def serving_api_key() -> str | None:
+    """The key that clients of the embedding server must send; None: open."""
+    return os.environ.get(SERVING_KEY_VARIABLE)
+
+
+def _read_toml(path: Path, *, must_exist: bool = True) -> dict[str, Any]:
+    if not path.exists() and not must_exist:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = f"settings file {path}: {error.strerror}"
+        raise SettingsError(message) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        message = f"settings file {path} is not TOML: {error}"
+        raise SettingsError(message) from error
+
+
+def _setting_name(variable: str) -> list[str]:
+    return variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+
+
+def _set(values: dict[str, Any], name: list[str], text: str) -> None:
+    """Put an environment value into the tree; lists are comma-separated, ``none`` is None."""
+    *stages, last = name
+    for stage in stages:
+        values = values.setdefault(stage, {})
+        if not isinstance(values, dict):
+            message = f"{'.'.join(name)}: {stage} is a single setting, not a group"
+            raise SettingsError(message)
+    field = Settings.model_fields.get(stages[0]) if stages else None
+    inner = field.annotation.model_fields.get(last) if field and hasattr(field.annotation, "model_fields") else None
+    is_list = inner is not None and str(inner.annotation).startswith("tuple")
+    values[last] = [p for p in text.split(",") if p] if is_list else (None if text.lower() == "none" else text)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {name!r}{_suggestion([str(p) for p in problem['loc']])}")
+        else:
+            value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+            lines.append(f"setting {name or 'group'}{value}: {problem['msg']}")
+    return "; ".join(lines)
+
+
+def _suggestion(location: list[str]) -> str:
+    from difflib import get_close_matches
+
+    names = {n for n in Settings().flat()}
+    close = get_close_matches(".".join(location), sorted(names | set(Settings.model_fields)), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,393 @@
+"""Every stored table: its columns, their types and what each means.
+
+Nothing else in the project spells a stored column's type or meaning. Tables are validated on every write and
+every read (:func:`validate`), and the Dagster UI shows these descriptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import polars as pl
+
+
+class TableError(ValueError):
+    """A frame does not fit its table."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: name, Polars type, meaning, and whether it may be null."""
+
+    name: str
+    dtype: pl.DataType
+    description: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One stored table. ``key`` names the columns whose values are unique together."""
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> pl.Schema:
+        """Column names and types, in stored order."""
+        return pl.Schema({column.name: column.dtype for column in self.columns})
+
+    def empty(self) -> pl.DataFrame:
+        """A frame of no rows."""
+        return pl.DataFrame(schema=self.schema)
+
+    def frame(self, rows: list[dict[str, object]]) -> pl.DataFrame:
+        """A validated frame of ``rows``; a row that lacks a column or brings another is refused."""
+        names = {column.name for column in self.columns}
+        for row in rows:
+            if row.keys() != names:
+                message = f"table {self.name}: row has {sorted(row.keys() ^ names)} missing or too many"
+                raise TableError(message)
+        return validate(pl.DataFrame(rows, schema=self.schema, orient="row"), self)
+
+
+def validate(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+    """Return ``frame`` with its columns in stored order.
+
+    Raises:
+        TableError: naming the table, and the column that is missing, unknown, of another type, null where it
+            may not be, not finite, or a key that occurs twice.
+    """
+    missing = [c.name for c in table.columns if c.name not in frame.columns]
+    unknown = [name for name in frame.columns if name not in table.schema]
+    if missing or unknown:
+        message = f"table {table.name}: missing columns {missing}, unknown columns {unknown}"
+        raise TableError(message)
+    for column in table.columns:
+        series = frame[column.name]
+        if series.dtype != column.dtype:
+            message = f"table {table.name}: column {column.name} is {series.dtype}, expected {column.dtype}"
+            raise TableError(message)
+        if not column.nullable and series.null_count():
+            message = f"table {table.name}: column {column.name} has {series.null_count()} nulls"
+            raise TableError(message)
+        if series.dtype.is_float() and not series.drop_nulls().is_finite().all():
+            message = f"table {table.name}: column {column.name} has values that are not finite"
+            raise TableError(message)
+    if table.key and frame.height:
+        repeated = frame.group_by(table.key).len().filter(pl.col("len") > 1).sort(table.key)
+        if repeated.height:
+            message = f"table {table.name}: key {table.key} repeats, first {repeated.row(0)[:-1]}"
+            raise TableError(message)
+    return frame.select(table.schema.names())
+
+
+def content_hash(frame: pl.DataFrame) -> str:
+    """Hash of names, types and values in row order; equal tables hash alike whenever they were written."""
+    buffer = io.BytesIO()
+    frame.rechunk().write_ipc(buffer, compression="uncompressed", compat_level=pl.CompatLevel.oldest())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()[:32]
+
+
+_IDS = pl.List(pl.String)
+_HOPS = pl.List(pl.Struct({"hop_number": pl.Int64, "segment_ids": _IDS, "summary": pl.String}))
+_TIME = pl.Datetime("us", "UTC")
+
+
+def _text(name: str, description: str, *, nullable: bool = False) -> Column:
+    return Column(name, pl.String(), description, nullable)
+
+
+def _real(name: str, description: str, *, nullable: bool = False) -> Column:
+    return Column(name, pl.Float64(), description, nullable)
+
+
+def _count(name: str, description: str, *, nullable: bool = False) -> Column:
+    return Column(name, pl.Int64(), description, nullable)
+
+
+def _ids(name: str, description: str) -> Column:
+    return Column(name, _IDS, description)
+
+
+_BATCH = _text("batch", "Document batch (partition) that the row belongs to.")
+_PATH = _text("path", "File, relative to the documents folder, with forward slashes.")
+_DOCUMENT_ID = _text("document_id", "Document version: hash of path and content.")
+_SEGMENT_ID = _text("segment_id", "Segment: hash of document id and position; stable while the document is unchanged.")
+
+DOCUMENTS = Table(
+    "documents",
+    "Document versions of a batch, one row each; a deleted file is a row with `deleted` and no text.",
+    (
+        _DOCUMENT_ID,
+        _PATH,
+        _text("title", "First heading, or the file's name."),
+        _text("text", "The document as plain text or Markdown, newline-normalised."),
+        _count("bytes", "Size of the file in bytes."),
+        Column("modified_at", _TIME, "Modification time of the file."),
+        _BATCH,
+        Column("deleted", pl.Boolean(), "True for a tombstone: the file is gone since this batch."),
+    ),
+    key=("document_id",),
+)
+
+REJECTED_DOCUMENTS = Table(
+    "rejected_documents",
+    "Files of a batch that were set aside, and why.",
+    (
+        _PATH,
+        _BATCH,
+        _text("reason", "empty, not_text, too_large, unreadable, duplicate or changed_since_batch."),
+        _text("detail", "What was found."),
+    ),
+    key=("path",),
+)
+
+_SEGMENT_BODY = (
+    _count("position", "Place in the document, from 0."),
+    _text("heading_path", "Headings above the segment, outermost first, joined by ' > '; empty before the first."),
+    _text("text", "The segment; all segments of a document joined in order give its text back."),
+    _count("token_count", "Tokens of the text under the base encoder's tokenizer, without special tokens."),
+)
+
+SEGMENTS = Table(
+    "segments",
+    "Documents cut at headings and sentence ends, none longer than the encoder reads.",
+    (_SEGMENT_ID, _DOCUMENT_ID, _BATCH, *_SEGMENT_BODY),
+    key=("segment_id",),
+)
+
+DOCUMENT_ARTIFACTS = Table(
+    "document_artifacts",
+    "What each document is about: the terms and statements that steer question writing.",
+    (
+        _DOCUMENT_ID,
+        _BATCH,
+        _text("kind", "concept, entity, relation, procedure, condition or figure."),
+        _text("text", "The artifact, in the document's words."),
+        _ids("segment_ids", "Segments that it stands in."),
+        _text("extractor", "What found it: a model's name, or `keyphrases` for the statistical extractor."),
+    ),
+)
+
+_GENERATED_BY = (
+    _text("generator", "Model that wrote the row."),
+    _text("prompt_version", "Hash of the prompt files that asked for it."),
+)
+
+_PAIR_BODY = (
+    _text("question", "The question."),
+    _text("answer", "The answer, from the segments alone."),
+    _text("query_type", "multi_hop, structural or contextual."),
+    _text("reasoning_type", "factual, relational, inferential, temporal, procedural, causal or visual."),
+    _count("complexity", "1 (a stated fact) to 5 (reasoning over several statements)."),
+    _count("hop_count", "Number of hops."),
+    Column("hops", _HOPS, "Each hop: its number from 1, the segments it needs, a summary of the context it uses."),
+    _ids("segment_ids", "Source segments: the union over the hops, sorted."),
+    _ids("document_ids", "Documents of the source segments, sorted."),
+)
+
+QA_PAIRS = Table(
+    "qa_pairs",
+    "Question-answer pairs written from the segments, validated, not yet scored.",
+    (_text("qa_id", "Pair: hash of question and source segments."), _BATCH, *_PAIR_BODY, *_GENERATED_BY),
+    key=("qa_id",),
+)
+
+REJECTED_PAIRS = Table(
+    "rejected_pairs",
+    "Model answers that are no valid pair, with the reason and the raw answer; nothing disappears.",
+    (
+        _BATCH,
+        _ids("segment_ids", "Segments that the question was asked of."),
+        _text("reason", "Which rule failed."),
+        _text("detail", "What was found."),
+        _text("raw", "The model's answer as it came."),
+        *_GENERATED_BY,
+    ),
+)
+
+CRITERIA = ("relevance", "accuracy", "context_support", "clarity")
+_CRITERION_MEANING = {
+    "relevance": "how much the question is about its source segments",
+    "accuracy": "how right the answer is",
+    "context_support": "how far the segments alone support question and answer",
+    "clarity": "how clear and self-contained the question is",
+}
+_OVERALL = _real("overall", "Mean of the four scores, computed here.")
+
+QA_SCORES = Table(
+    "qa_scores",
+    "One verdict for each pair: four scores with justifications, and the measured signals.",
+    (
+        _text("qa_id", "The pair judged."),
+        _BATCH,
+        *(_real(name, f"1-10: {meaning}.") for name, meaning in _CRITERION_MEANING.items()),
+        *(_text(f"{name}_justification", f"Why that score: {name}.") for name in CRITERIA),
+        _OVERALL,
+        _text("judge", "Who spoke: `measured`, or the judge model's name."),
+        _count("round_trip_rank", "Worst rank of its source segments among the batch's, searched with the question."),
+        _real("grounding", "Share of the answer's content words that stand in the source segments."),
+        _real("lexical_overlap", "Share of the question's content words that stand in the source segments."),
+        Column("well_formed", pl.Boolean(), "True where the question has the form of one."),
+    ),
+    key=("qa_id",),
+)
+
+CORPUS = Table(
+    "corpus",
+    "Segments of the newest version of every document still present: what is searched.",
+    (_SEGMENT_ID, _DOCUMENT_ID, _PATH, _text("title", "The document's title."), *_SEGMENT_BODY),
+    key=("segment_id",),
+)
+
+QA_DATASET = Table(
+    "qa_dataset",
+    "Accepted pairs over the present corpus, deduplicated across batches.",
+    (
+        _text("qa_id", "The pair."),
+        _BATCH,
+        *_PAIR_BODY,
+        *_GENERATED_BY,
+        _OVERALL,
+        _count("round_trip_rank", "Worst rank of its source segments in the whole corpus."),
+    ),
+    key=("qa_id",),
+)
+
+QA_DECISIONS = Table(
+    "qa_decisions",
+    "What became of every scored pair, and why.",
+    (
+        _text("qa_id", "The pair."),
+        _BATCH,
+        _text("question", "The question."),
+        Column("accepted", pl.Boolean(), "True where the pair is in qa_dataset."),
+        _text("reason", "accepted, or the first threshold or rule that it failed."),
+        _OVERALL,
+        _count("round_trip_rank", "Worst rank of its source segments in the whole corpus.", nullable=True),
+        _text("duplicate_of", "The better-scored pair that asks the same.", nullable=True),
+    ),
+    key=("qa_id",),
+)
+
+DATASET_SPLIT = Table(
+    "dataset_split",
+    "Which side each accepted pair is on; a document group is on one side whole.",
+    (
+        _text("qa_id", "The pair."),
+        _text("question", "The question."),
+        _ids("document_ids", "Documents of its source segments."),
+        _text("group_id", "Document group: documents joined by multi-hop questions or near-duplicate text."),
+        _text("split", "train, dev or test."),
+    ),
+    key=("qa_id",),
+)
+
+HARD_NEGATIVES = Table(
+    "hard_negatives",
+    "For each training question its positives and the most similar wrong segments under the ceiling.",
+    (
+        _text("qa_id", "The pair, or the structure pair, that is the question."),
+        _text("origin", "generated, or how an augmented question came to be: title, heading or crop."),
+        _text("question", "The question."),
+        _ids("positive_segment_ids", "Segments that answer it."),
+        Column("positive_similarities", pl.List(pl.Float64), "Cosine of question and positive, in the same order."),
+        _real("ceiling", "Similarity that a negative must stay under."),
+        _ids("negative_segment_ids", "Hard negatives, most similar first; fewer where fewer survive."),
+        Column("negative_similarities", pl.List(pl.Float64), "Cosine of question and negative, in the same order."),
+        _count("above_ceiling", "Candidates turned away because they came too close to the positive."),
+    ),
+    key=("qa_id",),
+)
+
+TRAINING_EXAMPLES = Table(
+    "training_examples",
+    "One row for each question and positive; siblings share a qa_id.",
+    (
+        _text("example_id", "Example: hash of question id and positive."),
+        _text("qa_id", "The original question; examples that share it are siblings."),
+        _text("origin", "generated, or how an augmented question came to be: title, heading or crop."),
+        _text("question", "The question."),
+        _text("positive_segment_id", "The segment that answers it."),
+        _ids("negative_segment_ids", "Hard negatives, the same for all siblings."),
+        _real("positive_similarity", "Cosine of question and positive under the base model."),
+        Column("negative_similarities", pl.List(pl.Float64), "Cosine of question and each negative."),
+    ),
+    key=("example_id",),
+)
+
+RETRIEVAL_EVALUATION = Table(
+    "retrieval_evaluation",
+    "Every metric of every system on every query set, with its difference to the base model.",
+    (
+        _text("query_set", "`generated` for the held-out questions, else the labelled set's name."),
+        _text("slice", "`all`, or the slice such as `hop_count=2`."),
+        _text("system", "base, tuned, bm25 or hybrid."),
+        _text("metric", "nDCG, Recall, Precision, MAP or MRR."),
+        _count("k", "Cut-off."),
+        _count("queries", "Queries measured."),
+        _real("value", "Mean over the queries, 0 to 1."),
+        _real("difference", "Value less the base model's; 0 for the base."),
+        _real("difference_low", "Lower end of the paired bootstrap 95 % interval of the difference."),
+        _real("difference_high", "Upper end of that interval."),
+    ),
+    key=("query_set", "slice", "system", "metric", "k"),
+)
+
+QUESTION_RESULTS = Table(
+    "question_results",
+    "nDCG@10 and Recall@10 of base and tuned model, query by query: wins and losses.",
+    (
+        _text("query_set", "`generated`, or the labelled set's name."),
+        _text("query_id", "The pair's qa_id, or the set's query id."),
+        _text("question", "The query."),
+        _real("base_ndcg_10", "nDCG@10 under the base model."),
+        _real("tuned_ndcg_10", "nDCG@10 under the tuned model."),
+        _real("base_recall_10", "Recall@10 under the base model."),
+        _real("tuned_recall_10", "Recall@10 under the tuned model."),
+        _text("base_first", "Segment that the base model ranks first."),
+        _text("tuned_first", "Segment that the tuned model ranks first."),
+    ),
+    key=("query_set", "query_id"),
+)
+
+DEPLOYMENT = Table(
+    "deployment",
+    "The last deployment: what was served, where, and what its verification measured.",
+    (
+        _text("release_version", "Version of the release bundle that was served."),
+        _text("url", "Base URL of the endpoint."),
+        Column("left_running", pl.Boolean(), "True where the endpoint was left running."),
+        _count("texts_compared", "Texts whose served vectors were compared with the model's."),
+        _real("min_cosine", "Least cosine between served and original vector."),
+        _real("top10_overlap", "Mean overlap of the ten best passages, served against original."),
+        _real("median_milliseconds", "Median time of a single-query request."),
+    ),
+)
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        DOCUMENTS,
+        REJECTED_DOCUMENTS,
+        SEGMENTS,
+        DOCUMENT_ARTIFACTS,
+        QA_PAIRS,
+        REJECTED_PAIRS,
+        QA_SCORES,
+        CORPUS,
+        QA_DATASET,
+        QA_DECISIONS,
+        DATASET_SPLIT,
+        HARD_NEGATIVES,
+        TRAINING_EXAMPLES,
+        RETRIEVAL_EVALUATION,
+        QUESTION_RESULTS,
+        DEPLOYMENT,
+    )
+}
