@@ -1,0 +1,20 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DO_NOT_TRACK="1", MPLBACKEND="Agg")
+for _variable in [name for name in os.environ if name.startswith("EMBED_PIPELINE_")]:
+    del os.environ[_variable]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random-weight sentence-transformers model."""
+    from embed_pipeline_tests.tiny import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
