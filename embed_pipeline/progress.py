@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +28,16 @@ class Bar:
     total: int
     unit: str
     done: int = 0
-    _started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     _logged: float = field(default_factory=time.monotonic)
-    _live: Progress | None = None
-    _task: int | None = None
+    live: Progress | None = None
+    task: TaskID | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count ``count`` more units done; ``note`` is shown beside the rate."""
         self.done += count
-        if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=self.done, note=note, rate=f"{self.rate:.1f} {self.unit}/s")
+        if self.live is not None and self.task is not None:
+            self.live.update(self.task, completed=self.done, note=note, rate=f"{self.rate:.1f} {self.unit}/s")
             return
         now = time.monotonic()
         if now - self._logged >= LOG_INTERVAL_SECONDS:
@@ -47,7 +47,7 @@ class Bar:
     @property
     def rate(self) -> float:
         """Units a second since the start."""
-        return self.done / max(time.monotonic() - self._started, 1e-9)
+        return self.done / max(time.monotonic() - self.started, 1e-9)
 
     def line(self, note: str = "") -> str:
         """The progress as one line of text."""
@@ -62,7 +62,7 @@ def progress(label: str, total: int, unit: str = "items") -> Iterator[Bar]:
     bar = Bar(label=label, total=total, unit=unit)
     if not sys.stderr.isatty():
         yield bar
-        seconds = time.monotonic() - bar._started
+        seconds = time.monotonic() - bar.started
         if seconds >= LOG_INTERVAL_SECONDS:
             logger.info("%s: %d %s in %.0f s", label, bar.done, unit, seconds)
         return
@@ -77,5 +77,5 @@ def progress(label: str, total: int, unit: str = "items") -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as live:
-        bar._live, bar._task = live, live.add_task(label, total=total, rate="", note="")
+        bar.live, bar.task = live, live.add_task(label, total=total, rate="", note="")
         yield bar

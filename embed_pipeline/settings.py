@@ -239,7 +239,7 @@ class Evaluation(_Stage):
     cutoffs: tuple[Positive, ...] = (1, 5, 10, 20, 60, 100)
     """k of nDCG@k, Recall@k, Precision@k, MAP@k and MRR@k; 10 must be among them."""
     labelled: tuple[Path, ...] = (Path("data/sample/python-reference"),)
-    """BEIR folders of queries people wrote; a folder that is absent, or knows no document of the corpus, is left out and named."""
+    """BEIR folders of queries people wrote; one that is absent, or knows no document here, is left out and named."""
     bootstrap_samples: int = Field(default=2000, ge=100, le=1_000_000)
     """Resamples behind every confidence interval."""
     min_gain: float = Field(default=0.0, ge=-1, le=1)
@@ -430,6 +430,6 @@ def _explain(error: ValidationError) -> str:
 def _suggestion(location: list[str]) -> str:
     from difflib import get_close_matches
 
-    names = {n for n in Settings().flat()}
+    names = set(Settings().flat())
     close = get_close_matches(".".join(location), sorted(names | set(Settings.model_fields)), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -116,7 +116,7 @@ def _ids(name: str, description: str) -> Column:
 
 _BATCH = _text("batch", "Document batch (partition) that the row belongs to.")
 _PATH = _text("path", "File, relative to the documents folder, with forward slashes.")
-_DOCUMENT_ID = _text("document_id", "Document version: hash of path and content.")
+_DOCUMENT_ID = _text("document_id", "Document version: hash of its text.")
 _SEGMENT_ID = _text("segment_id", "Segment: hash of document id and position; stable while the document is unchanged.")
 
 DOCUMENTS = Table(
@@ -132,7 +132,7 @@ DOCUMENTS = Table(
         _BATCH,
         Column("deleted", pl.Boolean(), "True for a tombstone: the file is gone since this batch."),
     ),
-    key=("document_id",),
+    key=("path",),
 )
 
 REJECTED_DOCUMENTS = Table(
@@ -141,7 +141,7 @@ REJECTED_DOCUMENTS = Table(
     (
         _PATH,
         _BATCH,
-        _text("reason", "empty, not_text, too_large, unreadable, duplicate or changed_since_batch."),
+        _text("reason", "empty, not_text, too_large, unreadable or changed_since_batch."),
         _text("detail", "What was found."),
     ),
     key=("path",),

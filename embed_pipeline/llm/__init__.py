@@ -1,0 +1,1 @@
+"""Asking language models: client, embedded server, throttle, response store, budget."""

@@ -1,0 +1,1 @@
+"""Training examples to a fine-tuned encoder: loss, batches, policy, trainer."""

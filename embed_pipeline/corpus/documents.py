@@ -1,0 +1,148 @@
+"""Files of a batch to documents: decoding, markup to Markdown, and what is set aside."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import re
+import unicodedata
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import polars as pl
+
+from embed_pipeline import tables
+from embed_pipeline.corpus.batches import Batch, BatchFile
+from embed_pipeline.corpus.files import CorpusError, read_regular
+from embed_pipeline.progress import progress
+from embed_pipeline.settings import Settings
+
+_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+         (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+_MAX_CONTROL_SHARE = 0.01
+
+
+class _SetAsideError(Exception):
+    """A file that is no document; carries the reason and what was found."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Read the files of ``batch``.
+
+    Returns:
+        Frames of :data:`tables.DOCUMENTS` and :data:`tables.REJECTED_DOCUMENTS`, sorted by path. Files of the
+        same text share a document id; they are cut into segments once and stand in the corpus once.
+
+    Raises:
+        CorpusError: ``only_batch`` and no file of it is usable.
+    """
+    rows = []
+    rejected = []
+    with progress("Reading documents", len(batch.files), "files") as bar:
+        for file in sorted(batch.files, key=lambda f: f.path):
+            try:
+                rows.append(_document(file, batch.name, settings))
+            except _SetAsideError as error:
+                why = {"reason": error.reason, "detail": error.detail}
+                rejected.append({"path": file.path, "batch": batch.name, **why})
+            bar.advance()
+    if only_batch and batch.files and not rows:
+        found = "; ".join(f"{row['path']}: {row['reason']} ({row['detail']})" for row in rejected[:5])
+        message = f"documents folder {settings.paths.documents} has no usable document: {found}"
+        raise CorpusError(message)
+    rows += [_tombstone(path, batch.name) for path in batch.deleted]
+    frame = tables.DOCUMENTS.frame(rows).sort("path")
+    return frame, tables.REJECTED_DOCUMENTS.frame(rejected)
+
+
+def decode(content: bytes) -> str:
+    """Bytes to newline-normalised Unicode text (NFC).
+
+    A byte order mark decides; else UTF-8; else the encoding that charset-normalizer detects.
+
+    Raises:
+        ValueError: the bytes are not text.
+    """
+    encoding = next((name for mark, name in _BOMS if content.startswith(mark)), None)
+    if encoding is None and b"\0" in content:
+        raise ValueError("it holds NUL bytes")
+    try:
+        text = content.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        if encoding is not None:
+            raise ValueError(f"its byte order mark says {encoding}, but {error.reason}") from error
+        from charset_normalizer import from_bytes
+
+        best = from_bytes(content).best()
+        if best is None:
+            raise ValueError(f"it is not UTF-8 ({error.reason} at byte {error.start}) nor another encoding") from error
+        text = str(best)
+    control = sum(unicodedata.category(c) == "Cc" and c not in "\n\r\t\f" for c in text)
+    if control > _MAX_CONTROL_SHARE * max(len(text), 1):
+        raise ValueError(f"{control} of its {len(text)} characters are control characters")
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n"))
+
+
+def _document(file: BatchFile, batch: str, settings: Settings) -> dict[str, Any]:
+    limit = settings.corpus.max_file_bytes
+    if file.size > limit:
+        raise _SetAsideError("too_large", f"{file.size} bytes, over corpus.max_file_bytes = {limit}")
+    try:
+        content = read_regular(settings.paths.documents, file.path, limit)
+    except OSError as error:
+        raise _SetAsideError("unreadable", error.strerror or str(error)) from error
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise _SetAsideError("changed_since_batch", "a later batch reads the new version")
+    try:
+        text = decode(content)
+    except ValueError as error:
+        raise _SetAsideError("not_text", str(error)) from error
+    if file.path.lower().endswith((".html", ".htm")):
+        text = _html_to_markdown(text)
+    if not text.strip():
+        raise _SetAsideError("empty", f"{file.size} bytes, no text")
+    return {
+        "document_id": _hash(text),
+        "path": file.path,
+        "title": find_title(text) or PurePosixPath(file.path).stem,
+        "text": text,
+        "bytes": file.size,
+        "modified_at": datetime.fromtimestamp(file.mtime_ns / 1e9, tz=UTC),
+        "batch": batch,
+        "deleted": False,
+    }
+
+
+def _tombstone(path: str, batch: str) -> dict[str, Any]:
+    gone = {"title": "", "text": "", "bytes": 0, "modified_at": datetime.fromtimestamp(0, tz=UTC), "deleted": True}
+    return {"document_id": _hash(f"deleted {path} in {batch}"), "path": path, "batch": batch, **gone}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _html_to_markdown(text: str) -> str:
+    from bs4 import BeautifulSoup
+    from markdownify import MarkdownConverter
+
+    soup = BeautifulSoup(text, "html.parser")
+    for element in soup(["script", "style", "nav", "noscript", "template", "footer", "header", "aside"]):
+        element.decompose()
+    body = soup.body or soup
+    markdown = str(MarkdownConverter(heading_style="ATX").convert_soup(body))
+    return re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
+
+
+def find_title(text: str) -> str:
+    """The first heading of Markdown or reStructuredText, without its markup; empty where there is none."""
+    from embed_pipeline.corpus.headings import find_headings
+
+    headings = find_headings(text)
+    return headings[0].text if headings else ""

@@ -1,0 +1,44 @@
+"""Token-budget batches: texts of like length together, so that little of the arithmetic is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def token_budget_batches(lengths: Sequence[int] | NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """Positions of ``lengths`` in batches, longest first, each of at most ``budget`` tokens with its padding.
+
+    A text longer than the budget is a batch of its own. Ties keep their order, so the batches are the same on
+    every run.
+
+    Args:
+        lengths: tokens of every text.
+        budget: most tokens in a batch: its number of rows times its longest row.
+
+    Yields:
+        Positions, int64; every position occurs once.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable")
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // max(1, int(sizes[order[start]])))
+        yield order[start : start + rows]
+        start += rows
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int] | NDArray[np.integer]], pad_token_id: int, *, left: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and attention mask, both int64 (n, longest), of rows of different lengths."""
+    longest = max(len(row) for row in rows)
+    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for index, row in enumerate(rows):
+        place = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[index, place] = row
+        mask[index, place] = 1
+    return ids, mask

@@ -1,0 +1,198 @@
+"""The one encoder behind mining, evaluation and parity: texts to unit vectors.
+
+The vectors are those of ``SentenceTransformer.encode``; the time is less, because each distinct text is encoded
+once, texts are tokenised once, and batches are cut by tokens from length-sorted texts instead of by count.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_pipeline.embedding.batches import pad_rows, token_budget_batches
+from embed_pipeline.embedding.models import ModelError, load_model
+from embed_pipeline.progress import Bar, progress
+from embed_pipeline.settings import Embedding
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["query", "passage"]
+
+# Tokenised and sorted together: enough for like lengths to meet, few enough that token ids never fill memory.
+_WINDOW_TEXTS = 32_768
+
+
+class Encoder:
+    """A loaded model that turns queries and passages into vectors.
+
+    Attributes:
+        model: the sentence-transformers model, in eval mode.
+        dimensions: length of a vector.
+        max_tokens: longest text that is read whole, prefix and special tokens included; the rest is cut off.
+        query_prefix: put before every query.
+        passage_prefix: put before every passage.
+    """
+
+    def __init__(self, model: SentenceTransformer, embedding: Embedding) -> None:
+        self.model = model
+        self.dimensions = embedding_dimensions(model)
+        self.max_tokens = max_tokens_of(model)
+        self.query_prefix: str = model.prompts.get("query") or ""
+        self.passage_prefix: str = model.prompts.get("document") or ""
+        self._tokenizer = model.tokenizer
+        self._batch_tokens = embedding.batch_tokens
+        self._bf16 = embedding.precision == "bf16"
+
+    @classmethod
+    def load(cls, name: str | Path, embedding: Embedding) -> Encoder:
+        """Load ``name`` as :func:`~embed_pipeline.embedding.models.load_model` does.
+
+        Raises:
+            ModelError: the model is not there, cannot be read, or brings code of its own.
+        """
+        return cls(load_model(name, embedding), embedding)
+
+    def encode(self, texts: Sequence[str], kind: Kind, label: str | None = None) -> NDArray[np.float32]:
+        """Unit vectors of ``texts``, in input order.
+
+        Args:
+            texts: any number, in any order; repeats cost nothing.
+            kind: whose prefix is put before each text.
+            label: shown with rate and time left while it runs; None: nothing is shown.
+
+        Returns:
+            float32, (len(texts), dimensions), each row of length 1.
+
+        Raises:
+            ModelError: the model gives a vector that is not finite, or a text that has no tokens at all.
+        """
+        prefix = self.query_prefix if kind == "query" else self.passage_prefix
+        distinct = list(dict.fromkeys(texts))
+        vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
+        with _shown(label, len(distinct)) as bar:
+            for start in range(0, len(distinct), _WINDOW_TEXTS):
+                window = distinct[start : start + _WINDOW_TEXTS]
+                rows = self._tokenize([prefix + text for text in window])
+                for batch in token_budget_batches([len(row) for row in rows], self._batch_tokens):
+                    vectors[start + batch] = self._infer([rows[i] for i in batch])
+                    if bar is not None:
+                        bar.advance(len(batch))
+        _check_finite(vectors, distinct)
+        if len(distinct) == len(texts):
+            return vectors
+        position = {text: index for index, text in enumerate(distinct)}
+        return vectors[[position[text] for text in texts]]
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without prefix, special tokens or a limit."""
+        counts: list[int] = []
+        for start in range(0, len(texts), _WINDOW_TEXTS):
+            window = list(texts[start : start + _WINDOW_TEXTS])
+            rows = self._tokenizer(
+                window,
+                add_special_tokens=False,
+                truncation=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+            counts.extend(len(row) for row in rows)
+        return counts
+
+    def _tokenize(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        rows = self._tokenizer(
+            texts,
+            add_special_tokens=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                message = f"the model's tokenizer gives no token for the text {text[:80]!r}"
+                raise ModelError(message)
+        return [np.asarray(row, dtype=np.int32) for row in rows]
+
+    def _infer(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        import torch
+
+        left = self._tokenizer.padding_side == "left"
+        ids, mask = pad_rows(rows, self._tokenizer.pad_token_id or 0, left=left)
+        device = self.model.device
+        features = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+        if "token_type_ids" in self._tokenizer.model_input_names:
+            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        with torch.inference_mode(), self._arithmetic():
+            pooled = self.model(features)["sentence_embedding"]
+        cut = pooled[:, : self.dimensions].float()
+        vectors: NDArray[np.float32] = torch.nn.functional.normalize(cut, p=2, dim=-1).cpu().numpy()
+        return vectors
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        if not self._bf16:
+            return nullcontext()
+        import torch
+
+        context: AbstractContextManager[object] = torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+        return context
+
+
+def embedding_dimensions(model: SentenceTransformer) -> int:
+    """Length of the vectors that ``model`` gives, after its own cut where it has one.
+
+    Raises:
+        ModelError: the model does not say.
+    """
+    # sentence-transformers renamed the method in version 6 and keeps the old name with a warning.
+    ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    dimensions = ask()
+    if not dimensions:
+        message = "the model does not say how long its vectors are"
+        raise ModelError(message)
+    return min(int(dimensions), model.truncate_dim or int(dimensions))
+
+
+def max_tokens_of(model: SentenceTransformer) -> int:
+    """Longest text that ``model`` reads, in tokens with the special ones: its own limit, within its positions.
+
+    Raises:
+        ModelError: neither the model nor its tokenizer has a limit.
+    """
+    limits = [model.max_seq_length, model.tokenizer.model_max_length]
+    config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions:
+        # RoBERTa's positions start after the padding index.
+        offset = config.pad_token_id + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
+        limits.append(positions - offset)
+    known = [int(limit) for limit in limits if limit and 0 < limit < 10**9]
+    if not known:
+        message = "the model has no max_seq_length and its tokenizer no model_max_length; set one in the model's folder"
+        raise ModelError(message)
+    return min(known)
+
+
+@contextmanager
+def _shown(label: str | None, total: int) -> Iterator[Bar | None]:
+    if label is None:
+        yield None
+        return
+    with progress(label, total, "texts") as bar:
+        yield bar
+
+
+def _check_finite(vectors: NDArray[np.float32], texts: Sequence[str]) -> None:
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        message = f"the model gives a vector that is not finite for {len(wrong)} texts, first {texts[wrong[0]][:80]!r}"
+        raise ModelError(message)

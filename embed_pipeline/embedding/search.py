@@ -1,0 +1,227 @@
+"""Exact nearest passages by inner product, and BM25.
+
+Candidates come from fp32 matrix products (faiss on a CPU, torch on a GPU); the few that can still be among the
+best are scored again in fp64. So the result is the same on either, whatever the tiling: the k highest scores,
+equal scores (as float32) in the order of the corpus. Extra memory stays under 256 MB at any corpus size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+_TILE_BYTES = 32 * 1024 * 1024
+# Candidates beyond k, so that ties at the k-th place are usually all seen at once.
+_LEAST_SLACK = 16
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The best passages of every query, best first.
+
+    Attributes:
+        scores: float32 (queries, k), descending.
+        indices: int64 (queries, k), positions in the corpus; -1 where there are no more hits (BM25 only).
+    """
+
+    scores: Floats
+    indices: Indices
+
+    def rank_of(self, row: int, index: int) -> int | None:
+        """Rank (from 1) of passage ``index`` among the hits of query ``row``; None: not among them."""
+        found = np.flatnonzero(self.indices[row] == index)
+        return int(found[0]) + 1 if len(found) else None
+
+
+def search(queries: Floats, corpus: Floats, k: int, *, device: str | None = None) -> Hits:
+    """The ``k`` passages of highest inner product for each query, exactly.
+
+    Args:
+        queries: float32 (q, d).
+        corpus: float32 (n, d), C-contiguous.
+        k: passages wanted; where the corpus has fewer, all of it.
+        device: torch device that computes the candidates; None: a GPU where there is one, else faiss on the CPU.
+
+    Returns:
+        Hits of width ``min(k, n)``; equal scores by lower index.
+
+    Raises:
+        ValueError: an array of another type, shape or layout, a value that is not finite, or k below 1.
+    """
+    _check(queries, "queries")
+    _check(corpus, "corpus")
+    if queries.shape[1] != corpus.shape[1]:
+        message = f"queries have {queries.shape[1]} dimensions, corpus has {corpus.shape[1]}"
+        raise ValueError(message)
+    if k < 1:
+        message = f"k is {k}, below 1"
+        raise ValueError(message)
+    k = min(k, len(corpus))
+    if not len(queries) or not k:
+        return Hits(np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64))
+    tolerance = _rounding_bound(queries, corpus)
+    wanted = min(len(corpus), k + max(_LEAST_SLACK, k // 8))
+    scores = np.empty((len(queries), k), np.float32)
+    indices = np.empty((len(queries), k), np.int64)
+    rows = max(1, _TILE_BYTES // (8 * wanted * corpus.shape[1]))
+    for start in range(0, len(queries), rows):
+        tile = queries[start : start + rows]
+        lowest, candidates = _candidates(tile, corpus, wanted, device)
+        tile_scores, tile_indices = _best(_exact(tile, corpus, candidates), candidates, k)
+        # What is not a candidate scores at most the lowest candidate, give or take the rounding.
+        unsure = (tile_scores[:, -1] <= lowest + tolerance) & (wanted < len(corpus))
+        for row in np.flatnonzero(unsure):
+            tile_scores[row], tile_indices[row] = _search_row(tile[row], corpus, k)
+        scores[start : start + rows], indices[start : start + rows] = tile_scores, tile_indices
+    return Hits(scores, indices)
+
+
+class BM25:
+    """Lexical search over ``texts`` (BM25 as Lucene computes it; English stop words left out)."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Index ``texts``.
+
+        Raises:
+            ValueError: there are no texts.
+        """
+        if not texts:
+            message = "BM25 needs at least one text, got none"
+            raise ValueError(message)
+        import bm25s
+
+        self._size = len(texts)
+        self._index = bm25s.BM25(method="lucene")
+        self._index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
+
+    def scores(self, query: str) -> Floats:
+        """Score of every text for ``query``: float32 (n,), 0 where they share no word."""
+        import bm25s
+
+        words = bm25s.tokenize([query], stopwords="en", return_ids=False, show_progress=False)[0]
+        known = [word for word in words if word in self._index.vocab_dict]
+        if not known:
+            return np.zeros(self._size, np.float32)
+        return np.asarray(self._index.get_scores(known), dtype=np.float32)
+
+    def search(self, queries: Sequence[str], k: int) -> Hits:
+        """The ``k`` best texts for each query, equal scores by lower index.
+
+        Returns:
+            Hits of width ``min(k, n)``; after the last text that shares a word, index -1 and score 0.
+
+        Raises:
+            ValueError: k below 1.
+        """
+        if k < 1:
+            message = f"k is {k}, below 1"
+            raise ValueError(message)
+        k = min(k, self._size)
+        scores = np.zeros((len(queries), k), np.float32)
+        indices = np.full((len(queries), k), -1, np.int64)
+        for row, query in enumerate(queries):
+            every = self.scores(query)
+            best = top_indices(every, k)
+            best = best[every[best] > 0]
+            scores[row, : len(best)], indices[row, : len(best)] = every[best], best
+        return Hits(scores, indices)
+
+
+def top_indices(scores: Floats, k: int) -> Indices:
+    """Positions of the ``k`` highest of ``scores`` (n,), highest first, equal ones by lower position."""
+    if k < len(scores):
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        pool = np.flatnonzero(scores >= threshold)
+    else:
+        pool = np.arange(len(scores))
+    return pool[np.argsort(-scores[pool], kind="stable")][:k].astype(np.int64)
+
+
+def _check(array: Floats, name: str) -> None:
+    if array.ndim != 2 or array.dtype != np.float32:  # noqa: PLR2004 - a matrix has two axes
+        message = f"{name} must be a float32 matrix, got {array.dtype} of shape {array.shape}"
+        raise ValueError(message)
+    if not array.flags.c_contiguous:
+        message = f"{name} must be C-contiguous; make it so with numpy.ascontiguousarray"
+        raise ValueError(message)
+
+
+def _rounding_bound(queries: Floats, corpus: Floats) -> float:
+    """Greatest error of an fp32 inner product of these rows, twice over (Higham 2002, eq. 3.5)."""
+    longest = _longest(queries, "queries") * _longest(corpus, "corpus")
+    bound: float = 2 * (queries.shape[1] + 2) * float(np.finfo(np.float32).eps) * longest
+    return bound
+
+
+def _longest(array: Floats, name: str) -> float:
+    rows = max(1, _TILE_BYTES // (4 * array.shape[1]))
+    squares = [
+        float(np.einsum("ij,ij->i", tile, tile).max())
+        for tile in (array[start : start + rows] for start in range(0, len(array), rows))
+    ]
+    longest = float(np.sqrt(max(squares)))
+    if not np.isfinite(squares).all():
+        message = f"{name} has values that are not finite"
+        raise ValueError(message)
+    return longest
+
+
+def _candidates(queries: Floats, corpus: Floats, k: int, device: str | None) -> tuple[Floats, Indices]:
+    """The lowest candidate score of each query (q,), and its k candidates (q, k), by fp32 products."""
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else None
+    if device is not None:
+        return _torch_candidates(queries, corpus, k, device)
+    import faiss
+
+    scores, indices = faiss.knn(queries, corpus, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return scores.min(axis=1), indices.astype(np.int64, copy=False)
+
+
+def _torch_candidates(queries: Floats, corpus: Floats, k: int, device: str) -> tuple[Floats, Indices]:
+    import torch
+
+    left = torch.from_numpy(queries).to(device)
+    best_scores = torch.empty((len(queries), 0), device=device)
+    best_indices = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
+    rows = max(1, _TILE_BYTES // (4 * max(len(queries), corpus.shape[1])))
+    for start in range(0, len(corpus), rows):
+        right = torch.from_numpy(corpus[start : start + rows]).to(device)
+        scores, positions = (left @ right.T).topk(min(k, len(right)), dim=1)
+        best_scores = torch.cat([best_scores, scores], dim=1)
+        best_indices = torch.cat([best_indices, positions + start], dim=1)
+        if best_scores.shape[1] > k:
+            best_scores, kept = best_scores.topk(k, dim=1)
+            best_indices = best_indices.gather(1, kept)
+    return best_scores.min(dim=1).values.cpu().numpy(), best_indices.cpu().numpy()
+
+
+def _exact(queries: Floats, corpus: Floats, candidates: Indices) -> Floats:
+    """Inner products of each query with its own candidates, computed in fp64, as float32 (q, k)."""
+    passages = corpus[candidates].astype(np.float64)
+    products: Floats = np.matmul(passages, queries.astype(np.float64)[:, :, None])[:, :, 0].astype(np.float32)
+    return products
+
+
+def _best(scores: Floats, candidates: Indices, k: int) -> tuple[Floats, Indices]:
+    order = np.lexsort((candidates, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(candidates, order, axis=1)
+
+
+def _search_row(query: Floats, corpus: Floats, k: int) -> tuple[Floats, Indices]:
+    """One query against all of the corpus in fp64: for the rows with more ties than candidates."""
+    wide = query.astype(np.float64)
+    scores = np.empty(len(corpus), np.float32)
+    rows = max(1, _TILE_BYTES // (8 * corpus.shape[1]))
+    for start in range(0, len(corpus), rows):
+        scores[start : start + rows] = corpus[start : start + rows].astype(np.float64) @ wide
+    best = top_indices(scores, k)
+    return scores[best], best

@@ -1,0 +1,136 @@
+"""Pictures of a comparison and of a training, as PNG bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = Sequence[tuple[int, float]]
+
+LABELS = {"base": "base", "tuned": "tuned", "bm25": "BM25", "hybrid": "BM25 + base"}
+# Okabe and Ito's palette, which people of every colour vision can tell apart, on white and on dark alike.
+_COLORS = {"base": "#7f8c9b", "tuned": "#0072b2", "bm25": "#e69f00", "hybrid": "#009e73"}
+_INK = "#5b6470"
+_GRID = "#9aa4b033"
+_DPI = 130
+
+
+def recall_curves(metrics: pl.DataFrame, query_set: str) -> bytes:
+    """Recall at every cut-off of every system on one query set: a PNG with a transparent ground.
+
+    Args:
+        metrics: table ``retrieval_evaluation``.
+        query_set: its name.
+    """
+    rows = metrics.filter(
+        (pl.col("query_set") == query_set) & (pl.col("slice") == "all") & (pl.col("metric") == "Recall")
+    ).sort("k")
+    figure, axes = _figure(5.6, 3.5)
+    cutoffs = rows["k"].unique().sort().to_list()
+    for system, label in LABELS.items():
+        values = rows.filter(pl.col("system") == system)["value"].to_list()
+        strong = system == "tuned"
+        axes.plot(
+            range(len(cutoffs)),
+            values,
+            marker="o",
+            markersize=4,
+            linewidth=2.4 if strong else 1.6,
+            color=_COLORS[system],
+            label=label,
+            zorder=3 if strong else 2,
+        )
+    axes.set_xticks(range(len(cutoffs)), [str(k) for k in cutoffs])
+    axes.set_ylim(max(0.0, float(rows["value"].min() or 0.0) - 0.1), 1.02)  # type: ignore[arg-type]  # a float column
+    axes.set_xlabel("passages looked at (k)")
+    axes.set_ylabel("Recall@k")
+    axes.legend(frameon=False, labelcolor=_INK, loc="lower right")
+    return _png(figure)
+
+
+def headline_bars(metrics: pl.DataFrame) -> bytes:
+    """nDCG@10 of every system on every query set, with the 95 % interval of the difference to the base: a PNG."""
+    rows = metrics.filter((pl.col("slice") == "all") & (pl.col("metric") == "nDCG") & (pl.col("k") == 10))  # noqa: PLR2004 - the headline figure is nDCG@10
+    sets = rows["query_set"].unique(maintain_order=True).to_list()
+    figure, axes = _figure(1.8 + 2.6 * len(sets), 3.5)
+    width = 0.2
+    for place, (system, label) in enumerate(LABELS.items()):
+        of_system = {row["query_set"]: row for row in rows.filter(pl.col("system") == system).to_dicts()}
+        at = [index + (place - 1.5) * width for index in range(len(sets))]
+        values = [of_system[name]["value"] for name in sets]
+        axes.bar(at, values, width * 0.9, color=_COLORS[system], label=label, zorder=2)
+        for x, value, row in zip(at, values, (of_system[name] for name in sets), strict=True):
+            axes.text(x, 0.02, f"{value:.3f}", ha="center", va="bottom", fontsize=8, color="white", rotation=90)
+            if system != "base":
+                low = row["difference"] - row["difference_low"]
+                high = row["difference_high"] - row["difference"]
+                axes.errorbar(x, value, yerr=[[low], [high]], color=_INK, capsize=3, linewidth=1, zorder=3)
+    axes.set_xticks(range(len(sets)), sets)
+    axes.set_ylabel("nDCG@10")
+    axes.legend(frameon=False, labelcolor=_INK, ncols=len(LABELS), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _png(figure)
+
+
+def training_curves(losses: Curve, dev: Curve, best_step: int) -> bytes:
+    """Loss of every step, and dev nDCG@10 with the step whose weights won: a PNG."""
+    figure, axes = _figure(5.6, 3.2)
+    axes.plot([step for step, _ in losses], [value for _, value in losses], color=_COLORS["base"], linewidth=1.2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    if dev:
+        right = axes.twinx()
+        _style(right, grid=False)
+        color = _COLORS["tuned"]
+        right.plot([step for step, _ in dev], [value for _, value in dev], color=color, marker="o", markersize=4)
+        right.axvline(best_step, color=color, linewidth=1, linestyle=":")
+        right.set_ylabel("dev nDCG@10", color=color)
+    return _png(figure)
+
+
+def data_uri(png: bytes) -> str:
+    """``png`` as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def markdown_image(png: bytes, alternative: str = "plot") -> str:
+    """``png`` as a Markdown image that carries its own data."""
+    return f"![{alternative}]({data_uri(png)})"
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    # Built without pyplot: no global state, no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: Any, *, grid: bool = True) -> None:  # noqa: ANN401 - matplotlib is imported lazily
+    axes.set_facecolor("none")
+    axes.tick_params(colors=_INK, labelsize=9)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in {"left", "bottom"})
+        spine.set_color(_GRID)
+    if grid:
+        axes.grid(axis="y", color=_GRID, zorder=0)
+        axes.set_axisbelow(True)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, transparent=True, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,127 @@
+"""Rankings of every system for a query set: base, tuned, BM25 and the hybrid of BM25 and base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_pipeline.embedding.search import BM25, top_indices
+from embed_pipeline.evaluation.query_sets import QuerySet
+from embed_pipeline.progress import progress
+
+Floats = NDArray[np.float32]
+
+SYSTEMS = ("base", "tuned", "bm25", "hybrid")
+_BLOCK_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What is searched, and its vectors under both models.
+
+    Attributes:
+        ids: passage ids.
+        texts: passage texts, in the order of ``ids``.
+        documents: path of the document that each passage belongs to.
+        base: unit vectors under the base model, float32 (passages, d).
+        tuned: unit vectors under the tuned model, float32 (passages, d').
+        bm25: the lexical index.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    documents: tuple[str, ...]
+    base: Floats
+    tuned: Floats
+    bm25: BM25
+
+
+@dataclass
+class Ranked:
+    """One system's answers to a query set.
+
+    Attributes:
+        rankings: query id to item ids, best first; items are segments or documents as the set's unit says.
+        first: query id to the passage ranked first; ``""`` where a lexical system finds none.
+        first_scores: query id to that passage's score.
+    """
+
+    rankings: dict[str, list[str]] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+    first_scores: dict[str, float] = field(default_factory=dict)
+
+
+def rank_set(
+    query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats, *, depth: int, dense_weight: float
+) -> dict[str, Ranked]:
+    """Rank the collection for every query under every system.
+
+    Scores of all passages are computed, block by block of queries, so that a document's best passage and the
+    hybrid's normalisation are exact.
+
+    Args:
+        query_set: the queries, in the order of ``query_set.ids``.
+        collection: what is searched.
+        base: the queries under the base model, float32 (queries, d), unit rows.
+        tuned: the queries under the tuned model, float32 (queries, d'), unit rows.
+        depth: items kept of each ranking.
+        dense_weight: share of the dense z-score in the hybrid.
+    """
+    units = _Units(collection, by_document=query_set.unit == "document")
+    ranked = {system: Ranked() for system in SYSTEMS}
+    with progress(f"rank {query_set.name}", len(query_set), "queries") as bar:
+        for query, rows in _score_rows(query_set, collection, base, tuned, dense_weight):
+            for system, scores in rows.items():
+                units.add(ranked[system], query, scores, depth, lexical=system == "bm25")
+            bar.advance()
+    return ranked
+
+
+def _score_rows(
+    query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats, dense_weight: float
+) -> Iterator[tuple[str, dict[str, Floats]]]:
+    """Query id and its scores of all passages, float32 (passages,), under each system."""
+    size = max(1, _BLOCK_BYTES // (4 * len(collection.ids)))
+    ids = query_set.ids
+    for start in range(0, len(ids), size):
+        base_block = base[start : start + size] @ collection.base.T
+        tuned_block = tuned[start : start + size] @ collection.tuned.T
+        for row, query in enumerate(ids[start : start + size]):
+            lexical = collection.bm25.scores(query_set.queries[query])
+            hybrid = dense_weight * _standardized(base_block[row]) + (1 - dense_weight) * _standardized(lexical)
+            yield query, {"base": base_block[row], "tuned": tuned_block[row], "bm25": lexical, "hybrid": hybrid}
+
+
+def _standardized(scores: Floats) -> Floats:
+    """Z-scores over the collection; zeros where all scores are equal."""
+    spread = float(scores.std())
+    centred: Floats = (scores - scores.mean()).astype(np.float32)
+    return centred / np.float32(spread) if spread else np.zeros_like(centred)
+
+
+class _Units:
+    """Turns passage scores into rankings of the set's unit."""
+
+    def __init__(self, collection: Collection, *, by_document: bool) -> None:
+        self._ids = collection.ids
+        self._by_document = by_document
+        if by_document:
+            names, self._document_of = np.unique(np.asarray(collection.documents, dtype=object), return_inverse=True)
+            self._names: list[str] = [str(name) for name in names]
+            self._order = np.argsort(self._document_of, kind="stable")
+            self._starts = np.searchsorted(self._document_of[self._order], np.arange(len(names)))
+
+    def add(self, ranked: Ranked, query: str, scores: Floats, depth: int, *, lexical: bool) -> None:
+        """Rank by ``scores``; a lexical system's passages of score 0 share no word and are no hits."""
+        names = self._names if self._by_document else self._ids
+        values = np.maximum.reduceat(scores[self._order], self._starts) if self._by_document else scores
+        best = top_indices(values, min(depth, len(values)))
+        if lexical:
+            best = best[values[best] > 0]
+        ranked.rankings[query] = [names[place] for place in best]
+        first = int(scores.argmax())
+        ranked.first[query] = self._ids[first] if len(best) else ""
+        ranked.first_scores[query] = float(scores[first])

@@ -1,0 +1,165 @@
+"""The comparison as a page that holds everything it shows, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from embed_pipeline.evaluation import plots
+from embed_pipeline.evaluation.retrieval import Comparison
+from embed_pipeline.evaluation.significance import Verdict
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_EXAMPLES = 5
+_EXCERPT = 420
+_TABLE_CUTOFFS = (1, 5, 10, 100)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of one system; ``mark`` is ``better``, ``worse`` or empty as its interval excludes zero or not."""
+
+    value: float
+    difference: float
+    low: float
+    high: float
+    mark: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric, or a slice, and its figure under every system."""
+
+    label: str
+    queries: int
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question before and after: nDCG@10 and the text that each model ranks first."""
+
+    question: str
+    base: float
+    tuned: float
+    base_text: str
+    tuned_text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One query set in the report."""
+
+    name: str
+    verdict: Verdict
+    metrics: list[Row]
+    slices: list[Row]
+    wins: list[Example]
+    losses: list[Example]
+    counts: tuple[int, int, int]
+    recall: str
+
+
+def write_report(comparison: Comparison, folder: Path, context: Mapping[str, object]) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.md`` into ``folder``.
+
+    Both hold their pictures as data: they can be sent and stored as single files.
+
+    Args:
+        comparison: what the evaluation found.
+        folder: made where it is absent.
+        context: facts to print at the head, label to value, such as models, data versions and dates.
+
+    Returns:
+        Paths of the HTML page and of the Markdown file.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["signed"] = lambda value: f"{value:+.3f}"
+    environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
+    bars = plots.headline_bars(comparison.metrics)
+    values: dict[str, Any] = {
+        "sections": [_section(comparison, name) for name in comparison.verdicts],
+        "warnings": comparison.warnings,
+        "context": dict(context),
+        "systems": plots.LABELS,
+        "bars": plots.data_uri(bars),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "report.html", folder / "report.md"
+    for path in paths:
+        path.write_text(environment.get_template(path.name).render(values), encoding="utf-8")
+    return paths
+
+
+def _section(comparison: Comparison, name: str) -> Section:
+    metrics = comparison.metrics.filter(pl.col("query_set") == name)
+    questions = comparison.questions.filter(pl.col("query_set") == name).with_columns(
+        change=pl.col("tuned_ndcg_10") - pl.col("base_ndcg_10")
+    )
+    wins = questions.filter(pl.col("change") > 0).sort(["change", "query_id"], descending=[True, False])
+    losses = questions.filter(pl.col("change") < 0).sort(["change", "query_id"])
+    return Section(
+        name=name,
+        verdict=comparison.verdicts[name],
+        metrics=_metric_rows(metrics.filter(pl.col("slice") == "all")),
+        slices=_slice_rows(metrics.filter(pl.col("slice") != "all")),
+        wins=_examples(comparison, name, wins.head(_EXAMPLES)),
+        losses=_examples(comparison, name, losses.head(_EXAMPLES)),
+        counts=(wins.height, questions.height - wins.height - losses.height, losses.height),
+        recall=plots.data_uri(plots.recall_curves(comparison.metrics, name)),
+    )
+
+
+def _metric_rows(metrics: pl.DataFrame) -> list[Row]:
+    shown = metrics.filter(pl.col("k").is_in(_TABLE_CUTOFFS))
+    return [
+        _row(f"{metric}@{k}", part)
+        for (metric, k), part in shown.group_by(["metric", "k"], maintain_order=True)
+        if k in _TABLE_CUTOFFS
+    ]
+
+
+def _slice_rows(metrics: pl.DataFrame) -> list[Row]:
+    headline = metrics.filter((pl.col("metric") == "nDCG") & (pl.col("k") == 10))  # noqa: PLR2004 - the headline figure is nDCG@10
+    return [_row(str(label), part) for (label,), part in headline.group_by(["slice"], maintain_order=True)]
+
+
+def _row(label: str, part: pl.DataFrame) -> Row:
+    cells = {}
+    for row in part.to_dicts():
+        low, high = row["difference_low"], row["difference_high"]
+        mark = "better" if low > 0 else "worse" if high < 0 else ""
+        cells[row["system"]] = Cell(row["value"], row["difference"], low, high, mark)
+    return Row(label, int(part["queries"][0]), cells)
+
+
+def _examples(comparison: Comparison, name: str, rows: pl.DataFrame) -> list[Example]:
+    return [
+        Example(
+            question=row["question"],
+            base=row["base_ndcg_10"],
+            tuned=row["tuned_ndcg_10"],
+            base_text=_excerpt(comparison.passages[row["base_first"]]),
+            tuned_text=_excerpt(comparison.passages[row["tuned_first"]]),
+            answer=_excerpt(comparison.answers.get((name, row["query_id"]), "")),
+        )
+        for row in rows.to_dicts()
+    ]
+
+
+def _excerpt(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _EXCERPT else flat[:_EXCERPT].rsplit(" ", 1)[0] + " …"

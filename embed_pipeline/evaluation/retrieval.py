@@ -1,0 +1,267 @@
+"""Base against tuned: every metric on every query set, beside BM25 and the hybrid, with intervals and verdicts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.search import BM25
+from embed_pipeline.evaluation.cautions import cautions_of
+from embed_pipeline.evaluation.metrics import QueryScores, score_rankings
+from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
+from embed_pipeline.evaluation.ranking import SYSTEMS, Collection, Ranked, rank_set
+from embed_pipeline.evaluation.significance import Verdict, bootstrap_intervals, judge
+from embed_pipeline.settings import Settings
+from embed_pipeline.tables import QUESTION_RESULTS, RETRIEVAL_EVALUATION
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float32]
+HEADLINE = ("nDCG", 10)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the evaluation found.
+
+    Attributes:
+        metrics: table ``retrieval_evaluation``.
+        questions: table ``question_results``.
+        verdicts: tuned against base on nDCG@10, for each query set.
+        warnings: what a reader should know before trusting or using the figures, a sentence each.
+        passages: text of every passage that a model ranked first, by id.
+        answers: (query set, query id) to the text of one passage that answers it, where the unit is the segment.
+    """
+
+    metrics: pl.DataFrame
+    questions: pl.DataFrame
+    verdicts: dict[str, Verdict]
+    warnings: list[str]
+    passages: dict[str, str]
+    answers: dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One query set, ranked and scored by every system."""
+
+    query_set: QuerySet
+    ranked: dict[str, Ranked]
+    scores: dict[str, QueryScores]
+
+
+def compare(
+    base: str | Path, tuned: str | Path, corpus: pl.DataFrame, sets: Sequence[QuerySet], settings: Settings
+) -> Comparison:
+    """Evaluate the tuned model against its base, BM25, and BM25 with the base, on the same passages.
+
+    Args:
+        base: the base model, as ``embedding.model`` names it.
+        tuned: folder of the tuned model.
+        corpus: table ``corpus``: all of its segments are searched, but for sets that bring a corpus of their own.
+        sets: query sets with different names, none of them empty.
+        settings: groups ``embedding`` and ``evaluation``, and the seed.
+
+    Raises:
+        EvaluationError: there is no query set, one is empty or named twice, there is nothing to search, or a
+            judged passage is not in what is searched.
+        ModelError: a model cannot be loaded.
+    """
+    _check_sets(sets)
+    main = corpus.sort("segment_id")
+    sources: list[tuple[Passages, tuple[str, ...]]] = []
+    for query_set in sets:
+        own = query_set.corpus
+        passages = own or Passages(tuple(main["segment_id"]), tuple(main["text"]))
+        sources.append((passages, passages.ids if own else tuple(main["path"])))
+    encoded = {system: _encode(system, model, sources, sets, settings) for system, model in _models(base, tuned)}
+    lexical = {passages.ids: BM25(passages.texts) for passages, _ in sources}
+    results = []
+    for place, (query_set, (passages, documents)) in enumerate(zip(sets, sources, strict=True)):
+        vectors = {system: encoded[system][place] for system in encoded}
+        collection = Collection(
+            ids=passages.ids,
+            texts=passages.texts,
+            documents=documents,
+            base=vectors["base"][0],
+            tuned=vectors["tuned"][0],
+            bm25=lexical[passages.ids],
+        )
+        results.append(_evaluate(query_set, collection, vectors["base"][1], vectors["tuned"][1], settings))
+    return _comparison(results, sources, settings)
+
+
+def _models(base: str | Path, tuned: str | Path) -> tuple[tuple[str, str | Path], ...]:
+    return ("base", base), ("tuned", tuned)
+
+
+def _check_sets(sets: Sequence[QuerySet]) -> None:
+    if not sets:
+        message = "there is no query set to evaluate on"
+        raise EvaluationError(message)
+    names = [query_set.name for query_set in sets]
+    for query_set in sets:
+        if not len(query_set):
+            message = f"query set {query_set.name!r} has no queries"
+            raise EvaluationError(message)
+        if names.count(query_set.name) > 1:
+            message = f"two query sets are named {query_set.name!r}"
+            raise EvaluationError(message)
+
+
+def _encode(
+    system: str,
+    model: str | Path,
+    sources: Sequence[tuple[Passages, tuple[str, ...]]],
+    sets: Sequence[QuerySet],
+    settings: Settings,
+) -> list[tuple[Floats, Floats]]:
+    """Passage and query vectors of every set; a corpus that sets share is encoded once."""
+    encoder = Encoder.load(model, settings.embedding)
+    corpora: dict[tuple[str, ...], Floats] = {}
+    encoded = []
+    for query_set, (passages, _) in zip(sets, sources, strict=True):
+        if not passages.ids:
+            message = f"query set {query_set.name!r} has no passages to search"
+            raise EvaluationError(message)
+        if passages.ids not in corpora:
+            corpora[passages.ids] = encoder.encode(passages.texts, "passage", label=f"encode passages, {system}")
+        texts = [query_set.queries[query] for query in query_set.ids]
+        queries = encoder.encode(texts, "query", label=f"encode {query_set.name} queries, {system}")
+        encoded.append((corpora[passages.ids], queries))
+    return encoded
+
+
+def _evaluate(
+    query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats, settings: Settings
+) -> SetResult:
+    known = set(collection.documents if query_set.unit == "document" else collection.ids)
+    for query in query_set.ids:
+        missing = set(query_set.qrels[query]) - known
+        if missing:
+            message = (
+                f"query set {query_set.name!r}: query {query!r} is answered by {min(missing)!r}, not in the corpus"
+            )
+            raise EvaluationError(message)
+    whole = _with_identical_texts(query_set, collection)
+    evaluation = settings.evaluation
+    ranked = rank_set(
+        whole,
+        collection,
+        base,
+        tuned,
+        depth=max(evaluation.cutoffs),
+        dense_weight=evaluation.hybrid_dense_weight,
+    )
+    scores = {system: score_rankings(ranked[system].rankings, whole.qrels, evaluation.cutoffs) for system in SYSTEMS}
+    return SetResult(whole, ranked, scores)
+
+
+def _with_identical_texts(query_set: QuerySet, collection: Collection) -> QuerySet:
+    """The set with every copy of an answering passage judged like it: the same text is the same answer."""
+    if query_set.unit == "document":
+        return query_set
+    copies: dict[str, list[str]] = {}
+    for passage, text in zip(collection.ids, collection.texts, strict=True):
+        copies.setdefault(text, []).append(passage)
+    same = {passage: group for group in copies.values() if len(group) > 1 for passage in group}
+    if not same:
+        return query_set
+    qrels = {
+        query: {copy: grade for item, grade in rel.items() for copy in same.get(item, [item])}
+        for query, rel in query_set.qrels.items()
+    }
+    return QuerySet(query_set.name, query_set.queries, qrels, query_set.unit, query_set.slices, query_set.corpus)
+
+
+def _comparison(
+    results: Sequence[SetResult], sources: Sequence[tuple[Passages, tuple[str, ...]]], settings: Settings
+) -> Comparison:
+    metrics: list[dict[str, object]] = []
+    questions: list[dict[str, object]] = []
+    verdicts: dict[str, Verdict] = {}
+    passages: dict[str, str] = {}
+    answers: dict[tuple[str, str], str] = {}
+    for result, (source, _) in zip(results, sources, strict=True):
+        name = result.query_set.name
+        base, tuned = (result.scores[system].column(*HEADLINE) for system in ("base", "tuned"))
+        samples = settings.evaluation.bootstrap_samples
+        verdicts[name] = judge(base, tuned, samples=samples, seed=settings.seed)
+        logger.info("%s: %s", name, verdicts[name].sentence)
+        metrics.extend(_metric_rows(result, settings))
+        questions.extend(_question_rows(result))
+        texts = dict(zip(source.ids, source.texts, strict=True))
+        for system in ("base", "tuned"):
+            passages.update({first: texts[first] for first in result.ranked[system].first.values()})
+        if result.query_set.unit == "segment":
+            answers.update({(name, query): texts[min(rel)] for query, rel in result.query_set.qrels.items()})
+    frame = RETRIEVAL_EVALUATION.frame(metrics)
+    warnings = cautions_of(results, verdicts, answers)
+    return Comparison(frame, QUESTION_RESULTS.frame(questions), verdicts, warnings, passages, answers)
+
+
+def _metric_rows(result: SetResult, settings: Settings) -> list[dict[str, object]]:
+    columns = result.scores["base"].columns
+    values = np.stack([result.scores[system].values for system in SYSTEMS])
+    rows: list[dict[str, object]] = []
+    for label, chosen in _slices(result.query_set):
+        part = values[:, chosen]
+        differences = part - part[0]
+        flat = differences.transpose(1, 0, 2).reshape(len(chosen), -1)
+        lows, highs = bootstrap_intervals(flat, settings.evaluation.bootstrap_samples, settings.seed)
+        figures = (part.mean(axis=1), differences.mean(axis=1), lows.reshape(4, -1), highs.reshape(4, -1))
+        for s, system in enumerate(SYSTEMS):
+            for c, (metric, k) in enumerate(columns):
+                value, difference, low, high = (float(figure[s, c]) for figure in figures)
+                rows.append(
+                    {
+                        "query_set": result.query_set.name,
+                        "slice": label,
+                        "system": system,
+                        "metric": metric,
+                        "k": k,
+                        "queries": len(chosen),
+                        "value": value,
+                        "difference": difference,
+                        "difference_low": low,
+                        "difference_high": high,
+                    }
+                )
+    return rows
+
+
+def _slices(query_set: QuerySet) -> list[tuple[str, NDArray[np.int64]]]:
+    """Name and row numbers of every slice, ``all`` first."""
+    ids = query_set.ids
+    slices = [("all", np.arange(len(ids)))]
+    for dimension, values in sorted(query_set.slices.items()):
+        for value in sorted(set(values.values())):
+            chosen = [row for row, query in enumerate(ids) if values.get(query) == value]
+            slices.append((f"{dimension}={value}", np.asarray(chosen, dtype=np.int64)))
+    return slices
+
+
+def _question_rows(result: SetResult) -> list[dict[str, object]]:
+    columns = {
+        f"{system}_{metric.lower()}_10": result.scores[system].column(metric, 10)
+        for system in ("base", "tuned")
+        for metric in ("nDCG", "Recall")
+    }
+    return [
+        {
+            "query_set": result.query_set.name,
+            "query_id": query,
+            "question": result.query_set.queries[query],
+            **{name: float(values[row]) for name, values in columns.items()},
+            "base_first": result.ranked["base"].first[query],
+            "tuned_first": result.ranked["tuned"].first[query],
+        }
+        for row, query in enumerate(result.query_set.ids)
+    ]

@@ -1,0 +1,115 @@
+"""What asking a language model costs, and the hard caps on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from embed_pipeline import settings
+from embed_pipeline.llm.errors import BudgetExhausted
+
+_MILLION = 1_000_000
+
+
+@dataclass
+class Usage:
+    """Counts of one client.
+
+    Attributes:
+        calls: answered requests, paid for; answers from the response store are not among them.
+        cached: answers from the response store.
+        prompt_tokens: tokens sent in the calls.
+        completion_tokens: tokens received in the calls.
+        cost: price of those tokens, in the currency of the settings.
+        retries: requests sent again after a failure.
+        seconds: waiting time of the calls, added up over concurrent ones.
+    """
+
+    calls: int = 0
+    cached: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    retries: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion tokens together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def line(self) -> str:
+        """The counts as a note beside a progress bar."""
+        price = f", cost {self.cost:.4f}" if self.cost else ""
+        retried = f", {self.retries} retries" if self.retries else ""
+        return f"{self.calls} calls, {self.cached} from the store, {self.tokens} tokens{price}{retried}"
+
+
+class Budget:
+    """Counts usage and refuses a call once a cap is reached.
+
+    The cap on calls is exact. Tokens and cost are known only when an answer is there, so they may be exceeded by the
+    requests in flight when the cap is reached, which are finished and stored.
+
+    Attributes:
+        usage: the counts so far.
+    """
+
+    def __init__(self, llm: settings.LLM) -> None:
+        self.usage = Usage()
+        self._llm = llm
+        self._open = 0
+
+    def check(self) -> None:
+        """Raise if another call would pass a cap.
+
+        Raises:
+            BudgetExhausted: naming the cap, its value, what was used and how to go on.
+        """
+        used = self.usage
+        caps = (
+            ("max_calls", self._llm.max_calls, used.calls + self._open),
+            ("max_tokens", self._llm.max_tokens, used.tokens),
+            ("max_cost", self._llm.max_cost, used.cost),
+        )
+        for name, cap, spent in caps:
+            if cap and spent >= cap:
+                message = (
+                    f"llm.{name} is {cap} and {spent:.6g} is used ({used.line()}). Every answer paid for is stored: "
+                    f"raise llm.{name} (0: no cap) and run the same command again to go on from here."
+                )
+                raise BudgetExhausted(message)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Hold one call against the cap on calls while it is in flight.
+
+        Raises:
+            BudgetExhausted: before the block runs, if a cap is reached.
+        """
+        self.check()
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    def record(self, prompt_tokens: int, completion_tokens: int, seconds: float) -> None:
+        """Count one answered call."""
+        self.usage.calls += 1
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.completion_tokens += completion_tokens
+        self.usage.seconds += seconds
+        self.usage.cost += self.price(prompt_tokens, completion_tokens)
+
+    def price(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Price of tokens, in the currency of the settings."""
+        return (
+            prompt_tokens * self._llm.price_per_million_prompt_tokens
+            + completion_tokens * self._llm.price_per_million_completion_tokens
+        ) / _MILLION
+
+    def snapshot(self) -> Usage:
+        """A copy of the counts, for the metadata of a stage."""
+        return replace(self.usage)

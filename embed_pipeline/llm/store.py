@@ -1,0 +1,183 @@
+"""The response store: what was asked before is answered from disk, so that no paid call is repeated.
+
+One SQLite file in WAL mode, a row per answered request. Every complete answer is stored, usable or not, because it
+was paid for and the same request would be judged the same way again; a failed request is never stored. A row is
+committed before its answer is used, so a killed run repeats only what was in flight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from embed_pipeline.llm.errors import ResponseStoreError
+
+BUSY_TIMEOUT_SECONDS = 60.0
+_FORMAT = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS responses (
+    key TEXT PRIMARY KEY,
+    text TEXT NOT NULL,
+    finish_reason TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    checksum TEXT NOT NULL,
+    stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
+) WITHOUT ROWID
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one request.
+
+    Attributes:
+        text: the answer as it came.
+        finish_reason: why the model stopped: ``stop``, ``length``, ``content_filter``, ``refusal``, ...
+        prompt_tokens: tokens of the request.
+        completion_tokens: tokens of the answer.
+        cached: True when it came from the store.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached: bool = False
+
+
+def request_key(request: dict[str, Any]) -> str:
+    """SHA-256 of a request's canonical JSON: model, messages or prompt, parameters, schema.
+
+    Raises:
+        ValueError: if a parameter is NaN or infinite, which JSON cannot say.
+    """
+    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class ResponseStore:
+    """Answers by request key; a context manager that closes its file.
+
+    Several processes and threads may use one file: writers wait for each other.
+
+    Attributes:
+        hits: answers found.
+        misses: answers looked for and not found.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the store, or make it with its folder.
+
+        Raises:
+            ResponseStoreError: if the file is not a whole SQLite database of this format, or cannot be written.
+        """
+        self.path = path
+        self.hits = 0
+        self.misses = 0
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT_SECONDS, check_same_thread=False, isolation_level=None
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from error
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self._database.close()
+            raise self._unusable(error) from error
+        except ResponseStoreError:
+            self._database.close()
+            raise
+
+    def get(self, key: str) -> Answer | None:
+        """The stored answer to a request, or None.
+
+        Raises:
+            ResponseStoreError: if the file turns out damaged.
+        """
+        row = self._execute(
+            "SELECT text, finish_reason, prompt_tokens, completion_tokens, checksum FROM responses WHERE key = ?",
+            (key,),
+        )
+        with self._lock:
+            self.hits += row is not None
+            self.misses += row is None
+        if row is None:
+            return None
+        if row[4] != _checksum(key, row[:4]):
+            raise self._unusable(f"the row {key} does not match its checksum")
+        return Answer(row[0], row[1], row[2], row[3], cached=True)
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Store an answer durably against the death of this process; the first answer to a request stays.
+
+        Raises:
+            ResponseStoreError: if the file cannot be written or turns out damaged.
+        """
+        values = (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens)
+        self._execute(
+            "INSERT OR IGNORE INTO responses (key, text, finish_reason, prompt_tokens, completion_tokens, checksum)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (key, *values, _checksum(key, values)),
+        )
+
+    def __len__(self) -> int:
+        row = self._execute("SELECT count(*) FROM responses", ())
+        return int(row[0]) if row else 0
+
+    def close(self) -> None:
+        """Close the file; closing twice does no harm."""
+        with self._lock:
+            self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        self._database.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_SECONDS * 1000)}")
+        problems = [row[0] for row in self._database.execute("PRAGMA quick_check(3)")]
+        if problems != ["ok"]:
+            raise self._unusable("; ".join(str(problem) for problem in problems))
+        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if version not in {0, _FORMAT}:
+            raise self._unusable(f"its format is {version}, this version reads format {_FORMAT}")
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        self._database.execute(_SCHEMA)
+        self._database.execute(f"PRAGMA user_version = {_FORMAT}")
+
+    def _execute(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        try:
+            with self._lock:
+                row: tuple[Any, ...] | None = self._database.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        return row
+
+    def _unusable(self, problem: object) -> ResponseStoreError:
+        what = " ".join(str(problem).split())
+        message = (
+            f"the response store {self.path} cannot be used: {what}. Nothing of it was used. If the disk is full or "
+            "read-only, mend that; if the file is damaged, move it away (its answers are then asked for again) or put "
+            "a copy in its place; then run the same command again."
+        )
+        return ResponseStoreError(message)
+
+
+def _checksum(key: str, values: tuple[Any, ...]) -> str:
+    """Digest of a row: SQLite notices a damaged page structure, not a flipped letter."""
+    return hashlib.sha256(json.dumps([key, *values]).encode()).hexdigest()[:16]

@@ -1,0 +1,132 @@
+"""The release bundle: one folder that production loads, whichever runtime it has.
+
+Layout: ``model/`` (sentence-transformers, safetensors), ``onnx/`` (the export), ``tensorrt/`` where an engine was
+built, ``manifest.json`` and a model card.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from embed_pipeline.embedding.onnx_backend import CONFIG_FILE
+from embed_pipeline.release.manifest import (
+    MANIFEST_FILE,
+    BundleError,
+    Manifest,
+    ModelFacts,
+    bundle_files,
+    file_hash,
+    read_manifest,
+    verify_bundle,
+)
+from embed_pipeline.release.model_card import CARD_FILE, model_card
+
+__all__ = ["BundleError", "Lineage", "Manifest", "read_manifest", "verify_bundle", "write_bundle"]
+
+logger = logging.getLogger(__name__)
+
+_PROMPTS_FILE = "config_sentence_transformers.json"
+# What training leaves beside a model and no runtime loads.
+_LEFT_OUT = ("checkpoint-*", "runs", "eval", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.tmp", ".*", CARD_FILE)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a release comes from and how it did.
+
+    Attributes:
+        version: version of the release.
+        created_from: data version of each table and model that it was made from.
+        metrics: evaluation figures, as they are to be shown: name to number, or name to name to number.
+        parity: figures of the parity gate (``Parity.as_dict``).
+        mlflow: run and model version.
+        matryoshka_dimensions: shorter lengths that the vectors were trained to be cut to.
+    """
+
+    version: str
+    created_from: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    mlflow: Mapping[str, Any] = field(default_factory=dict)
+    matryoshka_dimensions: tuple[int, ...] = ()
+
+
+def write_bundle(
+    output: Path, *, model: Path, onnx_folder: Path, lineage: Lineage, engine_folder: Path | None = None
+) -> Manifest:
+    """Write the bundle to ``output`` and return its manifest, which is written last.
+
+    Args:
+        output: a folder that is empty or does not exist; the caller moves it into place when this returns.
+        model: the sentence-transformers folder of the tuned model.
+        onnx_folder: its export.
+        lineage: version, figures and origin.
+        engine_folder: a TensorRT engine folder to bring along.
+
+    Raises:
+        BundleError: ``output`` holds something, or ``model`` or ``onnx_folder`` is not what it should be.
+    """
+    if output.exists() and any(output.iterdir()):
+        message = f"output {output} is not empty"
+        raise BundleError(message)
+    facts = _facts(onnx_folder, lineage)
+    if not (model / "modules.json").is_file() or not any(model.rglob("*.safetensors")):
+        message = f"model {model} is not a sentence-transformers folder with safetensors"
+        raise BundleError(message)
+    shutil.copytree(model, output / "model", ignore=shutil.ignore_patterns(*_LEFT_OUT), dirs_exist_ok=True)
+    shutil.copytree(onnx_folder, output / "onnx")
+    if engine_folder is not None:
+        shutil.copytree(engine_folder, output / "tensorrt", ignore=shutil.ignore_patterns("*.cache"))
+    _clean_model(output / "model", facts)
+    card = model_card(facts, lineage.version, lineage.metrics, lineage.parity, lineage.created_from)
+    for path in (output / CARD_FILE, output / "model" / CARD_FILE):
+        path.write_text(card, encoding="utf-8")
+    manifest = Manifest(
+        version=lineage.version,
+        created_from=dict(lineage.created_from),
+        model=facts,
+        metrics=dict(lineage.metrics),
+        parity=dict(lineage.parity),
+        mlflow=dict(lineage.mlflow),
+        files={name: file_hash(output / name) for name in bundle_files(output)},
+    )
+    text = json.dumps(manifest.model_dump(), indent=2, sort_keys=True, allow_nan=False)
+    (output / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    logger.info("bundle %s: %d files", lineage.version, len(manifest.files))
+    return manifest
+
+
+def _facts(onnx_folder: Path, lineage: Lineage) -> ModelFacts:
+    path = onnx_folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return ModelFacts(
+            **{name: config[name] for name in ModelFacts.model_fields if name != "matryoshka_dimensions"},
+            matryoshka_dimensions=list(lineage.matryoshka_dimensions),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        message = f"{path} does not describe an export: {error}"
+        raise BundleError(message) from error
+
+
+def _clean_model(folder: Path, facts: ModelFacts) -> None:
+    """Write the prefixes where sentence-transformers looks for them; drop where the base model lay when trained."""
+    path = folder / _PROMPTS_FILE
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config["prompts"] = {
+        **(config.get("prompts") or {}),
+        "query": facts.query_prefix,
+        "document": facts.passage_prefix,
+    }
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for path in folder.rglob("*config.json"):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and Path(str(values.get("_name_or_path", ""))).is_absolute():
+            del values["_name_or_path"]
+            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,115 @@
+"""What a release bundle says of itself: ``manifest.json``, and the check that its files are what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MANIFEST_FILE = "manifest.json"
+_BLOCK_BYTES = 1 << 20
+
+
+class BundleError(ValueError):
+    """A bundle is incomplete, changed, or not a bundle."""
+
+
+class ModelFacts(BaseModel):
+    """What a client of the model must know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dimensions: int = Field(ge=1)
+    max_tokens: int = Field(ge=1)
+    query_prefix: str
+    passage_prefix: str
+    base_model: str
+    matryoshka_dimensions: list[int] = []
+
+
+class Manifest(BaseModel):
+    """The contents of ``manifest.json``.
+
+    Attributes:
+        format: version of this layout.
+        version: version of the release.
+        created_from: data version of each table and model that it was made from.
+        model: what a client must know.
+        metrics: evaluation figures.
+        parity: figures of the export's parity gate.
+        mlflow: run and model version.
+        files: sha256 of every other file, by path relative to the bundle.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    version: str = Field(min_length=1)
+    created_from: dict[str, str] = {}
+    model: ModelFacts
+    metrics: dict[str, Any] = {}
+    parity: dict[str, Any] = {}
+    mlflow: dict[str, Any] = {}
+    files: dict[str, str]
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read ``manifest.json`` of ``bundle``.
+
+    Raises:
+        BundleError: it is missing, is not JSON, or does not have the fields of a manifest.
+    """
+    path = bundle / MANIFEST_FILE
+    try:
+        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror}"
+        raise BundleError(message) from error
+    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+        message = f"{path} is not a manifest: {error}"
+        raise BundleError(message) from error
+
+
+def verify_bundle(bundle: Path) -> Manifest:
+    """Compare every file of ``bundle`` with the manifest's hashes and return the manifest.
+
+    Raises:
+        BundleError: naming a file that is missing, differs, is not listed, or lies outside the bundle.
+    """
+    manifest = read_manifest(bundle)
+    root = bundle.resolve()
+    for name, expected in sorted(manifest.files.items()):
+        pure = PurePosixPath(name)
+        path = bundle / pure
+        if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(root):
+            message = f"bundle {bundle.name}: {name} lies outside the bundle"
+            raise BundleError(message)
+        if not path.is_file():
+            message = f"bundle {bundle.name}: {name} is missing"
+            raise BundleError(message)
+        if file_hash(path) != expected:
+            message = f"bundle {bundle.name}: {name} is not the file that was released (its sha256 differs)"
+            raise BundleError(message)
+    unknown = sorted(set(bundle_files(bundle)) - set(manifest.files))
+    if unknown:
+        message = f"bundle {bundle.name}: {unknown[0]} is not in the manifest"
+        raise BundleError(message)
+    return manifest
+
+
+def bundle_files(bundle: Path) -> list[str]:
+    """Every file of ``bundle`` but the manifest, by relative path, sorted."""
+    paths = (path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if not path.is_dir())
+    return sorted(path for path in paths if path != MANIFEST_FILE)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

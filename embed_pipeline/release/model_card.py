@@ -1,0 +1,124 @@
+"""The model card of a release: what it is, how good it is, how to load it and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from embed_pipeline.release.manifest import ModelFacts
+
+CARD_FILE = "README.md"
+
+_CARD = """\
+---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+base_model: {base_model}
+tags:
+- sentence-transformers
+- sentence-similarity
+- feature-extraction
+- onnx
+---
+
+# Text embedding model, release {version}
+
+Tuned from `{base_model}` for retrieval over one collection of documents. It turns a text of at most
+{max_tokens} tokens into a unit vector of {dimensions} numbers; the inner product of two vectors is their
+cosine similarity.
+
+| input | text before it |
+|---|---|
+| query | {query_prefix} |
+| passage | {passage_prefix} |
+
+## Evaluation
+
+{metrics}
+
+## How to load it
+
+With sentence-transformers, from the `model` folder:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("model")
+queries = model.encode_query(["what is a context manager?"])
+passages = model.encode_document(["A context manager defines what happens around a block."])
+similarities = queries @ passages.T
+```
+
+With onnxruntime, from the `onnx` folder; pooling and normalisation are in the graph, the prefixes are not:
+
+```python
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("onnx/tokenizer.json")
+tokenizer.enable_padding()
+session = onnxruntime.InferenceSession("onnx/model.onnx")
+encodings = tokenizer.encode_batch([{query_text}])
+vectors = session.run(["embeddings"], {{
+    "input_ids": np.array([e.ids for e in encodings], dtype=np.int64),
+    "attention_mask": np.array([e.attention_mask for e in encodings], dtype=np.int64),
+}})[0]
+```
+
+`model` is a Hugging Face-style folder, as vLLM and Text Embeddings Inference load it; `onnx` is a plain ONNX
+directory. Those servers were not run when this release was made.
+
+## How it was made
+
+Questions were written from the documents by a language model and scored; confusing passages were mined as hard
+negatives; the base model was fine-tuned with InfoNCE over in-batch and mined negatives. No person labelled anything.
+
+{lineage}
+
+## Export
+
+{parity}
+"""
+
+
+def model_card(
+    facts: ModelFacts,
+    version: str,
+    metrics: Mapping[str, Any],
+    parity: Mapping[str, Any],
+    created_from: Mapping[str, str],
+) -> str:
+    """The card as Markdown with the front matter that model hubs read."""
+    return _CARD.format(
+        base_model=facts.base_model,
+        version=version,
+        max_tokens=facts.max_tokens,
+        dimensions=facts.dimensions,
+        query_prefix=_code(facts.query_prefix),
+        passage_prefix=_code(facts.passage_prefix),
+        query_text=repr(f"{facts.query_prefix}what is a context manager?"),
+        metrics=_table("measure", metrics, "No figures were recorded."),
+        lineage=_table("made from", created_from, "No data versions were recorded."),
+        parity=_table("export against original", parity, "The export's parity was not recorded."),
+    )
+
+
+def _code(prefix: str) -> str:
+    return f"`{prefix}`" if prefix else "nothing"
+
+
+def _table(title: str, values: Mapping[str, Any], empty: str) -> str:
+    rows = [f"| {name} | {value} |" for name, value in _flat(values)]
+    return "\n".join([f"| {title} | value |", "|---|---|", *rows]) if rows else empty
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names joined by dots, numbers rounded; lists (such as the worst texts) stay in the manifest."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{name}", f"{value:.6g}"
+        elif isinstance(value, str | int):
+            yield f"{prefix}{name}", str(value).replace("|", "\\|").replace("\n", " ")

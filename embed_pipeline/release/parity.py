@@ -1,0 +1,177 @@
+"""The parity gate: an exported model must give the original's vectors and the original's rankings.
+
+Measured on the evaluation corpus itself, since a few hand-picked sentences prove nothing about the texts that the
+model will meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.search import Hits, search
+from embed_pipeline.release.onnx_export import ReleaseError
+from embed_pipeline.settings import Embedding, Release
+
+_DEPTH = 10
+_WORST = 10
+_SHOWN_CHARACTERS = 120
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WorstText:
+    """A text whose exported vector is among the furthest from the original's."""
+
+    kind: Literal["query", "passage"]
+    id: str
+    cosine: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported model is from its original.
+
+    Attributes:
+        passages: passages compared.
+        queries: queries compared.
+        min_cosine: least cosine of a text's two vectors, over queries and passages.
+        mean_cosine: their mean.
+        top10_overlap: mean over the queries of the share of the ten best passages that both models find.
+        ndcg_delta: nDCG@10 of the export less that of the original.
+        recall_delta: Recall@10 of the export less that of the original.
+        worst: the ten texts of least cosine, worst first.
+    """
+
+    passages: int
+    queries: int
+    min_cosine: float
+    mean_cosine: float
+    top10_overlap: float
+    ndcg_delta: float
+    recall_delta: float
+    worst: tuple[WorstText, ...]
+
+    def failures(self, release: Release) -> list[str]:
+        """What misses its bound in ``release``, a sentence each; empty: the export may be released."""
+        found = []
+        # Written so that a value that is not a number fails.
+        if not self.min_cosine >= release.min_cosine:
+            worst = f" (worst: {self.worst[0].kind} {self.worst[0].id}: {self.worst[0].text!r})" if self.worst else ""
+            found.append(f"min cosine {self.min_cosine:.7f} is below min_cosine {release.min_cosine}{worst}")
+        if not self.top10_overlap >= release.min_top10_overlap:
+            bound = release.min_top10_overlap
+            found.append(f"top-10 overlap {self.top10_overlap:.4f} is below min_top10_overlap {bound}")
+        if not abs(self.ndcg_delta) <= release.max_ndcg_delta:
+            found.append(
+                f"nDCG@10 changes by {self.ndcg_delta:+.4f}, more than max_ndcg_delta {release.max_ndcg_delta}"
+            )
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as JSON values, as the manifest keeps them."""
+        return asdict(self) | {"worst": [asdict(text) for text in self.worst]}
+
+
+def measure_parity(
+    model: Path,
+    onnx_folder: Path,
+    corpus: Mapping[str, str],
+    queries: Mapping[str, str],
+    qrels: Mapping[str, Mapping[str, int]],
+    *,
+    embedding: Embedding,
+) -> Parity:
+    """Encode corpus and queries with both models and compare vectors, rankings and metrics.
+
+    Args:
+        model: the original, a sentence-transformers folder.
+        onnx_folder: the export, as :func:`~embed_pipeline.release.onnx_export.export_onnx` writes it.
+        corpus: passage id to text.
+        queries: query id to text.
+        qrels: query id to relevant passage ids with their grade, for some or all of the queries.
+        embedding: how the original is encoded; always in fp32 here.
+
+    Raises:
+        ReleaseError: there is nothing to compare: no passage, no query, or no relevant passage of the corpus.
+        ModelError: a model cannot be loaded or gives a vector that is not finite.
+    """
+    judged = {query: dict(grades) for query, grades in qrels.items() if query in queries and grades}
+    if not corpus or not any(passage in corpus for grades in judged.values() for passage in grades):
+        message = f"parity needs passages, queries and qrels: got {len(corpus)}, {len(queries)}, {len(judged)} that fit"
+        raise ReleaseError(message)
+    original = Encoder.load(model, embedding.model_copy(update={"precision": "fp32"}))
+    exported = OnnxBackend(onnx_folder, batch_tokens=embedding.batch_tokens)
+    if (original.dimensions, original.max_tokens) != (exported.dimensions, exported.max_tokens):
+        message = (
+            f"the export has {exported.dimensions} dimensions and {exported.max_tokens} tokens, "
+            f"the original {original.dimensions} and {original.max_tokens}"
+        )
+        raise ReleaseError(message)
+    passage_ids, query_ids = sorted(corpus), sorted(queries)
+    passages, questions = [corpus[i] for i in passage_ids], [queries[i] for i in query_ids]
+    passages_a = original.encode(passages, "passage", "encode passages with the original")
+    passages_b = exported.encode(passages, "passage", "encode passages with the export")
+    questions_a = original.encode(questions, "query", "encode queries with the original")
+    questions_b = exported.encode(questions, "query", "encode queries with the export")
+    cosines = np.concatenate([_cosines(questions_a, questions_b), _cosines(passages_a, passages_b)])
+    hits_a, hits_b = search(questions_a, passages_a, _DEPTH), search(questions_b, passages_b, _DEPTH)
+    metrics_a = _metrics(hits_a, query_ids, passage_ids, judged)
+    metrics_b = _metrics(hits_b, query_ids, passage_ids, judged)
+    labels: list[tuple[Literal["query", "passage"], str, str]] = [
+        *(("query", i, queries[i]) for i in query_ids),
+        *(("passage", i, corpus[i]) for i in passage_ids),
+    ]
+    return Parity(
+        passages=len(passages),
+        queries=len(questions),
+        min_cosine=float(cosines.min()),
+        mean_cosine=float(cosines.mean()),
+        top10_overlap=_overlap(hits_a, hits_b),
+        ndcg_delta=metrics_b[0] - metrics_a[0],
+        recall_delta=metrics_b[1] - metrics_a[1],
+        worst=tuple(
+            WorstText(labels[i][0], labels[i][1], float(cosines[i]), labels[i][2][:_SHOWN_CHARACTERS])
+            for i in np.argsort(cosines, kind="stable")[:_WORST]
+        ),
+    )
+
+
+def _cosines(left: Floats, right: Floats) -> NDArray[np.float64]:
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines: NDArray[np.float64] = np.einsum("ij,ij->i", a, b) / lengths
+    # A vector of zeros has no direction; it is as far from the original's as can be.
+    return np.where(np.isfinite(cosines), np.minimum(cosines, 1.0), -1.0)
+
+
+def _overlap(left: Hits, right: Hits) -> float:
+    width = left.indices.shape[1]
+    pairs = zip(left.indices.tolist(), right.indices.tolist(), strict=True)
+    return float(np.mean([len(set(a) & set(b)) / width for a, b in pairs]))
+
+
+def _metrics(
+    hits: Hits, query_ids: Sequence[str], passage_ids: Sequence[str], qrels: Mapping[str, Mapping[str, int]]
+) -> tuple[float, float]:
+    """NDCG@10 and Recall@10. Scores are ranks, so that the metric does not order ties anew."""
+    import ir_measures
+    from ir_measures import R, nDCG
+
+    run = {
+        query: {passage_ids[index]: float(-rank) for rank, index in enumerate(row)}
+        for query, row in zip(query_ids, hits.indices.tolist(), strict=True)
+    }
+    measures = [nDCG @ _DEPTH, R @ _DEPTH]
+    values = ir_measures.calc_aggregate(measures, {q: dict(g) for q, g in qrels.items()}, run)
+    return float(values[measures[0]]), float(values[measures[1]])

@@ -1,0 +1,156 @@
+"""A TensorRT engine from the exported graph, on a machine with an NVIDIA GPU.
+
+The network is strongly typed: TensorRT 10 takes that as a flag and 11 knows nothing else (11 removed
+``BuilderFlag.FP16``, layer precisions and ``OBEY_PRECISION_CONSTRAINTS``). So precision is put into the graph before it
+is parsed: matrix products in fp16, normalisation, softmax and pooling in fp32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embed_pipeline.embedding.onnx_backend import CONFIG_FILE, MODEL_FILE
+from embed_pipeline.release.manifest import file_hash
+from embed_pipeline.release.onnx_export import ReleaseError
+from embed_pipeline.release.precision import mixed_precision
+
+logger = logging.getLogger(__name__)
+
+ENGINE_CONFIG_FILE = "engine.json"
+TIMING_CACHE_FILE = "timing.cache"
+INPUTS = ("input_ids", "attention_mask")
+
+
+class TensorRTUnavailable(RuntimeError):  # noqa: N818 - a state of the machine, not a fault
+    """This machine cannot build an engine; the message is the plain reason."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes that the engine is built for: (batch, sequence) at least, best and at most."""
+
+    least: tuple[int, int]
+    best: tuple[int, int]
+    most: tuple[int, int]
+
+    @classmethod
+    def covering(cls, max_tokens: int, batch_tokens: int) -> Profile:
+        """From one token to the model's limit; at most as many rows as ``batch_tokens`` holds at that limit.
+
+        Raises:
+            ReleaseError: a value is below 1.
+        """
+        if max_tokens < 1 or batch_tokens < 1:
+            message = f"max_tokens is {max_tokens} and batch_tokens {batch_tokens}; both must be at least 1"
+            raise ReleaseError(message)
+        rows = max(1, batch_tokens // max_tokens)
+        return cls(least=(1, 1), best=(max(1, rows // 2), max(1, max_tokens // 2)), most=(rows, max_tokens))
+
+
+def build_engine(
+    onnx_folder: Path, output: Path, *, batch_tokens: int = 16_384, timing_cache: Path | None = None
+) -> Path:
+    """Build the engine of ``onnx_folder`` into ``output`` and return the engine file.
+
+    The file is named for the GPU and the TensorRT version, since it runs on no other; ``engine.json`` beside it
+    says the shapes it takes and the hash of the graph it was built from.
+
+    Args:
+        onnx_folder: the export.
+        output: folder for the engine.
+        batch_tokens: tokens in the largest batch.
+        timing_cache: file that keeps kernel timings between builds; None: inside ``output``.
+
+    Raises:
+        TensorRTUnavailable: there is no NVIDIA GPU, or tensorrt is not installed.
+        ReleaseError: the graph cannot be parsed or built; TensorRT's own messages are in the error.
+    """
+    trt, gpu = require_tensorrt()
+    config = json.loads((onnx_folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    profile = Profile.covering(int(config["max_tokens"]), batch_tokens)
+    output.mkdir(parents=True, exist_ok=True)
+    graph = mixed_precision(onnx_folder / MODEL_FILE).SerializeToString()
+    cache = timing_cache or output / TIMING_CACHE_FILE
+    engine = build_serialized(trt, graph, profile, cache)
+    path = output / engine_name(gpu, str(trt.__version__))
+    path.write_bytes(engine)
+    facts = {
+        "engine": path.name,
+        "gpu": gpu,
+        "tensorrt": str(trt.__version__),
+        "precision": "fp16 with fp32 normalisation, softmax and pooling",
+        "profile": {"min": profile.least, "opt": profile.best, "max": profile.most},
+        "dimensions": config["dimensions"],
+        "max_tokens": config["max_tokens"],
+        "onnx_sha256": file_hash(onnx_folder / MODEL_FILE),
+    }
+    (output / ENGINE_CONFIG_FILE).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    logger.info("built %s (%d bytes)", path.name, len(engine))
+    return path
+
+
+def require_tensorrt() -> tuple[Any, str]:
+    """The tensorrt module and the GPU's name.
+
+    Raises:
+        TensorRTUnavailable: ``no NVIDIA GPU`` or ``tensorrt is not installed``.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        message = "no NVIDIA GPU"
+        raise TensorRTUnavailable(message)
+    if importlib.util.find_spec("tensorrt") is None:
+        message = "tensorrt is not installed"
+        raise TensorRTUnavailable(message)
+    return importlib.import_module("tensorrt"), str(torch.cuda.get_device_name())
+
+
+def engine_name(gpu: str, version: str) -> str:
+    """File name of an engine: ``model-nvidia-h100-80gb-hbm3-trt10.9.0.engine``."""
+    return f"model-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}-trt{version}.engine"
+
+
+def build_serialized(trt: Any, graph: bytes, profile: Profile, timing_cache: Path) -> bytes:  # noqa: ANN401 - a module
+    """Configure TensorRT's builder for ``graph`` and build.
+
+    Args:
+        trt: the tensorrt module, version 10 or later.
+        graph: a serialized ONNX model whose types are final.
+        profile: shapes of both inputs.
+        timing_cache: read where it exists, and written.
+
+    Raises:
+        ReleaseError: parsing or building fails.
+    """
+    log = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph):
+        reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+        message = f"TensorRT cannot parse the graph: {reasons}"
+        raise ReleaseError(message)
+    config = builder.create_builder_config()
+    # fp32 parts are fp32: TF32 keeps ten bits of the mantissa, and is on unless cleared.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    shapes = builder.create_optimization_profile()
+    for name in INPUTS:
+        shapes.set_shape(name, profile.least, profile.best, profile.most)
+    config.add_optimization_profile(shapes)
+    stored = timing_cache.read_bytes() if timing_cache.is_file() else b""
+    if not config.set_timing_cache(config.create_timing_cache(stored), ignore_mismatch=False):
+        logger.warning("%s is of another GPU or TensorRT version; kernels are timed anew", timing_cache.name)
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        message = "TensorRT built no engine; its log, above, says why"
+        raise ReleaseError(message)
+    timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+    return bytes(engine)

@@ -1,0 +1,80 @@
+"""A batch's segments to question-answer pairs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import polars as pl
+
+from embed_pipeline import tables
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.llm.budget import Usage
+from embed_pipeline.llm.client import open_client
+from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.completion_generator import complete_questions
+from embed_pipeline.synthesis.pairs import Generated, pair_row, reject_rows
+from embed_pipeline.synthesis.plan import Source, askable_sources, plan_multi_hop, plan_single_hop
+from embed_pipeline.synthesis.prompts import COMPLETION_PROMPTS, STRUCTURED_PROMPTS, prompt_version
+from embed_pipeline.synthesis.structured_generator import ask_questions
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Pairs and rejects of a batch, and what they cost."""
+
+    pairs: pl.DataFrame
+    rejects: pl.DataFrame
+    usage: Usage
+
+
+def generate_pairs(
+    batch: str,
+    segments: pl.DataFrame,
+    artifacts: pl.DataFrame,
+    titles: dict[str, str],
+    settings: Settings,
+    load_encoder: Callable[[], Encoder],
+) -> Generation:
+    """Write questions about every segment that is long enough, and about groups of neighbours.
+
+    Args:
+        batch: name of the batch.
+        segments: frame of :data:`tables.SEGMENTS`.
+        artifacts: frame of :data:`tables.DOCUMENT_ARTIFACTS`.
+        titles: document id to title.
+        settings: the product's settings.
+        load_encoder: gives the base encoder, called only where multi-hop questions are wanted.
+
+    Raises:
+        EndpointError, BudgetExhausted, TooManyFailures, EmbeddedModelError: from the client.
+    """
+    sources = askable_sources(segments, titles, settings)
+    tasks = plan_single_hop(sources, settings)
+    if sources and settings.synthesis.max_hops > 1 and settings.synthesis.multi_hop_share > 0:
+        vectors = load_encoder().encode([s.text for s in sources], "passage", label="Finding neighbours")
+        tasks += plan_multi_hop(sources, vectors, settings)
+    topics = {key[0]: group["text"].to_list() for key, group in artifacts.group_by("document_id", maintain_order=True)}
+
+    async def run() -> tuple[Generated, str, Usage]:
+        async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
+            if settings.llm.embedded:
+                found = await complete_questions(tasks, settings, client)
+            else:
+                found = await ask_questions(tasks, topics, settings, client)
+            return found, client.generator, client.usage
+
+    found, generator, usage = asyncio.run(run()) if tasks else (Generated(), settings.llm.model, Usage())
+    version = prompt_version(*(COMPLETION_PROMPTS if settings.llm.embedded else STRUCTURED_PROMPTS))
+    return _frames(batch, found, sources, {"generator": generator, "prompt_version": version}, usage)
+
+
+def _frames(
+    batch: str, found: Generated, sources: list[Source], made_by: dict[str, str], usage: Usage
+) -> Generation:
+    known = {source.segment_id: source.document_id for source in sources}
+    rows = {row["qa_id"]: row for row in (pair_row(pair, batch, known, made_by) for pair in found.pairs)}
+    pairs = tables.QA_PAIRS.frame(sorted(rows.values(), key=lambda row: str(row["qa_id"])))
+    rejects = tables.REJECTED_PAIRS.frame(reject_rows(found.rejects, batch, made_by))
+    return Generation(pairs, rejects.sort("segment_ids", "reason", "raw"), usage)

@@ -1,0 +1,124 @@
+"""A question-answer pair: its fields, the rules that it must keep, and its stored rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+QueryType = Literal["multi_hop", "structural", "contextual"]
+ReasoningType = Literal["factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"]
+
+MAX_QUESTION_CHARACTERS = 500
+MAX_ANSWER_CHARACTERS = 4000
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step: the segments it needs and a summary of the context it takes from them."""
+
+    segment_ids: tuple[str, ...]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair as a generator proposes it, before :func:`find_problem` has looked."""
+
+    question: str
+    answer: str
+    query_type: str
+    reasoning_type: str
+    complexity: int
+    hops: tuple[Hop, ...]
+
+    @property
+    def segment_ids(self) -> list[str]:
+        """The union over the hops, sorted."""
+        return sorted({segment for hop in self.hops for segment in hop.segment_ids})
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A model's answer that is no valid pair."""
+
+    segment_ids: tuple[str, ...]
+    reason: str
+    detail: str
+    raw: str
+
+
+@dataclass
+class Generated:
+    """What generation gave for a batch."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+
+def find_problem(pair: Pair, known: Mapping[str, str], max_hops: int) -> tuple[str, str] | None:
+    """The first rule that ``pair`` breaks, as (reason, detail); None where it keeps them all.
+
+    Args:
+        pair: the pair.
+        known: segment id to document id of every segment that the generator was shown.
+        max_hops: most hops allowed.
+    """
+    hops = len(pair.hops)
+    unknown = [segment for segment in pair.segment_ids if segment not in known]
+    multi = pair.query_type == "multi_hop"
+    checks = (
+        ("empty_question", not pair.question.strip(), "no question"),
+        ("question_too_long", len(pair.question) > MAX_QUESTION_CHARACTERS, f"{len(pair.question)} characters"),
+        ("empty_answer", not pair.answer.strip(), "no answer"),
+        ("answer_too_long", len(pair.answer) > MAX_ANSWER_CHARACTERS, f"{len(pair.answer)} characters"),
+        ("query_type", pair.query_type not in get_args(QueryType), pair.query_type),
+        ("reasoning_type", pair.reasoning_type not in get_args(ReasoningType), pair.reasoning_type),
+        ("complexity", not 1 <= pair.complexity <= 5, str(pair.complexity)),  # noqa: PLR2004 - the scale's ends
+        ("hop_count", not 1 <= hops <= max_hops, f"{hops} hops, allowed 1 to {max_hops}"),
+        ("hop_without_segment", any(not hop.segment_ids for hop in pair.hops), "a hop names no segment"),
+        ("hop_without_summary", any(not hop.summary.strip() for hop in pair.hops), "a hop has no summary"),
+        ("unknown_segment", bool(unknown), ", ".join(unknown)),
+        ("multi_hop_mismatch", multi != (hops > 1), f"{pair.query_type} with {hops} hops"),
+        ("repeated_hop", multi and len(pair.segment_ids) < hops, "two hops rest on the same segments"),
+    )
+    return next(((reason, detail) for reason, failed, detail in checks if failed), None)
+
+
+def pair_row(pair: Pair, batch: str, known: Mapping[str, str], made_by: Mapping[str, str]) -> dict[str, Any]:
+    """The pair as a row of :data:`tables.QA_PAIRS`."""
+    identity = "\0".join([" ".join(pair.question.split()).lower(), *pair.segment_ids])
+    hops = [
+        {"hop_number": number, "segment_ids": sorted(hop.segment_ids), "summary": hop.summary.strip()}
+        for number, hop in enumerate(pair.hops, start=1)
+    ]
+    return {
+        "qa_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
+        "batch": batch,
+        "question": pair.question.strip(),
+        "answer": pair.answer.strip(),
+        "query_type": pair.query_type,
+        "reasoning_type": pair.reasoning_type,
+        "complexity": pair.complexity,
+        "hop_count": len(pair.hops),
+        "hops": hops,
+        "segment_ids": pair.segment_ids,
+        "document_ids": sorted({known[segment] for segment in pair.segment_ids}),
+        **made_by,
+    }
+
+
+def reject_rows(rejects: Sequence[Reject], batch: str, made_by: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rejects as rows of :data:`tables.REJECTED_PAIRS`."""
+    return [
+        {
+            "batch": batch,
+            "segment_ids": sorted(reject.segment_ids),
+            "reason": reject.reason,
+            "detail": reject.detail,
+            "raw": reject.raw,
+            **made_by,
+        }
+        for reject in rejects
+    ]

@@ -1,0 +1,126 @@
+"""Words, sentences and the form of a question: the plain-text measures that judge generated pairs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_'’-]*|[^\W\d_]+", re.UNICODE)
+_SENTENCE = re.compile(r"(?<=[.!?:;])[\"')\]]*\s+|\n\s*\n")
+_STOP_WORDS = frozenset(
+    "a about above after again all also an and any are as at be because been before being below between both but by "
+    "can could did do does doing done down during each else every few for from further get give given had has have "
+    "having he her here hers him his how however i if in instead into is it its itself just let like made make many "
+    "may me might mine more most must my no nor not now of off on once one only or other our out over own same shall "
+    "she should so some such take than that the their them then there these they this those through to too under "
+    "until up upon us use used using very want was way we were what when where which while who whom whose why will "
+    "with within without would yes yet you your".split()
+)
+_LEADING = frozenset(
+    "what how why when where which who whom whose is are was were do does did can could should would will may must "
+    "in for if under on at by to from with has have".split()
+)
+_OPEN_ENDED = re.compile(
+    r"\b(?:this|the|these|above|following|given|first|last|next) (?:passage|text|code|document|example|section|"
+    r"paragraph|statement above|following|sentence|expression above|table|author|question|answer|program|output)\b",
+    re.IGNORECASE,
+)
+_INSTRUCTION = re.compile(r"\b(?:ignore|disregard|forget)\b.{0,40}\b(?:instruction|prompt|rule)s?\b", re.IGNORECASE)
+_SPECIFIC = re.compile(r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\b|\b\d[\d.]*\b|`[^`]+`|[\"“][^\"”]{1,40}[\"”]")
+
+MIN_QUESTION_WORDS = 4
+MAX_QUESTION_WORDS = 40
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of ``text``, in order."""
+    return [match.lower().strip("'’-") for match in _WORD.findall(text)]
+
+
+def stem(word: str) -> str:
+    """A word without its commonest English endings: enough to match `returns` with `returned`."""
+    for ending in ("ations", "ation", "ings", "ing", "ies", "ied", "ers", "er", "es", "ed", "s", "ly"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:  # noqa: PLR2004 - a stem keeps three letters
+            return word[: -len(ending)]
+    return word
+
+
+def content_words(text: str) -> list[str]:
+    """Stems of the words that carry meaning, in order."""
+    return [stem(word) for word in words(text) if word not in _STOP_WORDS and len(word) > 1]
+
+
+def overlap(text: str, source: str) -> float:
+    """Share of the content words of ``text`` that stand in ``source``; 0 where it has none."""
+    wanted = content_words(text)
+    present = set(content_words(source))
+    return sum(word in present for word in wanted) / len(wanted) if wanted else 0.0
+
+
+def specific_terms(question: str) -> list[str]:
+    """Identifiers, acronyms, numbers and quoted terms of a question: what a model invents when it invents."""
+    return [term.strip("`\"“”()").lower() for term in _SPECIFIC.findall(question)]
+
+
+def unsupported_terms(question: str, source: str) -> list[str]:
+    """Specific terms of the question that do not stand in the source."""
+    text = source.lower()
+    return [term for term in specific_terms(question) if term and term not in text]
+
+
+def form_problem(question: str) -> str | None:
+    """What keeps ``question`` from being a question that stands alone; None where nothing does.
+
+    The reasons: ``empty``, ``too_short``, ``too_long``, ``not_a_question``, ``refers_to_text``,
+    ``repeats_itself``, ``instruction``, ``no_subject``.
+    """
+    found = words(question)
+    checks = (
+        ("empty", not found),
+        ("too_short", len(found) < MIN_QUESTION_WORDS),
+        ("too_long", len(found) > MAX_QUESTION_WORDS),
+        ("instruction", bool(_INSTRUCTION.search(question))),
+        ("not_a_question", not question.rstrip().endswith("?") or bool(found) and found[0] not in _LEADING),
+        ("refers_to_text", bool(_OPEN_ENDED.search(question))),
+        ("repeats_itself", _repeats(content_words(question))),
+        ("no_subject", len(set(content_words(question))) < 2),  # noqa: PLR2004 - a subject and what is asked of it
+    )
+    return next((reason for reason, failed in checks if failed), None)
+
+
+def _repeats(content: list[str]) -> bool:
+    most = Counter(content).most_common(1)
+    return bool(most) and most[0][1] > 2  # noqa: PLR2004 - a word three times over is a loop
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of ``text`` on one line each, headings' underlines and fences left out."""
+    pieces = (" ".join(piece.split()) for piece in _SENTENCE.split(text))
+    return [piece for piece in pieces if re.search(r"[^\W_]{2}", piece) and not re.fullmatch(r"[#`~=*\-\s]*", piece)]
+
+
+def inverse_document_frequency(texts: Iterable[str]) -> dict[str, float]:
+    """ln(1 + N/df) of every content word over ``texts``."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for text in texts:
+        counts.update(set(content_words(text)))
+        total += 1
+    return {word: math.log(1 + total / count) for word, count in counts.items()}
+
+
+def supporting_sentence(question: str, source: str, idf: Mapping[str, float]) -> str:
+    """The sentence of ``source`` that shares most with the question, rare words counting more.
+
+    Longer sentences pay a square-root price, so that a whole list does not win over the line that answers.
+    """
+    wanted = set(content_words(question))
+
+    def score(sentence: str) -> float:
+        present = content_words(sentence)
+        shared = sum(idf.get(word, 1.0) for word in wanted & set(present))
+        return shared / math.sqrt(len(present) + 8)
+
+    return max(sentences(source), key=score, default=" ".join(source.split()))

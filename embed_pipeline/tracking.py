@@ -1,0 +1,292 @@
+"""MLflow: runs, curves, artifacts and registered model versions; the only module that imports it.
+
+Without a server, runs live in SQLite and artifacts beside it. Nothing is logged behind the caller's back: no
+autologging, no telemetry.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+_SQLITE = "sqlite:///"
+_ARTIFACTS = "mlartifacts"
+_FOREIGN_CHARACTERS = re.compile(r"[^\w\-. :/]")
+_CUT = " …"
+
+
+class TrackingError(RuntimeError):
+    """A run or a model version is not there, or MLflow refuses what it is given."""
+
+
+class Tracker:
+    """One experiment at one tracking URI.
+
+    Attributes:
+        uri: the tracking URI.
+        experiment: the experiment's name.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None = None) -> None:
+        """Connect; the experiment is made where it is absent.
+
+        Args:
+            uri: ``sqlite:///<file>`` or a server's ``http(s)://``.
+            experiment: the experiment's name.
+            artifacts: folder of artifacts; None: the server's own, and for SQLite ``mlartifacts`` beside the file.
+
+        Raises:
+            TrackingError: MLflow cannot open the URI.
+        """
+        self.uri = uri
+        self.experiment = experiment
+        if artifacts is None and uri.startswith(_SQLITE):
+            artifacts = Path(uri.removeprefix(_SQLITE)).resolve().parent / _ARTIFACTS
+        self._client = _connect(uri)
+        with _refusals(f"experiment {experiment!r} at {_without_password(uri)}"):
+            found = self._client.get_experiment_by_name(experiment)
+            location = artifacts.resolve().as_uri() if artifacts else None
+            self._experiment_id: str = (
+                found.experiment_id if found else self._client.create_experiment(experiment, location)
+            )
+
+    @contextmanager
+    def run(self, name: str, tags: Mapping[str, str], *, run_id: str | None = None) -> Iterator[TrackedRun]:
+        """A run while the block lasts: finished after it, failed where it raises.
+
+        Args:
+            name: name of a new run.
+            tags: its tags, such as the Dagster run that it belongs to.
+            run_id: a run to go on with instead of a new one.
+
+        Raises:
+            TrackingError: the run to go on with does not exist.
+        """
+        with _refusals(f"run {run_id or name!r}"):
+            run = (
+                self._client.get_run(run_id)
+                if run_id
+                else self._client.create_run(
+                    self._experiment_id, tags={k: _tag(v) for k, v in tags.items()}, run_name=name
+                )
+            )
+            if run_id:
+                self._client.update_run(run_id, status="RUNNING")
+        tracked = TrackedRun(self._client, run, self._run_url(run))
+        try:
+            yield tracked
+        except BaseException:
+            self._client.set_terminated(tracked.run_id, status="FAILED")
+            raise
+        self._client.set_terminated(tracked.run_id, status="FINISHED")
+
+    def register_model(
+        self, name: str, run_id: str, model_folder: Path, *, tags: Mapping[str, str], metrics: Mapping[str, float]
+    ) -> str:
+        """Store a model folder with a run and register it as the next version of ``name``.
+
+        Args:
+            name: registered model's name; made where it is absent.
+            run_id: the run that made the model.
+            model_folder: the folder, stored whole as the run's artifact ``model``.
+            tags: tags of the version.
+            metrics: figures of the version, stored as tags ``metric.<name>``.
+
+        Returns:
+            The version.
+
+        Raises:
+            TrackingError: the folder or the run does not exist.
+        """
+        if not model_folder.is_dir():
+            message = f"model_folder is {model_folder}: no such folder"
+            raise TrackingError(message)
+        figures = {f"metric.{_key(metric)}": f"{value:.6g}" for metric, value in metrics.items()}
+        with _refusals(f"registered model {name!r}"):
+            run = self._client.get_run(run_id)
+            self._client.log_artifacts(run_id, str(model_folder), artifact_path="model")
+            if not self._client.search_registered_models(filter_string=f"name='{name}'"):
+                self._client.create_registered_model(name)
+            version = self._client.create_model_version(
+                name,
+                source=f"{run.info.artifact_uri}/model",
+                run_id=run_id,
+                tags={key: _tag(value) for key, value in {**tags, **figures}.items()},
+            )
+        logger.info("registered %s version %s", name, version.version)
+        return str(version.version)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point ``alias`` (``candidate``, ``champion``) at a version, away from any other.
+
+        Raises:
+            TrackingError: there is no such version.
+        """
+        with _refusals(f"version {version} of registered model {name!r}"):
+            self._client.get_model_version(name, version)
+            self._client.set_registered_model_alias(name, alias, version)
+
+    def set_version_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Add tags to a version, such as what its evaluation found.
+
+        Raises:
+            TrackingError: there is no such version.
+        """
+        with _refusals(f"version {version} of registered model {name!r}"):
+            for key, value in tags.items():
+                self._client.set_model_version_tag(name, version, key, _tag(value))
+
+    def get_version(self, name: str, alias: str) -> str | None:
+        """The version that ``alias`` points at; None: the model or the alias does not exist."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+        absent = {ErrorCode.Name(code) for code in (INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST)}
+        try:
+            return str(self._client.get_model_version_by_alias(name, alias).version)
+        except MlflowException as error:
+            if error.error_code in absent:
+                return None
+            message = f"alias {alias!r} of registered model {name!r}: {error.message}"
+            raise TrackingError(message) from error
+
+    def _run_url(self, run: Run) -> str | None:
+        if not self.uri.startswith(("http://", "https://")):
+            return None
+        info = run.info
+        return f"{_without_password(self.uri).rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+
+
+class TrackedRun:
+    """A run that is going on.
+
+    Attributes:
+        run_id: MLflow's id.
+        run_url: its page on the server; None: there is no server.
+    """
+
+    def __init__(self, client: MlflowClient, run: Run, run_url: str | None) -> None:
+        self._client = client
+        self.run_id: str = run.info.run_id
+        self.run_url = run_url
+
+    def log_parameters(self, parameters: Mapping[str, object]) -> None:
+        """Record settings; values longer than MLflow stores are cut, and end in an ellipsis.
+
+        Raises:
+            TrackingError: a parameter was recorded before with another value.
+        """
+        from mlflow.entities import Param
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
+
+        entries = [Param(_key(name), _cut(str(value), MAX_PARAM_VAL_LENGTH)) for name, value in parameters.items()]
+        with _refusals(f"parameters of run {self.run_id}"):
+            for start in range(0, len(entries), MAX_PARAMS_TAGS_PER_BATCH):
+                self._client.log_batch(self.run_id, params=entries[start : start + MAX_PARAMS_TAGS_PER_BATCH])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record figures at a step; ``@`` in a name becomes ``_at_``, which MLflow accepts."""
+        self.log_curves({name: [(step, value)] for name, value in metrics.items()})
+
+    def log_curves(self, curves: Mapping[str, list[tuple[int, float]]]) -> None:
+        """Record whole curves, step and value, in as few calls as MLflow allows."""
+        from mlflow.entities import Metric
+        from mlflow.utils.validation import MAX_METRICS_PER_BATCH
+
+        now = int(time.time() * 1000)
+        entries = [Metric(_key(name), value, now, step) for name, points in curves.items() for step, value in points]
+        with _refusals(f"metrics of run {self.run_id}"):
+            for start in range(0, len(entries), MAX_METRICS_PER_BATCH):
+                self._client.log_batch(self.run_id, metrics=entries[start : start + MAX_METRICS_PER_BATCH])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Add tags, such as links to the orchestrator's run."""
+        with _refusals(f"tags of run {self.run_id}"):
+            for key, value in tags.items():
+                self._client.set_tag(self.run_id, key, _tag(value))
+
+    def log_artifact(self, artifact: Path | bytes, name: str | None = None) -> None:
+        """Store a file, a folder or bytes.
+
+        Args:
+            artifact: path of a file or folder, or the content itself.
+            name: file name for bytes, such as ``recall.png``; for a folder, the folder that it becomes.
+
+        Raises:
+            TrackingError: the path does not exist, or bytes come without a name.
+        """
+        if isinstance(artifact, bytes):
+            if not name:
+                message = "an artifact given as bytes needs a name"
+                raise TrackingError(message)
+            with tempfile.TemporaryDirectory() as folder:
+                staged = Path(folder) / name
+                staged.write_bytes(artifact)
+                self.log_artifact(staged)
+            return
+        if not artifact.exists():
+            message = f"artifact {artifact}: no such file or folder"
+            raise TrackingError(message)
+        with _refusals(f"artifact {artifact.name} of run {self.run_id}"):
+            if artifact.is_dir():
+                self._client.log_artifacts(self.run_id, str(artifact), artifact_path=name or artifact.name)
+            else:
+                self._client.log_artifact(self.run_id, str(artifact))
+
+
+def _connect(uri: str) -> MlflowClient:
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    # Making or migrating the database logs every schema step.
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow.tracking import MlflowClient
+
+    if uri.startswith(_SQLITE):
+        Path(uri.removeprefix(_SQLITE)).resolve().parent.mkdir(parents=True, exist_ok=True)
+    with _refusals(f"tracking URI {_without_password(uri)}"):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        message = f"MLflow, {what}: {error.message}"
+        raise TrackingError(message) from error
+
+
+def _key(name: str) -> str:
+    """A name of the characters and the length that MLflow accepts."""
+    from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH
+
+    return _FOREIGN_CHARACTERS.sub("_", name.replace("@", "_at_"))[:MAX_ENTITY_KEY_LENGTH]
+
+
+def _tag(value: Any) -> str:  # noqa: ANN401 - any value has a text
+    from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+
+    return _cut(str(value), MAX_TAG_VAL_LENGTH)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - len(_CUT)] + _CUT
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)

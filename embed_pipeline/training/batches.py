@@ -1,0 +1,195 @@
+"""Training examples as batches: tokenised once, shuffled by seed, each distinct passage of a batch once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from embed_pipeline.embedding.batches import pad_rows
+from embed_pipeline.training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Every example, with its texts as numbers: a text that occurs twice is one number.
+
+    Attributes:
+        questions: distinct question texts.
+        passages: distinct passage texts.
+        question: number of each example's question.
+        positive: number of each example's positive passage.
+        negatives: numbers of each example's mined negatives.
+        known: for each question number, all passages known to answer it: those of its siblings (examples that share
+            its qa_id) and of the examples that ask the same in the same words.
+    """
+
+    questions: list[str]
+    passages: list[str]
+    question: list[int]
+    positive: list[int]
+    negatives: list[list[int]]
+    known: list[frozenset[int]]
+
+    def __len__(self) -> int:
+        return len(self.question)
+
+
+def number_examples(examples: pl.DataFrame, passages: Mapping[str, str]) -> Examples:
+    """Number the texts of ``training_examples``.
+
+    Args:
+        examples: table ``training_examples``; order does not matter.
+        passages: segment id to text.
+
+    Raises:
+        TrainingError: there are no examples, or one names a segment that is not in ``passages``.
+    """
+    rows = examples.sort("example_id").to_dicts()
+    if not rows:
+        message = "there are no training examples"
+        raise TrainingError(message)
+    question_numbers: dict[str, int] = {}
+    passage_numbers: dict[str, int] = {}
+
+    def number(segment: str) -> int:
+        if segment not in passages:
+            message = f"training example names segment {segment!r}, which is not in the corpus"
+            raise TrainingError(message)
+        return passage_numbers.setdefault(passages[segment], len(passage_numbers))
+
+    question = [question_numbers.setdefault(row["question"], len(question_numbers)) for row in rows]
+    positive = [number(row["positive_segment_id"]) for row in rows]
+    negatives = [[number(segment) for segment in row["negative_segment_ids"]] for row in rows]
+    siblings: dict[str, set[int]] = {}
+    for row, own in zip(rows, positive, strict=True):
+        siblings.setdefault(row["qa_id"], set()).add(own)
+    known: list[set[int]] = [set() for _ in question_numbers]
+    for row, asked in zip(rows, question, strict=True):
+        known[asked] |= siblings[row["qa_id"]]
+    return Examples(
+        questions=list(question_numbers),
+        passages=list(passage_numbers),
+        question=question,
+        positive=positive,
+        negatives=negatives,
+        known=[frozenset(answers) for answers in known],
+    )
+
+
+class Collator:
+    """Example numbers to the padded features and relations that the loss takes; texts are tokenised once, here."""
+
+    # The trainer reads these of every collator.
+    valid_label_columns: tuple[str, ...] = ("label",)
+
+    def __init__(
+        self,
+        examples: Examples,
+        tokenizer: Any,  # noqa: ANN401 - transformers' tokenizers share no public base
+        *,
+        prefixes: tuple[str, str],
+        max_tokens: int,
+    ) -> None:
+        """Tokenise all texts.
+
+        Args:
+            examples: the numbered examples.
+            tokenizer: the model's tokenizer.
+            prefixes: text before every question, and before every passage.
+            max_tokens: longest text, special tokens included.
+        """
+        self.examples = examples
+        self._left = tokenizer.padding_side == "left"
+        self._pad = int(tokenizer.pad_token_id or 0)
+        self._types = "token_type_ids" in tokenizer.model_input_names
+        self._questions = _tokenize(tokenizer, prefixes[0], examples.questions, max_tokens)
+        self._passages = _tokenize(tokenizer, prefixes[1], examples.passages, max_tokens)
+
+    def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
+        """Features of a batch, under the names by which the trainer tells the two sides apart."""
+        chosen = sorted(
+            (row["index"] for row in rows), key=lambda i: (-len(self._questions[self.examples.question[i]]), i)
+        )
+        passages = self._distinct_passages(chosen)
+        return {
+            **self._features("question", [self._questions[self.examples.question[i]] for i in chosen]),
+            **self._features("passage", [self._passages[passage] for passage in passages]),
+            "label": self._relations(chosen, passages),
+        }
+
+    def tokens(self, rows: Sequence[int]) -> int:
+        """Tokens of a batch of these examples, without padding."""
+        questions = sum(len(self._questions[self.examples.question[i]]) for i in rows)
+        return questions + sum(len(self._passages[passage]) for passage in self._distinct_passages(rows))
+
+    def _distinct_passages(self, rows: Sequence[int]) -> list[int]:
+        distinct = {passage for i in rows for passage in (self.examples.positive[i], *self.examples.negatives[i])}
+        return sorted(distinct, key=lambda passage: (-len(self._passages[passage]), passage))
+
+    def _relations(self, rows: Sequence[int], passages: Sequence[int]) -> Tensor:
+        import torch
+
+        from embed_pipeline.training.loss import IGNORED, NEGATIVE, POSITIVE
+
+        place = {passage: column for column, passage in enumerate(passages)}
+        relations = torch.full((len(rows), len(passages)), NEGATIVE, dtype=torch.int8)
+        for row, example in enumerate(rows):
+            known = self.examples.known[self.examples.question[example]]
+            relations[row, [place[passage] for passage in known if passage in place]] = IGNORED
+            relations[row, place[self.examples.positive[example]]] = POSITIVE
+        return relations
+
+    def _features(self, side: str, rows: Sequence[Tokens]) -> dict[str, Tensor]:
+        import torch
+
+        ids, mask = (torch.from_numpy(array) for array in pad_rows(rows, self._pad, left=self._left))
+        features = {f"{side}_input_ids": ids, f"{side}_attention_mask": mask}
+        return features | ({f"{side}_token_type_ids": torch.zeros_like(ids)} if self._types else {})
+
+
+class ShuffledBatches:
+    """Batches of example numbers in an order that seed and epoch alone decide; sizes differ by at most one.
+
+    A short last batch would give its examples few negatives, so the examples are spread evenly.
+    """
+
+    drop_last = False
+
+    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
+        self.batch_size = batch_size
+        self._examples = examples
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order: the trainer calls this at the start of every pass."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self._examples / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._examples)
+        yield from (batch.tolist() for batch in np.array_split(order, len(self)))
+
+
+def _tokenize(tokenizer: Any, prefix: str, texts: Sequence[str], max_tokens: int) -> list[Tokens]:  # noqa: ANN401 - as above
+    rows = tokenizer(
+        [prefix + text for text in texts],
+        truncation=True,
+        max_length=max_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    return [np.asarray(row, dtype=np.int32) for row in rows]

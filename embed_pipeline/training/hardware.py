@@ -1,0 +1,78 @@
+"""What this machine trains in: precision, and how many tokens' activations it can hold."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from embed_pipeline.settings import Embedding
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Precision = Literal["fp32", "bf16"]
+
+_MEMORY_SHARE = 0.35
+# Activations kept for the backward pass, in values per token, layer and hidden unit (Korthikanti et al. 2022, eq. 1,
+# without tensor parallelism: 34 bytes at two bytes a value), rounded up for attention maps.
+_VALUES_PER_UNIT = 24
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def training_precision(embedding: Embedding, device: torch.device) -> Precision:
+    """``embedding.precision``, or for ``auto`` bf16 where ``device`` computes in it natively."""
+    if embedding.precision != "auto":
+        return embedding.precision
+    if device.type == "cuda":
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """True where the processor multiplies bfloat16 natively (AVX512-BF16 or AMX); False where that is not known."""
+    if not cpuinfo.exists():
+        return False
+    flags = next((line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("flags")), "")
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+
+
+def activation_tokens(model: nn.Module, precision: Precision, device: torch.device) -> int:
+    """Tokens whose activations fit in a share of this machine's memory, for one backward pass over them all.
+
+    It depends on the machine's total memory alone, so that the same machine always decides alike.
+    """
+    encoder = next(iter(model.children()), None)
+    config: Any = getattr(getattr(encoder, "auto_model", None), "config", None)
+    layers = int(getattr(config, "num_hidden_layers", 0) or 12)
+    hidden = int(getattr(config, "hidden_size", 0) or 768)
+    bytes_per_token = layers * hidden * _VALUES_PER_UNIT * (2 if precision == "bf16" else 4)
+    return max(1, int(total_memory(device) * _MEMORY_SHARE) // bytes_per_token)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of the device; for the CPU, of the machine or of the container's limit."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil  # type: ignore[import-untyped]  # psutil ships no types
+
+    limits = [int(psutil.virtual_memory().total)]
+    for path in _CGROUP_LIMITS:
+        text = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for run records."""
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

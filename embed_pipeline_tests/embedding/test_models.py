@@ -1,0 +1,147 @@
+"""Finding and loading models; what a folder brings along is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embed_pipeline.embedding import models
+from embed_pipeline.embedding.models import ModelError, base_model_name, load_model, resolve_model
+from embed_pipeline.settings import Embedding
+
+CPU = Embedding(device="cpu")
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_resolves_folders_and_hub_names(tiny_model, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    assert resolve_model("tiny") == resolve_model(tiny_model) == str(tiny_model.resolve())
+    assert resolve_model("sentence-transformers/all-MiniLM-L6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+    for missing in ("./absent", "/no/such/model", Path("absent")):
+        with pytest.raises(ModelError, match="no such folder"):
+            resolve_model(missing)
+
+
+def test_a_missing_wheel_says_how_to_install(monkeypatch):
+    monkeypatch.setattr(models, "_PACKAGE", "no_such_wheel")
+    with pytest.raises(ModelError, match="pip install"):
+        resolve_model("packaged")
+
+
+def test_published_name_is_never_a_path(tiny_model):
+    assert base_model_name(Embedding()) == "sentence-transformers/all-MiniLM-L6-v2"
+    assert base_model_name(Embedding(model=str(tiny_model))) == "tiny"
+    assert base_model_name(Embedding(model="org/name")) == "org/name"
+
+
+def test_prefixes_come_from_settings_before_the_model(folder):
+    edit(folder / "config_sentence_transformers.json", prompts={"query": "q: ", "passage": "p: "})
+    assert load_model(folder, CPU).prompts["query"] == "q: "
+    assert load_model(folder, CPU).prompts["document"] == "p: "
+    changed = load_model(folder, Embedding(device="cpu", query_prefix="ask: ", passage_prefix=""))
+    assert (changed.prompts["query"], changed.prompts["document"]) == ("ask: ", "")
+
+
+def test_half_precision_weights_are_computed_in_full(folder):
+    import torch
+
+    load_model(folder, CPU).half().save(str(folder))
+    assert {p.dtype for p in load_model(folder, CPU).parameters()} == {torch.float32}
+
+
+class Payload:
+    """Unpickling it would create a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return (Path.touch, (self.target,))
+
+
+def pickled_weights(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(folder / "ran")))
+    return "pytorch_model.bin"
+
+
+def pickle_file(folder: Path) -> str:
+    (folder / "1_Pooling" / "extra.pkl").write_bytes(pickle.dumps(Payload(folder / "ran")))
+    return "extra.pkl"
+
+
+def auto_map(folder: Path) -> str:
+    edit(folder / "config.json", auto_map={"AutoModel": "modeling_own.Model"})
+    (folder / "modeling_own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    return "config.json"
+
+
+def tokenizer_auto_map(folder: Path) -> str:
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Tokenizer", None]})
+    return "tokenizer_config.json"
+
+
+def foreign_module(folder: Path) -> str:
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text())
+    modules[1]["type"] = "own_pooling.Pooling"
+    path.write_text(json.dumps(modules))
+    (folder / "own_pooling.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    return "modules.json"
+
+
+def foreign_route(folder: Path) -> str:
+    (folder / "router_config.json").write_text(json.dumps({"types": {"0_Own": "os.system"}}))
+    return "router_config.json"
+
+
+@pytest.mark.parametrize(
+    "tamper", [pickled_weights, pickle_file, auto_map, tokenizer_auto_map, foreign_module, foreign_route]
+)
+def test_pickles_and_own_code_are_refused_by_name(folder, tamper):
+    name = tamper(folder)
+    with pytest.raises(ModelError, match=name):
+        load_model(folder, CPU)
+    assert not (folder / "ran").exists()
+
+
+def test_a_trusted_model_is_not_looked_through(folder):
+    pickle_file(folder)
+    assert load_model(folder, Embedding(device="cpu", trust_remote_code=True)).max_seq_length == 64
+
+
+def test_pickled_weights_beside_safetensors_are_not_read(folder):
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(folder / "ran")))
+    vectors = load_model(folder, CPU).encode(["python"])
+    assert np.isfinite(vectors).all()
+    assert not (folder / "ran").exists()
+
+
+def test_a_broken_folder_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(folder, CPU)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read as JSON"):
+        load_model(folder, CPU)
+
+
+def test_cuda_where_there_is_none_is_an_error(tiny_model, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="no CUDA device"):
+        load_model(tiny_model, Embedding(device="cuda"))

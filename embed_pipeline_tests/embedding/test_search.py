@@ -1,0 +1,124 @@
+"""Exact search against brute force, and BM25."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embed_pipeline.embedding import search as search_module
+from embed_pipeline.embedding.search import BM25, search, top_indices
+
+
+def brute_force(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    scores = (queries.astype(np.float64) @ corpus.astype(np.float64).T).astype(np.float32)
+    positions = np.broadcast_to(np.arange(len(corpus)), scores.shape)
+    order = np.lexsort((positions, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 90), st.integers(1, 6)),
+    k=st.integers(1, 100),
+    whole=st.booleans(),
+)
+def test_equals_brute_force_ties_included(device, seed, shape, k, whole):
+    rng = np.random.default_rng(seed)
+    queries_count, corpus_count, dimensions = shape
+    draw = (lambda n: rng.integers(-1, 2, (n, dimensions))) if whole else (lambda n: rng.normal(size=(n, dimensions)))
+    queries, corpus = (draw(n).astype(np.float32) for n in (queries_count, corpus_count))
+    hits = search(queries, corpus, k, device=device)
+    scores, indices = brute_force(queries, corpus, k)
+    np.testing.assert_array_equal(hits.indices, indices)
+    np.testing.assert_array_equal(hits.scores, scores)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_more_copies_than_candidates_come_in_corpus_order(device):
+    rng = np.random.default_rng(3)
+    corpus = rng.normal(size=(600, 8)).astype(np.float32)
+    corpus[100:500] = corpus[599] * 2
+    hits = search(np.ascontiguousarray(corpus[599:]), corpus, 7, device=device)
+    assert hits.indices.tolist() == [list(range(100, 107))]
+
+
+def test_tiles_change_nothing(monkeypatch):
+    rng = np.random.default_rng(4)
+    queries = rng.normal(size=(50, 16)).astype(np.float32)
+    corpus = rng.normal(size=(700, 16)).astype(np.float32)
+    whole = search(queries, corpus, 20)
+    monkeypatch.setattr(search_module, "_TILE_BYTES", 4096)
+    for device in (None, "cpu"):
+        tiled = search(queries, corpus, 20, device=device)
+        np.testing.assert_array_equal(tiled.indices, whole.indices)
+        np.testing.assert_array_equal(tiled.scores, whole.scores)
+
+
+def test_k_beyond_the_corpus_gives_the_corpus():
+    corpus = np.eye(3, dtype=np.float32)
+    assert search(corpus, corpus, 10).indices.shape == (3, 3)
+    assert search(corpus, corpus[:0], 10).indices.shape == (3, 0)
+    assert search(corpus[:0], corpus, 2).scores.shape == (0, 2)
+
+
+def test_memory_stays_bounded():
+    rng = np.random.default_rng(5)
+    queries = rng.normal(size=(3000, 16)).astype(np.float32)
+    corpus = rng.normal(size=(40_000, 16)).astype(np.float32)
+    tracemalloc.start()
+    search(queries, corpus, 100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 256 * 2**20
+
+
+def test_rank_of():
+    corpus = np.eye(3, dtype=np.float32)
+    hits = search(corpus[:1], corpus, 2)
+    assert (hits.rank_of(0, 0), hits.rank_of(0, 1), hits.rank_of(0, 2)) == (1, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("queries", "corpus", "k", "message"),
+    [
+        (np.ones((1, 2), np.float64), np.ones((1, 2), np.float32), 1, "queries must be a float32 matrix, got float64"),
+        (np.ones((1, 2), np.float32), np.ones(2, np.float32), 1, r"corpus must be .* shape \(2,\)"),
+        (np.ones((1, 2), np.float32), np.ones((1, 3), np.float32), 1, "queries have 2 dimensions, corpus has 3"),
+        (np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), 0, "k is 0"),
+        (np.ones((1, 2), np.float32), np.full((1, 2), np.nan, np.float32), 1, "corpus has values that are not finite"),
+        (np.ones((1, 2), np.float32), np.ones((2, 4), np.float32).T[:2].T, 1, "contiguous"),
+    ],
+)
+def test_bad_input_is_named(queries, corpus, k, message):
+    with pytest.raises(ValueError, match=message):
+        search(queries, corpus, k)
+
+
+def test_top_indices_prefers_lower_positions():
+    scores = np.array([1, 3, 2, 3, 2, 2], np.float32)
+    assert top_indices(scores, 4).tolist() == [1, 3, 2, 4]
+    assert top_indices(scores, 9).tolist() == [1, 3, 2, 4, 5, 0]
+
+
+def test_bm25_finds_words_and_pads():
+    texts = ["a cat sat on a mat", "dogs chase cats", "python generator", "python generator", "the"]
+    index = BM25(texts)
+    hits = index.search(["generator in python", "cat", "zebra", "the"], 3)
+    assert hits.indices.tolist() == [[2, 3, -1], [0, -1, -1], [-1, -1, -1], [-1, -1, -1]]
+    assert hits.scores[0, 0] == hits.scores[0, 1] > 0
+    assert hits.scores[2].tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(index.scores("generator in python")[[2, 3]], hits.scores[0, :2])
+    assert index.scores("nothing known").shape == (5,)
+
+
+def test_bm25_refuses_nothing():
+    with pytest.raises(ValueError, match="at least one text"):
+        BM25([])
+    with pytest.raises(ValueError, match="k is 0"):
+        BM25(["word"]).search(["word"], 0)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from embed_pipeline.evaluation import plots
+from embed_pipeline.evaluation.query_sets import QuerySet
+from embed_pipeline.evaluation.report import write_report
+from embed_pipeline.evaluation.retrieval import Comparison, compare
+from embed_pipeline.settings import Settings
+from embed_pipeline_tests.evaluation import material
+from embed_pipeline_tests.tiny import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def comparison(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    settings = Settings.model_validate({"embedding": {"device": "cpu"}, "evaluation": {"bootstrap_samples": 200}})
+    other = write_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=5)
+    harder = QuerySet(
+        "hard",
+        {f"h{i}": f"<b>how</b> is | {word}" for i, word in enumerate(material.WORDS)},
+        {f"h{i}": {f"s{2 * i + 1:02}": 1} for i in range(10)},
+    )
+    return compare(tiny_model, other, material.corpus(), [material.generated(), material.labelled(), harder], settings)
+
+
+def test_the_page_holds_everything_and_escapes_what_it_quotes(comparison: Comparison, tmp_path: Path) -> None:
+    html, markdown = write_report(comparison, tmp_path / "report", {"base": "tiny & small"})
+    page = html.read_text()
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
+    assert "tiny &amp; small" in page
+    assert "<b>how</b>" not in page
+    assert "&lt;b&gt;how&lt;/b&gt;" in page
+    for verdict in comparison.verdicts.values():
+        assert verdict.sentence in page
+        assert verdict.sentence in markdown.read_text()
+    assert "hop_count=2" in page
+    assert "Worst regressions" in page
+
+
+def test_markdown_tables_are_whole(comparison: Comparison, tmp_path: Path) -> None:
+    _, markdown = write_report(comparison, tmp_path, {})
+    lines = markdown.read_text().splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("|---")]
+    assert len(starts) == 4
+    for start in starts:
+        assert lines[start - 1].startswith("| ")
+        assert lines[start + 1].count("|") == lines[start].count("|")
+
+
+def test_pictures_are_png(comparison: Comparison) -> None:
+    pictures = [
+        plots.recall_curves(comparison.metrics, "people"),
+        plots.headline_bars(comparison.metrics),
+        plots.training_curves([(1, 2.0), (2, 1.0)], [(0, 0.5), (2, 0.6)], 2),
+        plots.training_curves([(1, 2.0)], [], 1),
+    ]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert plots.markdown_image(pictures[0]).startswith("![plot](data:image/png;base64,iVBOR")

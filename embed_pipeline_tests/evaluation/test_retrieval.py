@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
+from embed_pipeline.evaluation.retrieval import Comparison, compare
+from embed_pipeline.settings import Settings
+from embed_pipeline.tables import QUESTION_RESULTS, RETRIEVAL_EVALUATION, validate
+from embed_pipeline_tests.evaluation import material
+from embed_pipeline_tests.tiny import write_tiny_model
+
+SETTINGS = Settings.model_validate({"embedding": {"device": "cpu"}, "evaluation": {"bootstrap_samples": 200}})
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=9)
+
+
+@pytest.fixture(scope="module")
+def comparison(tiny_model: Path, other_model: Path) -> Comparison:
+    sets = [material.generated(), material.labelled()]
+    return compare(tiny_model, other_model, material.corpus(), sets, SETTINGS)
+
+
+def figure(frame: pl.DataFrame, **where: object) -> dict[str, float]:
+    return frame.filter(**where).row(0, named=True)
+
+
+def test_every_metric_of_every_system_is_there_with_slices(comparison: Comparison) -> None:
+    validate(comparison.metrics, RETRIEVAL_EVALUATION)
+    validate(comparison.questions, QUESTION_RESULTS)
+    generated, people = 3 * 4 * 5 * 6, 4 * 5 * 6
+    assert comparison.metrics.height == generated + people
+    assert set(comparison.verdicts) == {"generated", "people"}
+    base = comparison.metrics.filter(system="base")
+    assert not base.select("difference", "difference_low", "difference_high").to_numpy().any()
+    assert (
+        figure(comparison.metrics, slice="hop_count=2", metric="MAP", k=5, system="tuned", query_set="generated")[
+            "queries"
+        ]
+        == 2
+    )
+
+
+def test_a_question_that_is_its_passage_is_found_by_every_dense_model(comparison: Comparison) -> None:
+    for system in ("base", "tuned"):
+        found = figure(comparison.metrics, query_set="generated", slice="all", system=system, metric="nDCG", k=10)
+        assert found["value"] == pytest.approx(1.0)
+
+
+def test_differences_are_tuned_less_base(comparison: Comparison) -> None:
+    questions = comparison.questions.filter(query_set="people")
+    difference = (questions["tuned_ndcg_10"] - questions["base_ndcg_10"]).mean()
+    found = figure(comparison.metrics, query_set="people", slice="all", system="tuned", metric="nDCG", k=10)
+    assert found["difference"] == pytest.approx(difference)
+    assert found["difference_low"] <= found["difference"] <= found["difference_high"]
+    assert comparison.verdicts["people"].difference == pytest.approx(difference)
+
+
+def test_the_same_text_is_the_same_answer(tiny_model: Path) -> None:
+    # s19 repeats s00, so both are found and both count: the ranking could not tell them apart.
+    asked = QuerySet("generated", {"q": "the same text"}, {"q": {"s19": 1}})
+    found = compare(tiny_model, tiny_model, material.corpus(), [asked], SETTINGS)
+    assert figure(found.metrics, system="base", metric="MRR", k=1)["value"] == 1.0
+    assert figure(found.metrics, system="base", metric="Recall", k=1)["value"] == 0.5
+    assert figure(found.metrics, system="base", metric="Recall", k=5)["value"] == 1.0
+
+
+def test_a_set_with_its_own_corpus_is_evaluated_over_that(tiny_model: Path) -> None:
+    own = QuerySet("own", {"q": "python"}, {"q": {"d1": 1}}, corpus=Passages(("d1", "d2"), ("python", "list")))
+    found = compare(tiny_model, tiny_model, material.corpus(), [own], SETTINGS)
+    assert found.questions["base_first"].to_list() == ["d1"]
+    assert set(found.passages) == {"d1"}
+
+
+def test_readers_are_warned(comparison: Comparison) -> None:
+    text = "\n".join(comparison.warnings)
+    assert "generated: only 6 questions" in text
+    assert "stand in the passage that answers them" in text
+    assert "embedded again" in text
+    assert "no questions written by people" not in text
+
+
+def test_inputs_that_cannot_be_evaluated_are_named(tiny_model: Path) -> None:
+    def evaluate(*sets: QuerySet) -> None:
+        compare(tiny_model, tiny_model, material.corpus(), sets, SETTINGS)
+
+    with pytest.raises(EvaluationError, match="no query set"):
+        evaluate()
+    with pytest.raises(EvaluationError, match="'generated' has no queries"):
+        evaluate(dataclasses.replace(material.generated(), queries={}))
+    with pytest.raises(EvaluationError, match="two query sets are named"):
+        evaluate(material.generated(), material.generated())
+    with pytest.raises(EvaluationError, match="'q' is answered by 's99'"):
+        evaluate(QuerySet("x", {"q": "a"}, {"q": {"s99": 1}}))

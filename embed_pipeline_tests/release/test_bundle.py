@@ -1,0 +1,131 @@
+"""The bundle: loads with sentence-transformers and onnxruntime, and says when it was changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.release.bundle import BundleError, Lineage, read_manifest, verify_bundle, write_bundle
+
+LINEAGE = Lineage(
+    version="3",
+    created_from={"training_examples": "abc123"},
+    metrics={"test": {"base": {"nDCG@10": 0.5}, "tuned": {"nDCG@10": 0.625}}},
+    parity={"min_cosine": 0.9999999},
+    mlflow={"model_version": "7"},
+)
+
+
+@pytest.fixture(scope="module")
+def written(tiny_model: Path, tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("trained") / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/someone/base"}))
+    (model / "README.md").write_text("finetuned from /home/someone/base")
+    (model / "training_args.bin").write_bytes(b"pickle")
+    bundle = tmp_path_factory.mktemp("release") / "bundle"
+    write_bundle(bundle, model=model, onnx_folder=tiny_export, lineage=LINEAGE)
+    return bundle
+
+
+@pytest.fixture
+def bundle(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "bundle"))
+
+
+def test_both_forms_load_and_agree(bundle):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(bundle / "model"), device="cpu", local_files_only=True)
+    backend = OnnxBackend(bundle / "onnx", threads=1)
+    texts = ["python class", "value of a function"]
+    pairs = (
+        (model.encode_query(texts), backend.encode(texts, "query")),
+        (model.encode_document(texts), backend.encode(texts, "passage")),
+    )
+    for left, right in pairs:
+        assert (left * right).sum(axis=1).min() >= 0.99999
+    assert not np.allclose(pairs[0][1], pairs[1][1])
+
+
+def test_the_manifest_says_what_it_holds(bundle):
+    manifest = verify_bundle(bundle)
+    assert manifest == read_manifest(bundle)
+    assert (manifest.version, manifest.created_from, manifest.metrics) == (
+        "3",
+        LINEAGE.created_from,
+        LINEAGE.metrics,
+    )
+    assert manifest.model.model_dump() == {
+        "dimensions": 32,
+        "max_tokens": 64,
+        "query_prefix": "what is ",
+        "passage_prefix": "the ",
+        "base_model": "sentence-transformers/all-MiniLM-L6-v2",
+        "matryoshka_dimensions": [],
+    }
+    assert {"README.md", "model/model.safetensors", "onnx/model.onnx", "onnx/tokenizer.json"} <= set(manifest.files)
+
+
+def test_training_leftovers_and_paths_stay_behind(bundle):
+    contents = {path.name: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    assert "training_args.bin" not in contents
+    assert not any(b"/home/someone" in content for content in contents.values())
+
+
+def test_the_card_has_front_matter_figures_and_prefixes(bundle):
+    card = (bundle / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: sentence-transformers\n")
+    for part in ("| test.tuned.nDCG@10 | 0.625 |", "| query | `what is ` |", "abc123", "encode_query", "onnxruntime"):
+        assert part in card
+    assert (bundle / "model" / "README.md").read_text() == card
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "onnx/model.onnx", "README.md"])
+def test_a_changed_or_missing_file_is_named(bundle, name):
+    path = bundle / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} is not the file"):
+        verify_bundle(bundle)
+    path.unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        verify_bundle(bundle)
+
+
+def test_an_added_file_is_named(bundle):
+    (bundle / "model" / "extra.pkl").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"model/extra\.pkl is not in the manifest"):
+        verify_bundle(bundle)
+
+
+def test_a_file_outside_the_bundle_is_refused(bundle):
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in ("../outside", "/etc/hostname"):
+        path.write_text(json.dumps({**manifest, "files": {name: "0"}}))
+        with pytest.raises(BundleError, match="lies outside"):
+            verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"format": 2}', "[]"])
+def test_what_is_no_manifest_is_refused(bundle, text):
+    path = bundle / "manifest.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        read_manifest(bundle)
+
+
+def test_a_full_folder_and_a_folder_that_is_no_model_are_refused(bundle, tiny_export, tmp_path):
+    with pytest.raises(BundleError, match="not empty"):
+        write_bundle(bundle, model=bundle / "model", onnx_folder=tiny_export, lineage=LINEAGE)
+    with pytest.raises(BundleError, match="sentence-transformers folder"):
+        write_bundle(tmp_path / "new", model=tmp_path, onnx_folder=tiny_export, lineage=LINEAGE)
+    with pytest.raises(BundleError, match=r"embedding_config\.json"):
+        write_bundle(tmp_path / "new", model=bundle / "model", onnx_folder=tmp_path, lineage=LINEAGE)
