@@ -1,0 +1,1 @@
+"""The release behind HTTP: an OpenAI-compatible embedding endpoint."""

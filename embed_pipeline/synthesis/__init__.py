@@ -1,0 +1,1 @@
+"""Segments to question-answer pairs to scores to accepted pairs."""

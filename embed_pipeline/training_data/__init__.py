@@ -1,0 +1,1 @@
+"""Accepted pairs to split, hard negatives and training examples."""
