@@ -6,6 +6,7 @@ model will meet.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from embed_pipeline.embedding.search import Hits, search
 from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.settings import Embedding, Release
 
+PARITY_FILE = "parity.json"
+"""In an export's folder: the figures, as :meth:`Parity.as_dict` gives them."""
 _DEPTH = 10
 _WORST = 10
 _SHOWN_CHARACTERS = 120
@@ -80,6 +83,21 @@ class Parity:
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values, as the manifest keeps them."""
         return asdict(self) | {"worst": [asdict(text) for text in self.worst]}
+
+
+def read_parity(onnx_folder: Path) -> Parity:
+    """The figures that were measured when ``onnx_folder`` was written.
+
+    Raises:
+        ReleaseError: they are missing or damaged.
+    """
+    path = onnx_folder / PARITY_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Parity(**{**values, "worst": tuple(WorstText(**text) for text in values["worst"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path} does not hold the export's parity ({error}); export the model again"
+        raise ReleaseError(message) from error
 
 
 def measure_parity(

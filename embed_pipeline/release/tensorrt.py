@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 ENGINE_CONFIG_FILE = "engine.json"
 TIMING_CACHE_FILE = "timing.cache"
+UNAVAILABLE_FILE = "not_built.txt"
+"""In place of an engine: the reason why this machine cannot build one."""
 INPUTS = ("input_ids", "attention_mask")
 
 

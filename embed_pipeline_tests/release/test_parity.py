@@ -35,7 +35,8 @@ def test_an_export_passes(tiny_model, tiny_export, exporting):
 def test_one_perturbed_weight_fails(tiny_model, tiny_export, exporting, tmp_path):
     folder = Path(shutil.copytree(tiny_export, tmp_path / "onnx"))
     model = onnx.load(str(folder / "model.onnx"))
-    weight = next(t for t in model.graph.initializer if list(t.dims) == [32, 32])
+    # Of the feed-forward part: in a random model's attention one query or key weight changes next to nothing.
+    weight = next(t for t in model.graph.initializer if sorted(t.dims) == [32, 64])
     values = numpy_helper.to_array(weight).copy()
     values.flat[0] += 0.5
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))

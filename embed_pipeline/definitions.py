@@ -1,0 +1,27 @@
+"""The Dagster entry point: every asset in the order in which data flows, checks, jobs, storage and executor."""
+
+import dagster as dg
+from upath import UPath
+
+from embed_pipeline.orchestration.checks import all_checks
+from embed_pipeline.orchestration.executors import stage_executor
+from embed_pipeline.orchestration.io_managers import ModelFolderIOManager, ParquetIOManager
+from embed_pipeline.orchestration.jobs import all_assets, all_jobs
+from embed_pipeline.orchestration.resources import MLflow
+from embed_pipeline.settings import load_settings
+
+_settings = load_settings()
+_store = _settings.paths.store
+
+defs = dg.Definitions(
+    assets=all_assets,
+    asset_checks=all_checks,
+    jobs=all_jobs,
+    resources={
+        "tables": ParquetIOManager(UPath(_store / "tables"), _settings.seed),
+        "models": ModelFolderIOManager(_store / "models"),
+        "bundles": ModelFolderIOManager(_store),
+        "mlflow": MLflow.of(_settings),
+    },
+    executor=stage_executor(_settings.orchestration),
+)

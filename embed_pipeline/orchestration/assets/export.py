@@ -1,0 +1,136 @@
+"""The fine-tuned model as ONNX and, where it can be built, as a TensorRT engine; then the release bundle."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from embed_pipeline.evaluation.gates import release_failures
+from embed_pipeline.evaluation.query_sets import generated_set
+from embed_pipeline.orchestration.executors import gpu_step
+from embed_pipeline.orchestration.failures import explained
+from embed_pipeline.orchestration.io_managers import name_by_content, stage_folder
+from embed_pipeline.orchestration.outputs import stored
+from embed_pipeline.orchestration.presentation import OWNERS, figures, markdown_table
+from embed_pipeline.orchestration.resources import newest_metadata
+from embed_pipeline.release.bundle import Lineage, write_bundle
+from embed_pipeline.release.onnx_export import ReleaseError, export_onnx
+from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
+from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailable, build_engine
+from embed_pipeline.settings import load_settings
+
+GROUP = "export"
+_SETTINGS = load_settings()
+_EXPORT_VERSION = _SETTINGS.digest("release", "embedding")
+
+
+@dg.asset(
+    description="The model as one ONNX graph, pooling and normalisation included, measured against the original.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"onnx"},
+    io_manager_key="models",
+    code_version=_EXPORT_VERSION,
+)
+def onnx_model(
+    context: dg.AssetExecutionContext,
+    finetuned_model: Path,
+    corpus: pl.DataFrame,
+    qa_dataset: pl.DataFrame,
+    dataset_split: pl.DataFrame,
+) -> dg.Output[Any]:
+    """Export, then measure vectors and rankings against the original on the evaluation corpus."""
+    settings = load_settings()
+    staged = stage_folder(settings.paths.store / "models", "onnx_model")
+    test = generated_set(qa_dataset, dataset_split, "test")
+    texts = dict(corpus.select("segment_id", "text").iter_rows())
+    with explained():
+        export_onnx(finetuned_model, staged, settings.release, settings.embedding)
+        parity = measure_parity(finetuned_model, staged, texts, test.queries, test.qrels, embedding=settings.embedding)
+    (staged / PARITY_FILE).write_text(json.dumps(parity.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return stored(context, name_by_content(staged), settings, metadata=_shown(parity))
+
+
+@dg.asset(
+    description="The model as a TensorRT engine for this machine's GPU; where none can be built, the plain reason.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"tensorrt"},
+    io_manager_key="models",
+    code_version=_EXPORT_VERSION,
+    op_tags=gpu_step(),
+    pool="gpu",
+)
+def tensorrt_engine(context: dg.AssetExecutionContext, onnx_model: Path) -> dg.Output[Any]:
+    """Build the engine, or record why this machine cannot."""
+    settings = load_settings()
+    staged = stage_folder(settings.paths.store / "models", "tensorrt_engine")
+    try:
+        with explained():
+            status = build_engine(onnx_model, staged).name
+    except TensorRTUnavailable as unavailable:
+        status = f"not built: {unavailable}"
+        (staged / UNAVAILABLE_FILE).write_text(f"{unavailable}\n", encoding="utf-8")
+    context.log.info(status)
+    return stored(context, name_by_content(staged), settings, metadata={"status": status})
+
+
+@dg.asset(
+    description="The release bundle: model, ONNX, engine, manifest with hashes, figures and lineage, and model card.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"onnx", "mlflow"},
+    io_manager_key="bundles",
+    code_version=_EXPORT_VERSION,
+)
+def release(
+    context: dg.AssetExecutionContext,
+    finetuned_model: Path,
+    onnx_model: Path,
+    tensorrt_engine: Path,
+    retrieval_evaluation: pl.DataFrame,
+) -> dg.Output[Any]:
+    """Bundle what passed the gates; a model that is not better, or an export that differs, is refused."""
+    settings = load_settings()
+    parity = read_parity(onnx_model)
+    version = newest_metadata(context.instance, "finetuned_model", "mlflow_version") or "0"
+    staged = stage_folder(settings.paths.store, "release")
+    with explained():
+        failures = release_failures(retrieval_evaluation, settings.evaluation) + parity.failures(settings.release)
+        if failures:
+            raise ReleaseError(f"not released: {'; '.join(failures)}")
+        made_from = {"finetuned_model": finetuned_model.name, "onnx_model": onnx_model.name}
+        digest = hashlib.sha256(json.dumps([made_from, tensorrt_engine.name]).encode()).hexdigest()
+        lineage = Lineage(
+            version=f"v{version}-{digest[:8]}",
+            created_from=made_from,
+            metrics=_headline(retrieval_evaluation),
+            parity={name: value for name, value in parity.as_dict().items() if name != "worst"},
+            mlflow={"model": settings.tracking.registered_model, "version": version},
+        )
+        built = not (tensorrt_engine / UNAVAILABLE_FILE).exists()
+        engine = tensorrt_engine if built else None
+        manifest = write_bundle(
+            staged, model=finetuned_model, onnx_folder=onnx_model, lineage=lineage, engine_folder=engine
+        )
+    named = staged.rename(staged.with_name(manifest.version))
+    facts = figures({"version": manifest.version, "files": sorted(manifest.files), "metrics": manifest.metrics})
+    return stored(context, named, settings, metadata=facts)
+
+
+def _headline(metrics: pl.DataFrame) -> dict[str, Any]:
+    """Query set to system to its nDCG@10 and Recall@10."""
+    rows = metrics.filter((pl.col("slice") == "all") & (pl.col("k") == 10) & pl.col("metric").is_in(["nDCG", "Recall"]))  # noqa: PLR2004 - the headline figures are at 10
+    table: dict[str, Any] = {}
+    for row in rows.to_dicts():
+        table.setdefault(row["query_set"], {}).setdefault(row["system"], {})[f"{row['metric']}@10"] = row["value"]
+    return table
+
+
+def _shown(parity: Parity) -> dict[str, Any]:
+    numbers = {name: value for name, value in parity.as_dict().items() if isinstance(value, int | float)}
+    worst = [[text.kind, text.id, f"{text.cosine:.7f}", text.text] for text in parity.worst]
+    return {**numbers, "worst_texts": markdown_table(["kind", "id", "cosine", "text"], worst)}

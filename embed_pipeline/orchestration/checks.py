@@ -1,0 +1,152 @@
+"""Every threshold as an asset check: the value, its bound, and what to look at when it fails."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from embed_pipeline.evaluation.gates import release_failures
+from embed_pipeline.orchestration.presentation import markdown_table
+from embed_pipeline.release.manifest import BundleError, verify_bundle
+from embed_pipeline.release.parity import read_parity
+from embed_pipeline.serving.deployment import deployment_failures
+from embed_pipeline.settings import load_settings
+from embed_pipeline.training_data.audit import negatives_failures
+from embed_pipeline.training_data.split import split_failures
+
+_WORST = 10
+
+
+def _at_least(value: float, bound: float, *, hard: bool = True, **metadata: Any) -> dg.AssetCheckResult:  # noqa: ANN401 - any metadata
+    """A value against its lower bound; ``hard``: below it is an error, else a warning."""
+    return dg.AssetCheckResult(
+        passed=value >= bound,
+        severity=dg.AssetCheckSeverity.ERROR if hard else dg.AssetCheckSeverity.WARN,
+        description=f"{value:.4g}, bound {bound:.4g}",
+        metadata={"value": value, "bound": bound, **metadata},
+    )
+
+
+def _none_of(failures: Sequence[str]) -> dg.AssetCheckResult:
+    """No failure: each is a sentence."""
+    return dg.AssetCheckResult(
+        passed=not failures,
+        description="; ".join(failures) or "nothing found",
+        metadata={"failures": dg.MetadataValue.json(list(failures))},
+    )
+
+
+def _rejected(decisions: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """The best-scored pairs that were turned away."""
+    rows = decisions.filter(~pl.col("accepted")).sort("overall", "qa_id", descending=[True, False]).head(_WORST)
+    columns = ["qa_id", "reason", "overall", "round_trip_rank", "question"]
+    return markdown_table(columns, rows.select(columns).rows())
+
+
+@dg.asset_check(asset="qa_dataset", blocking=True, description="Enough accepted pairs to train on.")
+def enough_accepted_pairs(qa_dataset: pl.DataFrame) -> dg.AssetCheckResult:
+    """``synthesis.min_accepted_pairs``."""
+    return _at_least(qa_dataset.height, load_settings().synthesis.min_accepted_pairs)
+
+
+@dg.asset_check(
+    asset="qa_decisions",
+    blocking=True,
+    description="The generator's questions are good enough to be worth training on.",
+)
+def acceptance_rate(qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
+    """``synthesis.min_acceptance_rate``."""
+    share = float(qa_decisions["accepted"].mean() or 0.0)  # type: ignore[arg-type]  # a boolean column
+    return _at_least(share, load_settings().synthesis.min_acceptance_rate, best_rejected=_rejected(qa_decisions))
+
+
+@dg.asset_check(
+    asset="qa_dataset",
+    description="Questions cover the documents: share of segments with an accepted question.",
+    additional_ins={"corpus": dg.AssetIn("corpus")},
+)
+def segment_coverage(qa_dataset: pl.DataFrame, corpus: pl.DataFrame) -> dg.AssetCheckResult:
+    """``synthesis.min_segment_coverage``."""
+    asked = set(qa_dataset["segment_ids"].explode().drop_nulls())
+    bare = corpus.filter(~pl.col("segment_id").is_in(list(asked))).group_by("path").len().sort("len", descending=True)
+    share = len(asked) / max(1, corpus.height)
+    least = markdown_table(["path", "segments without a question"], bare.head(_WORST).rows())
+    return _at_least(share, load_settings().synthesis.min_segment_coverage, hard=False, least_covered=least)
+
+
+@dg.asset_check(
+    asset="dataset_split",
+    blocking=True,
+    description="No leak: no group on two sides, no test question or copy of one in train; enough test questions.",
+    additional_ins={"qa_dataset": dg.AssetIn("qa_dataset")},
+)
+def split_is_sound(dataset_split: pl.DataFrame, qa_dataset: pl.DataFrame) -> dg.AssetCheckResult:
+    """``training_data.min_test_questions``, and the rules of the split."""
+    return _none_of(split_failures(dataset_split, qa_dataset, load_settings()))
+
+
+@dg.asset_check(
+    asset="hard_negatives",
+    blocking=True,
+    description="Every negative is wrong: under the ceiling, no positive and no copy of one.",
+    additional_ins={"corpus": dg.AssetIn("corpus")},
+)
+def negatives_are_wrong(hard_negatives: pl.DataFrame, corpus: pl.DataFrame) -> dg.AssetCheckResult:
+    """``training_data.relative_margin`` and ``absolute_margin``."""
+    return _none_of(negatives_failures(hard_negatives, corpus, load_settings()))
+
+
+@dg.asset_check(asset="hard_negatives", description="Most questions have all the hard negatives that were wanted.")
+def negatives_suffice(hard_negatives: pl.DataFrame) -> dg.AssetCheckResult:
+    """``training_data.min_negative_coverage``."""
+    settings = load_settings().training_data
+    full = hard_negatives["negative_segment_ids"].list.len() >= settings.num_negatives
+    return _at_least(float(full.mean() or 0.0), settings.min_negative_coverage, hard=False)  # type: ignore[arg-type]  # a boolean column
+
+
+@dg.asset_check(
+    asset="retrieval_evaluation",
+    blocking=True,
+    description="The tuned model is better than its base, and worse on no set of people's questions.",
+)
+def tuned_is_better(retrieval_evaluation: pl.DataFrame) -> dg.AssetCheckResult:
+    """``evaluation.min_gain`` and ``evaluation.max_labelled_loss``."""
+    return _none_of(release_failures(retrieval_evaluation, load_settings().evaluation))
+
+
+@dg.asset_check(asset="onnx_model", blocking=True, description="The export gives the original's vectors and rankings.")
+def export_is_faithful(onnx_model: Path) -> dg.AssetCheckResult:
+    """``release.min_cosine``, ``max_ndcg_delta`` and ``min_top10_overlap``."""
+    return _none_of(read_parity(onnx_model).failures(load_settings().release))
+
+
+@dg.asset_check(asset="release", blocking=True, description="Every file of the bundle is what its manifest says.")
+def bundle_is_whole(release: Path) -> dg.AssetCheckResult:
+    """Hashes of all files."""
+    try:
+        manifest = verify_bundle(release)
+    except BundleError as error:
+        return _none_of([str(error)])
+    return dg.AssetCheckResult(passed=True, description=f"{len(manifest.files)} files, version {manifest.version}")
+
+
+@dg.asset_check(asset="deployment", blocking=True, description="The endpoint gives the model's vectors and rankings.")
+def endpoint_is_faithful(deployment: pl.DataFrame) -> dg.AssetCheckResult:
+    """``release.min_cosine`` and ``min_top10_overlap``, through the endpoint."""
+    return _none_of(deployment_failures(deployment, load_settings()))
+
+
+all_checks = [
+    enough_accepted_pairs,
+    acceptance_rate,
+    segment_coverage,
+    split_is_sound,
+    negatives_are_wrong,
+    negatives_suffice,
+    tuned_is_better,
+    export_is_faithful,
+    bundle_is_whole,
+    endpoint_is_faithful,
+]

@@ -1,0 +1,48 @@
+"""Six jobs, one per stage: documents to deployed model."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import dagster as dg
+
+from embed_pipeline.orchestration.assets.deploy import deployment
+from embed_pipeline.orchestration.assets.evaluation import retrieval_evaluation
+from embed_pipeline.orchestration.assets.export import onnx_model, release, tensorrt_engine
+from embed_pipeline.orchestration.assets.finetune import finetuned_model
+from embed_pipeline.orchestration.assets.prep import dataset_split, hard_negatives, training_examples
+from embed_pipeline.orchestration.assets.sdg import (
+    corpus,
+    document_artifacts,
+    documents,
+    qa_dataset,
+    qa_pairs,
+    qa_scores,
+    segments,
+)
+
+STAGES: Mapping[str, Sequence[dg.AssetsDefinition]] = MappingProxyType(
+    {
+        "sdg": (documents, segments, document_artifacts, qa_pairs, qa_scores, corpus, qa_dataset),
+        "prep": (dataset_split, hard_negatives, training_examples),
+        "finetune": (finetuned_model,),
+        "eval": (retrieval_evaluation,),
+        "export": (onnx_model, tensorrt_engine, release),
+        "deploy": (deployment,),
+    }
+)
+"""Stage name to its assets, both in the order in which data flows."""
+
+_MEANING = {
+    "sdg": "Read a batch of documents, have questions written and judged, and put together the accepted pairs.",
+    "prep": "Split, mine hard negatives, unroll to training examples.",
+    "finetune": "Fine-tune the base model and register the candidate.",
+    "eval": "Compare the tuned model with its base, BM25 and the hybrid.",
+    "export": "Export to ONNX (and TensorRT), verify, bundle.",
+    "deploy": "Serve the release, verify it through the endpoint, make it the champion.",
+}
+
+all_assets = [assets for stage in STAGES.values() for assets in stage]
+all_jobs = [
+    dg.define_asset_job(name, selection=dg.AssetSelection.assets(*assets), description=_MEANING[name])
+    for name, assets in STAGES.items()
+]

@@ -1,0 +1,43 @@
+"""What an asset hands to storage, with what every materialization records."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
+from embed_pipeline.settings import Settings
+from embed_pipeline.tables import content_hash
+
+
+def stored(
+    context: dg.AssetExecutionContext,
+    value: pl.DataFrame | Path,
+    settings: Settings,
+    *,
+    asset: str | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> dg.Output[Any]:
+    """An output whose data version is its content, with the effective settings and what it was made from.
+
+    Args:
+        context: the step's context.
+        value: a table's frame, or a staged folder that is named for its content.
+        settings: the effective settings.
+        asset: which asset, where the step makes several.
+        metadata: figures and pictures of this materialization.
+    """
+    key = dg.AssetKey(asset) if asset else context.asset_key
+    batch = context.partition_key if context.has_partition_key and context.assets_def.partitions_def else None
+    version = value.name if isinstance(value, Path) else content_hash(value)
+    return dg.Output(
+        value,
+        output_name=asset or "result",
+        data_version=dg.DataVersion(version),
+        metadata={
+            **(metadata or {}),
+            "settings": dg.MetadataValue.json(settings.flat()),
+            FINGERPRINT: fingerprint(context.instance, context.assets_def, key, batch),
+        },
+    )

@@ -1,0 +1,78 @@
+"""How assets look in the Dagster UI: description, schema, group, owner, a readable sample, pictures."""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from embed_pipeline import tables
+from embed_pipeline.evaluation.plots import markdown_image
+
+OWNERS = ["team:search"]
+_SAMPLE_ROWS = 8
+_CELL_CHARACTERS = 240
+
+
+def described(name: str, group: str, kinds: set[str]) -> dict[str, Any]:
+    """Keyword arguments of an asset that stores the table called ``name``."""
+    table = tables.TABLES[name]
+    return {
+        "description": table.description,
+        "metadata": {"dagster/column_schema": column_schema(table)},
+        "group_name": group,
+        "owners": OWNERS,
+        "kinds": {"polars", *kinds},
+        "io_manager_key": "tables",
+    }
+
+
+def column_schema(table: tables.Table) -> dg.TableSchema:
+    """A table's columns with types and meanings, as the UI shows them."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=column.name,
+                type=str(column.dtype),
+                description=column.description,
+                constraints=dg.TableColumnConstraints(
+                    nullable=column.nullable, unique=table.key == (column.name,), other=None
+                ),
+            )
+            for column in table.columns
+        ],
+    )
+
+
+def readable_sample(frame: pl.DataFrame, seed: int) -> dg.MarkdownMetadataValue:
+    """A seeded sample of rows as a Markdown table, long texts cut, rows in stored order."""
+    chance = random.Random(f"{seed} sample {frame.height}")  # noqa: S311 - which rows are shown
+    rows = sorted(chance.sample(range(frame.height), min(_SAMPLE_ROWS, frame.height)))
+    return markdown_table(frame.columns, ([row[name] for name in frame.columns] for row in frame[rows].to_dicts()))
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.MarkdownMetadataValue:
+    """Rows as a Markdown table."""
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in rows]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def picture(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
+    """A PNG that the UI shows in place."""
+    return dg.MetadataValue.md(markdown_image(png, alternative))
+
+
+def figures(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as metadata: numbers and texts as they are, anything nested as JSON."""
+    return {
+        name: value if isinstance(value, int | float | str | dg.MetadataValue) else dg.MetadataValue.json(value)
+        for name, value in values.items()
+    }
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = " ".join(text.replace("|", "\\|").replace("`", "'").split())
+    return text if len(text) <= _CELL_CHARACTERS else text[:_CELL_CHARACTERS] + " …"

@@ -1,0 +1,202 @@
+"""Running a stage as its command does: the stage's job in this process, for what is not current, gates respected."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+from filelock import FileLock, Timeout
+
+from embed_pipeline.corpus.batches import cut_batches, load_batches
+from embed_pipeline.orchestration.freshness import is_current
+from embed_pipeline.orchestration.jobs import STAGES
+from embed_pipeline.orchestration.partitions import document_batches
+from embed_pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class StageFailed(RuntimeError):  # noqa: N818 - an outcome, named as the commands speak of it
+    """A step or a blocking check of a stage failed; the message is its own words."""
+
+
+@dataclass
+class StageOutcome:
+    """What a stage's command did: assets made and assets that were current already, ``asset`` or ``asset[batch]``."""
+
+    made: list[str] = field(default_factory=list)
+    current: list[str] = field(default_factory=list)
+
+
+class StageRunner:
+    """Runs stages against one Dagster instance; one at a time on a store."""
+
+    def __init__(self, definitions: dg.Definitions, instance: dg.DagsterInstance, settings: Settings) -> None:
+        self._definitions = definitions
+        self._instance = instance
+        self._settings = settings
+
+    def run(self, stage: str, *, force: bool = False, config: Mapping[str, Any] | None = None) -> StageOutcome:
+        """Materialize what is not current of ``stage``, in one run of its job (for sdg: one for each batch, then one).
+
+        Args:
+            stage: a key of :data:`STAGES`.
+            force: make everything again.
+            config: asset name to its run configuration.
+
+        Raises:
+            StageFailed: an input is not there or its blocking check failed, a step failed, or a blocking check did.
+            CorpusError: the documents folder gives nothing to work on.
+        """
+        outcome = StageOutcome()
+        with self._alone():
+            if stage == "sdg":
+                self._add_batches()
+            self._check_inputs(stage)
+            per_batch = [assets for assets in STAGES[stage] if assets.partitions_def is not None]
+            overall = [assets for assets in STAGES[stage] if assets.partitions_def is None]
+            if per_batch:
+                for batch in load_batches(self._settings.paths.store):
+                    self._make(stage, per_batch, batch.name, outcome, force=force, config={})
+            self._make(stage, overall, None, outcome, force=force, config=config or {})
+        return outcome
+
+    def _add_batches(self) -> None:
+        new, scan = cut_batches(self._settings)
+        logger.info(
+            "%s: %d files, %d new batches; skipped %s", scan.folder, len(scan.files), len(new), scan.describe_skipped()
+        )
+        known = set(self._instance.get_dynamic_partitions(str(document_batches.name)))
+        names = [batch.name for batch in load_batches(self._settings.paths.store) if batch.name not in known]
+        if names:
+            self._instance.add_dynamic_partitions(str(document_batches.name), names)
+
+    def _make(
+        self,
+        stage: str,
+        assets: Sequence[dg.AssetsDefinition],
+        batch: str | None,
+        outcome: StageOutcome,
+        *,
+        force: bool,
+        config: Mapping[str, Any],
+    ) -> None:
+        """Run the job for the assets that are not current, and those of the stage that read them."""
+        stale: set[dg.AssetKey] = set()
+        for definition in assets:
+            reads_stale = any(stale & definition.asset_deps[key] for key in definition.keys)
+            if force or reads_stale or not is_current(self._instance, definition, batch) or self._failed(definition):
+                stale |= definition.keys
+        labels = [
+            key.to_user_string() + (f"[{batch}]" if batch else "") for a in assets for key in sorted(a.keys, key=str)
+        ]
+        names = {key.to_user_string() for key in stale}
+        outcome.made += [label for label in labels if label.split("[")[0] in names]
+        outcome.current += [label for label in labels if label.split("[")[0] not in names]
+        if not stale:
+            return
+        logger.info("%s%s: %s", stage, f" {batch}" if batch else "", ", ".join(sorted(names)))
+        result = self._definitions.resolve_job_def(stage).execute_in_process(
+            instance=self._instance,
+            partition_key=batch,
+            asset_selection=sorted(stale, key=str),
+            raise_on_error=False,
+            run_config={
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                "ops": {name: {"config": values} for name, values in config.items() if name in names},
+            },
+            tags={"embed_pipeline/command": stage},
+        )
+        if not result.success:
+            raise StageFailed(_explain(result))
+
+    def _check_inputs(self, stage: str) -> None:
+        """Refuse to go on from an asset that is missing or whose blocking check failed."""
+        own = {key for definition in STAGES[stage] for key in definition.keys}
+        for definition in _before(stage):
+            needed = definition.keys & {dep for a in STAGES[stage] for key in a.keys for dep in a.asset_deps[key]} - own
+            for key in sorted(needed, key=str):
+                if self._instance.get_latest_materialization_event(key) is None:
+                    maker = next(name for name, group in STAGES.items() if definition in group)
+                    raise StageFailed(f"{key.to_user_string()} is not there yet; run: embed-pipeline {maker}")
+            failed = self._failed(definition)
+            if failed:
+                raise StageFailed(f"{stage} does not go on: {failed}")
+
+    def _failed(self, definition: dg.AssetsDefinition) -> str:
+        """The blocking checks of the definition's assets that failed when they ran last, in words; empty: none."""
+        graph = self._definitions.resolve_asset_graph()
+        found = []
+        for check in sorted(graph.asset_check_keys, key=str):
+            if check.asset_key in definition.keys and graph.get_check_spec(check).blocking:
+                record = self._instance.get_latest_asset_check_evaluation_record(check)
+                evaluation = (
+                    record.event.dagster_event.event_specific_data
+                    if record and record.event and record.event.dagster_event
+                    else None
+                )
+                if evaluation is not None and not evaluation.passed:
+                    found.append(_words(check.name, check.asset_key.to_user_string(), evaluation.description))
+        return "; ".join(found)
+
+    def status(self) -> list[tuple[str, str, str, str]]:
+        """Stage, asset, state (current, stale, failed or missing) and time made of every asset, in flow order."""
+        batches = [batch.name for batch in load_batches(self._settings.paths.store)]
+        rows = []
+        for stage, group in STAGES.items():
+            for definition in group:
+                parts: list[str | None] = list(batches) if definition.partitions_def is not None else [None]
+                current = sum(is_current(self._instance, definition, part) for part in parts)
+                for key in sorted(definition.keys, key=str):
+                    event = self._instance.get_latest_materialization_event(key)
+                    made = f"{datetime.fromtimestamp(event.timestamp, tz=UTC):%Y-%m-%d %H:%M} UTC" if event else ""
+                    state = "current" if parts and current == len(parts) else "stale" if event else "missing"
+                    if definition.partitions_def is not None:
+                        state += f" ({current} of {len(parts)} batches)"
+                    rows.append((stage, key.to_user_string(), self._failed(definition) or state, made))
+        return rows
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        store = self._settings.paths.store
+        store.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(store / ".lock")
+        try:
+            with lock.acquire(timeout=0):
+                yield
+        except Timeout as error:
+            message = f"another command is at work on {store}; wait for it to end, or set paths.store to another folder"
+            raise StageFailed(message) from error
+
+
+def _before(stage: str) -> list[dg.AssetsDefinition]:
+    names = list(STAGES)
+    return [definition for name in names[: names.index(stage)] for definition in STAGES[name]]
+
+
+def _words(check: str, asset: str, description: str | None) -> str:
+    return f"check {check} of {asset} failed: {description or 'see the check in the Dagster UI'}"
+
+
+def _explain(result: dg.ExecuteInProcessResult) -> str:
+    """Why a run failed, in the failing steps' own words."""
+    checks = [
+        _words(e.check_name, e.asset_key.to_user_string(), e.description)
+        for e in result.get_asset_check_evaluations()
+        if not e.passed and e.blocking
+    ]
+    if checks:
+        return "; ".join(checks)
+    found = []
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data and data.user_failure_data.description:
+                found.append(f"{event.step_key}: {data.user_failure_data.description}")
+            elif data.error:
+                root = data.error.cause or data.error
+                found.append(f"{event.step_key}: {root.message.strip()}")
+    return "; ".join(found) or f"run {result.run_id} failed; see it in the Dagster UI"
