@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +26,12 @@ LLM_KEY_VARIABLE = "EMBED_PIPELINE_LLM_API_KEY"
 SERVING_KEY_VARIABLE = "EMBED_PIPELINE_SERVING_API_KEY"
 _NOT_SETTINGS = {CONFIG_VARIABLE, LLM_KEY_VARIABLE, SERVING_KEY_VARIABLE}
 
+_URL_PASSWORD = re.compile(r"(://[^/@:\"]*:)[^/@\"]+@")
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(ge=1, le=10)]
 Positive = Annotated[int, Field(ge=1)]
+Augmentation = Literal["keywords", "title", "heading", "link", "crop"]
 
 
 class SettingsError(ValueError):
@@ -156,11 +160,17 @@ class TrainingData(_Stage):
     dev_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the pairs, by document group, held out for choosing the checkpoint."""
     test_share: float = Field(default=0.15, gt=0, lt=1)
-    """Share of the pairs, by document group, held out for the evaluation."""
+    """Share of the pairs, by document group, held out for the evaluation; more where ``min_test_questions`` asks it."""
     min_test_questions: Positive = 10
-    """The split check fails below this many test questions."""
+    """The split aims at this many test questions in a small set, and its check fails below."""
     near_duplicate_documents: float = Field(default=0.6, gt=0, le=1)
     """Documents are one group when this share of the shorter one's word 5-grams stands in the other."""
+    near_duplicate_questions: float = Field(default=0.8, gt=0, le=1)
+    """Questions are near-duplicates at this Jaccard similarity of their content words; no side has another's."""
+    near_duplicate_passages: float = Field(default=0.8, gt=0, le=1)
+    """A passage is a positive's duplicate when this share of the shorter one's word 5-grams stands in the other."""
+    max_group_share: float = Field(default=0.1, gt=0, le=1)
+    """Multi-hop questions join documents only while the group stays under this share of all documents (or is two)."""
     num_negatives: int = Field(default=2, ge=0, le=100)
     """Hard negatives wanted for each question; fewer where fewer survive."""
     relative_margin: float = Field(default=0.05, ge=0, lt=1)
@@ -177,6 +187,9 @@ class TrainingData(_Stage):
     """The negatives check warns below this share of questions with all the negatives wanted."""
     augment_below: int = Field(default=2000, ge=0)
     """Under this many examples, augmentation is automatic; 0: never."""
+    augmentations: tuple[Augmentation, ...] = ("keywords", "title", "heading", "link", "crop")
+    """What augmented examples are made of, in this order until there are enough: a question's content words, a title
+    and the document's opening, a heading and its section, a link's text and its target, a sentence and its segment."""
     max_augmented_share: Share = 0.5
     """Augmented examples are at most this share of the training examples."""
 
@@ -287,12 +300,29 @@ class Serving(_Stage):
     """Tokens in one request."""
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     """Bytes in one request body."""
+    batch_tokens: int = Field(default=0, ge=0)
+    """Tokens that waiting texts are merged into; 0: 768 on a CPU, max_batch_tokens on a GPU."""
     threads: int = Field(default=0, ge=0)
     """Inference threads; 0: all cores."""
+    header_seconds: float = Field(default=10, gt=0)
+    """A connection whose request headers take longer is closed."""
+    body_seconds: float = Field(default=30, gt=0)
+    """A request whose body takes longer is refused and its connection closed."""
+    drain_seconds: float = Field(default=30, ge=0)
+    """Longest wait for the work in flight after SIGTERM."""
+    start_seconds: float = Field(default=180, gt=0)
+    """Longest wait of a deployment for its endpoint to be ready."""
     strict_input_type: bool = False
     """Refuse requests that do not say ``input_type``."""
     open_metrics: bool = False
     """Answer /metrics to other machines without a key."""
+
+    @model_validator(mode="after")
+    def _holds_a_request(self) -> Serving:
+        if self.max_queue_tokens < self.max_request_tokens:
+            message = f"max_queue_tokens is {self.max_queue_tokens}, below max_request_tokens {self.max_request_tokens}"
+            raise ValueError(message)
+        return self
 
 
 class Tracking(_Stage):
@@ -304,6 +334,17 @@ class Tracking(_Stage):
     """Experiment name."""
     registered_model: str = "embed-pipeline"
     """Registered model name."""
+
+
+class Orchestration(_Stage):
+    """Dagster."""
+
+    executor: Literal["multiprocess", "docker"] = "multiprocess"
+    """Where the steps of a run started from the UI, a sensor or a schedule run: processes here, or containers."""
+    max_parallel_steps: int = Field(default=2, ge=1, le=256)
+    """Steps of one run at a time; steps that use the GPU always run one by one."""
+    gpus: int = Field(default=0, ge=0, le=64)
+    """GPUs that the Docker and Kubernetes executors give to each GPU-tagged step; 0: none."""
 
 
 class Settings(_Stage):
@@ -322,14 +363,15 @@ class Settings(_Stage):
     release: Release = Release()
     serving: Serving = Serving()
     tracking: Tracking = Tracking()
+    orchestration: Orchestration = Orchestration()
 
     def tracking_uri(self) -> str:
         """MLflow tracking URI: the one set, or SQLite in the store."""
         return self.tracking.uri or f"sqlite:///{(self.paths.store / 'mlflow.db').resolve()}"
 
     def flat(self) -> dict[str, Any]:
-        """Every effective value under its ``stage.name``, JSON-ready, for run records."""
-        groups = self.model_dump(mode="json")
+        """Every effective value under its ``stage.name``, JSON-ready, for run records; passwords in URLs are masked."""
+        groups = json.loads(_URL_PASSWORD.sub(r"\1***@", self.model_dump_json()))
         nested = {f"{stage}.{name}": v for stage, g in groups.items() if isinstance(g, dict) for name, v in g.items()}
         return {"seed": self.seed, **nested}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -211,6 +211,12 @@ REJECTED_PAIRS = Table(
     ),
 )
 
+REJECTED_JUDGEMENTS = replace(
+    REJECTED_PAIRS,
+    name="rejected_judgements",
+    description="Pairs that got no usable verdict, with the reason and the judge's raw answer.",
+)
+
 CRITERIA = ("relevance", "accuracy", "context_support", "clarity")
 _CRITERION_MEANING = {
     "relevance": "how much the question is about its source segments",
@@ -282,8 +288,10 @@ DATASET_SPLIT = Table(
         _text("qa_id", "The pair."),
         _text("question", "The question."),
         _ids("document_ids", "Documents of its source segments."),
-        _text("group_id", "Document group: documents joined by multi-hop questions or near-duplicate text."),
-        _text("split", "train, dev or test."),
+        _ids("paths", "Files of those documents, in the same order: an edited document keeps its side."),
+        _text("group_id", "Document group: documents joined by near-duplicate text or multi-hop questions; empty: several."),
+        _text("split", "train, dev or test; held_out: on no side."),
+        _text("reason", "Why it is held out: spans_sides, repeats_test or repeats_dev; empty on a side."),
     ),
     key=("qa_id",),
 )
@@ -293,7 +301,7 @@ HARD_NEGATIVES = Table(
     "For each training question its positives and the most similar wrong segments under the ceiling.",
     (
         _text("qa_id", "The pair, or the structure pair, that is the question."),
-        _text("origin", "generated, or how an augmented question came to be: title, heading or crop."),
+        _text("origin", "generated, labelled, or how an augmented question came to be: see training_data.augmentations."),
         _text("question", "The question."),
         _ids("positive_segment_ids", "Segments that answer it."),
         Column("positive_similarities", pl.List(pl.Float64), "Cosine of question and positive, in the same order."),
@@ -311,7 +319,7 @@ TRAINING_EXAMPLES = Table(
     (
         _text("example_id", "Example: hash of question id and positive."),
         _text("qa_id", "The original question; examples that share it are siblings."),
-        _text("origin", "generated, or how an augmented question came to be: title, heading or crop."),
+        _text("origin", "generated, labelled, or how an augmented question came to be: see training_data.augmentations."),
         _text("question", "The question."),
         _text("positive_segment_id", "The segment that answers it."),
         _ids("negative_segment_ids", "Hard negatives, the same for all siblings."),
@@ -379,6 +387,7 @@ TABLES: dict[str, Table] = {
         DOCUMENT_ARTIFACTS,
         QA_PAIRS,
         REJECTED_PAIRS,
+        REJECTED_JUDGEMENTS,
         QA_SCORES,
         CORPUS,
         QA_DATASET,
