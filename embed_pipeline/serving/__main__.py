@@ -1,0 +1,31 @@
+"""``python -m embed_pipeline.serving BUNDLE``: the endpoint alone, without the rest of the product."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.server import serve
+from embed_pipeline.settings import SettingsError, load_settings
+
+
+def main() -> int:
+    """Serve the bundle that the command line names; 1 with a message where that fails."""
+    parser = argparse.ArgumentParser(prog="python -m embed_pipeline.serving", description=__doc__)
+    parser.add_argument("bundle", type=Path, help="folder of the release bundle")
+    parser.add_argument("--port", type=int, default=None, help="instead of serving.port; 0: any free one")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        serve(arguments.bundle, load_settings(), port=arguments.port)
+    except (ServingError, SettingsError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Waiting texts merged into batches of like length, one batch in the model at a time.
+
+While one batch runs the next is collected: an idle model starts at once, a busy one finds more to merge. Requests
+take turns at starting a batch, and each batch is filled with the texts nearest in length from all of them, so that
+a request of one query waits for a batch or two, not for the two thousand passages that came before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_pipeline.serving.errors import RequestError
+from embed_pipeline.serving.metrics import Metrics
+from embed_pipeline.serving.reading import Row
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float32]
+
+# Rows whose lengths differ by more than this factor do not share a batch: the short one would be padding mostly.
+_LENGTH_RATIO = 2
+# Weight of the newest batch in the running estimate of tokens a second.
+_NEWEST = 0.2
+_MAX_RETRY_SECONDS = 60
+
+
+@dataclass(eq=False)
+class Job:
+    """The texts of one request, waiting for their vectors.
+
+    Attributes:
+        rows: token ids.
+        future: gets float32 (len(rows), dimensions), or the error.
+    """
+
+    rows: Sequence[Row]
+    future: asyncio.Future[Floats]
+    first: int
+    vectors: list[Floats | None]
+    since: float = field(default_factory=time.monotonic)
+    next: int = 0
+    waiting: int = 0
+    unfinished: int = 0
+
+
+# Length, sequence number, job and position in it; sorted by the first two.
+_Waiting = tuple[int, int, Job, int]
+
+
+class Batcher:
+    """A bounded queue in front of a model, and the thread that empties it."""
+
+    def __init__(
+        self,
+        infer: Callable[[Sequence[Row]], Floats],
+        *,
+        batch_tokens: int,
+        max_queue_tokens: int,
+        metrics: Metrics,
+        turn: threading.Lock,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            infer: rows of token ids to vectors.
+            batch_tokens: tokens in a batch, padding included; a longer row is a batch of its own.
+            max_queue_tokens: tokens that may wait.
+            metrics: what is counted.
+            turn: held during inference; models that share it do not run at once.
+        """
+        self._infer, self._turn, self._metrics = infer, turn, metrics
+        self._batch_tokens, self._max_queue_tokens = batch_tokens, max_queue_tokens
+        self._condition = threading.Condition()
+        self._waiting: list[_Waiting] = []
+        self._turns: deque[Job] = deque()
+        self._sequence = 0
+        self._queued = 0
+        self._reserved = 0
+        self._rate = 0.0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def reservation(self, tokens: int) -> Iterator[None]:
+        """Hold room for about ``tokens`` tokens of a request while it is tokenised and submitted.
+
+        Raises:
+            RequestError: 429, when others fill the queue.
+        """
+        with self._condition:
+            self._check_room(tokens, self._queued + self._reserved)
+            self._reserved += tokens
+            self._measure()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._reserved -= tokens
+                self._measure()
+                self._condition.notify()
+
+    def submit(self, rows: Sequence[Row], reserved: int) -> Job:
+        """Queue rows of token ids; to be called on the event loop that awaits ``Job.future``.
+
+        Args:
+            rows: token ids of the texts.
+            reserved: what the reservation around this call holds.
+
+        Raises:
+            RequestError: 429, when others fill the queue.
+        """
+        future: asyncio.Future[Floats] = asyncio.get_running_loop().create_future()
+        tokens = sum(len(row) for row in rows)
+        with self._condition:
+            self._check_room(tokens, self._queued + self._reserved - reserved)
+            first = self._sequence
+            self._sequence += len(rows)
+            job = Job(rows, future, first, [None] * len(rows), waiting=len(rows), unfinished=len(rows))
+            self._waiting.extend((len(row), first + index, job, index) for index, row in enumerate(rows))
+            self._waiting.sort()
+            self._turns.append(job)
+            self._queued += tokens
+            self._measure()
+            self._condition.notify()
+        return job
+
+    def drop(self, job: Job) -> None:
+        """Forget what of ``job`` still waits; nobody wants it any more."""
+        with self._condition:
+            self._forget({job})
+        job.future.cancel()
+
+    def close(self) -> None:
+        """Finish what waits, then stop the thread."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _check_room(self, tokens: int, taken: int) -> None:
+        # A lone request is never refused: its estimate may be far too high.
+        if not taken or taken + tokens <= self._max_queue_tokens:
+            return
+        self._metrics.rejected.inc()
+        seconds = math.ceil(taken / self._rate) if self._rate else 1
+        retry = str(min(max(seconds, 1), _MAX_RETRY_SECONDS))
+        message = f"{taken} tokens wait already, of at most {self._max_queue_tokens}; try again in {retry} s"
+        raise RequestError(429, message, code="rate_limit_exceeded", headers={"Retry-After": retry})
+
+    def _measure(self) -> None:
+        self._metrics.queue_tokens.set(self._queued + self._reserved)
+        self._metrics.queue_texts.set(len(self._waiting))
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            rows = [job.rows[index] for _, _, job, index in batch]
+            with self._turn:
+                started = time.monotonic()
+                try:
+                    vectors = self._infer(rows)
+                except Exception as error:
+                    # Whatever the runtime raises belongs to the requests of this batch; the thread serves the others.
+                    logger.exception("a batch of %d texts failed", len(rows))
+                    self._fail(batch, error)
+                    continue
+                seconds = time.monotonic() - started
+            self._record(batch, started, seconds)
+            self._deliver(batch, vectors)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Wait for work and take a batch of it; empty once closed and done."""
+        with self._condition:
+            while not self._waiting and not (self._closing and not self._reserved):
+                self._condition.wait()
+            if not self._waiting:
+                return []
+            start, stop = self._bounds(self._anchor())
+            batch = self._waiting[start:stop]
+            del self._waiting[start:stop]
+            for length, _, job, _ in batch:
+                job.waiting -= 1
+                self._queued -= length
+            self._measure()
+            return batch
+
+    def _anchor(self) -> int:
+        """Place of the row that starts the next batch: the first one waiting of the request whose turn it is."""
+        job = self._turns.popleft()
+        while not job.waiting:
+            job = self._turns.popleft()
+        while True:
+            key = (len(job.rows[job.next]), job.first + job.next)
+            place = bisect_left(self._waiting, key, key=lambda entry: entry[:2])
+            job.next += 1
+            if place < len(self._waiting) and self._waiting[place][:2] == key:
+                break
+        if job.waiting > 1:
+            self._turns.append(job)
+        return place
+
+    def _bounds(self, anchor: int) -> tuple[int, int]:
+        """Slice of the waiting rows around ``anchor`` that fits a batch: shorter ones first, then longer ones."""
+        lengths, start, stop = self._waiting, anchor, anchor + 1
+        longest = lengths[anchor][0]
+        while start and (stop - start + 1) * longest <= self._batch_tokens:
+            if lengths[start - 1][0] * _LENGTH_RATIO < longest:
+                break
+            start -= 1
+        while stop < len(lengths) and (stop - start + 1) * lengths[stop][0] <= self._batch_tokens:
+            if lengths[start][0] * _LENGTH_RATIO < lengths[stop][0]:
+                break
+            stop += 1
+        return start, stop
+
+    def _record(self, batch: list[_Waiting], started: float, seconds: float) -> None:
+        tokens = sum(length for length, *_ in batch)
+        self._metrics.inference_seconds.observe(seconds)
+        self._metrics.batch_rows.observe(len(batch))
+        self._metrics.batch_tokens.observe(len(batch) * batch[-1][0])
+        self._metrics.tokens.inc(tokens)
+        for _, _, job, _ in batch:
+            self._metrics.queue_seconds.observe(started - job.since)
+        rate = tokens / max(seconds, 1e-9)
+        self._rate = rate if not self._rate else (1 - _NEWEST) * self._rate + _NEWEST * rate
+
+    def _deliver(self, batch: list[_Waiting], vectors: Floats) -> None:
+        wrong = [batch[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
+        if wrong:
+            logger.error("the model gave %d vectors that are not finite", len(wrong))
+            self._fail(wrong, FloatingPointError("the model gave a vector that is not finite"))
+        for (_, _, job, index), vector in zip(batch, vectors, strict=True):
+            job.vectors[index] = vector
+            job.unfinished -= 1
+            if not job.unfinished:
+                done = np.stack([row for row in job.vectors if row is not None])
+                job.future.get_loop().call_soon_threadsafe(_resolve, job.future, done)
+
+    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
+        jobs = {job for _, _, job, _ in batch}
+        with self._condition:
+            self._forget(jobs)
+        for job in jobs:
+            job.unfinished = -1
+            job.future.get_loop().call_soon_threadsafe(_refuse, job.future, error)
+
+    def _forget(self, jobs: set[Job]) -> None:
+        gone = [entry for entry in self._waiting if entry[2] in jobs]
+        if gone:
+            self._waiting = [entry for entry in self._waiting if entry[2] not in jobs]
+            self._queued -= sum(length for length, *_ in gone)
+        for job in jobs:
+            job.waiting = 0
+        self._measure()
+
+
+def _resolve(future: asyncio.Future[Floats], vectors: Floats) -> None:
+    if not future.done():
+        future.set_result(vectors)
+
+
+def _refuse(future: asyncio.Future[Floats], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,179 @@
+"""A release ready to answer: its session, its reader and its queue, under its name."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_pipeline.embedding.encoder import Kind
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.release.bundle import Manifest, verify_bundle
+from embed_pipeline.serving.batcher import Batcher
+from embed_pipeline.serving.errors import ServingError, invalid
+from embed_pipeline.serving.metrics import Metrics
+from embed_pipeline.serving.reading import Reader, Row
+from embed_pipeline.serving.request import Truncate
+from embed_pipeline.settings import Serving
+
+# Texts tokenised in one go: a large request lets others pass between its parts.
+_SLICE_CHARACTERS = 200_000
+# For the estimate of a request's tokens before they are counted; English has four to five.
+_CHARACTERS_PER_TOKEN = 4
+_CPU_BATCH_TOKENS = 768
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of a request's texts.
+
+    Attributes:
+        vectors: float32 (texts, dimensions), unit rows, in input order.
+        tokens: tokens read, prefix and special tokens included.
+    """
+
+    vectors: NDArray[np.float32]
+    tokens: int
+
+
+class ServedModel:
+    """One model behind one name.
+
+    Attributes:
+        name: what clients ask for.
+        manifest: the release that it comes from.
+        dimensions: length of a whole vector.
+        matryoshka: shorter lengths that its vectors may be cut to.
+        created: when it was loaded, seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        onnx_folder: Path,
+        manifest: Manifest,
+        *,
+        serving: Serving,
+        metrics: Metrics,
+        executor: Executor,
+        turn: threading.Lock,
+    ) -> None:
+        """Open the export in ``onnx_folder`` and run it once.
+
+        Raises:
+            ServingError: the model reads longer texts than fit a batch.
+            ModelError: the export cannot be read.
+        """
+        self.name, self.manifest, self.created = name, manifest, int(time.time())
+        backend = OnnxBackend(onnx_folder, threads=serving.threads)
+        if backend.max_tokens > serving.max_batch_tokens:
+            message = (
+                f"the model reads {backend.max_tokens} tokens, more than serving.max_batch_tokens = "
+                f"{serving.max_batch_tokens}; set it to {backend.max_tokens} or more"
+            )
+            raise ServingError(message)
+        self.dimensions = backend.dimensions
+        self.matryoshka = manifest.model.matryoshka_dimensions
+        self._limit, self._max_request_tokens = backend.max_tokens, serving.max_request_tokens
+        self._metrics, self._executor = metrics, executor
+        self._reader = Reader(backend)
+        warm = backend.infer(self._reader.read(["a"], "query", "NONE").rows)
+        if not np.isfinite(warm).all():
+            message = f"release {manifest.version} gives a vector that is not finite"
+            raise ServingError(message)
+        self._batcher = Batcher(
+            backend.infer,
+            batch_tokens=min(serving.batch_tokens or _hardware_batch(serving), serving.max_batch_tokens),
+            max_queue_tokens=serving.max_queue_tokens,
+            metrics=metrics,
+            turn=turn,
+        )
+
+    async def embed(self, texts: Sequence[str], kind: Kind, truncate: Truncate) -> Embedded:
+        """Vectors of ``texts``. When the task is cancelled, what has not run yet is dropped.
+
+        Raises:
+            RequestError: a text or the request is too long, or the queue is full.
+        """
+        estimate = sum(min(len(text) // _CHARACTERS_PER_TOKEN + 1, self._limit) for text in texts)
+        with self._batcher.reservation(estimate):
+            rows = await self._read(texts, kind, truncate)
+            job = self._batcher.submit(rows, estimate)
+        try:
+            vectors = await job.future
+        except asyncio.CancelledError:
+            self._batcher.drop(job)
+            raise
+        return Embedded(vectors, sum(len(row) for row in rows))
+
+    def close(self) -> None:
+        """Finish what waits and stop."""
+        self._batcher.close()
+
+    async def _read(self, texts: Sequence[str], kind: Kind, truncate: Truncate) -> list[Row]:
+        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        rows: list[Row] = []
+        tokens = 0
+        for part in _slices(texts):
+            reading = await loop.run_in_executor(
+                self._executor, self._reader.read, texts[part], kind, truncate, part.start
+            )
+            rows.extend(reading.rows)
+            self._metrics.truncated.inc(reading.truncated)
+            tokens += sum(len(row) for row in reading.rows)
+            if tokens > self._max_request_tokens:
+                more = f"the first {len(rows)} of {len(texts)} texts have {tokens} tokens"
+                message = f"{more}, a request may have {self._max_request_tokens}; send fewer texts at a time"
+                raise invalid(message, "input")
+        self._metrics.tokenize_seconds.observe(time.monotonic() - started)
+        return rows
+
+
+def load_bundle(bundle: Path) -> Manifest:
+    """Check a bundle's files against its hashes and return its manifest.
+
+    Raises:
+        BundleError: a file is not what was released.
+        ServingError: the bundle holds no export.
+    """
+    manifest = verify_bundle(bundle)
+    if "onnx/model.onnx" not in manifest.files:
+        message = f"bundle {bundle.name} holds no onnx/model.onnx"
+        raise ServingError(message)
+    return manifest
+
+
+def cut(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
+    """The first ``dimensions`` of each vector, at length 1 again."""
+    if vectors.shape[1] == dimensions:
+        return vectors
+    short = vectors[:, :dimensions]
+    lengths = np.linalg.norm(short, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = short / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return scaled
+
+
+def _hardware_batch(serving: Serving) -> int:
+    import onnxruntime
+
+    # Measured on two cores: no more texts a second above this, only longer waits.
+    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return serving.max_batch_tokens if gpu else _CPU_BATCH_TOKENS
+
+
+def _slices(texts: Sequence[str]) -> Iterator[slice]:
+    start, size = 0, 0
+    for index, text in enumerate(texts):
+        if size and size + len(text) > _SLICE_CHARACTERS:
+            yield slice(start, index)
+            start, size = index, 0
+        size += len(text)
+    yield slice(start, len(texts))

@@ -1,0 +1,73 @@
+"""HTTP connections that may not dawdle over their headers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64 * 1024
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """A connection that is closed when the headers of a request take longer than ``header_seconds``.
+
+    The time runs from the connection for its first request and from the first byte for later ones; between
+    requests uvicorn's own keep-alive time runs.
+    """
+
+    header_seconds: float = 10.0
+    _deadline: asyncio.TimerHandle | None = None
+    _in_headers = True
+    _header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Start the time of the first request."""
+        super().connection_made(transport)
+        self._start()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, and refuse headers without end."""
+        if self._in_headers:
+            self._start()
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """Start the time of a later request."""
+        super().on_message_begin()
+        self._start()
+
+    def on_headers_complete(self) -> None:
+        """Stop the time."""
+        self._in_headers, self._header_bytes = False, 0
+        self._stop()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Expect the next request's headers."""
+        self._in_headers = True
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the time."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _start(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.header_seconds, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def guarded_protocol(header_seconds: float) -> type[GuardedProtocol]:
+    """The protocol class with a limit of its own, as uvicorn takes it."""
+    return type("GuardedProtocol", (GuardedProtocol,), {"header_seconds": header_seconds})

@@ -1,0 +1,134 @@
+"""The process that serves a release: listen, load, answer, and on SIGTERM finish what is in flight."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.release.bundle import BundleError
+from embed_pipeline.serving.application import create_application
+from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.protocol import guarded_protocol
+from embed_pipeline.serving.service import Service
+from embed_pipeline.settings import Serving, Settings, serving_api_key
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 75
+# Ready answers 503 for at least so long before the listener closes, so that a load balancer can see it.
+_NOTICE_SECONDS = 0.5
+
+
+def serve(bundle: Path, settings: Settings, *, port: int | None = None) -> None:
+    """Serve the release in ``bundle`` until SIGTERM or SIGINT, then finish what is in flight and return.
+
+    Args:
+        bundle: the release bundle; its files are checked against its hashes first.
+        settings: address, limits and the model's name.
+        port: instead of ``serving.port``.
+
+    Raises:
+        ServingError: the address is taken or not this machine's, or the release cannot be served.
+    """
+    listener = bind(settings.serving, port)
+    EmbeddingServer(bundle, Service(settings, serving_api_key()), listener).run_until_stopped()
+
+
+def bind(serving: Serving, port: int | None = None) -> socket.socket:
+    """A listening socket on ``serving.host`` and ``port`` (None: ``serving.port``; 0: any free one).
+
+    Raises:
+        ServingError: naming host and port.
+    """
+    wanted = serving.port if port is None else port
+    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    try:
+        return socket.create_server((serving.host, wanted), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        message = f"cannot listen on {serving.host} port {wanted}: {error.strerror}"
+        raise ServingError(f"{message}; set serving.host and serving.port") from error
+
+
+class EmbeddingServer(uvicorn.Server):
+    """uvicorn around the application, with a start that loads in the background and a stop that drains.
+
+    Attributes:
+        url: base URL of the endpoint.
+    """
+
+    def __init__(self, bundle: Path, service: Service, listener: socket.socket) -> None:
+        """Prepare to serve ``bundle`` on ``listener``."""
+        serving = service.settings.serving
+        super().__init__(
+            uvicorn.Config(
+                create_application(service),
+                http=guarded_protocol(serving.header_seconds),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        host, port = listener.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._bundle, self._service, self._listener = bundle, service, listener
+        self._failure: ServingError | None = None
+        self._drain_since: float | None = None
+
+    def run_until_stopped(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            ServingError: the release cannot be served.
+        """
+        loading = threading.Thread(target=self._load, name="loading", daemon=True)
+        loading.start()
+        logger.info("listening on %s", self.url)
+        try:
+            self.run(sockets=[self._listener])
+        finally:
+            loading.join()
+            self._service.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Start draining at the first signal; at the second, stop at once."""
+        if self._drain_since is None:
+            self.drain()
+        else:
+            self.force_exit = True
+            super().handle_exit(sig, frame)
+
+    def drain(self) -> None:
+        """Take no new work; stop once what is in flight is answered."""
+        self._service.draining = True
+        self._drain_since = time.monotonic()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop now; asked ten times a second."""
+        if self._drain_since is not None:
+            waited = time.monotonic() - self._drain_since
+            idle = not self._service.open_requests and waited >= _NOTICE_SECONDS
+            if idle or waited >= self._service.settings.serving.drain_seconds:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _load(self) -> None:
+        try:
+            self._service.load(self._bundle)
+        except (BundleError, ModelError, ServingError) as error:
+            self._failure = ServingError(f"{self._bundle} cannot be served: {error}")
+            self.should_exit = True
