@@ -1,0 +1,213 @@
+"""A release deployed and proven: vectors and rankings through the real endpoint against the original model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from openai import OpenAI
+
+from embed_pipeline import tables
+from embed_pipeline.embedding.encoder import Encoder, Kind
+from embed_pipeline.embedding.search import search
+from embed_pipeline.progress import Bar, progress
+from embed_pipeline.release.bundle import read_manifest
+from embed_pipeline.release.current import write_atomically
+from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.process import free_port, start_endpoint
+from embed_pipeline.settings import Settings, serving_api_key
+
+logger = logging.getLogger(__name__)
+
+DEPLOYMENT_FILE = "deployment.json"
+LOG_FILE = "deployment.log"
+
+MAX_TEXTS = 500
+"""Most passages, and most queries, that are compared."""
+
+_TIMED_REQUESTS = 50
+_REQUEST_TEXTS = 64
+_DEPTH = 10
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a comparison of served and original vectors found.
+
+    Attributes:
+        texts_compared: queries and passages.
+        min_cosine: least cosine of a text's two vectors.
+        top10_overlap: mean over the queries of the share of the ten best passages that both find.
+        median_milliseconds: median time of a request of one query.
+    """
+
+    texts_compared: int
+    min_cosine: float
+    top10_overlap: float
+    median_milliseconds: float
+
+
+def deploy(
+    bundle: Path, corpus: pl.DataFrame, queries: Sequence[str], settings: Settings, *, keep: bool = False
+) -> pl.DataFrame:
+    """Serve ``bundle``, compare what comes through the endpoint with the original model, and stop it again.
+
+    Args:
+        bundle: the release bundle.
+        corpus: the ``corpus`` table; a seeded sample of it is embedded and searched.
+        queries: questions to search with.
+        settings: address, limits, seed and store.
+        keep: leave the endpoint running on ``serving.port``, with its process id and URL in
+            ``<store>/deployment.json``; else it runs on any free port for the comparison only.
+
+    Returns:
+        One row of the ``deployment`` table. Whether its figures are good enough, :func:`deployment_failures` says.
+
+    Raises:
+        ServingError: there is nothing to compare, or the endpoint does not start.
+        BundleError: ``bundle`` is not a bundle.
+        ModelError: the original model cannot be loaded.
+    """
+    passages = _sample(corpus.sort("segment_id")["text"].to_list(), settings.seed)
+    asked = _sample(sorted(set(queries)), settings.seed)
+    if not passages or not asked:
+        message = f"a deployment is verified with passages and queries, got {len(passages)} and {len(asked)}"
+        raise ServingError(message)
+    version = read_manifest(bundle).version
+    port = settings.serving.port if keep and settings.serving.port else free_port(settings.serving.host)
+    with tempfile.TemporaryDirectory() as folder:
+        log = settings.paths.store / LOG_FILE if keep else Path(folder) / LOG_FILE
+        log.parent.mkdir(parents=True, exist_ok=True)
+        endpoint = start_endpoint(bundle, settings, port=port, log=log)
+        kept = False
+        try:
+            found = verify_deployment(endpoint.url, bundle, passages, asked, settings)
+            if keep:
+                _record(settings.paths.store, endpoint.process.pid, endpoint.url, version)
+                kept = True
+        finally:
+            if not kept:
+                endpoint.stop(settings.serving.drain_seconds)
+    row: dict[str, object] = {
+        "release_version": version,
+        "url": endpoint.url,
+        "left_running": kept,
+        "texts_compared": found.texts_compared,
+        "min_cosine": found.min_cosine,
+        "top10_overlap": found.top10_overlap,
+        "median_milliseconds": found.median_milliseconds,
+    }
+    return tables.DEPLOYMENT.frame([row])
+
+
+def verify_deployment(
+    url: str, bundle: Path, passages: Sequence[str], queries: Sequence[str], settings: Settings
+) -> Verification:
+    """Embed ``passages`` and ``queries`` through the endpoint at ``url`` and with the model of ``bundle``.
+
+    The endpoint is asked with the ``openai`` client as its users have it; the original is computed in fp32.
+
+    Raises:
+        openai.OpenAIError: the endpoint refuses a request.
+        ModelError: the original model cannot be loaded.
+    """
+    original = Encoder.load(
+        bundle / "model",
+        # The bundle's own prefixes: they are a property of the model.
+        settings.embedding.model_copy(update={"precision": "fp32", "query_prefix": None, "passage_prefix": None}),
+    )
+    with OpenAI(base_url=f"{url}/v1", api_key=serving_api_key() or "none") as client:
+        probe = _Probe(client, settings.serving.model_name)
+        with progress("embed through the endpoint", len(passages) + len(queries), "texts") as bar:
+            served_passages = probe.embed(passages, "passage", bar)
+            served_queries = probe.embed(queries, "query", bar)
+        milliseconds = probe.time_queries(queries)
+    passage_vectors = original.encode(passages, "passage", "embed with the original model")
+    query_vectors = original.encode(queries, "query")
+    served = np.concatenate([served_queries, served_passages])
+    cosines = _cosines(served, np.concatenate([query_vectors, passage_vectors]))
+    return Verification(
+        texts_compared=len(served),
+        min_cosine=float(cosines.min()),
+        top10_overlap=_overlap(
+            search(served_queries, served_passages, _DEPTH).indices,
+            search(query_vectors, passage_vectors, _DEPTH).indices,
+        ),
+        median_milliseconds=milliseconds,
+    )
+
+
+def deployment_failures(frame: pl.DataFrame, settings: Settings) -> list[str]:
+    """What of a ``deployment`` table misses its bound, a sentence each; empty: the deployment stands."""
+    found = []
+    for row in tables.validate(frame, tables.DEPLOYMENT).iter_rows(named=True):
+        for name, bound in (("min_cosine", "min_cosine"), ("top10_overlap", "min_top10_overlap")):
+            least = getattr(settings.release, bound)
+            if not row[name] >= least:
+                found.append(f"release {row['release_version']} as served: {name} {row[name]:.7f} is below {least}")
+    return found
+
+
+class _Probe:
+    def __init__(self, client: OpenAI, model: str) -> None:
+        self._client, self._model = client, model
+
+    def embed(self, texts: Sequence[str], kind: Kind, bar: Bar | None = None) -> Floats:
+        parts = []
+        for start in range(0, len(texts), _REQUEST_TEXTS):
+            part = list(texts[start : start + _REQUEST_TEXTS])
+            # The original cuts what is too long as well.
+            answer = self._client.embeddings.create(
+                model=f"{self._model}-{kind}", input=part, extra_body={"truncate": "END"}
+            )
+            parts.append(np.array([item.embedding for item in answer.data], dtype=np.float32))
+            if bar is not None:
+                bar.advance(len(part))
+        return np.concatenate(parts)
+
+    def time_queries(self, queries: Sequence[str]) -> float:
+        times = []
+        for query in queries[:_TIMED_REQUESTS]:
+            started = time.perf_counter()
+            self.embed([query], "query")
+            times.append(time.perf_counter() - started)
+        return median(times) * 1000
+
+
+def _sample(texts: Sequence[str], seed: int) -> list[str]:
+    if len(texts) <= MAX_TEXTS:
+        return list(texts)
+    return random.Random(seed).sample(list(texts), MAX_TEXTS)  # noqa: S311 - a choice to be repeated, not a secret
+
+
+def _record(store: Path, pid: int, url: str, version: str) -> None:
+    text = json.dumps({"pid": pid, "url": url, "release_version": version}, indent=2)
+    write_atomically(store / DEPLOYMENT_FILE, text + "\n")
+    logger.info("release %s stays served at %s by process %d", version, url, pid)
+
+
+def _cosines(left: Floats, right: Floats) -> NDArray[np.float64]:
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    products: NDArray[np.float64] = np.einsum("ij,ij->i", a, b)
+    # A vector of zeros has no direction; it is as far from the original's as can be.
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: NDArray[np.float64] = np.divide(products, lengths, out=np.full(len(a), -1.0), where=lengths > 0)
+    return np.minimum(cosines, 1.0)
+
+
+def _overlap(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+    width = left.shape[1]
+    shared = [len(set(a) & set(b)) / width for a, b in zip(left.tolist(), right.tolist(), strict=True)]
+    return float(np.mean(shared))

@@ -1,0 +1,131 @@
+"""The endpoint as a process of its own: started, watched until it is ready, stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.settings import CONFIG_VARIABLE, ENVIRONMENT_PREFIX, SERVING_KEY_VARIABLE, Settings
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 10.0
+_SHOWN_LOG_LINES = 20
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running endpoint.
+
+    Attributes:
+        url: base URL, without ``/v1``.
+        process: the process that answers there.
+        log: file that it logs to.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def stop(self, seconds: float) -> None:
+        """Ask the process to stop, and end it when it has not after ``seconds``."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(seconds + _STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            logger.warning("the endpoint did not stop in %g s; ending it", seconds + _STOP_SECONDS)
+            self.process.kill()
+            self.process.wait()
+
+
+def start_endpoint(bundle: Path, settings: Settings, *, port: int, log: Path) -> Endpoint:
+    """Start ``python -m embed_pipeline.serving`` on ``bundle`` and wait until it is ready.
+
+    The process gets these settings, whatever the environment says, and a session of its own, so that it outlives
+    this one where it is to be left running.
+
+    Args:
+        bundle: the release bundle.
+        settings: its address, limits and the longest wait.
+        port: where to listen.
+        log: file for its log.
+
+    Raises:
+        ServingError: the port is taken, or the process ended or was not ready in time; with its last log lines.
+    """
+    command = [sys.executable, "-m", "embed_pipeline.serving", str(bundle.resolve()), "--port", str(port)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, and a path that is an argument
+            command,
+            env=_environment(settings, os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    host = settings.serving.host
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    endpoint = Endpoint(f"http://{reachable}:{port}", process, log)
+    try:
+        _await_ready(endpoint, settings.serving.start_seconds)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return endpoint
+
+
+def free_port(host: str) -> int:
+    """A port of ``host`` that is free now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(ENVIRONMENT_PREFIX) or name == SERVING_KEY_VARIABLE
+    }
+    values = {
+        f"{ENVIRONMENT_PREFIX}SERVING__{name.upper()}": "none" if value is None else str(value)
+        for name, value in settings.serving.model_dump(mode="json").items()
+    }
+    store = {f"{ENVIRONMENT_PREFIX}PATHS__STORE": str(settings.paths.store.resolve())}
+    # Everything the endpoint reads is above; the settings file of this folder might be another's.
+    return {**kept, **values, **store, CONFIG_VARIABLE: os.devnull}
+
+
+def _await_ready(endpoint: Endpoint, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        code = endpoint.process.poll()
+        if code is not None:
+            message = f"the endpoint ended with exit code {code} before it was ready{_last_lines(endpoint.log)}"
+            raise ServingError(message)
+        try:
+            if httpx.get(f"{endpoint.url}/v1/health/ready", timeout=_STOP_SECONDS).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError as error:
+            logger.debug("%s: %s", endpoint.url, error)
+        time.sleep(_POLL_SECONDS)
+    message = f"the endpoint was not ready after serving.start_seconds = {seconds:g}{_last_lines(endpoint.log)}"
+    raise ServingError(message)
+
+
+def _last_lines(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LOG_LINES:]
+    return "; its log ends:\n" + "\n".join(lines) if lines else "; it logged nothing"
