@@ -1,0 +1,278 @@
+"""What the model is about to learn from, for a person to see: figures, a plot and the hardest examples."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from embed_pipeline.embedding.search import BM25
+from embed_pipeline.settings import Settings
+from embed_pipeline.training_data.near_duplicates import Hashes, Shingler, containment, normalise_question
+from embed_pipeline.training_data.negatives import similarity_ceiling
+
+_SAMPLED = 200
+_SUSPECT_RANK = 3
+_SUSPECT_RATIO = 0.9
+_HARDEST = 10
+_EXCERPT = 160
+# Two ways of summing a cosine of float32 vectors differ by less.
+_EPSILON = 1e-6
+_INK, _GRID, _BAR, _LINE = "#5b6470", "#9aa4b033", "#0072b2", "#d55e00"
+
+
+@dataclass(frozen=True)
+class FalseNegatives:
+    """How many sampled negatives look like answers.
+
+    Attributes:
+        sampled: negatives looked at, one of each sampled question.
+        suspected: those that look like answers.
+        low: lower end of the 95 % interval of the rate (Wilson 1927).
+        high: upper end.
+    """
+
+    sampled: int
+    suspected: int
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> float:
+        """Suspected share of the sample; 0 of an empty one."""
+        return self.suspected / self.sampled if self.sampled else 0.0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The figures of a mined set.
+
+    Attributes:
+        origins: questions of each origin.
+        examples: question and positive pairs.
+        negatives: mined negatives, over all questions.
+        full_share: share of the questions with all the negatives wanted.
+        ratios: for each negative, its similarity over that of the question's least similar positive; questions
+            whose positive is not above 0 have none.
+        false_negatives: the estimate of :func:`estimate_false_negatives`.
+        hardest: the examples whose negative comes closest, as a Markdown table.
+    """
+
+    origins: dict[str, int]
+    examples: int
+    negatives: int
+    full_share: float
+    ratios: list[float]
+    false_negatives: FalseNegatives
+    hardest: str
+
+    @property
+    def mean_ratio(self) -> float | None:
+        """Mean of ``ratios``; None where there are none."""
+        return sum(self.ratios) / len(self.ratios) if self.ratios else None
+
+
+def audit_negatives(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> Audit:
+    """Measure a mined set.
+
+    Args:
+        hard_negatives: frame of :data:`tables.HARD_NEGATIVES`.
+        corpus: frame of :data:`tables.CORPUS`.
+        settings: the number of negatives wanted, and the seed of the sample.
+    """
+    rows = hard_negatives.sort("qa_id").to_dicts()
+    texts = dict(corpus.select("segment_id", "text").iter_rows())
+    return Audit(
+        origins=dict(sorted(Counter(row["origin"] for row in rows).items())),
+        examples=sum(len(row["positive_segment_ids"]) for row in rows),
+        negatives=sum(len(row["negative_segment_ids"]) for row in rows),
+        full_share=full_share(hard_negatives, settings.training_data.num_negatives),
+        ratios=[ratio for row in rows for ratio in _ratios(row)],
+        false_negatives=estimate_false_negatives(rows, texts, settings.seed),
+        hardest=_hardest_table(rows, texts),
+    )
+
+
+def estimate_false_negatives(
+    rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str], seed: int, sampled: int = _SAMPLED
+) -> FalseNegatives:
+    """Share of the negatives that may be answers, from a seeded sample of questions, by two measures that agree.
+
+    A sampled question's most similar negative is suspected when BM25 over the whole corpus ranks it third or better
+    for the question, and its similarity is at least 0.9 of the least similar positive's: words and meaning both
+    point to it. This is a proxy. It misses answers in other words, and a passage can share a question's words and
+    topic without answering it; the trend over settings says more than the value.
+
+    Args:
+        rows: rows of :data:`tables.HARD_NEGATIVES`.
+        texts: segment id to text, of the whole corpus.
+        seed: seed of the sample.
+        sampled: questions in it, at most.
+    """
+    eligible = [row for row in rows if row["negative_segment_ids"]]
+    chosen = random.Random(f"{seed} audit").sample(eligible, min(sampled, len(eligible)))  # noqa: S311 - sampling
+    if not chosen:
+        return FalseNegatives(0, 0, 0.0, 1.0)
+    distinct = list(dict.fromkeys(texts[key] for key in sorted(texts)))
+    place = {text: index for index, text in enumerate(distinct)}
+    hits = BM25(distinct).search([row["question"] for row in chosen], _SUSPECT_RANK)
+    suspected = 0
+    for index, row in enumerate(chosen):
+        found = hits.rank_of(index, place[texts[row["negative_segment_ids"][0]]]) is not None
+        close = row["negative_similarities"][0] >= _SUSPECT_RATIO * min(row["positive_similarities"])
+        suspected += found and close
+    return FalseNegatives(len(chosen), suspected, *_wilson(suspected, len(chosen)))
+
+
+def negatives_failures(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> list[str]:
+    """Everything that forbids training on ``hard_negatives``, a sentence for each kind; empty: nothing does.
+
+    The rules are checked from the stored similarities and texts, not taken from the miner's word: the ceiling is
+    computed again, and every negative is compared with every known positive of its question.
+
+    Args:
+        hard_negatives: frame of :data:`tables.HARD_NEGATIVES`.
+        corpus: frame of :data:`tables.CORPUS`.
+        settings: margins, number and thresholds.
+    """
+    texts = dict(corpus.select("segment_id", "text").iter_rows())
+    rows = hard_negatives.sort("qa_id").to_dicts()
+    known: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        known[normalise_question(row["question"])].update(row["positive_segment_ids"])
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    duplicates = _Duplicates(texts, settings.training_data.near_duplicate_passages)
+    for row in rows:
+        for problem in _problems(row, known[normalise_question(row["question"])], texts, duplicates, settings):
+            found[problem].append(row["qa_id"])
+    return [f"{len(ids)} questions have {problem}, first {ids[0]!r}" for problem, ids in sorted(found.items())]
+
+
+def coverage_warnings(hard_negatives: pl.DataFrame, settings: Settings) -> list[str]:
+    """What does not forbid training but should be seen: too few questions with all the negatives wanted."""
+    options = settings.training_data
+    share = full_share(hard_negatives, options.num_negatives)
+    if share >= options.min_negative_coverage:
+        return []
+    bound = f"training_data.min_negative_coverage = {options.min_negative_coverage:.0%}"
+    return [f"{share:.0%} of the questions have all {options.num_negatives} negatives, below {bound}: widen range_max"]
+
+
+def full_share(hard_negatives: pl.DataFrame, num_negatives: int) -> float:
+    """Share of the questions with all the negatives wanted; 1 where there are no questions."""
+    if hard_negatives.is_empty():
+        return 1.0
+    counts: list[int] = hard_negatives["negative_segment_ids"].list.len().to_list()
+    return sum(count >= num_negatives for count in counts) / len(counts)
+
+
+def ratio_histogram(ratios: Sequence[float], relative_margin: float) -> bytes:
+    """Distribution of negative-to-positive similarity, with the ceiling: a PNG with a transparent ground."""
+    # Built without pyplot: no global state, no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_facecolor("none")
+    axes.hist(ratios, bins=40, color=_BAR, zorder=2)
+    axes.axvline(1 - relative_margin, color=_LINE, linewidth=1.4, linestyle="--", label="ceiling")
+    axes.set_xlabel("similarity of negative / least similar positive", color=_INK)
+    axes.set_ylabel("negatives", color=_INK)
+    axes.tick_params(colors=_INK, labelsize=9)
+    axes.grid(axis="y", color=_GRID, zorder=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in {"left", "bottom"})
+        spine.set_color(_GRID)
+    axes.legend(frameon=False, labelcolor=_INK, loc="upper left")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, transparent=True, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _ratios(row: Mapping[str, Any]) -> list[float]:
+    least = min(row["positive_similarities"])
+    return [similarity / least for similarity in row["negative_similarities"]] if least > 0 else []
+
+
+def _wilson(hits: int, total: int) -> tuple[float, float]:
+    """95 % interval of a proportion."""
+    z = 1.96
+    share = hits / total
+    middle = share + z * z / (2 * total)
+    reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+def _hardest_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> str:
+    ranked = sorted((row for row in rows if _ratios(row)), key=lambda row: (-_ratios(row)[0], row["qa_id"]))
+    lines = ["| question | origin | positive | negative | similarities |", "|---|---|---|---|---|"]
+    for row in ranked[:_HARDEST]:
+        least = row["positive_similarities"].index(min(row["positive_similarities"]))
+        cells = [
+            row["question"],
+            row["origin"],
+            texts[row["positive_segment_ids"][least]],
+            texts[row["negative_segment_ids"][0]],
+            f"{row['positive_similarities'][least]:.3f} / {row['negative_similarities'][0]:.3f}",
+        ]
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A text on one line, cut, with what Markdown or HTML would read as markup made plain."""
+    line = " ".join(text.split())
+    cut = line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"
+    return cut.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+
+
+class _Duplicates:
+    """Which texts say the same, by word 5-grams."""
+
+    def __init__(self, texts: Mapping[str, str], threshold: float) -> None:
+        self._texts = texts
+        self._threshold = threshold
+        self._shingler = Shingler()
+        self._kept: dict[str, Hashes] = {}
+
+    def alike(self, one: str, other: str) -> bool:
+        same = self._texts[one] == self._texts[other]
+        return same or containment(self._hashes(one), self._hashes(other)) >= self._threshold
+
+    def _hashes(self, segment: str) -> Hashes:
+        if segment not in self._kept:
+            self._kept[segment] = self._shingler.hashes(self._texts[segment])
+        return self._kept[segment]
+
+
+def _problems(
+    row: Mapping[str, Any],
+    positives: set[str],
+    texts: Mapping[str, str],
+    duplicates: _Duplicates,
+    settings: Settings,
+) -> Iterator[str]:
+    negatives, options = row["negative_segment_ids"], settings.training_data
+    ceiling = similarity_ceiling(row["positive_similarities"], options)
+    if {*negatives, *row["positive_segment_ids"]} - texts.keys():
+        yield "a segment that is not in the corpus"
+        return
+    if any(similarity > ceiling + _EPSILON for similarity in row["negative_similarities"]):
+        yield f"a negative above the ceiling (relative_margin {options.relative_margin})"
+    if len(set(negatives)) < len(negatives) or len(negatives) > options.num_negatives:
+        yield f"repeated negatives or more than num_negatives = {options.num_negatives}"
+    if len(negatives) != len(row["negative_similarities"]):
+        yield "negatives without a similarity"
+    if positives & set(negatives):
+        yield "a positive among the negatives"
+    elif any(duplicates.alike(negative, positive) for negative in negatives for positive in positives):
+        yield "a positive's duplicate among the negatives"

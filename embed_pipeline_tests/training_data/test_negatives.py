@@ -1,0 +1,242 @@
+"""Mining by rule: never a positive, a rejected passage, a duplicate, or fewer than it could."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from embed_pipeline.settings import Settings
+from embed_pipeline.training_data import negatives as negatives_module
+from embed_pipeline.training_data.negatives import MiningError, mine_hard_negatives, similarity_ceiling
+from embed_pipeline.training_data.questions import COLUMNS, SCHEMA
+from embed_pipeline_tests.training_data import material
+from embed_pipeline_tests.training_data.material import GivenVectors, prose, settings
+
+
+def questions(*rows: tuple[str, str, list[str]]) -> pl.DataFrame:
+    return pl.DataFrame(
+        [(qa_id, "generated", text, positives) for qa_id, text, positives in rows],
+        schema={name: SCHEMA[name] for name in COLUMNS},
+        orient="row",
+    )
+
+
+def angle(degrees: float) -> list[float]:
+    return [float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))]
+
+
+def mine(
+    asked: pl.DataFrame, corpus: pl.DataFrame, vectors: dict[str, list[float]], **options: Any
+) -> list[dict[str, Any]]:
+    return mine_hard_negatives(asked, corpus, settings(**options), GivenVectors(vectors)).to_dicts()
+
+
+def around(*degrees: float) -> tuple[pl.DataFrame, dict[str, list[float]]]:
+    """A corpus of one-segment documents at these angles from the question ``q``."""
+    texts = [prose(i) for i in range(len(degrees))]
+    corpus = material.corpus({f"{i:02}": [text] for i, text in enumerate(texts)})
+    return corpus, {"q": angle(0), **{text: angle(d) for text, d in zip(texts, degrees, strict=True)}}
+
+
+def test_most_similar_under_the_ceiling_best_first():
+    corpus, vectors = around(40, 0, 10, 41, 50, 45)
+    (row,) = mine(questions(("a", "q", ["00#0"])), corpus, vectors, num_negatives=2)
+    assert row["negative_segment_ids"] == ["05#0", "04#0"]
+    assert row["above_ceiling"] == 3
+    assert row["positive_similarities"] == pytest.approx([np.cos(np.radians(40))])
+    assert row["ceiling"] == pytest.approx(0.95 * np.cos(np.radians(40)))
+    assert row["negative_similarities"] == pytest.approx([np.cos(np.radians(45)), np.cos(np.radians(50))])
+
+
+def test_the_least_similar_positive_sets_the_ceiling():
+    corpus, vectors = around(10, 60, 30, 70, 61)
+    (row,) = mine(questions(("a", "q", ["00#0", "01#0"])), corpus, vectors, num_negatives=3)
+    assert row["negative_segment_ids"] == ["03#0"]
+    assert row["above_ceiling"] == 2
+
+
+def test_negative_similarities_have_a_ceiling_below_the_positive():
+    assert similarity_ceiling([-0.2], settings().training_data) == pytest.approx(-0.21)
+    assert similarity_ceiling([0.4], settings(absolute_margin=0.1).training_data) == pytest.approx(0.3)
+    assert similarity_ceiling([0.4], settings(absolute_margin=0.01).training_data) == pytest.approx(0.38)
+    corpus, vectors = around(120, 119, 121, 122.5, 150)
+    (row,) = mine(questions(("a", "q", ["00#0"])), corpus, vectors, num_negatives=4)
+    assert row["negative_segment_ids"] == ["03#0", "04#0"]
+
+
+def test_fewer_survive_fewer_are_returned():
+    corpus, vectors = around(60, 5, 6, 7)
+    (row,) = mine(questions(("a", "q", ["00#0"])), corpus, vectors, num_negatives=3)
+    assert row["negative_segment_ids"] == []
+    assert row["above_ceiling"] == 3
+    corpus, vectors = around(60, 80)
+    (row,) = mine(questions(("a", "q", ["00#0"])), corpus, vectors, num_negatives=5)
+    assert row["negative_segment_ids"] == ["01#0"]
+
+
+def test_copies_of_a_positive_are_no_negatives_and_copies_of_a_negative_one():
+    copied = prose(1).split()
+    copied[-1] = "edited"
+    texts = {
+        "a": [prose(1)],
+        "b": [prose(1)],
+        "c": [" ".join(copied)],
+        "d": [prose(2)],
+        "e": [prose(2)],
+        "f": [prose(3)],
+    }
+    corpus = material.corpus(texts | {"b": [prose(1), "more"]})
+    vectors = {
+        "q": angle(0),
+        prose(1): angle(30),
+        " ".join(copied): angle(40),
+        prose(2): angle(50),
+        prose(3): angle(60),
+    }
+    (row,) = mine(questions(("x", "q", ["b#0", "a#0"])), corpus, vectors | {"more": angle(70)}, num_negatives=5)
+    assert row["negative_segment_ids"] == ["d#0", "f#0", "b#1"]
+    assert row["positive_segment_ids"] == ["b#0"]
+
+
+def test_positives_of_the_same_question_asked_again_are_no_negatives():
+    corpus, vectors = around(40, 50, 60)
+    vectors |= {"What?": angle(0), "what": angle(0)}
+    asked = questions(("a", "What?", ["00#0"]), ("b", "what", ["01#0"]))
+    rows = mine(asked, corpus, vectors, num_negatives=3)
+    assert [row["negative_segment_ids"] for row in rows] == [["02#0"], ["02#0"]]
+
+
+def test_range_counts_candidates_without_positives():
+    corpus, vectors = around(10, 40, 42, 44, 46, 48)
+    asked = questions(("a", "q", ["00#0"]))
+    (row,) = mine(asked, corpus, vectors, num_negatives=9, range_min=1, range_max=4)
+    assert row["negative_segment_ids"] == ["02#0", "03#0", "04#0"]
+
+
+def test_random_choice_is_seeded_and_by_question():
+    corpus, vectors = around(10, *range(40, 80))
+    vectors |= {f"q{i}": angle(0) for i in range(6)}
+    asked = questions(*((f"a{i}", f"q{i}", ["00#0"]) for i in range(6)))
+    options = {"num_negatives": 4, "sampling_strategy": "random"}
+    rows = mine(asked, corpus, vectors, **options)
+    assert rows == mine(asked.reverse(), corpus.reverse(), vectors, **options)
+    assert len({tuple(row["negative_segment_ids"]) for row in rows}) > 1
+    for row in rows:
+        assert row["negative_similarities"] == sorted(row["negative_similarities"], reverse=True)
+        assert len(set(row["negative_segment_ids"])) == 4
+
+
+def test_the_corpus_is_encoded_once_each_text_once(monkeypatch):
+    monkeypatch.setattr(negatives_module, "_BLOCK", 2)
+    corpus, vectors = around(10, 40, 50)
+    vectors |= {f"q{i}": angle(i) for i in range(5)}
+    encoder = GivenVectors(vectors)
+    asked = questions(*((f"a{i}", f"q{i}", ["00#0"]) for i in range(5)))
+    whole = mine_hard_negatives(asked, corpus, settings(), encoder)
+    assert encoder.calls == [("query", 5), ("passage", 3)]
+    monkeypatch.setattr(negatives_module, "_BLOCK", 100)
+    assert mine_hard_negatives(asked, corpus, settings(), encoder).equals(whole)
+
+
+def test_no_negatives_wanted():
+    corpus, vectors = around(10, 40)
+    (row,) = mine(questions(("a", "q", ["00#0"])), corpus, vectors, num_negatives=0)
+    assert row["negative_segment_ids"] == []
+    assert row["positive_similarities"]
+
+
+@pytest.mark.parametrize("positives", [[], ["nowhere#0"]])
+def test_a_question_without_a_known_positive_is_refused(positives):
+    corpus, vectors = around(10)
+    with pytest.raises(MiningError, match="question 'a': positives"):
+        mine(questions(("a", "q", positives)), corpus, vectors)
+
+
+@st.composite
+def _tasks(draw: st.DrawFn) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, list[float]], Settings]:
+    """Corpora of few directions and texts, so that ties, copies and near-copies are common."""
+    directions = st.lists(st.sampled_from([-2.0, -1.0, 0.5, 1.0, 3.0]), min_size=3, max_size=3)
+    bases = [prose(i, 12) for i in range(draw(st.integers(2, 8)))]
+    texts = [
+        draw(st.sampled_from([base, base + " tail", base + " " + prose(90 + i, 30)]))
+        for i, base in enumerate(bases * 2)
+    ]
+    corpus = material.corpus({f"{i:02}": [text, f"own text of {i}"] for i, text in enumerate(texts)})
+    ids = corpus["segment_id"].to_list()
+    asked = [
+        (
+            f"a{i}",
+            draw(st.sampled_from(["one?", "One", "two", f"three{i}"])),
+            draw(st.lists(st.sampled_from(ids), min_size=1, max_size=4)),
+        )
+        for i in range(draw(st.integers(1, 4)))
+    ]
+    vectors = {text: draw(directions) for text in sorted({*corpus["text"], *(row[1] for row in asked)})}
+    range_min = draw(st.integers(0, 3))
+    options = settings(
+        num_negatives=draw(st.integers(0, 5)),
+        relative_margin=draw(st.sampled_from([0.0, 0.05, 0.5])),
+        absolute_margin=draw(st.sampled_from([0.0, 0.1])),
+        range_min=range_min,
+        range_max=range_min + draw(st.integers(1, 12)),
+        sampling_strategy=draw(st.sampled_from(["top", "random"])),
+        near_duplicate_passages=draw(st.sampled_from([0.8, 1.0])),
+    )
+    return questions(*asked), corpus, vectors, options
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(_tasks())
+def test_the_rules_hold_whatever_the_corpus(task):
+    asked, corpus, vectors, options = task
+    mined = mine_hard_negatives(asked, corpus, options, GivenVectors(vectors)).to_dicts()
+    texts = dict(corpus.select("segment_id", "text").iter_rows())
+    unit = {text: np.asarray(v, np.float32) / np.linalg.norm(v) for text, v in vectors.items()}
+    wanted = options.training_data
+    for row, (qa_id, question, positives) in zip(
+        mined, asked.sort("qa_id").select("qa_id", "question", "positive_segment_ids").iter_rows(), strict=True
+    ):
+        assert row["qa_id"] == qa_id
+        same = question.lower().strip("?")
+        known = {
+            texts[p]
+            for _, text, own in asked.select("qa_id", "question", "positive_segment_ids").iter_rows()
+            for p in own
+            if text.lower().strip("?") == same
+        }
+        ceiling = similarity_ceiling([float(unit[question] @ unit[texts[p]]) for p in positives], wanted)
+        ranked = sorted(
+            ({text: float(unit[question] @ unit[text]) for text in set(texts.values()) - known}).items(),
+            key=lambda item: -item[1],
+        )
+        found = [texts[n] for n in row["negative_segment_ids"]]
+        assert len(found) == len(set(found)) <= wanted.num_negatives
+        assert not known & set(found)
+        assert all(s <= ceiling + 1e-6 for s in row["negative_similarities"])
+        in_range = ranked[wanted.range_min : wanted.range_max]
+        survivors = [
+            text
+            for text, score in in_range
+            if score <= ceiling - 1e-6 and not any(_near(text, own, wanted.near_duplicate_passages) for own in known)
+        ]
+        assert not any(_near(text, own, wanted.near_duplicate_passages) for text in found for own in known)
+        assert len(found) >= min(wanted.num_negatives, len(survivors))
+        if wanted.sampling_strategy == "top" and len(found) == wanted.num_negatives and found:
+            missed = [s for t, s in in_range if t in survivors and t not in found]
+            assert all(score <= min(row["negative_similarities"]) + 1e-6 for score in missed)
+
+
+def _near(one: str, other: str, threshold: float) -> bool:
+    small, large = sorted((_grams(one), _grams(other)), key=len)
+    return len(small & large) >= threshold * len(small)
+
+
+def _grams(text: str) -> set[tuple[str, ...]]:
+    words = text.split()
+    return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
