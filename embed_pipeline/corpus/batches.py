@@ -88,11 +88,11 @@ def cut_batches(settings: Settings) -> tuple[list[Batch], Scan]:
     deleted = sorted(known.keys() - {file.path for file in scan.files})
     size = settings.corpus.documents_per_batch
     pieces = [changed[start : start + size] for start in range(0, len(changed), size)] or ([[]] if deleted else [])
-    new = []
+    cut = []
     for index, piece in enumerate(pieces):
         gone = tuple(deleted) if index == 0 else ()
-        new.append(_write(settings.paths.store, len(batches) + index + 1, tuple(piece), gone))
-    return new, scan
+        cut.append(_write(settings.paths.store, len(batches) + index + 1, tuple(piece), gone))
+    return cut, scan
 
 
 def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings) -> BatchFile | None:

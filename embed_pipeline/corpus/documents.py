@@ -42,8 +42,8 @@ def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False
     Raises:
         CorpusError: ``only_batch`` and no file of it is usable.
     """
-    rows = []
-    rejected = []
+    rows: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
     with progress("Reading documents", len(batch.files), "files") as bar:
         for file in sorted(batch.files, key=lambda f: f.path):
             try:

@@ -96,7 +96,7 @@ def _atoms(text: str, limit: int, count_tokens: TokenCounter) -> list[_Atom]:
 
 def _cut(text: str, start: int, end: int, pattern: re.Pattern[str] | None) -> list[tuple[int, int]]:
     if pattern is None:
-        inner = range(start + _CHARACTERS_PER_PIECE, end, _CHARACTERS_PER_PIECE)
+        inner = list(range(start + _CHARACTERS_PER_PIECE, end, _CHARACTERS_PER_PIECE))
     else:
         inner = [m.end() for m in pattern.finditer(text, start, end) if m.end() < end]
     cuts = [start, *inner, end]
@@ -106,7 +106,9 @@ def _cut(text: str, start: int, end: int, pattern: re.Pattern[str] | None) -> li
 def _pack(atoms: list[_Atom], limit: int) -> list[tuple[int, int, tuple[str, ...]]]:
     """Join atoms into segments; the sum of the atoms' tokens bounds the segment's."""
     segments: list[tuple[int, int, tuple[str, ...]]] = []
-    start, tokens, own, path = 0, 0, (), ()
+    start, tokens = 0, 0
+    own: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
     for atom in atoms:
         full = tokens + atom.tokens > limit
         enough = atom.headings is not None and tokens > limit // 3

@@ -67,6 +67,7 @@ class LLMClient:
         *,
         base_url: str | Sequence[str] | None = None,
         api_key: str | None = None,
+        slots: int | None = None,
     ) -> None:
         """Prepare; nothing is sent yet.
 
@@ -75,6 +76,8 @@ class LLMClient:
             store: answers to what was asked before.
             base_url: endpoint(s) in place of ``llm.base_url``; requests go to the one with the fewest in flight.
             api_key: sent to the endpoint; never stored, logged or part of an error.
+            slots: sequences of each embedded server; None: an endpoint. With one, an answer depends on the request
+                alone, whatever was asked before.
 
         Raises:
             ValueError: if there is no endpoint.
@@ -88,7 +91,8 @@ class LLMClient:
         self._llm = llm
         self._store = store
         self._urls = [chosen] if isinstance(chosen, str) else list(chosen)
-        self._transport = Transport(llm, self._urls, api_key, self.budget)
+        self._slots = slots
+        self._transport = Transport(llm, self._urls, api_key, self.budget, primed=slots == 1)
         self._dialect = Dialect(llm.structured_outputs)
         self._probing = asyncio.Lock()
         self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -109,8 +113,9 @@ class LLMClient:
 
     @property
     def concurrency(self) -> int:
-        """Items worth working on at once: ``llm.max_concurrency``, or the embedded server's slots."""
-        return min(self._llm.slots, self._llm.max_concurrency) if self._llm.embedded else self._llm.max_concurrency
+        """Items worth working on at once: ``llm.max_concurrency``, or the embedded servers' slots if they are fewer."""
+        most = self._llm.max_concurrency
+        return most if self._slots is None else min(most, self._slots * len(self._urls))
 
     @property
     def usage(self) -> Usage:
@@ -154,9 +159,17 @@ class LLMClient:
         return results
 
     async def complete(
-        self, prompt: str, *, stop: list[str], max_tokens: int, temperature: float, seed: int
+        self, prompt: str, *, stop: list[str], max_tokens: int, temperature: float, seed: int, shared: str = ""
     ) -> Completion:
         """Continue a text.
+
+        Args:
+            prompt: the text.
+            stop: where the answer ends.
+            max_tokens: where it is cut.
+            temperature: sampling temperature.
+            seed: sampling seed.
+            shared: the beginning that this prompt shares with others, which an embedded server works off once.
 
         Returns:
             The answer; ``finish_reason`` is ``length`` when ``max_tokens`` cut it.
@@ -176,7 +189,7 @@ class LLMClient:
             "temperature": temperature,
             "seed": seed,
         }
-        return await self._answer(request_key(request), "/completions", request, None)
+        return await self._answer(request_key(request), "/completions", request, None, shared)
 
     async def structured(
         self,
@@ -245,7 +258,9 @@ class LLMClient:
                 self._dialect.settle(valid=is_valid(got.text, answer))
             return got
 
-    async def _answer(self, key: str, path: str, request: dict[str, Any], answer: type[BaseModel] | None) -> Answer:
+    async def _answer(
+        self, key: str, path: str, request: dict[str, Any], answer: type[BaseModel] | None, shared: str = ""
+    ) -> Answer:
         """From the store, else from the endpoint and into the store; equal requests at once are one call."""
         lock = self._asking.setdefault(key, asyncio.Lock())
         async with lock:
@@ -260,7 +275,7 @@ class LLMClient:
                 return self._dialect.word(asked, answer)
 
             with self.budget.call():
-                got = await self._transport.ask(path, word, self._dialect.adapt)
+                got = await self._transport.ask(path, word, self._dialect.adapt, shared)
                 self._store.put(key, got)
             return got
 
@@ -280,9 +295,12 @@ async def open_client(llm: settings.LLM, store_path: Path) -> AsyncIterator[LLMC
     """
     async with AsyncExitStack() as opened:
         store = opened.enter_context(ResponseStore(store_path))
-        urls = opened.enter_context(embedded_server(llm)) if llm.embedded else None
-        key = None if llm.embedded else settings.llm_api_key()
-        yield await opened.enter_async_context(LLMClient(llm, store, base_url=urls, api_key=key))
+        if llm.embedded:
+            servers = opened.enter_context(embedded_server(llm))
+            client = LLMClient(llm, store, base_url=servers.urls, slots=servers.slots)
+        else:
+            client = LLMClient(llm, store, api_key=settings.llm_api_key())
+        yield await opened.enter_async_context(client)
 
 
 def _user(text: str) -> dict[str, Any]:

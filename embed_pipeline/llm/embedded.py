@@ -44,15 +44,30 @@ _NO_SERVER = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How slots and threads are laid out over servers.
+    """How slots and threads are laid out over servers, all of them alike: the number of threads shows in the digits.
 
     Attributes:
-        slots: parallel sequences of each server.
-        threads: threads of each server, one per server.
+        servers: how many servers.
+        slots: parallel sequences of each.
+        threads: threads of each.
     """
 
-    slots: tuple[int, ...]
-    threads: tuple[int, ...]
+    servers: int
+    slots: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Running servers.
+
+    Attributes:
+        urls: the base URL of each, ``http://127.0.0.1:PORT/v1``.
+        slots: parallel sequences of each.
+    """
+
+    urls: tuple[str, ...]
+    slots: int
 
 
 def model_file(llm: settings.LLM) -> Path:
@@ -75,7 +90,7 @@ def model_file(llm: settings.LLM) -> Path:
 
 
 def lay_out(slots: int, threads: int, file_bytes: int) -> Layout:
-    """Spread slots and threads evenly over servers.
+    """Spread slots and threads evenly over servers; threads that do not divide evenly stay idle.
 
     A small model gets one sequence a server: each sequence keeps a prompt cache of its own, so that fewer of them
     process a shared few-shot prefix less often, and a core that is busy gains nothing from a batch (measured: 1.5
@@ -89,14 +104,14 @@ def lay_out(slots: int, threads: int, file_bytes: int) -> Layout:
     """
     threads = threads or _cores()
     if file_bytes > SMALL_MODEL_BYTES:
-        return Layout(slots=(slots,), threads=(threads,))
+        return Layout(servers=1, slots=slots, threads=threads)
     servers = min(slots, threads)
-    return Layout(slots=(1,) * servers, threads=_split(threads, servers))
+    return Layout(servers=servers, slots=1, threads=threads // servers)
 
 
 @contextmanager
-def embedded_server(llm: settings.LLM) -> Iterator[list[str]]:
-    """Start the embedded servers, yield their base URLs (``http://127.0.0.1:PORT/v1``), stop them at the end.
+def embedded_server(llm: settings.LLM) -> Iterator[Servers]:
+    """Start the embedded servers, yield them, stop them at the end.
 
     Starting holds the interpreter lock for about a second; answering does not.
 
@@ -111,14 +126,13 @@ def embedded_server(llm: settings.LLM) -> Iterator[list[str]]:
     layout = lay_out(llm.slots, llm.threads, file.stat().st_size)
     servers: list[Any] = []
     try:
-        for slots, threads in zip(layout.slots, layout.threads, strict=True):
+        for _ in range(layout.servers):
             try:
-                servers.append(xllamacpp.Server(_parameters(file, slots, threads)))
+                servers.append(xllamacpp.Server(_parameters(file, layout.slots, layout.threads)))
             except RuntimeError as error:
                 raise EmbeddedModelError(f"llama.cpp cannot load {file}: {error}") from error
-        urls = [f"{server.listening_address}/v1" for server in servers]
-        logger.info("Embedded %s: slots %s, threads %s", file.stem, list(layout.slots), list(layout.threads))
-        yield urls
+        logger.info("Embedded %s: %s", file.stem, layout)
+        yield Servers(tuple(f"{server.listening_address}/v1" for server in servers), layout.slots)
     finally:
         # A server stops, and joins its threads, when its last reference goes.
         servers.clear()
@@ -126,10 +140,6 @@ def embedded_server(llm: settings.LLM) -> Iterator[list[str]]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _split(count: int, parts: int) -> tuple[int, ...]:
-    return tuple(count // parts + (part < count % parts) for part in range(parts))
 
 
 def _parameters(file: Path, slots: int, threads: int) -> CommonParams:
@@ -146,5 +156,8 @@ def _parameters(file: Path, slots: int, threads: int) -> CommonParams:
     parameters.ui = False
     parameters.endpoint_slots = False
     parameters.warmup = False
+    # What a server keeps of earlier prompts is decided in priming.py alone.
+    parameters.cache_ram_mib = 0
+    parameters.cache_idle_slots = False
     parameters.verbosity = 0
     return parameters

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from embed_pipeline import settings
 from embed_pipeline.llm.budget import Budget
 from embed_pipeline.llm.errors import EndpointError, InvalidAnswer, RequestFailed, TooManyFailures
+from embed_pipeline.llm.priming import PrimedServers
 from embed_pipeline.llm.store import Answer
 from embed_pipeline.llm.throttle import Stopped, Throttle, retry_after
 
@@ -69,8 +70,17 @@ class Transport:
         throttle: the learned concurrency and rate.
     """
 
-    def __init__(self, llm: settings.LLM, base_urls: Sequence[str], api_key: str | None, budget: Budget) -> None:
+    def __init__(
+        self, llm: settings.LLM, base_urls: Sequence[str], api_key: str | None, budget: Budget, *, primed: bool = False
+    ) -> None:
         """Prepare clients, one per base URL.
+
+        Args:
+            llm: limits.
+            base_urls: endpoints.
+            api_key: sent to them; never logged or part of an error.
+            budget: where usage is counted.
+            primed: they are embedded servers of one sequence each, which get the requests of :mod:`priming`.
 
         Raises:
             EndpointError: if the API key cannot be an HTTP header.
@@ -87,6 +97,7 @@ class Transport:
         self._outcomes: deque[str] = deque(maxlen=WINDOW)
         self._clients = [self._open_client(url, key or _NO_KEY) for url in base_urls]
         self._open = [0] * len(self._clients)
+        self._primed = PrimedServers(len(self._clients)) if primed else None
 
     def __repr__(self) -> str:
         return f"Transport({self._place})"
@@ -96,13 +107,16 @@ class Transport:
         for client in self._clients:
             await client.close()
 
-    async def ask(self, path: str, word: Callable[[], dict[str, Any]], adapt: Callable[[int, str], None]) -> Answer:
+    async def ask(
+        self, path: str, word: Callable[[], dict[str, Any]], adapt: Callable[[int, str], None], shared: str = ""
+    ) -> Answer:
         """Send a request until it is answered.
 
         Args:
             path: ``/chat/completions`` or ``/completions``.
             word: gives the request body; called for every attempt, as the endpoint's dialect may have been learned.
             adapt: is told status and message of a refusal; when ``word`` then gives another body, that is sent.
+            shared: the beginning of the prompt that other prompts share.
 
         Raises:
             EndpointError: on a final refusal of this or an earlier request; nothing more is sent then.
@@ -115,7 +129,7 @@ class Transport:
         while attempt < self._llm.max_attempts:
             body = word()
             try:
-                outcome = await self._attempt(path, body)
+                outcome = await self._attempt(path, body, shared)
                 if isinstance(outcome, Answer):
                     self._note_outcome("")
                     return outcome
@@ -183,9 +197,9 @@ class Transport:
         reason = self._reason or EndpointError(f"requests to {self._place} were stopped")
         return type(reason)(str(reason))
 
-    async def _attempt(self, path: str, body: dict[str, Any]) -> Answer | Failure:
+    async def _attempt(self, path: str, body: dict[str, Any], shared: str) -> Answer | Failure:
         async with self.throttle.slot() as started:
-            outcome = await self._send(path, body)
+            outcome = await self._send(path, body, shared)
             if isinstance(outcome, Answer):
                 self.throttle.succeeded()
                 self._budget.record(outcome.prompt_tokens, outcome.completion_tokens, time.monotonic() - started)
@@ -196,13 +210,20 @@ class Transport:
                 self.throttle.pause(outcome.wait)
             return outcome
 
-    async def _send(self, path: str, body: dict[str, Any]) -> Answer | Failure:
+    async def _send(self, path: str, body: dict[str, Any], shared: str) -> Answer | Failure:
         import openai
 
-        chosen = min(range(len(self._clients)), key=self._open.__getitem__)
+        if self._primed is not None:
+            chosen = self._primed.choose(body.get("prompt", ""), self._open)
+        else:
+            chosen = min(range(len(self._clients)), key=self._open.__getitem__)
+
+        async def post(worded: dict[str, Any]) -> object:
+            return await self._clients[chosen].post(path, body=worded, cast_to=object)
+
         self._open[chosen] += 1
         try:
-            data: Any = await self._clients[chosen].post(path, body=body, cast_to=object)
+            data = await (self._primed.ask(chosen, body, shared, post) if self._primed else post(body))
             return _read(data, body)
         except openai.APIStatusError as error:
             wait = retry_after(error.response.headers)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import Counter
 from typing import Any, Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from embed_pipeline import tables
-from embed_pipeline.llm.client import InvalidAnswer, LLMClient, open_client
+from embed_pipeline.llm.client import LLMClient, open_client
+from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.prompts import delimit, fill_prompt
 from embed_pipeline.synthesis.words import content_words, inverse_document_frequency, specific_terms
@@ -46,10 +46,8 @@ def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) ->
     statistical extractor (``keyphrases``) speaks instead: headings, identifiers and words that set the
     document apart from the others. Artifacts that name an unknown segment are left out.
     """
-    if settings.llm.embedded:
-        rows = _keyphrases(batch, segments)
-    else:
-        rows = asyncio.run(_ask_all(batch, segments, settings))
+    embedded = settings.llm.embedded
+    rows = _keyphrases(batch, segments) if embedded else asyncio.run(_ask_all(batch, segments, settings))
     frame = tables.DOCUMENT_ARTIFACTS.frame(rows)
     return frame.unique(["document_id", "kind", "text"], keep="first").sort("document_id", "kind", "text")
 
@@ -61,16 +59,19 @@ def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
     found = []
     for document_id, rows in texts.items():
         places: dict[tuple[str, str], list[str]] = {}
-        weights: Counter[tuple[str, str]] = Counter()
+        weights: dict[tuple[str, str], float] = {}
         for row in rows:
             heading = row["heading_path"].rsplit(" > ", 1)[-1]
             named = [("concept", heading)] if heading else []
             named += [("entity", term) for term in specific_terms(row["text"]) if re.search(r"[a-z]{2}", term)]
             for key in dict.fromkeys(named):
                 places.setdefault(key, []).append(row["segment_id"])
-                weights[key] += sum(idf.get(word, 1.0) for word in set(content_words(key[1]))) or 0
+                weight = sum(idf.get(word, 1.0) for word in set(content_words(key[1])))
+                weights[key] = weights.get(key, 0.0) + weight
         best = sorted(weights, key=lambda key: (-weights[key], key))[:_PER_DOCUMENT]
-        found += [_row(document_id, batch, kind, text, places[kind, text], "keyphrases") for kind, text in best]
+        found += [
+            _row(document_id, batch, kind, text, places[kind, text], extractor="keyphrases") for kind, text in best
+        ]
     return found
 
 
@@ -98,7 +99,14 @@ async def _ask(client: LLMClient, window: list[dict[str, Any]], batch: str, seed
         logger.warning("no artifacts from document %s: %s", document_id, error)
         return []
     return [
-        _row(document_id, batch, a.kind, a.text.strip(), [labels[s]["segment_id"] for s in a.segments], client.generator)
+        _row(
+            document_id,
+            batch,
+            a.kind,
+            a.text.strip(),
+            [labels[s]["segment_id"] for s in a.segments],
+            extractor=client.generator,
+        )
         for a in answer.value.artifacts
         if a.text.strip() and a.segments and all(label in labels for label in a.segments)
     ]
@@ -118,7 +126,9 @@ def _windows(segments: pl.DataFrame) -> list[list[dict[str, Any]]]:
     return windows
 
 
-def _row(document_id: str, batch: str, kind: str, text: str, segment_ids: list[str], extractor: str) -> dict[str, Any]:
+def _row(
+    document_id: str, batch: str, kind: str, text: str, segment_ids: list[str], *, extractor: str
+) -> dict[str, Any]:
     ids = sorted(set(segment_ids))
     return {"document_id": document_id, "batch": batch, "kind": kind, "text": text, "segment_ids": ids,
             "extractor": extractor}  # fmt: skip

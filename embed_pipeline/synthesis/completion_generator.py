@@ -13,7 +13,7 @@ from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject
 from embed_pipeline.synthesis.plan import Source, Task
-from embed_pipeline.synthesis.prompts import fill_prompt
+from embed_pipeline.synthesis.prompts import COMPLETION_PROMPTS, fill_prompt, shared_beginning
 from embed_pipeline.synthesis.words import (
     content_words,
     form_problem,
@@ -22,6 +22,7 @@ from embed_pipeline.synthesis.words import (
     unsupported_terms,
 )
 
+_SINGLE_HOP, _MULTI_HOP = COMPLETION_PROMPTS
 _PASSAGE_CHARACTERS = 900
 _HOP_CHARACTERS = 420
 _MAX_TOKENS = 40
@@ -50,10 +51,12 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
     async def ask(task: Task) -> Generated:
         found = Generated()
         seen: set[str] = set()
+        name, prompt = _prompt(task.sources)
         count = settings.synthesis.questions_per_segment if len(task.sources) == 1 else 1
         for candidate in range(count):
             answer = await client.complete(
-                _prompt(task.sources),
+                prompt,
+                shared=shared_beginning(name),
                 stop=["\n"],
                 max_tokens=_MAX_TOKENS,
                 temperature=settings.synthesis.temperature + _TEMPERATURE_STEP * candidate,
@@ -69,15 +72,16 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
     )
 
 
-def _prompt(sources: tuple[Source, ...]) -> str:
+def _prompt(sources: tuple[Source, ...]) -> tuple[str, str]:
+    """The prompt's file, and the prompt."""
     if len(sources) == 1:
         passage = _shorten(sources[0].text, _PASSAGE_CHARACTERS)
-        return fill_prompt("single_hop_completion.txt", title=sources[0].title, passage=passage)
+        return _SINGLE_HOP, fill_prompt(_SINGLE_HOP, title=sources[0].title, passage=passage)
     lines = [
         f"Passage {chr(ord('A') + index)} ({source.title}): {_shorten(source.text, _HOP_CHARACTERS)}"
         for index, source in enumerate(sources)
     ]
-    return fill_prompt("multi_hop_completion.txt", passages="\n".join(lines))
+    return _MULTI_HOP, fill_prompt(_MULTI_HOP, passages="\n".join(lines))
 
 
 def _shorten(text: str, characters: int) -> str:

@@ -29,7 +29,7 @@ class Generation:
     usage: Usage
 
 
-def generate_pairs(
+def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
     batch: str,
     segments: pl.DataFrame,
     artifacts: pl.DataFrame,
@@ -70,9 +70,7 @@ def generate_pairs(
     return _frames(batch, found, sources, {"generator": generator, "prompt_version": version}, usage)
 
 
-def _frames(
-    batch: str, found: Generated, sources: list[Source], made_by: dict[str, str], usage: Usage
-) -> Generation:
+def _frames(batch: str, found: Generated, sources: list[Source], made_by: dict[str, str], usage: Usage) -> Generation:
     known = {source.segment_id: source.document_id for source in sources}
     rows = {row["qa_id"]: row for row in (pair_row(pair, batch, known, made_by) for pair in found.pairs)}
     pairs = tables.QA_PAIRS.frame(sorted(rows.values(), key=lambda row: str(row["qa_id"])))

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from embed_pipeline.llm.client import InvalidAnswer, LLMClient
+from embed_pipeline.llm.client import LLMClient
+from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.measured_judge import Verdict
 from embed_pipeline.synthesis.prompts import delimit, read_prompt

@@ -28,6 +28,11 @@ def fill_prompt(name: str, **values: object) -> str:
     return pattern.sub(lambda match: str(values[match[0][1:-1]]), read_prompt(name))
 
 
+def shared_beginning(name: str) -> str:
+    """What every prompt filled in from the file ``name`` begins with: all before its last paragraph."""
+    return read_prompt(name).rpartition("\n\n")[0]
+
+
 def prompt_version(*names: str) -> str:
     """Short hash of the named prompt files."""
     content = "\0".join(read_prompt(name) for name in sorted(names))
@@ -36,5 +41,6 @@ def prompt_version(*names: str) -> str:
 
 def delimit(labelled: dict[str, str]) -> str:
     """Segments as delimited data; a closing tag inside a text cannot end the block."""
-    body = "\n\n".join(f"[{label}]\n{text.replace('</segments>', '<\u200b/segments>')}" for label, text in labelled.items())
+    safe = {label: text.replace("</segments>", "<\u200b/segments>") for label, text in labelled.items()}
+    body = "\n\n".join(f"[{label}]\n{text}" for label, text in safe.items())
     return f"<segments>\n{body}\n</segments>"

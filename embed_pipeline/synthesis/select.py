@@ -1,4 +1,4 @@
-"""Scored pairs of all batches to the accepted set: thresholds, round trip over the whole corpus, one of each question."""
+"""Scored pairs of all batches to the accepted set: thresholds, round trip over the whole corpus, no question twice."""
 
 from __future__ import annotations
 

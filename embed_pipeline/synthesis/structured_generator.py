@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from embed_pipeline.llm.client import InvalidAnswer, LLMClient
+from embed_pipeline.llm.client import LLMClient
+from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem
 from embed_pipeline.synthesis.plan import Source, Task

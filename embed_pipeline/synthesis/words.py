@@ -9,26 +9,31 @@ from collections.abc import Iterable, Mapping
 
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_'’-]*|[^\W\d_]+", re.UNICODE)
 _SENTENCE = re.compile(r"(?<=[.!?:;])[\"')\]]*\s+|\n\s*\n")
-_STOP_WORDS = frozenset(
+_STOP_TEXT = (
     "a about above after again all also an and any are as at be because been before being below between both but by "
     "can could did do does doing done down during each else every few for from further get give given had has have "
     "having he her here hers him his how however i if in instead into is it its itself just let like made make many "
     "may me might mine more most must my no nor not now of off on once one only or other our out over own same shall "
     "she should so some such take than that the their them then there these they this those through to too under "
     "until up upon us use used using very want was way we were what when where which while who whom whose why will "
-    "with within without would yes yet you your".split()
+    "with within without would yes yet you your"
 )
-_LEADING = frozenset(
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
+_LEADING_TEXT = (
     "what how why when where which who whom whose is are was were do does did can could should would will may must "
-    "in for if under on at by to from with has have".split()
+    "in for if under on at by to from with has have"
 )
+_LEADING = frozenset(_LEADING_TEXT.split())
 _OPEN_ENDED = re.compile(
     r"\b(?:this|the|these|above|following|given|first|last|next) (?:passage|text|code|document|example|section|"
     r"paragraph|statement above|following|sentence|expression above|table|author|question|answer|program|output)\b",
     re.IGNORECASE,
 )
 _INSTRUCTION = re.compile(r"\b(?:ignore|disregard|forget)\b.{0,40}\b(?:instruction|prompt|rule)s?\b", re.IGNORECASE)
-_SPECIFIC = re.compile(r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\b|\b\d[\d.]*\b|`[^`]+`|[\"“][^\"”]{1,40}[\"”]")
+_SPECIFIC = re.compile(
+    r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\b|\b\d[\d.]*\b"
+    r"|`[^`]+`|[\"“][^\"”]{1,40}[\"”]"
+)
 
 MIN_QUESTION_WORDS = 4
 MAX_QUESTION_WORDS = 40
@@ -61,7 +66,7 @@ def overlap(text: str, source: str) -> float:
 
 def specific_terms(question: str) -> list[str]:
     """Identifiers, acronyms, numbers and quoted terms of a question: what a model invents when it invents."""
-    return [term.strip("`\"“”()").lower() for term in _SPECIFIC.findall(question)]
+    return [term.strip('`"“”()').lower() for term in _SPECIFIC.findall(question)]
 
 
 def unsupported_terms(question: str, source: str) -> list[str]:
@@ -82,7 +87,7 @@ def form_problem(question: str) -> str | None:
         ("too_short", len(found) < MIN_QUESTION_WORDS),
         ("too_long", len(found) > MAX_QUESTION_WORDS),
         ("instruction", bool(_INSTRUCTION.search(question))),
-        ("not_a_question", not question.rstrip().endswith("?") or bool(found) and found[0] not in _LEADING),
+        ("not_a_question", not question.rstrip().endswith("?") or (bool(found) and found[0] not in _LEADING)),
         ("refers_to_text", bool(_OPEN_ENDED.search(question))),
         ("repeats_itself", _repeats(content_words(question))),
         ("no_subject", len(set(content_words(question))) < 2),  # noqa: PLR2004 - a subject and what is asked of it

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,9 +33,9 @@ def _listens(url: str) -> bool:
 @needs_model
 def test_the_real_model_answers_and_its_servers_stop(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     llm = LLM()
-    with embedded_server(llm) as urls:
-        assert all(_listens(url) for url in urls)
-    assert not any(_listens(url) for url in urls)
+    with embedded_server(llm) as servers:
+        assert all(_listens(url) for url in servers.urls)
+    assert not any(_listens(url) for url in servers.urls)
 
     async def run() -> tuple[Any, Any, str]:
         async with open_client(llm, tmp_path / "responses.sqlite") as client:
@@ -50,6 +51,27 @@ def test_the_real_model_answers_and_its_servers_stop(tmp_path: Path, capfd: pyte
     assert 0 < paris.completion_tokens <= 8
     assert generator == "SmolLM2-135M-Instruct.Q4_1"
     assert len(capfd.readouterr().err) < 1000, "llama.cpp must not chatter"
+
+
+@needs_model
+def test_a_text_depends_on_its_request_alone(tmp_path: Path) -> None:
+    """Whatever was asked before, in whatever order, on whichever server: a killed run ends like one that was not."""
+    shared = f"Passage: {' '.join(topics['assert'].split())[:900]}\nQuestion: What does assert do?"
+    passages = [" ".join(topics[name].split())[:600] for name in ("pass", "del")]
+    prompts = [f"{shared}\n\nPassage: {passage}\nQuestion:" for passage in passages]
+    asked = [(prompt, temperature) for prompt in prompts for temperature in (0.7, 1.5)]
+
+    async def run(order: list[tuple[str, float]], name: str, *, at_once: bool) -> dict[tuple[str, float], str]:
+        async with open_client(LLM(), tmp_path / name) as client:
+            how = {"stop": [], "max_tokens": 32, "seed": 5, "shared": shared}
+            asks = [client.complete(prompt, temperature=t, **how) for prompt, t in order]
+            answers = await asyncio.gather(*asks) if at_once else [await ask for ask in asks]
+            return {request: answer.text for request, answer in zip(order, answers, strict=True)}
+
+    whole = asyncio.run(run(asked, "whole", at_once=False))
+    assert len(set(whole.values())) == len(asked)
+    assert asyncio.run(run(asked[::-1], "backwards", at_once=True)) == whole
+    assert asyncio.run(run(asked[3:], "resumed", at_once=False)) == {asked[3]: whole[asked[3]]}
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,10 +105,10 @@ def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
 
 
 def test_the_layout_fits_the_machine_and_the_model() -> None:
-    assert lay_out(8, 2, 10**8) == Layout(slots=(1, 1), threads=(1, 1))
-    assert lay_out(3, 8, 10**8) == Layout(slots=(1, 1, 1), threads=(3, 3, 2))
-    assert lay_out(8, 16, 10**10) == Layout(slots=(8,), threads=(16,))
-    assert sum(lay_out(256, 0, 10**8).threads) >= 1
+    assert lay_out(8, 2, 10**8) == Layout(servers=2, slots=1, threads=1)
+    assert lay_out(3, 8, 10**8) == Layout(servers=3, slots=1, threads=2)
+    assert lay_out(8, 16, 10**10) == Layout(servers=1, slots=8, threads=16)
+    assert lay_out(256, 0, 10**8).threads >= 1
 
 
 def test_finding_the_model_imports_nothing_heavy() -> None:
