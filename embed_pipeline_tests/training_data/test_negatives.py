@@ -196,40 +196,29 @@ def _tasks(draw: st.DrawFn) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, list[
 def test_the_rules_hold_whatever_the_corpus(task):
     asked, corpus, vectors, options = task
     mined = mine_hard_negatives(asked, corpus, options, GivenVectors(vectors)).to_dicts()
-    texts = dict(corpus.select("segment_id", "text").iter_rows())
-    unit = {text: np.asarray(v, np.float32) / np.linalg.norm(v) for text, v in vectors.items()}
+    texts = dict(corpus.sort("segment_id").select("segment_id", "text").iter_rows())
+    ordered = list(asked.sort("qa_id").select("qa_id", "question", "positive_segment_ids").iter_rows())
+    unit = dict(zip(vectors, GivenVectors(vectors).encode(list(vectors), "query").astype(np.float64), strict=True))
     wanted = options.training_data
-    for row, (qa_id, question, positives) in zip(
-        mined, asked.sort("qa_id").select("qa_id", "question", "positive_segment_ids").iter_rows(), strict=True
-    ):
-        assert row["qa_id"] == qa_id
+    assert [row["qa_id"] for row in mined] == [qa_id for qa_id, _, _ in ordered]
+    for row, (_, question, positives) in zip(mined, ordered, strict=True):
         same = question.lower().strip("?")
-        known = {
-            texts[p]
-            for _, text, own in asked.select("qa_id", "question", "positive_segment_ids").iter_rows()
-            for p in own
-            if text.lower().strip("?") == same
-        }
-        ceiling = similarity_ceiling([float(unit[question] @ unit[texts[p]]) for p in positives], wanted)
-        ranked = sorted(
-            ({text: float(unit[question] @ unit[text]) for text in set(texts.values()) - known}).items(),
-            key=lambda item: -item[1],
-        )
-        found = [texts[n] for n in row["negative_segment_ids"]]
-        assert len(found) == len(set(found)) <= wanted.num_negatives
-        assert not known & set(found)
-        assert all(s <= ceiling + 1e-6 for s in row["negative_similarities"])
-        in_range = ranked[wanted.range_min : wanted.range_max]
+        known = {texts[p] for _, text, own in ordered for p in own if text.lower().strip("?") == same}
+        similarity = {text: float(np.float32(unit[question] @ unit[text])) for text in dict.fromkeys(texts.values())}
+        ceiling = similarity_ceiling([similarity[texts[p]] for p in positives], wanted)
+        ranked = sorted((text for text in similarity if text not in known), key=lambda text: -similarity[text])
         survivors = [
             text
-            for text, score in in_range
-            if score <= ceiling - 1e-6 and not any(_near(text, own, wanted.near_duplicate_passages) for own in known)
+            for text in ranked[wanted.range_min : wanted.range_max]
+            if similarity[text] <= ceiling
+            and not any(_near(text, own, wanted.near_duplicate_passages) for own in known)
         ]
-        assert not any(_near(text, own, wanted.near_duplicate_passages) for text in found for own in known)
-        assert len(found) >= min(wanted.num_negatives, len(survivors))
-        if wanted.sampling_strategy == "top" and len(found) == wanted.num_negatives and found:
-            missed = [s for t, s in in_range if t in survivors and t not in found]
-            assert all(score <= min(row["negative_similarities"]) + 1e-6 for score in missed)
+        found = [texts[n] for n in row["negative_segment_ids"]]
+        assert len(found) == len(set(found)) == min(wanted.num_negatives, len(survivors))
+        assert set(found) <= set(survivors)
+        assert row["negative_similarities"] == [similarity[text] for text in found]
+        if wanted.sampling_strategy == "top":
+            assert found == survivors[: wanted.num_negatives]
 
 
 def _near(one: str, other: str, threshold: float) -> bool:
