@@ -58,8 +58,8 @@ class Corpus(_Stage):
     """File name endings that are read; others are left alone and counted."""
     max_file_bytes: int = Field(default=20_000_000, ge=1)
     """A larger file is set aside unread."""
-    max_files: Positive = 1_000_000
-    """The scan stops with an error beyond this many files."""
+    max_files: Positive = 500_000
+    """The scan stops with an error beyond this many files and folders."""
     documents_per_batch: Positive = 200
     """A drop of more new files than this is cut into several batches."""
     segment_tokens: int = Field(default=200, ge=16, le=8192)

@@ -6,9 +6,12 @@ scan after a crash at any point neither loses nor repeats a file.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,12 +21,21 @@ from embed_pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class BatchFile:
-    """A file as it was when its batch was cut; ``sha256`` is empty for a file over the size limit."""
+    """A file as it was when its batch was cut.
+
+    Attributes:
+        path: relative to the documents folder.
+        size: bytes.
+        mtime_ns: modification time.
+        sha256: of its bytes; empty for a file over the size limit or one that could not be read.
+        replaces: True where an earlier batch holds a version of it.
+    """
 
     path: str
     size: int
     mtime_ns: int
     sha256: str
+    replaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,24 @@ def cut_batches(settings: Settings) -> tuple[list[Batch], Scan]:
             f"documents folder {scan.folder} has no usable document ({suffixes}); skipped: {scan.describe_skipped()}"
         )
         raise CorpusError(message)
+    folder = batch_folder(settings.paths.store)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        return _cut(scan, settings), scan
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time cut batches; others wait."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _cut(scan: Scan, settings: Settings) -> list[Batch]:
     batches = load_batches(settings.paths.store)
     known: dict[str, BatchFile] = {}
     for batch in batches:
@@ -92,11 +122,12 @@ def cut_batches(settings: Settings) -> tuple[list[Batch], Scan]:
     for index, piece in enumerate(pieces):
         gone = tuple(deleted) if index == 0 else ()
         cut.append(_write(settings.paths.store, len(batches) + index + 1, tuple(piece), gone))
-    return cut, scan
+    return cut
 
 
 def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings) -> BatchFile | None:
-    if known is not None and (known.size, known.mtime_ns) == (file.size, file.mtime_ns):
+    same = known is not None and (known.size, known.mtime_ns) == (file.size, file.mtime_ns)
+    if known is not None and same and known.sha256:
         return None
     digest = ""
     if file.size <= settings.corpus.max_file_bytes:
@@ -105,9 +136,9 @@ def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings) -
         except OSError:
             content = None  # set aside with its reason when the batch is read
         digest = hashlib.sha256(content).hexdigest() if content is not None else ""
-    if known is not None and digest and known.sha256 == digest:
+    if known is not None and known.sha256 == digest and (digest or same):
         return None
-    return BatchFile(file.path, file.size, file.mtime_ns, digest)
+    return BatchFile(file.path, file.size, file.mtime_ns, digest, replaces=known is not None)
 
 
 def _write(store: Path, number: int, files: tuple[BatchFile, ...], deleted: tuple[str, ...]) -> Batch:
@@ -115,7 +146,6 @@ def _write(store: Path, number: int, files: tuple[BatchFile, ...], deleted: tupl
     text = json.dumps(body, indent=1, ensure_ascii=False)
     name = f"{number:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     folder = batch_folder(store)
-    folder.mkdir(parents=True, exist_ok=True)
     staging = folder / f".{name}.{os.getpid()}"
     staging.write_text(text, encoding="utf-8")
     staging.replace(folder / f"{name}.json")

@@ -24,7 +24,7 @@ def current_corpus(documents: Mapping[str, pl.DataFrame], segments: Mapping[str,
         Frame of :data:`tables.CORPUS`, sorted by path and position.
 
     Raises:
-        CorpusError: no document is present.
+        CorpusError: no document is present, or the segments of one are missing.
     """
     ordered = [documents[batch] for batch in sorted(documents)]
     everything = pl.concat(ordered) if ordered else tables.DOCUMENTS.empty()
@@ -33,6 +33,10 @@ def current_corpus(documents: Mapping[str, pl.DataFrame], segments: Mapping[str,
         message = f"no usable document in any of {len(documents)} batches; see the table rejected_documents"
         raise CorpusError(message)
     present = newest.sort("path").unique("document_id", keep="first", maintain_order=True)
-    pieces = pl.concat([segments[batch] for batch in sorted(segments)])
+    pieces = pl.concat([tables.SEGMENTS.empty(), *(segments[batch] for batch in sorted(segments))])
+    uncut = present.join(pieces, on=["document_id", "batch"], how="anti")
+    if uncut.height:
+        message = f"{uncut.height} documents have no segments, first {uncut['path'][0]} of batch {uncut['batch'][0]}"
+        raise CorpusError(message)
     joined = pieces.join(present.select("document_id", "batch", "path", "title"), on=["document_id", "batch"])
     return tables.validate(joined.select(tables.CORPUS.schema.names()).sort("path", "position"), tables.CORPUS)

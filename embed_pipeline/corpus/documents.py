@@ -21,6 +21,9 @@ from embed_pipeline.settings import Settings
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 _MAX_CONTROL_SHARE = 0.01
+_MAX_HTML_CHARACTERS = 2_000_000
+_PASSING = frozenset({"unreadable", "changed_since_batch"})
+"""Reasons that say nothing about the text: the version before stays until a later batch knows better."""
 
 
 class _SetAsideError(Exception):
@@ -35,6 +38,8 @@ class _SetAsideError(Exception):
 def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Read the files of ``batch``.
 
+    A file that was a document before and is none any more leaves a tombstone, as a deleted one does.
+
     Returns:
         Frames of :data:`tables.DOCUMENTS` and :data:`tables.REJECTED_DOCUMENTS`, sorted by path. Files of the
         same text share a document id; they are cut into segments once and stand in the corpus once.
@@ -44,6 +49,7 @@ def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False
     """
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
+    gone = list(batch.deleted)
     with progress("Reading documents", len(batch.files), "files") as bar:
         for file in sorted(batch.files, key=lambda f: f.path):
             try:
@@ -51,12 +57,14 @@ def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False
             except _SetAsideError as error:
                 why = {"reason": error.reason, "detail": error.detail}
                 rejected.append({"path": file.path, "batch": batch.name, **why})
+                if file.replaces and error.reason not in _PASSING:
+                    gone.append(file.path)
             bar.advance()
     if only_batch and batch.files and not rows:
         found = "; ".join(f"{row['path']}: {row['reason']} ({row['detail']})" for row in rejected[:5])
         message = f"documents folder {settings.paths.documents} has no usable document: {found}"
         raise CorpusError(message)
-    rows += [_tombstone(path, batch.name) for path in batch.deleted]
+    rows += [_tombstone(path, batch.name) for path in gone]
     frame = tables.DOCUMENTS.frame(rows).sort("path")
     return frame, tables.REJECTED_DOCUMENTS.frame(rejected)
 
@@ -103,14 +111,15 @@ def _document(file: BatchFile, batch: str, settings: Settings) -> dict[str, Any]
         text = decode(content)
     except ValueError as error:
         raise _SetAsideError("not_text", str(error)) from error
+    title = ""
     if file.path.lower().endswith((".html", ".htm")):
-        text = _html_to_markdown(text)
+        title, text = _html_to_markdown(text)
     if not text.strip():
         raise _SetAsideError("empty", f"{file.size} bytes, no text")
     return {
         "document_id": _hash(text),
         "path": file.path,
-        "title": find_title(text) or PurePosixPath(file.path).stem,
+        "title": find_title(text) or title or PurePosixPath(file.path).stem,
         "text": text,
         "bytes": file.size,
         "modified_at": datetime.fromtimestamp(file.mtime_ns / 1e9, tz=UTC),
@@ -128,16 +137,25 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _html_to_markdown(text: str) -> str:
+def _html_to_markdown(text: str) -> tuple[str, str]:
+    """Title and body as Markdown."""
     from bs4 import BeautifulSoup
     from markdownify import MarkdownConverter
 
+    if len(text) > _MAX_HTML_CHARACTERS:
+        raise _SetAsideError("too_large", f"{len(text)} characters of HTML, over the limit of {_MAX_HTML_CHARACTERS}")
     soup = BeautifulSoup(text, "html.parser")
-    for element in soup(["script", "style", "nav", "noscript", "template", "footer", "header", "aside"]):
+    title = " ".join(soup.title.get_text().split()) if soup.title else ""
+    for element in soup(
+        ["head", "title", "script", "style", "nav", "noscript", "template", "footer", "header", "aside"]
+    ):
         element.decompose()
     body = soup.body or soup
-    markdown = str(MarkdownConverter(heading_style="ATX").convert_soup(body))
-    return re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
+    try:
+        markdown = str(MarkdownConverter(heading_style="ATX").convert_soup(body))
+    except RecursionError as error:
+        raise _SetAsideError("not_text", "its HTML is nested too deeply") from error
+    return title, re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
 
 
 def find_title(text: str) -> str:

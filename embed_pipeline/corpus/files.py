@@ -20,7 +20,7 @@ class CorpusError(ValueError):
     """The documents folder gives nothing to work on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """One readable file: path relative to the folder (forward slashes), bytes, modification time in ns."""
 
@@ -48,7 +48,7 @@ def scan_folder(folder: Path, corpus: Corpus) -> Scan:
     Hidden files and folders are passed over.
 
     Raises:
-        CorpusError: the folder does not exist, is no folder, or holds more than ``corpus.max_files`` files.
+        CorpusError: the folder does not exist, is no folder, or holds more than ``corpus.max_files`` entries.
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -56,40 +56,52 @@ def scan_folder(folder: Path, corpus: Corpus) -> Scan:
         raise CorpusError(message)
     files: list[SourceFile] = []
     skipped: Counter[str] = Counter()
-    for entry in _walk(folder, skipped):
-        status = entry.stat(follow_symlinks=False)
-        if not stat.S_ISREG(status.st_mode):
-            skipped["not a regular file"] += 1
-        elif not entry.name.lower().endswith(corpus.suffixes):
-            skipped["other suffix"] += 1
-        else:
-            relative = PurePosixPath(*Path(entry.path).relative_to(folder).parts)
-            files.append(SourceFile(str(relative), status.st_size, status.st_mtime_ns))
-        if len(files) > corpus.max_files:
-            message = f"documents folder {folder} holds over corpus.max_files = {corpus.max_files} files"
-            raise CorpusError(message)
+    suffixes = tuple(suffix.lower() for suffix in corpus.suffixes)
+    pending = [folder]
+    seen = 0
+    while pending:
+        for entry in _entries(pending.pop(), skipped):
+            seen += 1
+            if seen > corpus.max_files:
+                message = f"documents folder {folder} holds over corpus.max_files = {corpus.max_files} entries"
+                raise CorpusError(message)
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(Path(entry.path))
+                continue
+            found = _look_at(entry, folder, suffixes)
+            if isinstance(found, SourceFile):
+                files.append(found)
+            else:
+                skipped[found] += 1
     return Scan(folder, tuple(sorted(files, key=lambda file: file.path)), skipped)
 
 
-def _walk(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
-    """Every entry below ``folder`` that is neither hidden, a link nor a folder."""
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        try:
-            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
-        except PermissionError:
-            skipped["unreadable folder"] += 1
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_symlink():
-                skipped["symlink"] += 1
-            elif entry.is_dir(follow_symlinks=False):
-                pending.append(Path(entry.path))
-            else:
-                yield entry
+def _entries(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
+    """Every entry of one folder that is not hidden, one at a time: a folder may hold a million."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry for entry in entries if not entry.name.startswith("."))
+    except OSError:
+        skipped["unreadable folder"] += 1
+
+
+def _look_at(entry: os.DirEntry[str], folder: Path, suffixes: tuple[str, ...]) -> SourceFile | str:
+    """The file that an entry is, or why it is left alone."""
+    try:
+        status = entry.stat(follow_symlinks=False)
+        entry.name.encode()
+    except OSError:
+        return "gone while looking"
+    except UnicodeEncodeError:
+        return "name not UTF-8"
+    if stat.S_ISLNK(status.st_mode):
+        return "symlink"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if not entry.name.lower().endswith(suffixes):
+        return "other suffix"
+    relative = PurePosixPath(*Path(entry.path).relative_to(folder).parts)
+    return SourceFile(str(relative), status.st_size, status.st_mtime_ns)
 
 
 def read_regular(folder: Path, path: str, limit: int) -> bytes:

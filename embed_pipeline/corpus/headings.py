@@ -9,6 +9,9 @@ _ATX = re.compile(r" {0,3}(#{1,6})\s+(.*?)\s*#*\s*$")
 _UNDERLINE = re.compile(r"([=\-~^\"'*+#.:_`])\1{2,}\s*$")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _MAX_TITLE = 200
+_METADATA = re.compile(r"[\w-]+\s*:")
+_MAX_FRONT_MATTER = 200
+_METADATA_ENDS = frozenset({"---", "..."})
 
 
 @dataclass(frozen=True)
@@ -27,34 +30,50 @@ def find_headings(text: str) -> list[Heading]:
     fence = ""
     offset = 0
     lines = text.splitlines(keepends=True)
+    skipped = _front_matter_lines(lines)
     for index, line in enumerate(lines):
         mark = _FENCE.match(line)
-        if mark and (not fence or mark[1].startswith(fence)):
-            fence = "" if fence else mark[1][:3]
-        elif not fence:
-            atx = _ATX.match(line)
-            title = line.strip()
-            below = _UNDERLINE.match(lines[index + 1]) if index + 1 < len(lines) else None
-            if atx and atx[2]:
+        if index < skipped:
+            pass
+        elif fence:
+            if mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
+                fence = ""
+        elif mark:
+            fence = mark[1]
+        elif atx := _ATX.match(line):
+            if atx[2]:
                 headings.append(Heading(offset, len(atx[1]), _plain(atx[2])))
-            elif below and _may_be_title(line, title, lines[index + 1]):
-                if below[1] not in underlines:
-                    underlines.append(below[1])
-                headings.append(Heading(offset, underlines.index(below[1]) + 1, _plain(title)))
+        elif index + 1 < len(lines) and (below := _underline_of(line, lines[index + 1])):
+            if below not in underlines:
+                underlines.append(below)
+            headings.append(Heading(offset, underlines.index(below) + 1, _plain(line.strip())))
+            skipped = index + 2
         offset += len(line)
     return headings
 
 
-def _may_be_title(line: str, title: str, underline: str) -> bool:
-    starts_flush = bool(title) and not line[0].isspace()
-    long_enough = len(underline.strip()) >= min(len(title), 3)
-    return (
-        starts_flush
-        and long_enough
+def _front_matter_lines(lines: list[str]) -> int:
+    """Lines of YAML metadata between two ``---`` at the start, as static site generators have it."""
+    if len(lines) < 2 or lines[0].rstrip() != "---" or not _METADATA.match(lines[1]):  # noqa: PLR2004 - mark and key
+        return 0
+    ends = (index for index, line in enumerate(lines[1:_MAX_FRONT_MATTER], start=2) if line.rstrip() in _METADATA_ENDS)
+    return next(ends, 0)
+
+
+def _underline_of(line: str, below: str) -> str:
+    """The character that ``below`` underlines the title ``line`` with; empty where it does not."""
+    title = line.strip()
+    underline = _UNDERLINE.match(below)
+    is_title = (
+        underline is not None
+        and bool(title)
+        and not line[0].isspace()
+        and len(below.strip()) >= min(len(title), 3)
         and len(title) <= _MAX_TITLE
         and not _UNDERLINE.match(title)
         and title[0] not in "|+>-"
     )
+    return underline[1] if underline and is_title else ""
 
 
 def _plain(title: str) -> str:

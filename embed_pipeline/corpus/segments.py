@@ -14,6 +14,7 @@ from itertools import pairwise
 import polars as pl
 
 from embed_pipeline import tables
+from embed_pipeline.corpus.files import CorpusError
 from embed_pipeline.corpus.headings import Heading, find_headings
 from embed_pipeline.settings import Corpus
 
@@ -23,6 +24,7 @@ _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])[\"')\]]*\s+|\n")
 _WORD_END = re.compile(r"\s+")
 _CHARACTERS_PER_PIECE = 16
+_SPECIAL_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class _Atom:
     headings: tuple[str, ...] | None
 
 
-def split_segments(documents: pl.DataFrame, corpus: Corpus, count_tokens: TokenCounter) -> pl.DataFrame:
+def split_segments(
+    documents: pl.DataFrame, corpus: Corpus, count_tokens: TokenCounter, *, max_tokens: int | None = None
+) -> pl.DataFrame:
     """Cut every document that is not deleted.
 
     A new segment starts at a heading unless what is before it is still short, and wherever the next piece
@@ -45,10 +49,18 @@ def split_segments(documents: pl.DataFrame, corpus: Corpus, count_tokens: TokenC
         documents: frame of :data:`tables.DOCUMENTS`.
         corpus: ``segment_tokens`` bounds every segment.
         count_tokens: tokens of each text under the encoder's tokenizer, without special tokens.
+        max_tokens: longest text that the encoder reads whole, special tokens included; None: not checked.
 
     Returns:
         Frame of :data:`tables.SEGMENTS`, sorted by document id and position.
+
+    Raises:
+        CorpusError: ``corpus.segment_tokens`` is more than the encoder reads.
     """
+    if max_tokens is not None and corpus.segment_tokens + _SPECIAL_TOKENS > max_tokens:
+        message = f"corpus.segment_tokens is {corpus.segment_tokens}; the encoder reads {max_tokens} tokens, "
+        message += f"{_SPECIAL_TOKENS} of them special: set it to at most {max_tokens - _SPECIAL_TOKENS}"
+        raise CorpusError(message)
     rows = []
     distinct = documents.filter(~pl.col("deleted")).unique("document_id", keep="first", maintain_order=True)
     for document in distinct.sort("document_id").iter_rows(named=True):

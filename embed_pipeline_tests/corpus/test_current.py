@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from embed_pipeline.corpus.batches import cut_batches
+from embed_pipeline.corpus.current import current_corpus
+from embed_pipeline.corpus.documents import read_documents
+from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.corpus.segments import split_segments
+from embed_pipeline.settings import Settings
+
+MakeSettings = Callable[..., Settings]
+
+
+class _History:
+    """Drops of files, each cut and read at once, so that older batches keep what they saw."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.documents: dict[str, pl.DataFrame] = {}
+        self.segments: dict[str, pl.DataFrame] = {}
+
+    def drop(self) -> None:
+        for batch in cut_batches(self._settings)[0]:
+            documents = read_documents(batch, self._settings)[0]
+            self.documents[batch.name] = documents
+            self.segments[batch.name] = split_segments(
+                documents, self._settings.corpus, lambda texts: [len(text.split()) for text in texts]
+            )
+
+    def corpus(self) -> list[tuple[str, str]]:
+        return current_corpus(self.documents, self.segments).select("path", "text").rows()
+
+
+def test_the_newest_version_counts_and_a_deleted_file_drops_out(folder: Path, make_settings: MakeSettings) -> None:
+    history = _History(make_settings())
+    for name in ("a.md", "b.md", "c.md"):
+        (folder / name).write_text(f"old {name}")
+    history.drop()
+    (folder / "b.md").write_text("new b.md, changed")
+    (folder / "c.md").unlink()
+    history.drop()
+    assert history.corpus() == [("a.md", "old a.md"), ("b.md", "new b.md, changed")]
+    (folder / "c.md").write_text("c.md is back")
+    history.drop()
+    assert history.corpus()[-1] == ("c.md", "c.md is back")
+
+
+def test_a_file_that_turns_binary_drops_out(folder: Path, make_settings: MakeSettings) -> None:
+    history = _History(make_settings())
+    for name in ("a.md", "b.md"):
+        (folder / name).write_text(f"old {name}")
+    history.drop()
+    (folder / "b.md").write_bytes(b"\0\1\2")
+    history.drop()
+    assert history.corpus() == [("a.md", "old a.md")]
+
+
+def test_the_same_text_stands_once_under_its_first_present_path(folder: Path, make_settings: MakeSettings) -> None:
+    history = _History(make_settings())
+    (folder / "m.md").write_text("the same")
+    (folder / "other.md").write_text("another")
+    history.drop()
+    (folder / "a.md").write_text("the same")
+    history.drop()
+    assert history.corpus() == [("a.md", "the same"), ("other.md", "another")]
+    (folder / "a.md").unlink()
+    history.drop()
+    assert history.corpus() == [("m.md", "the same"), ("other.md", "another")]
+
+
+def test_a_document_whose_segments_are_missing_is_named(folder: Path, make_settings: MakeSettings) -> None:
+    history = _History(make_settings())
+    (folder / "a.md").write_text("text")
+    history.drop()
+    history.segments = {}
+    with pytest.raises(CorpusError, match=r"1 documents have no segments, first a\.md of batch 00001-"):
+        history.corpus()
+
+
+def test_an_empty_corpus_is_an_error() -> None:
+    with pytest.raises(CorpusError, match="no usable document in any of 0 batches"):
+        current_corpus({}, {})

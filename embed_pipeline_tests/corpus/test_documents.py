@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import codecs
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from embed_pipeline import tables
+from embed_pipeline.corpus import documents as documents_module
+from embed_pipeline.corpus.batches import cut_batches
+from embed_pipeline.corpus.documents import decode, find_title, read_documents
+from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.settings import Settings
+
+MakeSettings = Callable[..., Settings]
+TEXT = "Größe: ein Wort, naïve café, 東京, 🙂\nzweite Zeile\n"
+
+
+def _read(settings: Settings, **options: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
+    (batch,), _ = cut_batches(settings)
+    return read_documents(batch, settings, **options)
+
+
+def _reasons(rejected: pl.DataFrame) -> dict[str, str]:
+    return dict(rejected.select("path", "reason").iter_rows())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        codecs.BOM_UTF8 + TEXT.encode(),
+        codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        codecs.BOM_UTF32_LE + TEXT.encode("utf-32-le"),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("ö", "o\u0308").encode(),
+    ],
+    ids=["utf-8", "utf-8 mark", "utf-16 le", "utf-16 be", "utf-32 le", "crlf", "decomposed"],
+)
+def test_text_is_decoded_alike_from_every_encoding(content: bytes) -> None:
+    assert decode(content) == TEXT
+
+
+def test_an_older_encoding_is_detected() -> None:
+    text = "Die Größe der Tür beträgt drei Meter; für Änderungen fragen Sie bitte später noch einmal. " * 5
+    assert decode(text.encode("latin-1")) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"text with a \0 in it",
+        codecs.BOM_UTF16_LE + b"\x00\xd8\x00",
+        b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4,
+        bytes(b for b in random.Random(1).randbytes(4000) if b),
+        b"\x1b[31m\x01\x02\x03" * 50,
+    ],
+    ids=["nul", "broken utf-16", "png", "noise", "control"],
+)
+def test_what_is_not_text_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode(content)
+
+
+def test_documents_are_read_and_the_rest_is_set_aside_with_its_reason(
+    folder: Path, make_settings: MakeSettings
+) -> None:
+    (folder / "b.md").write_text("# The title\n\nBody.\n")
+    (folder / "a.txt").write_text("No heading here.\n")
+    (folder / "blank.md").write_text(" \n\t\n")
+    (folder / "binary.txt").write_bytes(b"PK\x03\x04\0\0\0")
+    (folder / "large.md").write_text("x" * 2000)
+    documents, rejected = _read(make_settings(max_file_bytes=1000))
+    assert documents.select("path", "title", "text", "bytes", "deleted").rows() == [
+        ("a.txt", "a", "No heading here.\n", 17, False),
+        ("b.md", "The title", "# The title\n\nBody.\n", 19, False),
+    ]
+    assert _reasons(rejected) == {"binary.txt": "not_text", "blank.md": "empty", "large.md": "too_large"}
+    assert "over corpus.max_file_bytes = 1000" in rejected.filter(reason="too_large")["detail"][0]
+    modified = datetime.fromtimestamp((folder / "b.md").stat().st_mtime_ns / 1e9, tz=UTC)
+    assert documents["modified_at"][1] == modified
+    tables.validate(documents, tables.DOCUMENTS)
+
+
+def test_the_same_text_under_two_paths_is_one_document_version(folder: Path, make_settings: MakeSettings) -> None:
+    (folder / "a.md").write_text("# T\n\nBody.\n")
+    (folder / "b.md").write_bytes(codecs.BOM_UTF8 + b"# T\r\n\r\nBody.\r\n")
+    documents, rejected = _read(make_settings())
+    assert documents["path"].to_list() == ["a.md", "b.md"]
+    assert documents["document_id"].n_unique() == 1
+    assert rejected.is_empty()
+
+
+def test_a_file_that_changed_or_went_after_its_batch_was_cut_is_left_to_a_later_one(
+    folder: Path, make_settings: MakeSettings
+) -> None:
+    for name in ("kept.md", "edited.md", "gone.md"):
+        (folder / name).write_text(f"text of {name}")
+    settings = make_settings()
+    (batch,), _ = cut_batches(settings)
+    (folder / "edited.md").write_text("something else")
+    (folder / "gone.md").unlink()
+    documents, rejected = read_documents(batch, settings)
+    assert documents["path"].to_list() == ["kept.md"]
+    assert _reasons(rejected) == {"edited.md": "changed_since_batch", "gone.md": "unreadable"}
+
+
+def test_deleted_files_and_those_that_are_documents_no_more_leave_tombstones(
+    folder: Path, make_settings: MakeSettings
+) -> None:
+    for name in ("kept.md", "deleted.md", "emptied.md"):
+        (folder / name).write_text(f"text of {name}")
+    settings = make_settings()
+    _read(settings)
+    (folder / "deleted.md").unlink()
+    (folder / "emptied.md").write_text("")
+    (folder / "new-and-empty.md").write_text("")
+    documents, rejected = _read(settings)
+    assert documents.select("path", "deleted").rows() == [("deleted.md", True), ("emptied.md", True)]
+    assert documents["document_id"].n_unique() == 2
+    assert set(_reasons(rejected)) == {"emptied.md", "new-and-empty.md"}
+
+
+def test_a_link_put_in_place_of_a_file_is_not_followed(
+    folder: Path, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    (folder / "a.md").write_text("secret")
+    settings = make_settings()
+    (batch,), _ = cut_batches(settings)
+    (tmp_path / "secret.md").write_text("secret")
+    (folder / "a.md").unlink()
+    (folder / "a.md").symlink_to(tmp_path / "secret.md")
+    documents, rejected = read_documents(batch, settings)
+    assert documents.is_empty()
+    assert _reasons(rejected) == {"a.md": "unreadable"}
+
+
+def test_a_batch_without_a_usable_document_fails_where_it_is_the_only_one(
+    folder: Path, make_settings: MakeSettings
+) -> None:
+    (folder / "blank.md").write_text("\n")
+    (folder / "binary.md").write_bytes(b"\0\0")
+    settings = make_settings()
+    (batch,), _ = cut_batches(settings)
+    assert read_documents(batch, settings)[0].is_empty()
+    with pytest.raises(CorpusError) as caught:
+        read_documents(batch, settings, only_batch=True)
+    for part in (str(folder), "blank.md: empty", "binary.md: not_text (it holds NUL bytes)"):
+        assert part in str(caught.value)
+
+
+def test_html_becomes_markdown_without_its_furniture(folder: Path, make_settings: MakeSettings) -> None:
+    (folder / "a.html").write_text(
+        "<html><head><title>The\n page</title><style>p {}</style></head><body><nav>Home</nav>"
+        "<h2>Setup</h2><p>Press <b>start</b>.</p><script>alert(1)</script>"
+        "<table><tr><th>k</th></tr><tr><td>v</td></tr></table><footer>imprint</footer></body></html>"
+    )
+    (folder / "b.html").write_text("<title>Only a title</title><p>Body.</p>")
+    documents, _ = _read(make_settings())
+    setup, titled = documents.iter_rows(named=True)
+    assert setup["text"].startswith("## Setup\n\nPress **start**.")
+    assert "| k |" in setup["text"]
+    assert not any(word in setup["text"] for word in ("Home", "alert", "imprint", "p {}"))
+    assert (setup["title"], titled["title"], titled["text"]) == ("Setup", "Only a title", "Body.\n")
+
+
+def test_html_that_would_break_the_parser_is_set_aside(
+    folder: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "deep.html").write_text("<div>" * 5000 + "x" + "</div>" * 5000)
+    (folder / "long.html").write_text("<p>x</p>" * 20_000)
+    monkeypatch.setattr(documents_module, "_MAX_HTML_CHARACTERS", 100_000)
+    documents, rejected = _read(make_settings())
+    assert documents.is_empty()
+    assert _reasons(rejected) == {"deep.html": "not_text", "long.html": "too_large"}
+
+
+def test_the_title_is_the_first_heading_or_nothing() -> None:
+    assert find_title("Intro.\n\nInstall `it`\n----------\n") == "Install it"
+    assert find_title("plain text") == ""

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embed_pipeline.corpus import files
+from embed_pipeline.corpus.files import CorpusError, read_regular, scan_folder
+from embed_pipeline.settings import Corpus
+
+CORPUS = Corpus()
+
+
+def test_readable_files_are_listed_by_path(folder: Path) -> None:
+    (folder / "b" / "deep").mkdir(parents=True)
+    for name in ("z.md", "b/deep/a.TXT", "b/c.html", "b/picture.png", ".hidden.md", "README"):
+        (folder / name).write_text("text")
+    scan = scan_folder(folder, CORPUS)
+    assert [file.path for file in scan.files] == ["b/c.html", "b/deep/a.TXT", "z.md"]
+    assert scan.skipped == {"other suffix": 2}
+    assert scan.describe_skipped() == "2 other suffix"
+    assert {file.size for file in scan.files} == {4}
+
+
+def test_suffixes_are_compared_without_case(folder: Path) -> None:
+    (folder / "a.MD").write_text("text")
+    assert len(scan_folder(folder, Corpus(suffixes=(".Md",))).files) == 1
+
+
+def test_links_are_counted_and_never_followed(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "secret"
+    outside.mkdir()
+    (outside / "secret.md").write_text("secret")
+    (folder / "link.md").symlink_to(outside / "secret.md")
+    (folder / "linked").symlink_to(outside, target_is_directory=True)
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "dangling.md").symlink_to(outside / "none.md")
+    scan = scan_folder(folder, CORPUS)
+    assert (scan.files, scan.skipped) == ((), {"symlink": 4})
+
+
+@pytest.mark.parametrize(
+    "path", ["link.md", "linked/secret.md", "../secret/secret.md", "linked/../../secret/secret.md"]
+)
+def test_what_leaves_the_folder_is_not_read(folder: Path, tmp_path: Path, path: str) -> None:
+    outside = tmp_path / "secret"
+    outside.mkdir()
+    (outside / "secret.md").write_text("secret")
+    (folder / "link.md").symlink_to(outside / "secret.md")
+    (folder / "linked").symlink_to(outside, target_is_directory=True)
+    with pytest.raises(OSError):
+        read_regular(folder, path, 100)
+
+
+def test_fifos_sockets_and_devices_are_skipped_without_a_hang(folder: Path) -> None:
+    os.mkfifo(folder / "fifo.md")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "socket.md"))
+        scan = scan_folder(folder, CORPUS)
+    assert (scan.files, scan.skipped) == ((), {"not a regular file": 2})
+    with pytest.raises(OSError, match="not a regular file"):
+        read_regular(folder, "fifo.md", 100)
+
+
+def test_a_name_that_no_table_can_hold_is_skipped(folder: Path) -> None:
+    (Path(os.fsdecode(os.fsencode(folder) + b"/bad\xff.md"))).write_text("text")
+    scan = scan_folder(folder, CORPUS)
+    assert (scan.files, scan.skipped) == ((), {"name not UTF-8": 1})
+
+
+def test_a_folder_without_end_is_given_up_at_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "a.png").write_text("x")
+    entry = next(iter(os.scandir(folder)))
+    looked_at = itertools.count()
+
+    class Endless:
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return (entry for _ in looked_at)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(files.os, "scandir", lambda _: Endless())
+    with pytest.raises(CorpusError, match=r"over corpus\.max_files = 50 entries"):
+        scan_folder(folder, Corpus(max_files=50))
+    assert next(looked_at) == 51
+
+
+def test_reading_stops_one_byte_over_the_limit(folder: Path) -> None:
+    (folder / "a.md").write_bytes(b"x" * 1000)
+    assert len(read_regular(folder, "a.md", 10)) == 11
+
+
+def test_a_folder_that_is_none_is_named(folder: Path) -> None:
+    (folder / "file").write_text("x")
+    with pytest.raises(
+        CorpusError, match=r"nowhere does not exist; set paths.documents, or run: embed-pipeline sample"
+    ):
+        scan_folder(folder / "nowhere", CORPUS)
+    with pytest.raises(CorpusError, match="is not a folder"):
+        scan_folder(folder / "file", CORPUS)

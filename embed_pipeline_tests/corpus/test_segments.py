@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embed_pipeline import tables
+from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.corpus.segments import split_segments
+from embed_pipeline.settings import Corpus
+
+
+def _count_words(texts: Sequence[str]) -> list[int]:
+    """Tokens as a word-piece tokenizer counts them: words in pieces of at most eight letters, and marks."""
+    return [sum(-(-len(word) // 8) for word in re.findall(r"\w+|[^\w\s]", text)) for text in texts]
+
+
+def _documents(*texts: str) -> pl.DataFrame:
+    return tables.DOCUMENTS.frame(
+        [
+            {
+                "document_id": f"d{number}",
+                "path": f"{number}.md",
+                "title": "",
+                "text": text,
+                "bytes": len(text),
+                "modified_at": datetime(2026, 1, 1, tzinfo=UTC),
+                "batch": "b",
+                "deleted": False,
+            }
+            for number, text in enumerate(texts)
+        ]
+    )
+
+
+def _split(*texts: str, limit: int = 16) -> list[dict[str, object]]:
+    frame = split_segments(_documents(*texts), Corpus(segment_tokens=limit), _count_words)
+    return list(frame.iter_rows(named=True))
+
+
+_PIECES = st.sampled_from(
+    [
+        "word ",
+        "Long sentence here. ",
+        "\n",
+        "\n\n",
+        "# Head\n",
+        "Title\n=====\n",
+        "```\n",
+        "x" * 300,
+        " \t",
+        "é🙂",
+        "a.b! ",
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_PIECES, min_size=1, max_size=60).map("".join).filter(str.strip))
+def test_joined_the_segments_give_the_text_back_and_none_is_too_long(text: str) -> None:
+    rows = _split(text)
+    assert "".join(str(row["text"]) for row in rows) == text
+    assert max(int(str(row["token_count"])) for row in rows) <= 16
+    assert [row["position"] for row in rows] == list(range(len(rows)))
+    assert all(str(row["text"]).strip() for row in rows)
+
+
+def test_cuts_stand_at_headings_then_paragraphs_then_sentences() -> None:
+    text = (
+        "# Top\n\nOne two three four five six seven.\n\n"
+        "## Part\n\nA first sentence of eight words stands here. A second one follows it right away now.\n\n"
+        "Another paragraph.\n"
+    )
+    rows = _split(text)
+    assert [row["text"] for row in rows] == [
+        "# Top\n\nOne two three four five six seven.\n\n",
+        "## Part\n\nA first sentence of eight words stands here. ",
+        "A second one follows it right away now.\n\nAnother paragraph.\n",
+    ]
+    assert [row["heading_path"] for row in rows] == ["Top", "Top > Part", "Top > Part"]
+
+
+def test_short_sections_share_a_segment_and_headings_of_the_same_depth_replace_each_other() -> None:
+    rows = _split("# A\n\na\n\n## B\n\nb\n\n## C\n\nlong enough text to fill what is left of it\n", limit=20)
+    assert rows[0]["heading_path"] == "A"
+    assert [row["heading_path"] for row in _split("# A\n" + "a " * 12 + "\n## B\n" + "b " * 12 + "\n# C\nc\n")] == [
+        "A",
+        "A > B",
+        "C",
+    ]
+
+
+def test_a_word_longer_than_the_limit_is_cut() -> None:
+    rows = _split("x" * 1000)
+    assert "".join(str(row["text"]) for row in rows) == "x" * 1000
+    assert len(rows) > 1
+
+
+def test_identities_are_stable_and_follow_the_document_and_the_place() -> None:
+    first, again = _split("# A\n\ntext", "# B\n\ntext"), _split("# A\n\ntext", "# B\n\ntext")
+    assert first == again
+    assert len({row["segment_id"] for row in first}) == 2
+
+
+def test_tombstones_and_second_paths_of_a_text_give_no_segments() -> None:
+    documents = _documents("# A\n\ntext", "gone")
+    twin = documents.head(1).with_columns(path=pl.lit("copy.md"))
+    gone = documents.tail(1).with_columns(deleted=pl.lit(value=True), text=pl.lit(""))
+    frame = split_segments(pl.concat([documents.head(1), twin, gone]), Corpus(), _count_words)
+    assert frame["document_id"].to_list() == ["d0"]
+
+
+def test_a_limit_over_the_encoders_is_refused() -> None:
+    with pytest.raises(CorpusError, match=r"segment_tokens is 200; the encoder reads 128 .* at most 126"):
+        split_segments(_documents("text"), Corpus(), _count_words, max_tokens=128)
+
+
+def test_the_tokens_counted_are_those_of_the_encoder(tiny_model) -> None:
+    from embed_pipeline.embedding.encoder import Encoder
+    from embed_pipeline.settings import Embedding
+
+    encoder = Encoder.load(tiny_model, Embedding(device="cpu"))
+    text = "# Head\n\n" + "The statement returns a value, and the function does not. " * 20
+    frame = split_segments(_documents(text), Corpus(segment_tokens=30), encoder.count_tokens)
+    assert frame["token_count"].to_list() == encoder.count_tokens(frame["text"].to_list())
+    assert frame["token_count"].max() <= 30
