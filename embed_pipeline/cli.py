@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
@@ -49,9 +50,23 @@ def configure(
         name, value = settings_module.override_variable(assignment)
         os.environ[name] = value
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    handler = RichHandler(console=err, show_path=False, show_level=False, markup=False, highlighter=None)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
-    logging.getLogger("embed_pipeline").setLevel(logging.DEBUG if verbose else logging.INFO)
+    _show_log(logging.DEBUG if verbose else logging.INFO)
+
+
+def _show_log(level: int) -> None:
+    """Show what the library logs, and nobody else's small talk.
+
+    The handler sits on the library's own logger: it comes before the one that Dagster adds for the run's log, which
+    changes the records that pass through it.
+    """
+    terminal = RichHandler(console=err, show_path=False, show_level=False, markup=False, highlighter=NullHighlighter())
+    handler = terminal if err.is_terminal else logging.StreamHandler(sys.stderr)
+    layout = "%(message)s" if err.is_terminal else "%(asctime)s %(message)s"
+    handler.setFormatter(logging.Formatter(layout, datefmt="%H:%M:%S"))
+    library = logging.getLogger("embed_pipeline")
+    library.setLevel(level)
+    library.propagate = False
+    library.addHandler(handler)
 
 
 @app.command()

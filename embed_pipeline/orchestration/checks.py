@@ -13,7 +13,7 @@ from embed_pipeline.release.manifest import BundleError, verify_bundle
 from embed_pipeline.release.parity import read_parity
 from embed_pipeline.serving.deployment import deployment_failures
 from embed_pipeline.settings import load_settings
-from embed_pipeline.training_data.audit import negatives_failures
+from embed_pipeline.training_data.audit import full_share, negatives_failures
 from embed_pipeline.training_data.split import split_failures
 
 _WORST = 10
@@ -101,9 +101,8 @@ def negatives_are_wrong(hard_negatives: pl.DataFrame, corpus: pl.DataFrame) -> d
 @dg.asset_check(asset="hard_negatives", description="Most questions have all the hard negatives that were wanted.")
 def negatives_suffice(hard_negatives: pl.DataFrame) -> dg.AssetCheckResult:
     """``training_data.min_negative_coverage``."""
-    settings = load_settings().training_data
-    full = hard_negatives["negative_segment_ids"].list.len() >= settings.num_negatives
-    return _at_least(float(full.mean() or 0.0), settings.min_negative_coverage, hard=False)  # type: ignore[arg-type]  # a boolean column
+    options = load_settings().training_data
+    return _at_least(full_share(hard_negatives, options.num_negatives), options.min_negative_coverage, hard=False)
 
 
 @dg.asset_check(

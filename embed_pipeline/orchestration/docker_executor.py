@@ -25,7 +25,8 @@ class TaggedStepHandler(DockerStepHandler):
     def _get_docker_container_context(self, step_handler_context: StepHandlerContext) -> DockerContainerContext:
         common: DockerContainerContext = super()._get_docker_container_context(step_handler_context)
         own = container_kwargs(step_handler_context.step_tags[self._get_step_key(step_handler_context)])
-        return common.merge(DockerContainerContext(container_kwargs=own))
+        merged: DockerContainerContext = common.merge(DockerContainerContext(container_kwargs=own))
+        return merged
 
 
 def container_kwargs(tags: Mapping[str, str]) -> dict[str, Any]:
@@ -45,7 +46,10 @@ def container_kwargs(tags: Mapping[str, str]) -> dict[str, Any]:
 )
 def gpu_docker_executor(init_context: dg.InitExecutorContext) -> dg.Executor:
     """Dagster's Docker executor with :class:`TaggedStepHandler`; its configuration is the same."""
-    config = init_context.executor_config
+    config: Mapping[str, Any] = init_context.executor_config
+    retries = RetryMode.from_config(config["retries"])
+    if retries is None:
+        raise dg.DagsterInvariantViolationError(f"executor retries {config['retries']!r} name no mode")
     networks = config.get("networks") or ([config["network"]] if config.get("network") else [])
     common = DockerContainerContext(
         registry=config.get("registry"),
@@ -55,7 +59,7 @@ def gpu_docker_executor(init_context: dg.InitExecutorContext) -> dg.Executor:
     )
     return StepDelegatingExecutor(
         TaggedStepHandler(config.get("image"), common),
-        retries=RetryMode.from_config(config["retries"]),
+        retries=retries,
         max_concurrent=config.get("max_concurrent"),
         tag_concurrency_limits=config.get("tag_concurrency_limits") or [],
         step_dependency_config=StepDependencyConfig.from_config(config.get("step_dependency_config")),

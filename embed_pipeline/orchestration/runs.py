@@ -88,16 +88,14 @@ class StageRunner:
         stale: set[dg.AssetKey] = set()
         for definition in assets:
             reads_stale = any(stale & definition.asset_deps[key] for key in definition.keys)
-            if force or reads_stale or not is_current(self._instance, definition, batch) or self._failed(definition):
+            needed = force or reads_stale or not is_current(self._instance, definition, batch)
+            done = outcome.made if needed or self._failed(definition) else outcome.current
+            done += [key.to_user_string() + (f"[{batch}]" if batch else "") for key in sorted(definition.keys, key=str)]
+            if done is outcome.made:
                 stale |= definition.keys
-        labels = [
-            key.to_user_string() + (f"[{batch}]" if batch else "") for a in assets for key in sorted(a.keys, key=str)
-        ]
-        names = {key.to_user_string() for key in stale}
-        outcome.made += [label for label in labels if label.split("[")[0] in names]
-        outcome.current += [label for label in labels if label.split("[")[0] not in names]
         if not stale:
             return
+        names = {key.to_user_string() for key in stale}
         logger.info("%s%s: %s", stage, f" {batch}" if batch else "", ", ".join(sorted(names)))
         result = self._definitions.resolve_job_def(stage).execute_in_process(
             instance=self._instance,
@@ -133,12 +131,9 @@ class StageRunner:
         for check in sorted(graph.asset_check_keys, key=str):
             if check.asset_key in definition.keys and graph.get_check_spec(check).blocking:
                 record = self._instance.get_latest_asset_check_evaluation_record(check)
-                evaluation = (
-                    record.event.dagster_event.event_specific_data
-                    if record and record.event and record.event.dagster_event
-                    else None
-                )
-                if evaluation is not None and not evaluation.passed:
+                event = record.event.dagster_event if record and record.event else None
+                evaluation = event.event_specific_data if event else None
+                if isinstance(evaluation, dg.AssetCheckEvaluation) and not evaluation.passed:
                     found.append(_words(check.name, check.asset_key.to_user_string(), evaluation.description))
         return "; ".join(found)
 

@@ -66,7 +66,7 @@ def finetuned_model(
             name, run.run_id, folder, tags={**tags, "weights": folder.name}, metrics=_dev_figures(result)
         )
         mlflow.tracker().set_alias(name, "candidate", version)
-    links = {"mlflow_run_id": run.run_id, "mlflow_version": version}
+    links: dict[str, Any] = {"mlflow_run_id": run.run_id, "mlflow_version": version}
     if run.run_url:
         links["mlflow_run"] = dg.MetadataValue.url(run.run_url)
     metadata = {**_facts(result), **links, "curves": picture(curves, "loss and dev nDCG@10")}

@@ -11,7 +11,7 @@ from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.presentation import described, figures, picture
 from embed_pipeline.settings import load_settings
-from embed_pipeline.training_data.audit import ratio_plot
+from embed_pipeline.training_data.audit import audit_negatives, ratio_histogram
 from embed_pipeline.training_data.examples import unroll
 from embed_pipeline.training_data.negatives import mine_hard_negatives
 from embed_pipeline.training_data.questions import training_questions
@@ -52,12 +52,16 @@ def hard_negatives(
         questions = training_questions(qa_dataset, dataset_split, corpus, settings)
         encoder = Encoder.load(settings.embedding.model, settings.embedding)
         frame = mine_hard_negatives(questions, corpus, settings, encoder)
-    wanted = settings.training_data.num_negatives
+    audit = audit_negatives(frame, corpus, settings)
+    histogram = ratio_histogram(audit.ratios, settings.training_data.relative_margin)
     facts = {
-        "questions_with_all_negatives": float((frame["negative_segment_ids"].list.len() >= wanted).mean() or 0.0),
+        "negatives": audit.negatives,
+        "questions_with_all_negatives": audit.full_share,
         "turned_away_above_ceiling": int(frame["above_ceiling"].sum()),
-        "ratio": picture(ratio_plot(frame), "similarity of negatives, as a share of the positive's"),
-        **figures({"origins": dict(frame["origin"].value_counts(sort=True).iter_rows())}),
+        "suspected_false_negatives": audit.false_negatives.rate,
+        "ratio": picture(histogram, "similarity of negatives, as a share of the positive's"),
+        "hardest": dg.MetadataValue.md(audit.hardest),
+        **figures({"origins": audit.origins}),
     }
     return stored(context, frame, settings, metadata=facts)
 

@@ -1,0 +1,195 @@
+"""The whole graph as a user runs it: the command in a process of its own, a stub endpoint on a real socket."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from embed_pipeline.llm.store import ResponseStore
+from embed_pipeline_tests.project import Project, small_project, well_behaved, write_document
+from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
+
+KEY = "sk-test-4f9d1c7be2"
+TABLES = ("documents", "segments", "document_artifacts", "qa_pairs", "qa_scores", "corpus", "qa_dataset", "qa_decisions",
+          "dataset_split", "hard_negatives", "training_examples")  # fmt: skip
+
+
+def content_of(project: Project, names=TABLES) -> dict[str, str]:
+    """Hash of every stored file of these tables, by path."""
+    folder = project.store / "tables"
+    files = [path for name in names for path in [*folder.glob(f"{name}.parquet"), *folder.glob(f"{name}/*.parquet")]]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, tmp_path_factory):
+    """A project after a whole run, and the stub that answered it."""
+    with stub_endpoint(well_behaved) as stub:
+        project = small_project(tmp_path_factory.mktemp("finished"), tiny_model, stub.base_url)
+        project.environment["EMBED_PIPELINE_LLM_API_KEY"] = KEY
+        status, output = project.command("run")
+        assert status == 0, output
+        yield project, stub, output
+
+
+def test_documents_become_a_verified_release(finished):
+    project, _, output = finished
+    assert "Base against tuned" in output
+    assert project.table("qa_dataset").height >= 20
+    deployment = project.table("deployment").row(0, named=True)
+    assert deployment["min_cosine"] >= 0.99999
+    assert not deployment["left_running"]
+    version = (project.store / "release" / "current").read_text().strip()
+    assert version == deployment["release_version"]
+    assert (project.store / "release" / version / "onnx" / "model.onnx").is_file()
+    assert (project.store / "reports" / "report.html").is_file()
+
+
+def test_the_endpoint_was_asked_with_the_key_and_the_key_is_nowhere_else(finished):
+    project, stub, output = finished
+    assert set(stub.authorizations) == {f"Bearer {KEY}"}
+    assert KEY not in output
+    holding = [path for path in project.root.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert holding == []
+
+
+def test_the_model_version_and_the_run_know_each_other(finished):
+    from embed_pipeline.tracking import Tracker
+
+    project, _, _ = finished
+    tracker = Tracker(f"sqlite:///{project.store / 'mlflow.db'}", "embed-pipeline")
+    assert tracker.get_version("embed-pipeline", "candidate") == "1"
+    assert tracker.get_version("embed-pipeline", "champion") == "1"
+
+
+def test_a_second_run_makes_nothing(finished):
+    project, stub, _ = finished
+    before, calls = content_of(project), len(stub.requests)
+    started = time.monotonic()
+    status, output = project.command("run")
+    assert status == 0, output
+    assert time.monotonic() - started < 60
+    assert len(stub.requests) == calls
+    assert content_of(project) == before
+    assert "0 made" in output
+    assert not [line for line in output.splitlines() if " made" in line and "0 made" not in line]
+
+
+def test_made_again_by_force_it_is_the_same(finished):
+    project, stub, _ = finished
+    before, calls = content_of(project), len(stub.requests)
+    for stage in ("sdg", "prep"):
+        status, output = project.command(stage, "--force")
+        assert status == 0, output
+    assert content_of(project) == before
+    assert len(stub.requests) == calls, "every answer came from the store"
+
+
+def test_status_shows_every_stage(finished):
+    project, _, _ = finished
+    status, output = project.command("status")
+    assert status == 0, output
+    assert "deployment" in output
+    assert "missing" not in output
+
+
+def kill_after(project: Project, stub: Stub, requests: int) -> None:
+    """Start generation and kill it with no warning once so many requests have arrived."""
+    process = project.start("sdg")
+    deadline = time.monotonic() + 120
+    while len(stub.requests) < requests and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_while_generating_it_goes_on_and_ends_the_same(finished, tiny_model, tmp_path):
+    undisturbed, _, _ = finished
+    with stub_endpoint(well_behaved, latency=0.15) as stub:
+        project = small_project(tmp_path, tiny_model, stub.base_url, llm__max_concurrency="4")
+        for path in undisturbed.documents.iterdir():
+            shutil.copy2(path, project.documents)
+        kill_after(project, stub, requests=18)
+        with ResponseStore(project.store / "responses.sqlite") as store:
+            kept = len(store)
+        in_flight = len(stub.requests) - kept
+        assert kept > 0
+        assert 0 < in_flight <= 4
+        status, output = project.command("sdg")
+        assert status == 0, output
+        with ResponseStore(project.store / "responses.sqlite") as store:
+            assert len(stub.requests) == len(store) + in_flight, "only what was in flight was asked again"
+    generated = TABLES[: TABLES.index("dataset_split")]
+    assert content_of(project, generated) == content_of(undisturbed, generated)
+
+
+def test_changed_new_and_deleted_documents(tiny_model, tmp_path):
+    with stub_endpoint(well_behaved) as stub:
+        project = small_project(tmp_path, tiny_model, stub.base_url)
+        status, output = project.command("sdg")
+        assert status == 0, output
+        calls = len(stub.requests)
+        write_document(project, 3, edition=" in its second edition")
+        write_document(project, 40)
+        (project.documents / "topic-05.md").unlink()
+        status, output = project.command("sdg")
+        assert status == 0, output
+    corpus = project.table("corpus")
+    assert set(corpus["path"]) == {f"topic-{n:02d}.md" for n in range(12) if n != 5} | {"topic-40.md"}
+    assert corpus.filter(pl.col("path") == "topic-03.md")["text"].str.contains("second edition").any()
+    assert project.table("documents").filter(pl.col("path") == "topic-05.md")["deleted"].to_list() == [False, True]
+    present = set(corpus["segment_id"])
+    assert all(set(ids) <= present for ids in project.table("qa_dataset")["segment_ids"])
+    assert len(stub.requests) - calls <= calls / 12 * 3, "only the two documents were asked about"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "says"),
+    [
+        (lambda p: [f.unlink() for f in p.documents.iterdir()], ["sdg"], "has no usable document"),
+        (lambda p: None, ["--set", "paths.documents=absent", "sdg"], "documents folder absent does not exist"),
+        (lambda p: None, ["--set", "synthesis.max_hop=2", "sdg"], "unknown setting 'synthesis.max_hop'; did you mean"),
+        (lambda p: None, ["--set", "training.temperature=7", "sdg"], "training.temperature = '7': Input should be less"),
+        (lambda p: None, ["finetune"], "is not there yet; run: embed-pipeline"),
+        (lambda p: None, ["sample", "java"], "sample 'java' is unknown"),
+        (lambda p: None, ["serve"], "release"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_message(tmp_path, prepare, arguments, says):
+    project = small_project(tmp_path, Path("/absent/model"), "http://127.0.0.1:9/v1")
+    prepare(project)
+    status, output = project.command(*arguments)
+    assert status == 1
+    assert says in " ".join(output.split())
+    assert "Traceback" not in output
+    assert not (project.store / "tables").exists()
+
+
+def test_a_missing_embedded_model_says_what_to_install(tiny_model, tmp_path):
+    project = small_project(tmp_path, tiny_model, "none", llm__gguf_path=str(tmp_path / "absent.gguf"))
+    status, output = project.command("sdg")
+    assert status == 1
+    assert "absent.gguf" in output
+    assert "Traceback" not in output
+    assert not (project.store / "tables" / "qa_pairs").exists()
+
+
+def test_two_commands_on_one_store_do_not_mix(tiny_model, tmp_path):
+    with stub_endpoint(well_behaved, latency=0.3) as stub:
+        project = small_project(tmp_path, tiny_model, stub.base_url)
+        first = project.start("sdg")
+        deadline = time.monotonic() + 120
+        while not stub.requests and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        status, output = project.command("sdg")
+        first_output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, first_output
+    assert status == 1
+    assert "another command is at work" in output
