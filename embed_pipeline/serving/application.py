@@ -202,4 +202,5 @@ async def _fail(request: Request, error: Exception) -> Response:  # noqa: ARG001
     request_id = request.scope["state"]["request_id"]
     logger.error("request %s failed", request_id)
     message = f"the server failed; the request's id is {request_id}"
-    return await _refuse(request, RequestError(500, message, code="internal_error"))
+    # uvicorn closes the connection after an error that reaches it.
+    return await _refuse(request, RequestError(500, message, code="internal_error", headers={"Connection": "close"}))

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from openai import OpenAI
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder, Kind
@@ -26,6 +26,9 @@ from embed_pipeline.release.current import write_atomically
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.process import free_port, start_endpoint
 from embed_pipeline.settings import Settings, serving_api_key
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +126,8 @@ def verify_deployment(
         openai.OpenAIError: the endpoint refuses a request.
         ModelError: the original model cannot be loaded.
     """
+    from openai import OpenAI
+
     original = Encoder.load(
         bundle / "model",
         # The bundle's own prefixes: they are a property of the model.
