@@ -90,8 +90,8 @@ def write_document(project: Project, number: int, edition: str = "") -> Path:
     for part in range(3):
         name = made_up_name(number * 3 + part)
         sections.append(
-            f"## {name}\n\nThe {name} is a value of the class {name.lower()}{edition}. It holds {number + part + 2} objects "
-            f"and gives them back in the order of {name.lower()} statements."
+            f"## {name}\n\nThe {name} is a value of the class {name.lower()}{edition}. It holds {number + part + 2} "
+            f"objects and gives them back in the order of {name.lower()} statements."
         )
     path = project.documents / f"topic-{number:02d}.md"
     path.write_text(f"# Topic {number}\n\n" + "\n\n".join(sections) + "\n", encoding="utf-8")
@@ -115,7 +115,7 @@ def well_behaved(request: dict[str, Any]) -> str:
         )
     if kind == "JudgeAnswer":
         verdict = {"score": 9.0, "justification": "It stands there."}
-        return json.dumps({name: verdict for name in ("relevance", "accuracy", "context_support", "clarity")})
+        return json.dumps(dict.fromkeys(("relevance", "accuracy", "context_support", "clarity"), verdict))
     apart = "has exactly one hop" in request["messages"][0]["content"]
     groups = [[entry] for entry in shown] if apart else [shown]
     return json.dumps({"pairs": [_pair(group) for group in groups]})

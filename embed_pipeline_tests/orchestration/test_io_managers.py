@@ -80,7 +80,9 @@ def test_a_failed_write_leaves_the_previous_version(manager, tmp_path, monkeypat
     assert manager.load_input(input_context("segments")).equals(segments())
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"not parquet", lambda b: b[:40] + b"x" * 40 + b[80:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"not parquet", lambda b: b[:40] + b"x" * 40 + b[80:]]
+)
 def test_a_damaged_file_is_named_and_never_used(manager, tmp_path, damage):
     manager.handle_output(output_context("segments"), segments(200))
     path = tmp_path / "segments.parquet"

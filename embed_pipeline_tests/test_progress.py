@@ -1,0 +1,33 @@
+"""Progress shows the count, the rate and the time left."""
+
+from __future__ import annotations
+
+import logging
+
+from embed_pipeline import progress as module
+from embed_pipeline.progress import Bar, progress
+
+
+def test_a_line_says_count_rate_and_time_left(monkeypatch):
+    bar = Bar(label="encode", total=40, unit="texts", started=100.0)
+    bar.done = 10
+    monkeypatch.setattr(module.time, "monotonic", lambda: 105.0)
+    assert bar.line("3 cached") == "encode: 10/40 texts, 2.0/s, 15 s left, 3 cached"
+
+
+def test_without_a_terminal_it_is_logged(monkeypatch, caplog):
+    monkeypatch.setattr(module, "LOG_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(logging.getLogger("embed_pipeline"), "propagate", True)
+    with caplog.at_level(logging.INFO, "embed_pipeline.progress"), progress("encode", 2, "texts") as bar:
+        bar.advance()
+        bar.advance(note="done")
+    assert [line.split(",")[0] for line in caplog.messages[:2]] == ["encode: 1/2 texts", "encode: 2/2 texts"]
+    assert caplog.messages[1].endswith("done")
+    assert caplog.messages[2].startswith("encode: 2 texts in")
+
+
+def test_often_is_not_logged(caplog):
+    with caplog.at_level(logging.INFO, "embed_pipeline.progress"), progress("encode", 100, "texts") as bar:
+        for _ in range(100):
+            bar.advance()
+    assert caplog.messages == []
