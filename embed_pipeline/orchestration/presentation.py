@@ -76,3 +76,19 @@ def _cell(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     text = " ".join(text.replace("|", "\\|").replace("`", "'").split())
     return text if len(text) <= _CELL_CHARACTERS else text[:_CELL_CHARACTERS] + " …"
+
+
+def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame, seed: int) -> dg.MarkdownMetadataValue:
+    """A seeded sample of accepted pairs, each followed from its question through its hops to segment and document."""
+    sources = {row["segment_id"]: row for row in corpus.to_dicts()}
+    chance = random.Random(f"{seed} traced")  # noqa: S311 - which pairs are shown
+    parts = []
+    for row in pairs[sorted(chance.sample(range(pairs.height), min(_SAMPLE_ROWS, pairs.height)))].to_dicts():
+        parts.append(f"**{_cell(row['question'])}** `{row['qa_id']}`\n\n{_cell(row['answer'])}\n")
+        for hop in row["hops"]:
+            for segment in hop["segment_ids"]:
+                source = sources[segment]
+                place = f"{source['path']}, segment {source['position']} `{segment}`"
+                parts.append(f"- hop {hop['hop_number']}: {_cell(hop['summary'])}\n  - {place}: {_cell(source['text'])}")
+        parts.append("")
+    return dg.MetadataValue.md("\n".join(parts))

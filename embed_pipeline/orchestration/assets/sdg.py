@@ -17,7 +17,7 @@ from embed_pipeline.orchestration import plots
 from embed_pipeline.orchestration.failures import explained, transient
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.partitions import all_batches, document_batches
-from embed_pipeline.orchestration.presentation import described, figures, picture
+from embed_pipeline.orchestration.presentation import described, figures, picture, traced_pairs
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
@@ -191,7 +191,10 @@ def qa_dataset(
         "segment_coverage": asked / max(1, corpus.height),
         **figures({"query_types": _counts(selection.dataset, "query_type")}),
     }
-    shapes = {"hops": picture(plots.counts(selection.dataset["hop_count"], "hops"), "accepted pairs by hops")}
+    shapes = {
+        "hops": picture(plots.counts(selection.dataset["hop_count"], "hops"), "accepted pairs by hops"),
+        "traced": traced_pairs(selection.dataset, corpus, settings.seed),
+    }
     yield stored(context, selection.dataset, settings, asset="qa_dataset", metadata={**facts, **shapes})
     reasons = figures({"reasons": _counts(selection.decisions, "reason")})
     yield stored(context, selection.decisions, settings, asset="qa_decisions", metadata=reasons)
