@@ -12,11 +12,12 @@ import polars as pl
 import pytest
 
 from embed_pipeline.llm.store import ResponseStore
+from embed_pipeline_tests.manuals import MANUALS
 from embed_pipeline_tests.project import Project, small_project, well_behaved, write_document
 from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
 
 KEY = "sk-test-4f9d1c7be2"
-TABLES = ("documents", "segments", "document_artifacts", "qa_pairs", "qa_scores", "corpus", "qa_dataset", 
+TABLES = ("documents", "segments", "document_artifacts", "qa_pairs", "qa_scores", "corpus", "qa_dataset",
           "qa_decisions", "dataset_split", "hard_negatives", "training_examples")  # fmt: skip
 
 
@@ -193,3 +194,27 @@ def test_two_commands_on_one_store_do_not_mix(tiny_model, tmp_path):
     assert first.returncode == 0, first_output
     assert status == 1
     assert "another command is at work" in output
+
+
+def test_the_real_embedded_model_writes_questions_that_train_the_real_encoder(tmp_path):
+    project = small_project(
+        tmp_path,
+        Path("packaged"),
+        "none",
+        corpus__segment_tokens="120",
+        synthesis__near_duplicate_similarity="0.95",
+        synthesis__questions_per_segment="2",
+        training_data__min_test_questions="1",
+    )
+    project.environment.pop("EMBED_PIPELINE_LLM__MODEL")
+    for path in project.documents.iterdir():
+        path.unlink()
+    for name, text in MANUALS.items():
+        (project.documents / name).write_text(text, encoding="utf-8")
+    status, output = project.command("run")
+    assert status == 0, output
+    pairs = project.table("qa_dataset")
+    assert pairs.height >= 5
+    assert set(pairs["generator"]) == {"SmolLM2-135M-Instruct.Q4_1"}
+    assert set(project.table("qa_scores")["judge"]) == {"measured"}
+    assert project.table("deployment")["min_cosine"][0] >= 0.99999
