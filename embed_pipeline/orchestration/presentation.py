@@ -88,7 +88,7 @@ def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame, seed: int) -> dg.Mar
         for hop in row["hops"]:
             for segment in hop["segment_ids"]:
                 source = sources[segment]
-                place = f"{source['path']}, segment {source['position']} `{segment}`"
-                parts.append(f"- hop {hop['hop_number']}: {_cell(hop['summary'])}\n  - {place}: {_cell(source['text'])}")
+                place = f"{source['path']}, segment {source['position']} `{segment}`: {_cell(source['text'])}"
+                parts.append(f"- hop {hop['hop_number']}: {_cell(hop['summary'])}\n  - {place}")
         parts.append("")
     return dg.MetadataValue.md("\n".join(parts))
