@@ -10,13 +10,16 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from embed_pipeline.corpus.files import CorpusError, Scan, SourceFile, read_regular, scan_folder
+from embed_pipeline.corpus.files import UNREADABLE_FOLDER, CorpusError, Scan, SourceFile, read_regular, scan_folder
 from embed_pipeline.settings import Settings
+
+_NOTES = ".touched"
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,50 @@ class Batch:
     deleted: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How much one look takes, so that it ends in time; what is left over waits for the next.
+
+    Attributes:
+        settle_seconds: a file is left alone until nothing about it has changed for so long.
+        files: files read at most.
+        bytes: bytes read at most; a single larger file is read all the same.
+        max_deleted_share: where more than this share of the known files is gone, none is taken for deleted.
+    """
+
+    settle_seconds: float = 0.0
+    files: int = 2**31
+    bytes: int = 2**62
+    max_deleted_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at the documents folder found.
+
+    Attributes:
+        batches: the new batches; none when nothing changed.
+        scan: the files that are there.
+        unsettled: new or changed files that may still be written to.
+        waiting: new or changed files that this look had no time for.
+        held_back: files that are gone, but not taken for deleted: a folder could not be read, or too many went at once.
+    """
+
+    batches: tuple[Batch, ...]
+    scan: Scan
+    unsettled: int
+    waiting: int
+    held_back: int
+
+
 def batch_folder(store: Path) -> Path:
     """Where the manifests are kept."""
     return store / "batches"
+
+
+def batch_number(name: str) -> int:
+    """A batch's place in the order in which they were cut, from 1."""
+    return int(name.partition("-")[0])
 
 
 def load_batches(store: Path) -> list[Batch]:
@@ -75,10 +119,28 @@ def load_batch(store: Path, name: str) -> Batch:
 
 
 def cut_batches(settings: Settings) -> tuple[list[Batch], Scan]:
-    """Look at the documents folder and cut what is new, changed or gone into batches.
+    """Look at the documents folder and cut all that is new, changed or gone into batches.
 
     A file whose time changed but whose content did not is left where it is. Returns the new batches (none
     when nothing changed) and the scan.
+
+    Raises:
+        CorpusError: the folder is missing, holds no readable file, or a manifest is damaged.
+    """
+    look = look_at_documents(settings, Pace())
+    return list(look.batches), look.scan
+
+
+def look_at_documents(settings: Settings, pace: Pace, *, now: float | None = None) -> Look:
+    """Cut what is new, changed or gone into batches, as much of it as ``pace`` allows.
+
+    Sizes and times are compared with the manifests; only files that differ there are read. The manifests are the
+    memory: a look that is cut off, or made twice at the same time, neither loses nor repeats a file.
+
+    Args:
+        settings: folders, limits and the size of a batch.
+        pace: how much to take.
+        now: seconds since 1970; None: the clock's.
 
     Raises:
         CorpusError: the folder is missing, holds no readable file, or a manifest is damaged.
@@ -93,7 +155,12 @@ def cut_batches(settings: Settings) -> tuple[list[Batch], Scan]:
     folder = batch_folder(settings.paths.store)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        return _cut(scan, settings), scan
+        return _cut(scan, settings, pace, time.time() if now is None else now)
+
+
+def batch_names(store: Path) -> list[str]:
+    """Names of every batch cut so far, oldest first, without reading their manifests."""
+    return sorted(path.stem for path in batch_folder(store).glob("*.json"))
 
 
 @contextmanager
@@ -107,28 +174,94 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _cut(scan: Scan, settings: Settings) -> list[Batch]:
+def _cut(scan: Scan, settings: Settings, pace: Pace, now: float) -> Look:
     batches = load_batches(settings.paths.store)
     known: dict[str, BatchFile] = {}
     for batch in batches:
         known.update({file.path: file for file in batch.files})
         for path in batch.deleted:
             known.pop(path, None)
-    changed = [new for file in scan.files if (new := _as_changed(file, known.get(file.path), settings)) is not None]
-    deleted = sorted(known.keys() - {file.path for file in scan.files})
+    notes = _Notes(batch_folder(settings.paths.store) / _NOTES)
+    candidates = [file for file in scan.files if not _is_known(file, known.get(file.path), notes)]
+    youngest = int((now - pace.settle_seconds) * 1e9)
+    settled = [file for file in candidates if not pace.settle_seconds or file.touched_ns <= youngest]
+    settled.sort(key=lambda file: file.path in known and not known[file.path].sha256)  # what was unreadable comes last
+    changed: list[BatchFile] = []
+    looked_at, files, size = 0, 0, 0
+    for file in settled:
+        if files >= pace.files or (files and size + file.size > pace.bytes):
+            break
+        looked_at += 1
+        new = _as_changed(file, known.get(file.path), settings, notes)
+        if new is not None:
+            changed.append(new)
+        if file.size <= settings.corpus.max_file_bytes:
+            files, size = files + 1, size + file.size
+    notes.save()
+    last = batch_number(batches[-1].name) if batches else 0
+    gone = sorted(known.keys() - {file.path for file in scan.files})
+    believed = not scan.skipped[UNREADABLE_FOLDER] and len(gone) <= pace.max_deleted_share * len(known)
+    return Look(
+        _write_all(settings, last, sorted(changed, key=lambda file: file.path), gone if believed else []),
+        scan,
+        unsettled=len(candidates) - len(settled),
+        waiting=len(settled) - looked_at,
+        held_back=0 if believed else len(gone),
+    )
+
+
+def _write_all(
+    settings: Settings, last: int, changed: Sequence[BatchFile], deleted: Sequence[str]
+) -> tuple[Batch, ...]:
     size = settings.corpus.documents_per_batch
     pieces = [changed[start : start + size] for start in range(0, len(changed), size)] or ([[]] if deleted else [])
-    cut = []
-    for index, piece in enumerate(pieces):
-        gone = tuple(deleted) if index == 0 else ()
-        cut.append(_write(settings.paths.store, len(batches) + index + 1, tuple(piece), gone))
-    return cut
+    return tuple(
+        _write(settings.paths.store, last + index + 1, tuple(piece), tuple(deleted) if index == 0 else ())
+        for index, piece in enumerate(pieces)
+    )
 
 
-def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings) -> BatchFile | None:
-    same = known is not None and (known.size, known.mtime_ns) == (file.size, file.mtime_ns)
-    if known is not None and same and known.sha256:
-        return None
+class _Notes:
+    """Files whose time changed and whose content did not, so that they are not read at every look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._seen: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            self._seen = {}  # only a shortcut: what it said is found out again
+        self._changed = False
+
+    def holds(self, file: SourceFile) -> bool:
+        """True where the file was read as it is now and found to be as its batch has it."""
+        return self._seen.get(file.path) == [file.size, file.mtime_ns]
+
+    def add(self, file: SourceFile) -> None:
+        """Note that the file, as it is now, is as its batch has it."""
+        self._seen[file.path] = [file.size, file.mtime_ns]
+        self._changed = True
+
+    def forget(self, path: str) -> None:
+        """The file has a new version."""
+        self._changed |= self._seen.pop(path, None) is not None
+
+    def save(self) -> None:
+        """Write in one step, if there is anything new."""
+        if self._changed:
+            staging = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            staging.write_text(json.dumps(self._seen, ensure_ascii=False), encoding="utf-8")
+            staging.replace(self._path)
+
+
+def _is_known(file: SourceFile, known: BatchFile | None, notes: _Notes) -> bool:
+    """True where size and time say that the file was read already."""
+    if known is None or not known.sha256:
+        return False
+    return (known.size, known.mtime_ns) == (file.size, file.mtime_ns) or notes.holds(file)
+
+
+def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings, notes: _Notes) -> BatchFile | None:
+    """The file with the hash of its content; None where it is as its batch has it."""
     digest = ""
     if file.size <= settings.corpus.max_file_bytes:
         try:
@@ -136,8 +269,13 @@ def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings) -
         except OSError:
             content = None  # set aside with its reason when the batch is read
         digest = hashlib.sha256(content).hexdigest() if content is not None else ""
-    if known is not None and known.sha256 == digest and (digest or same):
-        return None
+    if known is not None and known.sha256 == digest:
+        if digest:
+            notes.add(file)
+            return None
+        if (known.size, known.mtime_ns) == (file.size, file.mtime_ns):
+            return None
+    notes.forget(file.path)
     return BatchFile(file.path, file.size, file.mtime_ns, digest, replaces=known is not None)
 
 

@@ -11,9 +11,12 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from embed_pipeline.settings import Corpus
+
+UNREADABLE_FOLDER = "unreadable folder"
+"""Reason under which a scan counts folders that it could not look into: what they hold is not known."""
 
 
 class CorpusError(ValueError):
@@ -22,11 +25,16 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One readable file: path relative to the folder (forward slashes), bytes, modification time in ns."""
+    """One readable file: path relative to the folder (forward slashes), bytes, modification time in ns.
+
+    ``touched_ns`` is when anything about it changed last, by the file system's clock: a copy that keeps the original's
+    modification time is still seen to be young.
+    """
 
     path: str
     size: int
     mtime_ns: int
+    touched_ns: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ def scan_folder(folder: Path, corpus: Corpus) -> Scan:
     files: list[SourceFile] = []
     skipped: Counter[str] = Counter()
     suffixes = tuple(suffix.lower() for suffix in corpus.suffixes)
-    pending = [folder]
+    pending = [os.fspath(folder)]
+    start = len(os.path.join(pending[0], ""))  # noqa: PTH118 - entries are named by text, a million of them
     seen = 0
     while pending:
         for entry in _entries(pending.pop(), skipped):
@@ -66,9 +75,9 @@ def scan_folder(folder: Path, corpus: Corpus) -> Scan:
                 message = f"documents folder {folder} holds over corpus.max_files = {corpus.max_files} entries"
                 raise CorpusError(message)
             if entry.is_dir(follow_symlinks=False):
-                pending.append(Path(entry.path))
+                pending.append(entry.path)
                 continue
-            found = _look_at(entry, folder, suffixes)
+            found = _look_at(entry, start, suffixes)
             if isinstance(found, SourceFile):
                 files.append(found)
             else:
@@ -76,20 +85,21 @@ def scan_folder(folder: Path, corpus: Corpus) -> Scan:
     return Scan(folder, tuple(sorted(files, key=lambda file: file.path)), skipped)
 
 
-def _entries(folder: Path, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: str, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:
     """Every entry of one folder that is not hidden, one at a time: a folder may hold a million."""
     try:
         with os.scandir(folder) as entries:
             yield from (entry for entry in entries if not entry.name.startswith("."))
     except OSError:
-        skipped["unreadable folder"] += 1
+        skipped[UNREADABLE_FOLDER] += 1
 
 
-def _look_at(entry: os.DirEntry[str], folder: Path, suffixes: tuple[str, ...]) -> SourceFile | str:
-    """The file that an entry is, or why it is left alone."""
+def _look_at(entry: os.DirEntry[str], start: int, suffixes: tuple[str, ...]) -> SourceFile | str:
+    """The file that an entry is, its path from character ``start`` on, or why it is left alone."""
     try:
         status = entry.stat(follow_symlinks=False)
-        entry.name.encode()
+        path = entry.path[start:].replace(os.sep, "/")
+        path.encode()
     except OSError:
         return "gone while looking"
     except UnicodeEncodeError:
@@ -100,8 +110,7 @@ def _look_at(entry: os.DirEntry[str], folder: Path, suffixes: tuple[str, ...]) -
         return "not a regular file"
     if not entry.name.lower().endswith(suffixes):
         return "other suffix"
-    relative = PurePosixPath(*Path(entry.path).relative_to(folder).parts)
-    return SourceFile(str(relative), status.st_size, status.st_mtime_ns)
+    return SourceFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def read_regular(folder: Path, path: str, limit: int) -> bytes:

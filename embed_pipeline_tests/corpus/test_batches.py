@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from embed_pipeline.corpus import batches as batches_module
-from embed_pipeline.corpus.batches import batch_folder, cut_batches, load_batch, load_batches
+from embed_pipeline.corpus.batches import (
+    Pace,
+    batch_folder,
+    batch_number,
+    cut_batches,
+    load_batch,
+    load_batches,
+    look_at_documents,
+)
 from embed_pipeline.corpus.files import CorpusError
 from embed_pipeline.settings import Settings
 
@@ -163,3 +171,125 @@ def test_a_damaged_manifest_is_refused_by_name(folder: Path, make_settings: Make
 def test_an_unknown_batch_is_named(make_settings: MakeSettings) -> None:
     with pytest.raises(CorpusError, match=r"'00009-x' has no manifest .*run: embed-pipeline sdg"):
         load_batch(make_settings().paths.store, "00009-x")
+
+
+def test_a_file_still_written_to_is_left_for_a_later_look(folder: Path, make_settings: MakeSettings) -> None:
+    _write(folder, "old.md")
+    settings = make_settings()
+    later = (folder / "old.md").stat().st_ctime + 60
+    look = look_at_documents(settings, Pace(settle_seconds=30), now=later)
+    assert _names(list(look.batches)) == [["old.md"]]
+    _write(folder, "young.md")
+    # A copy that keeps the original's time is young all the same.
+    os.utime(folder / "young.md", (1, 1))
+    touched = (folder / "young.md").stat().st_ctime
+    look = look_at_documents(settings, Pace(settle_seconds=30), now=touched + 10)
+    assert (look.batches, look.unsettled) == ((), 1)
+    look = look_at_documents(settings, Pace(settle_seconds=30), now=touched + 31)
+    assert (_names(list(look.batches)), look.unsettled) == ([["young.md"]], 0)
+
+
+@pytest.mark.parametrize("pace", [Pace(files=2), Pace(bytes=30)])
+def test_one_look_reads_no_more_than_its_pace(folder: Path, make_settings: MakeSettings, pace: Pace) -> None:
+    _write(folder, *(f"{number}.md" for number in range(5)))
+    settings = make_settings()
+    looks = [look_at_documents(settings, pace) for _ in range(4)]
+    assert [[file.path for batch in look.batches for file in batch.files] for look in looks] == [
+        ["0.md", "1.md"], ["2.md", "3.md"], ["4.md"], [],
+    ]  # fmt: skip
+    assert [look.waiting for look in looks] == [3, 1, 0, 0]
+
+
+def test_only_what_differs_from_the_manifests_is_read(
+    folder: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(folder, "same.md", "touched.md", "changed.md")
+    settings = make_settings()
+    cut_batches(settings)
+    os.utime(folder / "touched.md", (1, 1))
+    _write(folder, "changed.md", text="another text")
+    read: list[str] = []
+    read_regular = batches_module.read_regular
+    monkeypatch.setattr(
+        batches_module, "read_regular", lambda *arguments: (read.append(arguments[1]), read_regular(*arguments))[1]
+    )
+    cut_batches(settings)
+    assert sorted(read) == ["changed.md", "touched.md"]
+    cut_batches(settings)
+    assert sorted(read) == ["changed.md", "touched.md"], "a touched file is read once"
+
+
+def test_what_is_noted_of_a_touched_file_does_not_hide_a_later_change(
+    folder: Path, make_settings: MakeSettings
+) -> None:
+    settings = make_settings()
+    for text, time in (("first", 1), ("first", 2), ("other", 3), ("third", 2)):
+        _write(folder, "a.md", text=text)
+        os.utime(folder / "a.md", (time, time))
+        cut_batches(settings)
+    assert len(load_batches(settings.paths.store)) == 3
+
+
+def test_files_that_cannot_be_read_do_not_keep_the_others_waiting(
+    folder: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(folder, "a.md", "b.md")
+    settings = make_settings()
+
+    def refuse(*_: object) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batches_module, "read_regular", refuse)
+        cut_batches(settings)
+        _write(folder, "c.md", "d.md")
+        (batch,) = look_at_documents(settings, Pace(files=2)).batches
+    assert [file.path for file in batch.files] == ["c.md", "d.md"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_deleted(
+    folder: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "shelf").mkdir()
+    _write(folder, "b.md", "c.md")
+    _write(folder / "shelf", "a.md")
+    settings = make_settings()
+    cut_batches(settings)
+    scandir = os.scandir
+
+    def fail_on_shelf(path: str) -> object:
+        if Path(path).name == "shelf":
+            raise OSError(5, "Input/output error")
+        return scandir(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", fail_on_shelf)
+        look = look_at_documents(settings, Pace())
+    assert (look.batches, look.held_back) == ((), 1)
+    assert look_at_documents(settings, Pace()).held_back == 0
+
+
+def test_too_many_deletions_at_once_are_held_back_until_a_person_looks(
+    folder: Path, make_settings: MakeSettings
+) -> None:
+    _write(folder, "a.md", "b.md", "c.md", "d.md")
+    settings = make_settings()
+    cut_batches(settings)
+    for name in ("a.md", "b.md", "c.md"):
+        (folder / name).unlink()
+    look = look_at_documents(settings, Pace(max_deleted_share=0.5))
+    assert (look.batches, look.held_back) == ((), 3)
+    (batch,), _ = cut_batches(settings)
+    assert batch.deleted == ("a.md", "b.md", "c.md")
+
+
+def test_a_batch_cut_after_a_manifest_was_removed_gets_a_number_of_its_own(
+    folder: Path, make_settings: MakeSettings
+) -> None:
+    _write(folder, "a.md", "b.md", "c.md")
+    settings = make_settings(documents_per_batch=1)
+    (first, *_), _ = cut_batches(settings)
+    (batch_folder(settings.paths.store) / f"{first.name}.json").unlink()
+    (again,), _ = cut_batches(settings)
+    assert [file.path for file in again.files] == ["a.md"]
+    assert batch_number(again.name) == 4
