@@ -244,6 +244,27 @@ class Training(_Stage):
     """Longest text in training, in tokens; 0: the model's own limit."""
     evaluations_per_epoch: int = Field(default=2, ge=1, le=100)
     """How often dev nDCG@10 is measured; the best checkpoint is kept."""
+    seeds: int = Field(default=1, ge=1, le=16)
+    """Trainings with seeds in a row; the best on dev wins, or the mean of their weights where that does better."""
+    average_weights: bool = True
+    """The mean of the weights over the second half of the steps wins where it does better on dev than any step."""
+    lora_rank: int = Field(default=0, ge=0, le=1024)
+    """Rank of LoRA adapters on every linear layer (needs peft); 0: all weights are trained."""
+    matryoshka_dimensions: tuple[Positive, ...] = ()
+    """Shorter lengths that vectors may be cut to: each is trained beside the full length and declared with the model."""
+    gradient_checkpointing: bool = False
+    """Keep few activations and compute them again: less memory, a third more time."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention kernels; auto: flash attention on a GPU that has it installed, else the model's own choice."""
+    teacher: str = "none"
+    """Who scores each question's candidates softly: none, ``hybrid`` (BM25 and the base model), or a cross-encoder
+    folder or hub name."""
+    teacher_loss: Literal["kl", "margin"] = "kl"
+    """How a teacher is followed: its distribution over the candidates, or its margins between positive and negatives."""
+    teacher_weight: float = Field(default=0.5, gt=0, le=100)
+    """Weight of the teacher's loss beside InfoNCE."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Training processes on this machine, one for each GPU."""
 
 
 class Evaluation(_Stage):
@@ -259,6 +280,10 @@ class Evaluation(_Stage):
     """Least gain in nDCG@10 on the generated test questions for a release, relative to the base."""
     max_labelled_loss: float = Field(default=0.02, ge=0, le=1)
     """Greatest loss in nDCG@10 on any labelled set, absolute, beyond which nothing is released."""
+    max_forgetting: float = Field(default=0.02, ge=0, le=1)
+    """Greatest loss in nDCG@10 on the general check set, absolute; beyond it tuned weights are merged with the base's."""
+    general_questions: int = Field(default=400, ge=0, le=10_000)
+    """Questions of the general check set, from the standard library's docstrings; 0: nothing is checked."""
     hybrid_dense_weight: Share = 0.65
     """Weight of the dense z-score in the BM25 + dense hybrid."""
 
@@ -345,6 +370,25 @@ class Orchestration(_Stage):
     """Steps of one run at a time; steps that use the GPU always run one by one."""
     gpus: int = Field(default=0, ge=0, le=64)
     """GPUs that the Docker and Kubernetes executors give to each GPU-tagged step; 0: none."""
+    automatic: bool = False
+    """The document sensor, the automation of the cheap stages and the training schedule run from the start; else they
+    wait to be switched on in the UI."""
+    poll_seconds: int = Field(default=60, ge=1, le=86_400)
+    """Least time between two looks of the sensor at the documents folder."""
+    settle_seconds: float = Field(default=30, ge=0, le=86_400)
+    """A file is taken by the sensor once nothing about it has changed for so long."""
+    files_per_tick: int = Field(default=5000, ge=1)
+    """Files that the sensor reads in one look; the rest waits for the next."""
+    bytes_per_tick: int = Field(default=500_000_000, ge=1)
+    """Bytes that the sensor reads in one look."""
+    runs_per_tick: int = Field(default=50, ge=1, le=1000)
+    """Runs that the sensor asks for in one look."""
+    training_cron: str = "0 3 * * *"
+    """When a training is considered: minute, hour, day, month and weekday, in UTC."""
+    min_new_pairs: int = Field(default=50, ge=1)
+    """A scheduled training starts only with this many accepted pairs more than the last one had, batch by batch."""
+    fresh_hours: float = Field(default=26, gt=0)
+    """The UI marks the corpus and the questions stale when they were not looked at for so long."""
 
 
 class Settings(_Stage):
@@ -452,7 +496,8 @@ def _set(values: dict[str, Any], name: list[str], text: str) -> None:
             message = f"{'.'.join(name)}: {stage} is a single setting, not a group"
             raise SettingsError(message)
     field = Settings.model_fields.get(stages[0]) if stages else None
-    inner = field.annotation.model_fields.get(last) if field and hasattr(field.annotation, "model_fields") else None
+    group = field.annotation if field else None
+    inner = group.model_fields.get(last) if isinstance(group, type) and issubclass(group, BaseModel) else None
     is_list = inner is not None and str(inner.annotation).startswith("tuple")
     values[last] = [p for p in text.split(",") if p] if is_list else (None if text.lower() == "none" else text)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from embed_pipeline.embedding.batches import pad_rows, token_budget_batches
 from embed_pipeline.embedding.models import ModelError, load_model
+from embed_pipeline.embedding.vector_store import VectorStore
 from embed_pipeline.progress import Bar, progress
 from embed_pipeline.settings import Embedding
 
@@ -42,7 +43,7 @@ class Encoder:
         passage_prefix: put before every passage.
     """
 
-    def __init__(self, model: SentenceTransformer, embedding: Embedding) -> None:
+    def __init__(self, model: SentenceTransformer, embedding: Embedding, store: Path | None = None) -> None:
         self.model = model
         self.dimensions = embedding_dimensions(model)
         self.max_tokens = max_tokens_of(model)
@@ -51,15 +52,22 @@ class Encoder:
         self._tokenizer = model.tokenizer
         self._batch_tokens = embedding.batch_tokens
         self._bf16 = embedding.precision == "bf16"
+        arithmetic = f"{embedding.precision} {embedding.batch_tokens} {self.max_tokens} {model.device}"
+        self._stored = VectorStore(store, model, arithmetic) if store else None
 
     @classmethod
-    def load(cls, name: str | Path, embedding: Embedding) -> Encoder:
+    def load(cls, name: str | Path, embedding: Embedding, store: Path | None = None) -> Encoder:
         """Load ``name`` as :func:`~embed_pipeline.embedding.models.load_model` does.
+
+        Args:
+            name: the model.
+            embedding: device, precision and batch budget.
+            store: folder in which the vectors of whole calls are kept for the next stage; None: they are not.
 
         Raises:
             ModelError: the model is not there, cannot be read, or brings code of its own.
         """
-        return cls(load_model(name, embedding), embedding)
+        return cls(load_model(name, embedding), embedding, store)
 
     def encode(self, texts: Sequence[str], kind: Kind, label: str | None = None) -> NDArray[np.float32]:
         """Unit vectors of ``texts``, in input order.
@@ -77,20 +85,29 @@ class Encoder:
         """
         prefix = self.query_prefix if kind == "query" else self.passage_prefix
         distinct = list(dict.fromkeys(texts))
-        vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
-        with _shown(label, len(distinct)) as bar:
-            for start in range(0, len(distinct), _WINDOW_TEXTS):
-                window = distinct[start : start + _WINDOW_TEXTS]
-                rows = self._tokenize([prefix + text for text in window])
-                for batch in token_budget_batches([len(row) for row in rows], self._batch_tokens):
-                    vectors[start + batch] = self._infer([rows[i] for i in batch])
-                    if bar is not None:
-                        bar.advance(len(batch))
-        _check_finite(vectors, distinct)
+        read = [prefix + text for text in distinct]
+        key = self._stored.key(read) if self._stored else None
+        vectors = self._stored.get(key, (len(read), self.dimensions)) if self._stored and key else None
+        if vectors is None:
+            vectors = self._compute(read, label)
+            if self._stored and key:
+                self._stored.put(key, vectors)
         if len(distinct) == len(texts):
             return vectors
         position = {text: index for index, text in enumerate(distinct)}
         return vectors[[position[text] for text in texts]]
+
+    def _compute(self, texts: Sequence[str], label: str | None) -> NDArray[np.float32]:
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        with _shown(label, len(texts)) as bar:
+            for start in range(0, len(texts), _WINDOW_TEXTS):
+                rows = self._tokenize(texts[start : start + _WINDOW_TEXTS])
+                for batch in token_budget_batches([len(row) for row in rows], self._batch_tokens):
+                    vectors[start + batch] = self._infer([rows[i] for i in batch])
+                    if bar is not None:
+                        bar.advance(len(batch))
+        _check_finite(vectors, texts)
+        return vectors
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without prefix, special tokens or a limit."""
@@ -108,9 +125,9 @@ class Encoder:
             counts.extend(len(row) for row in rows)
         return counts
 
-    def _tokenize(self, texts: list[str]) -> list[NDArray[np.int32]]:
+    def _tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         rows = self._tokenizer(
-            texts,
+            list(texts),
             add_special_tokens=True,
             truncation=True,
             max_length=self.max_tokens,

@@ -50,7 +50,7 @@ def hard_negatives(
     settings = load_settings()
     with explained():
         questions = training_questions(qa_dataset, dataset_split, corpus, settings)
-        encoder = Encoder.load(settings.embedding.model, settings.embedding)
+        encoder = Encoder.load(settings.embedding.model, settings.embedding, settings.paths.store / "vectors")
         frame = mine_hard_negatives(questions, corpus, settings, encoder)
     audit = audit_negatives(frame, corpus, settings)
     histogram = ratio_histogram(audit.ratios, settings.training_data.relative_margin)

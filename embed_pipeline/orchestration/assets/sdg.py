@@ -39,7 +39,7 @@ _GENERATION_VERSION = "-".join(
 
 
 def _encoder(settings: Settings) -> Encoder:
-    return Encoder.load(settings.embedding.model, settings.embedding)
+    return Encoder.load(settings.embedding.model, settings.embedding, settings.paths.store / "vectors")
 
 
 def _out(name: str, kinds: set[str], code_version: str) -> dg.AssetOut:

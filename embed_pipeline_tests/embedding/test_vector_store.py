@@ -1,0 +1,76 @@
+"""Vectors of a whole call are kept: read back bit for bit, never those of another model or call."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.settings import Embedding
+from embed_pipeline_tests.tiny import write_tiny_model
+
+TEXTS = [f"the value of object {n} is a statement " * (1 + n % 5) for n in range(80)]
+CPU = Embedding(device="cpu")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "vectors"
+
+
+def counted(encoder: Encoder) -> list[int]:
+    """Sizes of the batches that the encoder computes from now on."""
+    sizes: list[int] = []
+    infer = encoder._infer
+    encoder._infer = lambda rows: (sizes.append(len(rows)), infer(rows))[1]
+    return sizes
+
+
+def test_the_same_call_is_read_back_bit_for_bit(tiny_model, store):
+    first = Encoder.load(tiny_model, CPU, store).encode(TEXTS, "passage")
+    again = Encoder.load(tiny_model, CPU, store)
+    sizes = counted(again)
+    assert np.array_equal(again.encode([*TEXTS, TEXTS[3]], "passage"), [*first, first[3]])
+    assert sizes == []
+
+
+@pytest.mark.parametrize("change", ["text", "order", "prefix", "precision", "weights"])
+def test_another_call_is_computed(tiny_model, store, tmp_path, change):
+    Encoder.load(tiny_model, CPU, store).encode(TEXTS, "query")
+    model, embedding, texts = tiny_model, CPU, list(TEXTS)
+    if change == "text":
+        texts[0] += "and more"
+    elif change == "order":
+        texts.reverse()
+    elif change == "prefix":
+        embedding = Embedding(device="cpu", query_prefix="what is ")
+    elif change == "precision":
+        embedding = Embedding(device="cpu", precision="bf16")
+    else:
+        model = write_tiny_model(tmp_path / "other", seed=1)
+    encoder = Encoder.load(model, embedding, store)
+    sizes = counted(encoder)
+    vectors = encoder.encode(texts, "query")
+    assert sum(sizes) == len(texts)
+    assert np.array_equal(vectors, Encoder.load(model, embedding).encode(texts, "query"))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:200], lambda b: b"x" * 300, lambda b: b[:-4] + b"\xff\xff\xff\x7f"])
+def test_a_damaged_file_is_not_used(tiny_model, store, damage):
+    vectors = Encoder.load(tiny_model, CPU, store).encode(TEXTS, "passage")
+    [path] = store.glob("*.npy")
+    path.write_bytes(damage(path.read_bytes()))
+    assert np.array_equal(Encoder.load(tiny_model, CPU, store).encode(TEXTS, "passage"), vectors)
+    assert np.array_equal(np.load(path), vectors)
+
+
+def test_only_the_calls_used_last_are_kept(tiny_model, store):
+    encoder = Encoder.load(tiny_model, CPU, store)
+    for n in range(20):
+        encoder.encode([f"{text} {n}" for text in TEXTS], "passage")
+    assert len(list(store.glob("*.npy"))) == 16
+
+
+def test_small_calls_are_not_kept(tiny_model, store):
+    Encoder.load(tiny_model, CPU, store).encode(TEXTS[:10], "query")
+    assert not store.exists()
