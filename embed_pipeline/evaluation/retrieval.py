@@ -58,7 +58,12 @@ class SetResult:
 
 
 def compare(
-    base: str | Path, tuned: str | Path, corpus: pl.DataFrame, sets: Sequence[QuerySet], settings: Settings
+    base: str | Path,
+    tuned: str | Path,
+    corpus: pl.DataFrame,
+    sets: Sequence[QuerySet],
+    settings: Settings,
+    vectors: Path | None = None,
 ) -> Comparison:
     """Evaluate the tuned model against its base, BM25, and BM25 with the base, on the same passages.
 
@@ -68,6 +73,7 @@ def compare(
         corpus: table ``corpus``: all of its segments are searched, but for sets that bring a corpus of their own.
         sets: query sets with different names, none of them empty.
         settings: groups ``embedding`` and ``evaluation``, and the seed.
+        vectors: folder in which vectors of earlier stages are found; None: everything is encoded.
 
     Raises:
         EvaluationError: there is no query set, one is empty or named twice, there is nothing to search, or a
@@ -81,20 +87,20 @@ def compare(
         own = query_set.corpus
         passages = own or Passages(tuple(main["segment_id"]), tuple(main["text"]))
         sources.append((passages, passages.ids if own else tuple(main["path"])))
-    encoded = {system: _encode(system, model, sources, sets, settings) for system, model in _models(base, tuned)}
+    encoded = {system: _encode(system, model, sources, sets, settings, vectors) for system, model in _models(base, tuned)}
     lexical = {passages.ids: BM25(passages.texts) for passages, _ in sources}
     results = []
     for place, (query_set, (passages, documents)) in enumerate(zip(sets, sources, strict=True)):
-        vectors = {system: encoded[system][place] for system in encoded}
+        pairs = {system: encoded[system][place] for system in encoded}
         collection = Collection(
             ids=passages.ids,
             texts=passages.texts,
             documents=documents,
-            base=vectors["base"][0],
-            tuned=vectors["tuned"][0],
+            base=pairs["base"][0],
+            tuned=pairs["tuned"][0],
             bm25=lexical[passages.ids],
         )
-        results.append(_evaluate(query_set, collection, vectors["base"][1], vectors["tuned"][1], settings))
+        results.append(_evaluate(query_set, collection, pairs["base"][1], pairs["tuned"][1], settings))
     return _comparison(results, sources, settings)
 
 
@@ -122,9 +128,10 @@ def _encode(
     sources: Sequence[tuple[Passages, tuple[str, ...]]],
     sets: Sequence[QuerySet],
     settings: Settings,
+    vectors: Path | None,
 ) -> list[tuple[Floats, Floats]]:
     """Passage and query vectors of every set; a corpus that sets share is encoded once."""
-    encoder = Encoder.load(model, settings.embedding)
+    encoder = Encoder.load(model, settings.embedding, vectors)
     corpora: dict[tuple[str, ...], Floats] = {}
     encoded = []
     for query_set, (passages, _) in zip(sets, sources, strict=True):

@@ -46,7 +46,8 @@ def retrieval_evaluation(
     with explained():
         own = [labelled_set(folder, corpus) for folder in settings.evaluation.labelled]
         sets = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
-        comparison = compare(settings.embedding.model, finetuned_model, corpus, sets, settings)
+        vectors = settings.paths.store / "vectors"
+        comparison = compare(settings.embedding.model, finetuned_model, corpus, sets, settings, vectors)
     run_id = newest_metadata(context.instance, "finetuned_model", "mlflow_run_id")
     page, text = _report(comparison, settings, {"Dagster run": context.run_id, "MLflow run": run_id or "none"})
     if run_id:
