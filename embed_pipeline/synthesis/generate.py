@@ -53,7 +53,11 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
     sources = askable_sources(segments, titles, settings)
     tasks = plan_single_hop(sources, settings)
     if sources and settings.synthesis.max_hops > 1 and settings.synthesis.multi_hop_share > 0:
-        vectors = load_encoder().encode([s.text for s in sources], "passage", label="Finding neighbours")
+        # All texts in the order of the later searches, whose vectors these then are.
+        texts = segments.sort("segment_id")["text"].unique(maintain_order=True).to_list()
+        place = {text: index for index, text in enumerate(texts)}
+        every = load_encoder().encode(texts, "passage", label="Finding neighbours")
+        vectors = every[[place[source.text] for source in sources]]
         tasks += plan_multi_hop(sources, vectors, settings)
     topics = {key[0]: group["text"].to_list() for key, group in artifacts.group_by("document_id", maintain_order=True)}
 
