@@ -17,6 +17,8 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 _TILE_BYTES = 32 * 1024 * 1024
+_DEVICE_TILE_BYTES = 128 * 1024 * 1024
+_QUERY_BLOCK = 16_384
 # Candidates beyond k, so that ties at the k-th place are usually all seen at once.
 _LEAST_SLACK = 16
 
@@ -69,16 +71,17 @@ def search(queries: Floats, corpus: Floats, k: int, *, device: str | None = None
     wanted = min(len(corpus), k + max(_LEAST_SLACK, k // 8))
     scores = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int64)
-    rows = max(1, _TILE_BYTES // (8 * wanted * corpus.shape[1]))
+    # Many queries at once, as a matrix product of few rows takes several times as long for each.
+    rows = max(1, min(_QUERY_BLOCK, _TILE_BYTES // (16 * wanted)))
     for start in range(0, len(queries), rows):
-        tile = queries[start : start + rows]
-        lowest, candidates = _candidates(tile, corpus, wanted, device)
-        tile_scores, tile_indices = _best(_exact(tile, corpus, candidates), candidates, k)
+        block = queries[start : start + rows]
+        lowest, candidates = _candidates(block, corpus, wanted, device)
+        block_scores, block_indices = _rescore(block, corpus, candidates, k)
         # What is not a candidate scores at most the lowest candidate, give or take the rounding.
-        unsure = (tile_scores[:, -1] <= lowest + tolerance) & (wanted < len(corpus))
+        unsure = (block_scores[:, -1] <= lowest + tolerance) & (wanted < len(corpus))
         for row in np.flatnonzero(unsure):
-            tile_scores[row], tile_indices[row] = _search_row(tile[row], corpus, k)
-        scores[start : start + rows], indices[start : start + rows] = tile_scores, tile_indices
+            block_scores[row], block_indices[row] = _search_row(block[row], corpus, k)
+        scores[start : start + rows], indices[start : start + rows] = block_scores, block_indices
     return Hits(scores, indices)
 
 
@@ -192,7 +195,7 @@ def _torch_candidates(queries: Floats, corpus: Floats, k: int, device: str) -> t
     left = torch.from_numpy(queries).to(device)
     best_scores = torch.empty((len(queries), 0), device=device)
     best_indices = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
-    rows = max(1, _TILE_BYTES // (4 * max(len(queries), corpus.shape[1])))
+    rows = max(1, _DEVICE_TILE_BYTES // (4 * max(len(queries), corpus.shape[1])))
     for start in range(0, len(corpus), rows):
         right = torch.from_numpy(corpus[start : start + rows]).to(device)
         scores, positions = (left @ right.T).topk(min(k, len(right)), dim=1)
@@ -204,11 +207,17 @@ def _torch_candidates(queries: Floats, corpus: Floats, k: int, device: str) -> t
     return best_scores.min(dim=1).values.cpu().numpy(), best_indices.cpu().numpy()
 
 
-def _exact(queries: Floats, corpus: Floats, candidates: Indices) -> Floats:
-    """Inner products of each query with its own candidates, computed in fp64, as float32 (q, k)."""
-    passages = corpus[candidates].astype(np.float64)
-    products: Floats = np.matmul(passages, queries.astype(np.float64)[:, :, None])[:, :, 0].astype(np.float32)
-    return products
+def _rescore(queries: Floats, corpus: Floats, candidates: Indices, k: int) -> tuple[Floats, Indices]:
+    """The k best of each query's candidates by inner products summed in fp64, as float32."""
+    scores = np.empty((len(queries), k), np.float32)
+    indices = np.empty((len(queries), k), np.int64)
+    rows = max(1, _TILE_BYTES // (8 * candidates.shape[1] * corpus.shape[1]))
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
+        passages = corpus[candidates[part]].astype(np.float64)
+        products = np.matmul(passages, queries[part].astype(np.float64)[:, :, None])[:, :, 0].astype(np.float32)
+        scores[part], indices[part] = _best(products, candidates[part], k)
+    return scores, indices
 
 
 def _best(scores: Floats, candidates: Indices, k: int) -> tuple[Floats, Indices]:

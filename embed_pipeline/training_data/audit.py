@@ -14,7 +14,7 @@ import polars as pl
 
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
-from embed_pipeline.training_data.near_duplicates import Hashes, Shingler, containment, normalise_question
+from embed_pipeline.training_data.near_duplicates import Passages, normalise_question
 from embed_pipeline.training_data.negatives import similarity_ceiling
 
 _SAMPLED = 200
@@ -147,9 +147,9 @@ def negatives_failures(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, setti
     for row in rows:
         known[normalise_question(row["question"])].update(row["positive_segment_ids"])
     found: defaultdict[str, list[str]] = defaultdict(list)
-    duplicates = _Duplicates(texts, settings.training_data.near_duplicate_passages)
+    passages = Passages(settings.training_data.near_duplicate_passages)
     for row in rows:
-        for problem in _problems(row, known[normalise_question(row["question"])], texts, duplicates, settings):
+        for problem in _problems(row, known[normalise_question(row["question"])], texts, passages, settings):
             found[problem].append(row["qa_id"])
     return [f"{len(ids)} questions have {problem}, first {ids[0]!r}" for problem, ids in sorted(found.items())]
 
@@ -235,30 +235,11 @@ def _cell(text: str) -> str:
     return cut.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
-class _Duplicates:
-    """Which texts say the same, by word 5-grams."""
-
-    def __init__(self, texts: Mapping[str, str], threshold: float) -> None:
-        self._texts = texts
-        self._threshold = threshold
-        self._shingler = Shingler()
-        self._kept: dict[str, Hashes] = {}
-
-    def alike(self, one: str, other: str) -> bool:
-        same = self._texts[one] == self._texts[other]
-        return same or containment(self._hashes(one), self._hashes(other)) >= self._threshold
-
-    def _hashes(self, segment: str) -> Hashes:
-        if segment not in self._kept:
-            self._kept[segment] = self._shingler.hashes(self._texts[segment])
-        return self._kept[segment]
-
-
 def _problems(
     row: Mapping[str, Any],
     positives: set[str],
     texts: Mapping[str, str],
-    duplicates: _Duplicates,
+    passages: Passages,
     settings: Settings,
 ) -> Iterator[str]:
     negatives, options = row["negative_segment_ids"], settings.training_data
@@ -274,5 +255,5 @@ def _problems(
         yield "negatives without a similarity"
     if positives & set(negatives):
         yield "a positive among the negatives"
-    elif any(duplicates.alike(negative, positive) for negative in negatives for positive in positives):
+    elif any(passages.alike(texts[negative], texts[positive]) for negative in negatives for positive in positives):
         yield "a positive's duplicate among the negatives"

@@ -27,6 +27,7 @@ _PROBES = 32
 _WINDOW = 64
 _CACHED_HASHES = 16_000_000
 _VOCABULARY_LIMIT = 2_000_000
+_KEPT_PASSAGES = 1_000
 # A product of a threshold and a count is off its true value by less.
 _EPSILON = 1e-9
 _WORD = re.compile(r"\w+")
@@ -68,6 +69,34 @@ def containment(one: Hashes, other: Hashes) -> float:
     places = np.searchsorted(large, small)
     found = large[np.minimum(places, len(large) - 1)] == small
     return float(found.mean())
+
+
+class Passages:
+    """Tells near-duplicate passages from others, by the same measure; the word 5-grams of recent ones are kept."""
+
+    def __init__(self, threshold: float) -> None:
+        """Take ``threshold``: the share of the shorter one's 5-grams that must stand in the other."""
+        self._threshold = threshold
+        self._kept: dict[str, frozenset[tuple[str, ...]]] = {}
+
+    def alike(self, one: str, other: str) -> bool:
+        """True where the texts are equal or near-duplicates."""
+        if one == other:
+            return True
+        small, large = sorted((self._shingles(one), self._shingles(other)), key=len)
+        return bool(small) and len(small & large) >= self._threshold * len(small) - _EPSILON
+
+    def _shingles(self, text: str) -> frozenset[tuple[str, ...]]:
+        kept = self._kept.get(text)
+        if kept is None:
+            found = _WORD.findall(text.lower())
+            width = min(_WORDS_PER_SHINGLE, len(found))
+            # Tuples of words: for a passage or two, quicker than hashes.
+            kept = frozenset(zip(*(found[offset:] for offset in range(width)), strict=False))
+            if len(self._kept) >= _KEPT_PASSAGES:
+                self._kept.clear()
+            self._kept[text] = kept
+        return kept
 
 
 def join_near_duplicates(texts: Sequence[str], threshold: float, sets: DisjointSets) -> None:

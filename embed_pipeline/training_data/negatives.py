@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,9 +22,11 @@ from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Kind
 from embed_pipeline.embedding.search import Floats, search
 from embed_pipeline.settings import Settings, TrainingData
-from embed_pipeline.training_data.near_duplicates import Hashes, Shingler, containment, normalise_question
+from embed_pipeline.training_data.near_duplicates import Passages, normalise_question
+from embed_pipeline.training_data.questions import COLUMNS
 
 _BLOCK = 16_384
+_IDS, _REALS = pl.List(pl.String), pl.List(pl.Float64)
 
 
 class MiningError(ValueError):
@@ -61,28 +63,23 @@ class _Mined:
     above_ceiling: int
 
 
-class _Passages:
-    """The distinct texts of a corpus: texts that several segments share are one passage, named by the first id."""
+class _Corpus:
+    """The distinct texts of a corpus: texts that several segments share are one passage, named by the first id.
 
-    def __init__(self, corpus: pl.DataFrame) -> None:
-        distinct = corpus.sort("segment_id").unique("text", keep="first", maintain_order=True)
+    Attributes:
+        texts: the passages, in the order of their ids.
+        ids: segment id of each.
+        number: place among the passages of each segment asked for, as far as it is there.
+    """
+
+    def __init__(self, corpus: pl.DataFrame, segment_ids: pl.Series) -> None:
+        segments = corpus.select("segment_id", "text")
+        distinct = segments.sort("segment_id").unique("text", keep="first", maintain_order=True)
         self.texts: list[str] = distinct["text"].to_list()
         self.ids: list[str] = distinct["segment_id"].to_list()
-        number = {text: place for place, text in enumerate(self.texts)}
-        self.number = {key: number[text] for key, text in corpus.select("segment_id", "text").iter_rows()}
-        self._shingler = Shingler()
-        self._hashes: dict[int, Hashes] = {}
-
-    def alike(self, one: int, other: int, threshold: float) -> bool:
-        """True where two passages are near-duplicates."""
-        return containment(self._hashed(one), self._hashed(other)) >= threshold
-
-    def _hashed(self, number: int) -> Hashes:
-        if number not in self._hashes:
-            if len(self._hashes) > _BLOCK:
-                self._hashes.clear()
-            self._hashes[number] = self._shingler.hashes(self.texts[number])
-        return self._hashes[number]
+        wanted = segments.join(pl.DataFrame({"segment_id": segment_ids.unique()}), on="segment_id", how="semi")
+        placed = wanted.join(distinct.select("text").with_row_index("number"), on="text")
+        self.number: dict[str, int] = dict(placed.select("segment_id", "number").iter_rows())
 
 
 def mine_hard_negatives(
@@ -106,31 +103,21 @@ def mine_hard_negatives(
         MiningError: a question has no positive, or one that is not in the corpus.
     """
     ordered = questions.sort("qa_id")
-    passages = _Passages(corpus)
-    asked = _number_questions(ordered, passages)
+    passages = _Corpus(corpus, ordered["positive_segment_ids"].explode())
+    asked = _number_questions(ordered, passages.number)
     question_vectors = encoder.encode(ordered["question"].to_list(), "query", label="Encoding questions")
     passage_vectors = encoder.encode(passages.texts, "passage", label="Encoding segments")
     mined = _mine(asked, passages, question_vectors, passage_vectors, settings)
-    rows = []
-    for question, (_, origin, text, _) in zip(asked, ordered.select(_COLUMNS).iter_rows(), strict=True):
-        found = mined[question.row]
-        rows.append(
-            {
-                "qa_id": question.qa_id,
-                "origin": origin,
-                "question": text,
-                "positive_segment_ids": question.positive_ids,
-                "positive_similarities": found.positive_similarities,
-                "ceiling": found.ceiling,
-                "negative_segment_ids": [passages.ids[number] for number in found.negatives],
-                "negative_similarities": found.similarities,
-                "above_ceiling": found.above_ceiling,
-            }
-        )
-    return tables.HARD_NEGATIVES.frame(rows)
-
-
-_COLUMNS = ("qa_id", "origin", "question", "positive_segment_ids")
+    found = [mined[question.row] for question in asked]
+    frame = ordered.select("qa_id", "origin", "question").with_columns(
+        positive_segment_ids=pl.Series([question.positive_ids for question in asked], dtype=_IDS),
+        positive_similarities=pl.Series([one.positive_similarities for one in found], dtype=_REALS),
+        ceiling=pl.Series([one.ceiling for one in found], dtype=pl.Float64),
+        negative_segment_ids=pl.Series([[passages.ids[n] for n in one.negatives] for one in found], dtype=_IDS),
+        negative_similarities=pl.Series([one.similarities for one in found], dtype=_REALS),
+        above_ceiling=pl.Series([one.above_ceiling for one in found], dtype=pl.Int64),
+    )
+    return tables.validate(frame, tables.HARD_NEGATIVES)
 
 
 def similarity_ceiling(positive_similarities: Sequence[float], options: TrainingData) -> float:
@@ -142,18 +129,18 @@ def similarity_ceiling(positive_similarities: Sequence[float], options: Training
     return min(least - options.relative_margin * abs(least), least - options.absolute_margin)
 
 
-def _number_questions(ordered: pl.DataFrame, passages: _Passages) -> list[_Question]:
+def _number_questions(ordered: pl.DataFrame, number: Mapping[str, int]) -> list[_Question]:
     known: defaultdict[str, set[int]] = defaultdict(set)
     asked: list[tuple[str, str, list[str], list[int]]] = []
-    for qa_id, _, text, positive_ids in ordered.select(_COLUMNS).iter_rows():
-        missing = [key for key in positive_ids if key not in passages.number]
+    for qa_id, _, text, positive_ids in ordered.select(COLUMNS).iter_rows():
+        missing = [key for key in positive_ids if key not in number]
         if missing or not positive_ids:
             message = f"question {qa_id!r}: positives {missing or '[]'} are not in the corpus"
             raise MiningError(message)
         # Of positives that say the same, the first stands for all.
         distinct: dict[int, str] = {}
         for key in positive_ids:
-            distinct.setdefault(passages.number[key], key)
+            distinct.setdefault(number[key], key)
         known[normalise_question(text)].update(distinct)
         asked.append((qa_id, text, list(distinct.values()), list(distinct)))
     return [
@@ -164,39 +151,89 @@ def _number_questions(ordered: pl.DataFrame, passages: _Passages) -> list[_Quest
 
 def _mine(
     asked: Sequence[_Question],
-    passages: _Passages,
+    passages: _Corpus,
     question_vectors: Floats,
     passage_vectors: Floats,
     settings: Settings,
 ) -> dict[int, _Mined]:
     """What is found for each question, by its row."""
-    options = settings.training_data
+    chooser = _Chooser(passages.texts, settings)
     mined: dict[int, _Mined] = {}
-    for depth, block in _blocks(asked, options.range_max if options.num_negatives else 0):
-        vectors = np.ascontiguousarray(question_vectors[[question.row for question in block]])
-        hits = search(vectors, passage_vectors, max(1, depth))
-        for place, question in enumerate(block):
-            positive = _similarities(vectors[place], passage_vectors[question.positives])
-            ceiling = similarity_ceiling(positive, options)
-            ranked = _candidates(question, hits.indices[place], hits.scores[place], options)
-            fitting = [(number, score) for number, score in ranked if score <= ceiling]
-            chosen = _choose(question, fitting, passages, settings)
-            mined[question.row] = _Mined(
-                positive_similarities=positive,
-                ceiling=ceiling,
-                negatives=[number for number, _ in chosen],
-                similarities=[score for _, score in chosen],
-                above_ceiling=len(ranked) - len(fitting),
-            )
+    pending = asked
+    for looked_at in _depths(settings.training_data):
+        for depth, block in _blocks(pending, looked_at):
+            vectors = np.ascontiguousarray(question_vectors[[question.row for question in block]])
+            hits = search(vectors, passage_vectors, depth)
+            for place, question in enumerate(block):
+                positive = _similarities(vectors[place], passage_vectors[question.positives])
+                ranked = [
+                    (number, score)
+                    for number, score in zip(hits.indices[place].tolist(), hits.scores[place].tolist(), strict=True)
+                    if number not in question.excluded
+                ]
+                mined[question.row] = chooser.judge(question, positive, ranked[:looked_at])
+        pending = [q for q in pending if len(mined[q.row].negatives) < settings.training_data.num_negatives]
     return mined
 
 
-def _blocks(asked: Sequence[_Question], range_max: int) -> Iterator[tuple[int, list[_Question]]]:
+def _depths(options: TrainingData) -> tuple[int, ...]:
+    """Ranks looked at, in turn, until a question has all its negatives; the last is ``range_max``.
+
+    The most similar negatives are among the first few candidates for most questions, and what lies deeper cannot
+    change them, nor how many candidates are above the ceiling: similarities fall with the rank.
+    """
+    if not options.num_negatives:
+        return (0,)
+    first = options.range_min + 4 * options.num_negatives + 8
+    whole = options.sampling_strategy == "random" or first >= options.range_max
+    return (options.range_max,) if whole else (first, options.range_max)
+
+
+class _Chooser:
+    """Applies the rules to the ranked candidates of a question."""
+
+    def __init__(self, texts: Sequence[str], settings: Settings) -> None:
+        self._texts = texts
+        self._options = settings.training_data
+        self._seed = settings.seed
+        self._passages = Passages(settings.training_data.near_duplicate_passages)
+
+    def judge(self, question: _Question, positive: list[float], ranked: Sequence[tuple[int, float]]) -> _Mined:
+        """Negatives of a question among its candidates, no positive among them."""
+        candidates = ranked[self._options.range_min :]
+        ceiling = similarity_ceiling(positive, self._options)
+        fitting = [(number, score) for number, score in candidates if score <= ceiling]
+        chosen = self._choose(question, [number for number, _ in fitting])
+        return _Mined(
+            positive_similarities=positive,
+            ceiling=ceiling,
+            negatives=[fitting[place][0] for place in chosen],
+            similarities=[fitting[place][1] for place in chosen],
+            above_ceiling=len(candidates) - len(fitting),
+        )
+
+    def _choose(self, question: _Question, fitting: Sequence[int]) -> list[int]:
+        """Places of the first that are no near-duplicate of a positive, or of a seeded choice; ascending."""
+        order = list(range(len(fitting)))
+        if self._options.sampling_strategy == "random":
+            digest = hashlib.sha256(f"{self._seed} {question.qa_id}".encode()).digest()
+            np.random.default_rng(int.from_bytes(digest[:8], "big")).shuffle(order)
+        chosen: list[int] = []
+        for place in order:
+            if len(chosen) == self._options.num_negatives:
+                break
+            text = self._texts[fitting[place]]
+            if not any(self._passages.alike(text, self._texts[own]) for own in question.excluded):
+                chosen.append(place)
+        return sorted(chosen)
+
+
+def _blocks(asked: Sequence[_Question], looked_at: int) -> Iterator[tuple[int, list[_Question]]]:
     """Questions that are searched together, and how deep: those with many positives apart from the rest."""
     by_depth: defaultdict[int, list[_Question]] = defaultdict(list)
     for question in asked:
         # Rounded up to a power of two, so that one question with a hundred positives deepens no other's search.
-        by_depth[range_max + (1 << (len(question.excluded) - 1).bit_length())].append(question)
+        by_depth[looked_at + (1 << (len(question.excluded) - 1).bit_length())].append(question)
     for depth in sorted(by_depth):
         own = by_depth[depth]
         yield from ((depth, own[start : start + _BLOCK]) for start in range(0, len(own), _BLOCK))
@@ -206,34 +243,3 @@ def _similarities(question: Floats, passages: Floats) -> list[float]:
     """Cosines as the search gives them: summed in fp64, stored as float32."""
     products = (passages.astype(np.float64) @ question.astype(np.float64)).astype(np.float32)
     return [float(value) for value in products]
-
-
-def _candidates(
-    question: _Question, numbers: np.ndarray, scores: np.ndarray, options: TrainingData
-) -> list[tuple[int, float]]:
-    """The passages of ranks ``range_min`` to ``range_max`` that are no positive, and their similarities."""
-    ranked = [
-        (number, score)
-        for number, score in zip(numbers.tolist(), scores.tolist(), strict=True)
-        if number not in question.excluded
-    ]
-    return ranked[options.range_min : options.range_max]
-
-
-def _choose(
-    question: _Question, fitting: Sequence[tuple[int, float]], passages: _Passages, settings: Settings
-) -> list[tuple[int, float]]:
-    """The first ``num_negatives`` that are no near-duplicate of a positive, or a seeded choice; most similar first."""
-    options = settings.training_data
-    order = list(range(len(fitting)))
-    if options.sampling_strategy == "random":
-        digest = hashlib.sha256(f"{settings.seed} {question.qa_id}".encode()).digest()
-        np.random.default_rng(int.from_bytes(digest[:8], "big")).shuffle(order)
-    chosen: list[int] = []
-    for place in order:
-        if len(chosen) == options.num_negatives:
-            break
-        number = fitting[place][0]
-        if not any(passages.alike(number, own, options.near_duplicate_passages) for own in question.excluded):
-            chosen.append(place)
-    return [fitting[place] for place in sorted(chosen)]

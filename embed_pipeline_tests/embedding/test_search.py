@@ -54,6 +54,7 @@ def test_tiles_change_nothing(monkeypatch):
     corpus = rng.normal(size=(700, 16)).astype(np.float32)
     whole = search(queries, corpus, 20)
     monkeypatch.setattr(search_module, "_TILE_BYTES", 4096)
+    monkeypatch.setattr(search_module, "_DEVICE_TILE_BYTES", 4096)
     for device in (None, "cpu"):
         tiled = search(queries, corpus, 20, device=device)
         np.testing.assert_array_equal(tiled.indices, whole.indices)
