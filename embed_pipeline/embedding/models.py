@@ -70,7 +70,7 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
     location = resolve_model(name)
     local = Path(location).is_dir()
     if local and not embedding.trust_remote_code:
-        _refuse_foreign_code(Path(location))
+        refuse_foreign_code(Path(location))
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
@@ -148,7 +148,7 @@ def _fill_prompts(model: SentenceTransformer, embedding: Embedding) -> None:
         raise ModelError(message)
 
 
-def _refuse_foreign_code(folder: Path) -> None:
+def refuse_foreign_code(folder: Path) -> None:
     """Raise for the first file of ``folder`` that loading would unpickle or that names code outside the libraries."""
     for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()

@@ -100,6 +100,7 @@ class Collator:
         *,
         prefixes: tuple[str, str],
         max_tokens: int,
+        taught: Mapping[tuple[int, int], float] | None = None,
     ) -> None:
         """Tokenise all texts.
 
@@ -108,8 +109,10 @@ class Collator:
             tokenizer: the model's tokenizer.
             prefixes: text before every question, and before every passage.
             max_tokens: longest text, special tokens included.
+            taught: a teacher's score of (question number, passage number), on the scale of cosines.
         """
         self.examples = examples
+        self._taught = taught
         self._left = tokenizer.padding_side == "left"
         self._pad = int(tokenizer.pad_token_id or 0)
         self._types = "token_type_ids" in tokenizer.model_input_names
@@ -125,7 +128,7 @@ class Collator:
         return {
             **self._features("question", [self._questions[self.examples.question[i]] for i in chosen]),
             **self._features("passage", [self._passages[passage] for passage in passages]),
-            "label": self._relations(chosen, passages),
+            "label": self._labels(chosen, passages),
         }
 
     def tokens(self, rows: Sequence[int]) -> int:
@@ -136,6 +139,17 @@ class Collator:
     def _distinct_passages(self, rows: Sequence[int]) -> list[int]:
         distinct = {passage for i in rows for passage in (self.examples.positive[i], *self.examples.negatives[i])}
         return sorted(distinct, key=lambda passage: (-len(self._passages[passage]), passage))
+
+    def _labels(self, rows: Sequence[int], passages: Sequence[int]) -> Tensor:
+        """What the loss takes as labels: relations, with a teacher's scores where there is a teacher."""
+        import torch
+
+        relations = self._relations(rows, passages)
+        if self._taught is None:
+            return relations
+        asked = [self.examples.question[row] for row in rows]
+        scores = [[self._taught.get((question, passage), math.nan) for passage in passages] for question in asked]
+        return torch.stack([relations.float(), torch.tensor(scores, dtype=torch.float32)])
 
     def _relations(self, rows: Sequence[int], passages: Sequence[int]) -> Tensor:
         import torch
@@ -161,13 +175,16 @@ class Collator:
 class ShuffledBatches:
     """Batches of example numbers in an order that seed and epoch alone decide; sizes differ by at most one.
 
-    A short last batch would give its examples few negatives, so the examples are spread evenly.
+    A short last batch would give its examples few negatives, so the examples are spread evenly, over a multiple of
+    as many batches as there are processes.
     """
 
     drop_last = False
+    # accelerate drops batches shorter than a stated size when it deals them out to processes.
+    batch_size = None
 
-    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, examples: int, batch_size: int, seed: int, *, processes: int = 1) -> None:
+        self._count = min(examples, math.ceil(examples / (batch_size * processes)) * processes)
         self._examples = examples
         self._seed = seed
         self._epoch = 0
@@ -177,7 +194,7 @@ class ShuffledBatches:
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self._examples / self.batch_size)
+        return self._count
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self._examples)

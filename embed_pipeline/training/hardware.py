@@ -18,6 +18,8 @@ _MEMORY_SHARE = 0.35
 # Activations kept for the backward pass, in values per token, layer and hidden unit (Korthikanti et al. 2022, eq. 1,
 # without tensor parallelism: 34 bytes at two bytes a value), rounded up for attention maps.
 _VALUES_PER_UNIT = 24
+CHECKPOINTED_FACTOR = 8
+"""How many times more tokens fit where layers keep their inputs alone and compute the rest again."""
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,20 @@ class MicroBatches:
             start = stop
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """How a teacher's scores are followed.
+
+    Attributes:
+        loss: ``kl``, its distribution over the candidates (Hinton et al. 2015), or ``margin``, its differences
+            between the positive and each other candidate (MarginMSE; Hofstätter et al. 2020).
+        weight: of this loss beside InfoNCE.
+    """
+
+    loss: Literal["kl", "margin"]
+    weight: float
+
+
 class MaskedInfoNCE(nn.Module):
     """Contrastive loss of a sentence-transformers model (van den Oord et al. 2018), cosine over temperature.
 
@@ -56,16 +70,28 @@ class MaskedInfoNCE(nn.Module):
     the gradients are the same (GradCache; Gao et al. 2021): vectors first without gradient, then the gradients of
     the loss by the vectors, then every micro-batch again with gradient, under the random state that it had.
 
+    With ``dimensions`` the loss is the mean over the full vectors and those cut to each length (Kusupati et al. 2022).
+
     Attributes:
         model: the model; the trainer replaces it by its wrapped form.
-        temperature: divisor of the cosine.
-        micro: bounds of a micro-batch.
+        temperature: what cosines are divided by.
+        micro: bounds of what is encoded at once.
         cached: whether gradients are cached.
-        bf16: whether the model runs under bfloat16 autocast; the loss itself is always float32.
+        bf16: whether the model computes in bf16; the loss itself is always fp32.
+        dimensions: shorter lengths that are trained as well.
+        teaching: how a teacher's scores are followed, where the labels bring them.
     """
 
     def __init__(
-        self, model: nn.Module, *, temperature: float, micro: MicroBatches, cached: bool = False, bf16: bool = False
+        self,
+        model: nn.Module,
+        *,
+        temperature: float,
+        micro: MicroBatches,
+        cached: bool = False,
+        bf16: bool = False,
+        dimensions: Sequence[int] = (),
+        teaching: Teaching | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -73,21 +99,36 @@ class MaskedInfoNCE(nn.Module):
         self.micro = micro
         self.cached = cached
         self.bf16 = bf16
+        self.dimensions = tuple(dimensions)
+        self.teaching = teaching
 
     def forward(self, features: Sequence[Features], labels: Tensor) -> Tensor:
         """Mean loss of a batch.
 
         Args:
             features: padded token features of the questions, then of the distinct passages; rows sorted by length.
-            labels: relations, int (questions, passages): one ``POSITIVE`` in each row, ``NEGATIVE`` or ``IGNORED``.
+            labels: relations, int (questions, passages): one ``POSITIVE`` in each row, ``NEGATIVE`` or ``IGNORED``;
+                or float (2, questions, passages), the relations and a teacher's cosines, NaN where it has none.
 
         Returns:
             Scalar float32; its ``backward`` fills the model's gradients.
         """
+        relations, taught = (labels, None) if labels.dim() == 2 else (labels[0], labels[1])  # noqa: PLR2004 - a matrix has two axes
         parts = [part for side in features for part in self.micro.split(side)]
         vectors = self._cached(parts) if self.cached and torch.is_grad_enabled() else self._encode(parts)
-        questions, passages = torch.split(nn.functional.normalize(vectors.float(), dim=-1), list(labels.shape))
-        return info_nce(questions @ passages.T / self.temperature, labels)
+        vectors = vectors.float()
+        lengths = sorted({*self.dimensions, vectors.shape[1]})
+        return torch.stack([self._loss_at(vectors[:, :length], relations, taught) for length in lengths]).mean()
+
+    def _loss_at(self, vectors: Tensor, relations: Tensor, taught: Tensor | None) -> Tensor:
+        questions, passages = torch.split(nn.functional.normalize(vectors, dim=-1), list(relations.shape))
+        logits = questions @ passages.T / self.temperature
+        loss = info_nce(logits, relations)
+        if taught is None or self.teaching is None:
+            return loss
+        if self.teaching.loss == "kl":
+            return loss + self.teaching.weight * follow_distribution(logits, taught, self.temperature)
+        return loss + self.teaching.weight * follow_margins(logits, relations, taught, self.temperature)
 
     def get_config_dict(self) -> dict[str, Any]:
         """What a model card says about the loss."""
@@ -135,6 +176,48 @@ def info_nce(logits: Tensor, relations: Tensor) -> Tensor:
     """
     kept = logits.masked_fill(relations == IGNORED, -torch.inf)
     return nn.functional.cross_entropy(kept, (relations == POSITIVE).int().argmax(dim=1))
+
+
+def follow_distribution(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Mean divergence KL(teacher, student) over each question's candidates, both as softmax at ``temperature``.
+
+    Args:
+        logits: the student's cosines over ``temperature``, float (questions, passages).
+        taught: the teacher's scores on the scale of cosines, NaN where it has none, float (questions, passages).
+        temperature: of both distributions.
+    """
+    known = ~torch.isnan(taught)
+    # A row of nothing but -inf would have no softmax, and no gradient that is a number.
+    left_out = ~known & known.any(dim=1, keepdim=True)
+    scores = torch.where(known, taught / temperature, 0.0).masked_fill(left_out, -torch.inf)
+    teacher = torch.softmax(scores, dim=1)
+    student = torch.log_softmax(logits.masked_fill(left_out, -torch.inf), dim=1)
+    terms = torch.where(known, torch.special.xlogy(teacher, teacher) - teacher * student.masked_fill(~known, 0.0), 0.0)
+    return _mean_of_taught(terms.sum(dim=1), known)
+
+
+def follow_margins(logits: Tensor, relations: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Mean squared difference of the two sides' margins between positive and each other candidate, over temperature.
+
+    Args:
+        logits: the student's cosines over ``temperature``, float (questions, passages).
+        relations: as :func:`info_nce` takes them.
+        taught: the teacher's scores on the scale of cosines, NaN where it has none, float (questions, passages).
+        temperature: what squared differences of cosines are divided by.
+    """
+    known = ~torch.isnan(taught)
+    own = (relations == POSITIVE).int().argmax(dim=1, keepdim=True)
+    cosines, scores = logits * temperature, torch.where(known, taught, 0.0)
+    student = cosines.gather(1, own) - cosines
+    teacher = scores.gather(1, own) - scores
+    squares = torch.where(known, (student - teacher) ** 2, 0.0).sum(dim=1) / (known.sum(dim=1) - 1).clamp(min=1)
+    return _mean_of_taught(squares / temperature, known)
+
+
+def _mean_of_taught(values: Tensor, known: Tensor) -> Tensor:
+    """Mean over the questions with at least two candidates that the teacher scored; 0 where there are none."""
+    taught = known.sum(dim=1) > 1
+    return torch.where(taught, values, 0.0).sum() / taught.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)

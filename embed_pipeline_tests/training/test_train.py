@@ -10,9 +10,9 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.settings import Settings
 from embed_pipeline.training import dev as dev_module
 from embed_pipeline.training import loss as loss_module
+from embed_pipeline.training.curves import best_step, stalled
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.train import TrainingResult, finetune
-from embed_pipeline.training.trainer import best_step, stalled
 from embed_pipeline_tests.training import small
 
 

@@ -1,0 +1,41 @@
+"""Train on every GPU of one or more machines: ``torchrun --nproc-per-node 8 -m embed_pipeline.training``.
+
+Reads the stored tables and the settings, trains, and leaves the winning weights where the asset ``finetuned_model``
+looks for them: materialize it afterwards, with the same settings, and it takes them up. All machines must see the same
+store. Killed and started again in the same way, it goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.settings import SettingsError, load_settings
+from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.launch import stored_task
+from embed_pipeline.training.train import train_seeds
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Train as one of the processes; 0, or 1 with the reason in the log."""
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s")
+    try:
+        task = stored_task(load_settings())
+        seeds = train_seeds(task)
+    except (SettingsError, TrainingError, ModelError) as error:
+        logger.error("%s", error)  # noqa: TRY400 - the sentence says it all
+        return 1
+    if first:
+        for seed in seeds:
+            logger.info("seed %d: %d steps, dev nDCG@10 %s", seed.seed, seed.steps, seed.dev_ndcg_10)
+        logger.info("trained; materialize finetuned_model to take the weights up from %s", task.work)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Model, loss and trainer as the settings want them.
+
+Imports torch and transformers: import it inside functions from modules that the orchestration reads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from transformers import PrinterCallback
+
+from embed_pipeline.embedding.encoder import max_tokens_of
+from embed_pipeline.embedding.models import load_model, torch_device
+from embed_pipeline.settings import Settings, Training
+from embed_pipeline.training import hardware
+from embed_pipeline.training.adapters import add_adapters
+from embed_pipeline.training.batches import Collator, ShuffledBatches
+from embed_pipeline.training.dev import DevMeasure
+from embed_pipeline.training.dimensions import declare_dimensions
+from embed_pipeline.training.dropout import turn_off_dropout
+from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.loss import MaskedInfoNCE, MicroBatches, Teaching
+from embed_pipeline.training.policy import Plan
+from embed_pipeline.training.supervisor import Supervisor
+from embed_pipeline.training.task import Task
+from embed_pipeline.training.teacher import taught_scores
+from embed_pipeline.training.trainer import ContrastiveTrainer
+
+_MICRO_TOKENS = {"cpu": 4_096, "cuda": 65_536}
+_NO_ROW_LIMIT = 1_000_000
+_FLASH = "flash_attention_2"
+
+
+def world_size() -> int:
+    """Processes of this training, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def prepare_model(settings: Settings) -> SentenceTransformer:
+    """The base model as it is trained: no dropout, cuts declared, attention chosen, adapters in place.
+
+    Raises:
+        TrainingError: a setting does not fit the model.
+        ModelError: the base model cannot be loaded.
+    """
+    training = settings.training
+    model = load_model(settings.embedding.model, settings.embedding, device="cpu")
+    turn_off_dropout(model)
+    declare_dimensions(model, training.matryoshka_dimensions)
+    choose_attention(model, training, torch_device(settings.embedding))
+    if training.lora_rank:
+        add_adapters(model, training.lora_rank)
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def choose_attention(model: SentenceTransformer, training: Training, device: str) -> str | None:
+    """Give the encoder the attention kernels of ``training.attention``; returns what was chosen, None: left alone.
+
+    Raises:
+        TrainingError: flash attention is asked for and is not installed, or the model does not have the kernels.
+    """
+    encoder = getattr(model[0], "auto_model", None)
+    installed = importlib.util.find_spec("flash_attn") is not None
+    wanted: str | None = training.attention
+    if training.attention == "auto":
+        able = installed and device == "cuda" and bool(getattr(encoder, "_supports_flash_attn", False))
+        wanted = _FLASH if able else None
+    if wanted is None:
+        return None
+    if wanted == _FLASH and (not installed or device != "cuda"):
+        message = f"training.attention = {wanted!r} needs a CUDA device and the package flash-attn"
+        raise TrainingError(message)
+    if encoder is None:
+        message = f"training.attention = {wanted!r}: {type(model[0]).__name__} has no attention to choose"
+        raise TrainingError(message)
+    try:
+        encoder.set_attn_implementation(wanted)
+    except ValueError as error:
+        message = f"training.attention = {wanted!r}: {error}"
+        raise TrainingError(message) from error
+    return wanted
+
+
+def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[ContrastiveTrainer, Supervisor]:
+    """The trainer of one seed, and what supervises it.
+
+    Args:
+        task: what is trained.
+        schedule: batch, passes and learning rate.
+        seed: of the batches' order.
+        work: folder of this seed's checkpoints.
+
+    Raises:
+        TrainingError: there are fewer examples than processes, or a setting does not fit the model.
+    """
+    settings, training = task.settings, task.settings.training
+    if len(task.examples) < world_size():
+        message = f"{len(task.examples)} training examples cannot be dealt out to {world_size()} processes"
+        raise TrainingError(message)
+    taught = taught_scores(task.examples, task.corpus[1], settings)
+    model = prepare_model(settings)
+    limit = max_tokens_of(model)
+    collator = Collator(
+        task.examples,
+        model.tokenizer,
+        prefixes=(model.prompts.get("query") or "", model.prompts.get("document") or ""),
+        max_tokens=min(limit, training.max_tokens) if training.max_tokens else limit,
+        taught=taught,
+    )
+    arguments = _arguments(schedule, settings, seed, work)
+    precision = hardware.training_precision(settings.embedding, arguments.device)
+    embedding = settings.embedding.model_copy(update={"precision": precision})
+    measure = DevMeasure(task.dev, task.corpus, seed=settings.seed) if task.dev else None
+    batches = ShuffledBatches(len(task.examples), schedule.batch_size, seed, processes=arguments.world_size)
+    supervisor = Supervisor(
+        work=work,
+        every=max(1, math.ceil(len(batches) / arguments.world_size / training.evaluations_per_epoch)),
+        measure=(lambda current: measure(current, embedding)) if measure else None,
+        record=task.record,
+    )
+    trainer = ContrastiveTrainer(
+        batches=batches,
+        uncached_tokens=_uncached_tokens(model, training, precision, arguments.device),
+        work=work,
+        load_base=lambda: _plain_base(settings),
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"index": list(range(len(task.examples)))}),
+        loss=_loss(model, training, arguments.device, bf16=precision == "bf16"),
+        data_collator=collator,
+        callbacks=[supervisor],
+    )
+    trainer.remove_callback(PrinterCallback)
+    supervisor.trainer = trainer
+    return trainer, supervisor
+
+
+def _arguments(schedule: Plan, settings: Settings, seed: int, work: Path) -> SentenceTransformerTrainingArguments:
+    training = settings.training
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=schedule.epochs,
+        per_device_train_batch_size=schedule.batch_size,
+        learning_rate=schedule.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=math.ceil(schedule.warmup_steps / world_size()),
+        lr_scheduler_type="linear",
+        seed=seed,
+        data_seed=seed,
+        use_cpu=torch_device(settings.embedding) == "cpu",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+        # Every weight is in every batch's graph, and no buffer changes while training.
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+    )
+
+
+def _loss(model: SentenceTransformer, training: Training, device: torch.device, *, bf16: bool) -> MaskedInfoNCE:
+    return MaskedInfoNCE(
+        model,
+        temperature=training.temperature,
+        micro=MicroBatches(training.micro_batch_size or _NO_ROW_LIMIT, _MICRO_TOKENS[device.type]),
+        cached=training.micro_batch_size > 0,
+        bf16=bf16,
+        dimensions=training.matryoshka_dimensions,
+        teaching=Teaching(training.teacher_loss, training.teacher_weight) if training.teacher != "none" else None,
+    )
+
+
+def _uncached_tokens(
+    model: SentenceTransformer, training: Training, precision: hardware.Precision, device: torch.device
+) -> int:
+    """Tokens whose activations fit in memory; checkpointed layers keep their inputs alone."""
+    tokens = hardware.activation_tokens(model, precision, device)
+    return tokens * hardware.CHECKPOINTED_FACTOR if training.gradient_checkpointing else tokens
+
+
+def _plain_base(settings: Settings) -> SentenceTransformer:
+    """The base model anew, with the cuts declared and no adapters: what carries folded-in weights to disk."""
+    base = load_model(settings.embedding.model, settings.embedding, device="cpu")
+    declare_dimensions(base, settings.training.matryoshka_dimensions)
+    return base

@@ -1,0 +1,84 @@
+"""Training in several processes: one for each GPU of this machine, over the stored tables."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+
+from embed_pipeline import tables
+from embed_pipeline.evaluation.query_sets import generated_set
+from embed_pipeline.settings import Settings
+from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.task import Record, Task
+
+_MODULE = "embed_pipeline.training"
+
+
+def work_folder(settings: Settings) -> Path:
+    """Where the training of the stored tables keeps its checkpoints and finished seeds."""
+    return settings.paths.store / "models" / "finetuned_model" / ".work"
+
+
+def make_task(
+    examples: pl.DataFrame,
+    corpus: pl.DataFrame,
+    qa_dataset: pl.DataFrame,
+    dataset_split: pl.DataFrame,
+    settings: Settings,
+    record: Record | None = None,
+) -> Task:
+    """The training that the tables hold.
+
+    Raises:
+        TrainingError: there are no examples, or one names a segment that is not in the corpus.
+    """
+    return Task.of(
+        examples,
+        dict(corpus.select("segment_id", "text").iter_rows()),
+        generated_set(qa_dataset, dataset_split, "dev"),
+        (corpus["segment_id"].to_list(), corpus["text"].to_list()),
+        settings,
+        work=work_folder(settings),
+        record=record,
+    )
+
+
+def stored_task(settings: Settings) -> Task:
+    """The training that the tables in the store hold, as the asset ``finetuned_model`` would read them.
+
+    Raises:
+        TrainingError: a table was never materialized, or what it holds cannot be trained on.
+    """
+    return make_task(
+        _read(settings, tables.TRAINING_EXAMPLES),
+        _read(settings, tables.CORPUS),
+        _read(settings, tables.QA_DATASET),
+        _read(settings, tables.DATASET_SPLIT),
+        settings,
+    )
+
+
+def train_in_processes(settings: Settings) -> None:
+    """Train the stored tables in ``training.processes`` processes, under torchrun; their output is shown as it comes.
+
+    Raises:
+        TrainingError: a process failed; it has logged why.
+    """
+    count = settings.training.processes
+    options = ["--standalone", "--nproc-per-node", str(count)]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", _MODULE]
+    done = subprocess.run(command, check=False)  # noqa: S603 - this very interpreter and module
+    if done.returncode:
+        message = f"training in {count} processes ended with status {done.returncode}; the log above says why"
+        raise TrainingError(message)
+
+
+def _read(settings: Settings, table: tables.Table) -> pl.DataFrame:
+    path = settings.paths.store / "tables" / f"{table.name}.parquet"
+    if not path.is_file():
+        message = f"{table.name} is not there yet ({path}); materialize it first"
+        raise TrainingError(message)
+    return tables.validate(pl.read_parquet(path), table)

@@ -1,0 +1,94 @@
+"""What a fine-tuning did: for run records, and beside the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from embed_pipeline.training.errors import TrainingError
+
+RECORD_FILE = "training.json"
+"""Beside a tuned model: what was done, but for what differs from run to run."""
+_BY_THE_CLOCK = ("seconds", "examples_per_second", "device", "resumed_from")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a fine-tuning did.
+
+    Attributes:
+        examples: training examples.
+        batch_size: examples in a batch, on each process.
+        epochs: passes over the examples that were planned.
+        learning_rate: peak learning rate.
+        small_data: whether the rules for few examples set batch and passes.
+        steps: optimizer steps of the winning seed, those before a resumption included.
+        final_loss: loss of the last step.
+        loss_curve: step and loss, every step.
+        dev_curve: step and dev nDCG@10, the base at step 0; empty without dev questions.
+        best_step: step whose weights won; 0: no step beat the base on dev, and the weights are the base's.
+        weights: where the weights come from: ``step``, ``mean of steps`` or ``mean of seeds``.
+        seed: the winning seed.
+        seed_dev_ndcg_10: dev nDCG@10 of each seed, the first seed first; empty without dev questions.
+        dev_ndcg_10: of the model written; None without dev questions.
+        tuned_share: share of the tuned weights, the rest is the base's; 0: no share kept both bounds.
+        general_before: nDCG@10 of the base on the general questions; None: not measured.
+        general_after: the same of the model written.
+        lora_rank: rank of the adapters; 0: all weights were trained.
+        matryoshka_dimensions: shorter lengths that were trained as well.
+        teacher: who taught.
+        seconds: time in this process, dev measurements included.
+        examples_per_second: examples trained on, over that time.
+        precision: ``bf16`` or ``fp32``.
+        device: the device in words.
+        resumed_from: step of the checkpoint that this process started from; None: from the start.
+    """
+
+    examples: int
+    batch_size: int
+    epochs: float
+    learning_rate: float
+    small_data: bool
+    steps: int
+    final_loss: float
+    loss_curve: list[tuple[int, float]]
+    dev_curve: list[tuple[int, float]]
+    best_step: int
+    weights: str
+    seed: int
+    seed_dev_ndcg_10: list[float]
+    dev_ndcg_10: float | None
+    tuned_share: float
+    general_before: float | None
+    general_after: float | None
+    lora_rank: int
+    matryoshka_dimensions: tuple[int, ...]
+    teacher: str
+    seconds: float
+    examples_per_second: float
+    precision: str
+    device: str
+    resumed_from: int | None
+
+    def write(self, model_folder: Path) -> None:
+        """Record it beside the model; the same training writes the same bytes."""
+        kept = {name: value for name, value in asdict(self).items() if name not in _BY_THE_CLOCK}
+        text = json.dumps(kept, indent=2, sort_keys=True, allow_nan=False)
+        (model_folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(model_folder: Path) -> dict[str, Any]:
+    """What :meth:`TrainingResult.write` recorded beside a model.
+
+    Raises:
+        TrainingError: there is no record, or it cannot be read.
+    """
+    path = model_folder / RECORD_FILE
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{path} does not say how the model was trained: {error}; train it again"
+        raise TrainingError(message) from error
+    return values

@@ -1,0 +1,158 @@
+"""From trained seeds to the one model that is handed on: best on dev, within the bound on forgetting.
+
+Imports torch: import it inside functions from modules that the orchestration reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from embed_pipeline.embedding.models import load_model
+from embed_pipeline.settings import Embedding
+from embed_pipeline.training.checkpoints import SEAL
+from embed_pipeline.training.dev import DevMeasure
+from embed_pipeline.training.general import general_set
+from embed_pipeline.training.merging import Kept, keep_general
+from embed_pipeline.training.policy import plan
+from embed_pipeline.training.record import TrainingResult
+from embed_pipeline.training.seed_run import RESULT_FILE, SeedResult, winner_folder
+from embed_pipeline.training.task import Task
+from embed_pipeline.training.weights import mean, put
+
+logger = logging.getLogger(__name__)
+
+Measure = Callable[[SentenceTransformer], float]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The weights that won: a seed's own, or the mean of all seeds' in ``model``."""
+
+    seed: SeedResult
+    model: SentenceTransformer | None
+    dev_ndcg_10: float | None
+
+    @property
+    def weights(self) -> str:
+        """Where they come from, in words."""
+        if self.model is not None:
+            return "mean of seeds"
+        return "mean of steps" if self.seed.averaged else "step"
+
+    @property
+    def is_base(self) -> bool:
+        """True where nothing beat the base, whose weights these are."""
+        return self.model is None and not self.seed.averaged and not self.seed.best_step
+
+
+def select(task: Task, seeds: Sequence[SeedResult], output: Path) -> TrainingResult:
+    """Choose, guard against forgetting, and write the model with its record to ``output``.
+
+    Args:
+        task: what was trained.
+        seeds: what each seed did; their weights lie in the task's ``work``.
+        output: folder of the model; made where it is absent.
+
+    Raises:
+        TrainingError: the general questions cannot be made here.
+        ModelError: a model cannot be loaded.
+    """
+    embedding = task.settings.embedding.model_copy(update={"precision": seeds[0].precision})
+    measured = DevMeasure(task.dev, task.corpus, seed=task.settings.seed) if task.dev else None
+    dev: Measure | None = (lambda model: measured(model, embedding)) if measured else None
+    choice = _choose(task, seeds, dev)
+    model = choice.model or load_model(winner_folder(task, choice.seed.seed), task.settings.embedding)
+    kept = _keep_general(task, choice, model, embedding, dev)
+    mixed = kept is not None and 0 < kept.share < 1
+    if choice.model is None and not mixed:
+        ignored = shutil.ignore_patterns(SEAL, RESULT_FILE)
+        shutil.copytree(winner_folder(task, choice.seed.seed), output, dirs_exist_ok=True, ignore=ignored)
+    else:
+        model.save_pretrained(str(output), create_model_card=False)
+    result = _result(task, seeds, choice, kept, dev(model) if dev and mixed else choice.dev_ndcg_10)
+    result.write(output)
+    return result
+
+
+def _choose(task: Task, seeds: Sequence[SeedResult], dev: Measure | None) -> _Choice:
+    """The seed that does best on dev, or the mean of all where that does better; without dev the first."""
+    if dev is None or len(seeds) == 1:
+        return _Choice(seeds[0], None, seeds[0].dev_ndcg_10)
+    best = max(seeds, key=lambda result: (result.dev_ndcg_10 or 0.0, -result.seed))
+    models = [load_model(winner_folder(task, result.seed), task.settings.embedding, device="cpu") for result in seeds]
+    together = load_model(winner_folder(task, best.seed), task.settings.embedding)
+    put(together, mean([model.state_dict() for model in models]))
+    value = dev(together)
+    logger.info("mean weights of %d seeds: dev nDCG@10 %.4f; best seed %.4f", len(seeds), value, best.dev_ndcg_10)
+    if best.dev_ndcg_10 is not None and value > best.dev_ndcg_10:
+        return _Choice(best, together, value)
+    return _Choice(best, None, best.dev_ndcg_10)
+
+
+def _keep_general(
+    task: Task, choice: _Choice, model: SentenceTransformer, embedding: Embedding, dev: Measure | None
+) -> Kept | None:
+    evaluation = task.settings.evaluation
+    if not evaluation.general_questions:
+        return None
+    questions, passages = general_set(evaluation.general_questions)
+    measure = DevMeasure(questions, passages, seed=task.settings.seed)
+
+    def general(current: SentenceTransformer) -> float:
+        return measure(current, embedding)
+
+    if choice.is_base:
+        value = general(model)
+        return Kept(1.0, value, value)
+    base = load_model(task.settings.embedding.model, task.settings.embedding)
+    kept = keep_general(
+        model,
+        base.state_dict(),
+        general=general,
+        before=general(base),
+        max_forgetting=evaluation.max_forgetting,
+        dev=(dev, dict(choice.seed.dev_curve)[0]) if dev else None,
+    )
+    logger.info("general questions: nDCG@10 %.4f before, %.4f after", kept.before, kept.after)
+    return kept
+
+
+def _result(
+    task: Task, seeds: Sequence[SeedResult], choice: _Choice, kept: Kept | None, dev_ndcg_10: float | None
+) -> TrainingResult:
+    training = task.settings.training
+    schedule, won = plan(len(task.examples), training), choice.seed
+    seconds = sum(seed.seconds for seed in seeds)
+    return TrainingResult(
+        examples=len(task.examples),
+        batch_size=schedule.batch_size,
+        epochs=schedule.epochs,
+        learning_rate=schedule.learning_rate,
+        small_data=schedule.small_data,
+        steps=won.steps,
+        final_loss=won.loss_curve[-1][1],
+        loss_curve=won.loss_curve,
+        dev_curve=won.dev_curve,
+        best_step=won.best_step,
+        weights=choice.weights,
+        seed=won.seed,
+        seed_dev_ndcg_10=[seed.dev_ndcg_10 for seed in seeds if seed.dev_ndcg_10 is not None],
+        dev_ndcg_10=dev_ndcg_10,
+        tuned_share=kept.share if kept else 1.0,
+        general_before=kept.before if kept else None,
+        general_after=kept.after if kept else None,
+        lora_rank=training.lora_rank,
+        matryoshka_dimensions=tuple(sorted(set(training.matryoshka_dimensions))),
+        teacher=training.teacher,
+        seconds=seconds,
+        examples_per_second=sum(seed.examples_trained for seed in seeds) / seconds,
+        precision=won.precision,
+        device=won.device,
+        resumed_from=won.resumed_from,
+    )

@@ -1,0 +1,181 @@
+"""What goes on around the steps: dev measurements, best and averaged weights, checkpoints, stopping early, progress.
+
+Imports torch and transformers: import it inside functions from modules that the orchestration reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from embed_pipeline.progress import Bar, progress
+from embed_pipeline.training import checkpoints
+from embed_pipeline.training.curves import DEV_METRIC, best_step, dev_curve, stalled
+from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.trainer import ContrastiveTrainer
+from embed_pipeline.training.weights import RunningMean, put, trained
+
+logger = logging.getLogger(__name__)
+
+Record = Callable[[int, dict[str, float]], None]
+
+_MEAN_FILE = "mean.safetensors"
+_LEAST_IN_MEAN = 2
+
+
+class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
+    """Measures dev nDCG@10, keeps the best weights, asks for checkpoints, stops early and shows progress.
+
+    Attributes:
+        mean: mean of the weights at the measurements of the second half of the steps.
+    """
+
+    def __init__(
+        self, *, work: Path, every: int, measure: Callable[[SentenceTransformer], float] | None, record: Record | None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            work: folder of checkpoints and best weights.
+            every: steps between measurements and checkpoints.
+            measure: dev nDCG@10 of a model; None: nothing is measured and the last weights win.
+            record: called with the step and figures of every step and measurement.
+        """
+        self.trainer: ContrastiveTrainer | None = None
+        self.mean = RunningMean()
+        self._work = work
+        self._every = every
+        self._measure = measure
+        self._record = record
+        self._bar: Bar | None = None
+        self._shown = ExitStack()
+
+    def on_train_begin(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        **_: object,
+    ) -> None:
+        """Measure the base, the candidate of step 0."""
+        if state.global_step == 0:
+            self._evaluate(state)
+        self._bar = self._shown.enter_context(progress("train", state.max_steps, "steps"))
+        self._bar.done = state.global_step
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from what ``checkpoint`` knows beside the trainer's own state."""
+        self.mean = RunningMean.load(checkpoint / _MEAN_FILE)
+
+    def on_step_end(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: object,
+    ) -> TrainerControl:
+        """Measure and ask for a checkpoint when due; stop when nothing has improved for long."""
+        if self._bar is not None:
+            self._bar.advance(note=self._note(state))
+        if state.global_step % self._every == 0 or state.global_step >= state.max_steps:
+            self._evaluate(state)
+            control.should_save = True
+            control.should_training_stop = control.should_training_stop or stalled(dev_curve(state))
+        return control
+
+    def on_log(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        logs: dict[str, Any],
+        **_: object,
+    ) -> None:
+        """Hand the figures on."""
+        if self._record is not None:
+            figures = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
+            self._record(state.global_step, figures)
+
+    def on_save(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        **_: object,
+    ) -> None:
+        """Seal the checkpoint, then drop what it makes obsolete."""
+        # Every process writes a part of it.
+        self._owner().accelerator.wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        newest = self._work / f"checkpoint-{state.global_step}"
+        if self.mean.count:
+            self.mean.save(newest / _MEAN_FILE)
+        checkpoints.seal(newest)
+        best = best_step(dev_curve(state), trained_only=True)
+        for folder in self._work.glob("checkpoint-*"):
+            if folder != newest:
+                shutil.rmtree(folder)
+        for folder in self._work.glob("best-*"):
+            if checkpoints.step_of(folder) not in {0, best}:
+                shutil.rmtree(folder)
+
+    def measure_mean(self, state: TrainerState) -> float | None:
+        """Give the model the mean weights and measure them; None: there is no mean, or nothing to measure it by."""
+        trainer = self._owner()
+        if self._measure is None or self.mean.count < _LEAST_IN_MEAN or not state.is_world_process_zero:
+            return None
+        put(trainer.model, self.mean.value())
+        value = self._measure(trainer.model)
+        logger.info("mean weights of %d measured steps: dev nDCG@10 %.4f", self.mean.count, value)
+        return value
+
+    def close(self) -> None:
+        """Take the progress off the screen."""
+        self._shown.close()
+
+    def _evaluate(self, state: TrainerState) -> None:
+        trainer = self._owner()
+        if not all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters()):
+            message = f"a weight is not finite at step {state.global_step}; {trainer.last_good()}"
+            raise TrainingError(message)
+        if state.is_world_process_zero and 2 * state.global_step > state.max_steps:
+            self.mean.add(trained(trainer.model))
+        if self._measure is None:
+            return
+        value = self._measured(self._measure, state)
+        # Not through trainer.log, which would take the step's own log for written.
+        state.log_history.append({DEV_METRIC: value, "step": state.global_step})
+        if self._record is not None:
+            self._record(state.global_step, {DEV_METRIC: value})
+        logger.info("step %d: dev nDCG@10 %.4f", state.global_step, value)
+        if state.global_step in {0, best_step(dev_curve(state), trained_only=True)} and state.is_world_process_zero:
+            trainer.write_model(self._work / f"best-{state.global_step}")
+
+    def _measured(self, measure: Callable[[SentenceTransformer], float], state: TrainerState) -> float:
+        """The first process's measurement, for all of them: they must agree on when to stop."""
+        from accelerate.utils import broadcast  # type: ignore[import-untyped]  # accelerate ships no types
+
+        trainer = self._owner()
+        own = measure(trainer.model) if state.is_world_process_zero else 0.0
+        shared = broadcast(torch.tensor(own, dtype=torch.float64, device=trainer.args.device))
+        return float(shared.item())
+
+    def _owner(self) -> ContrastiveTrainer:
+        if self.trainer is None:
+            message = "the supervisor has no trainer"
+            raise TrainingError(message)
+        return self.trainer
+
+    @staticmethod
+    def _note(state: TrainerState) -> str:
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        return f"loss {losses[-1]:.3f}" if losses else ""

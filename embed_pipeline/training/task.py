@@ -1,0 +1,81 @@
+"""What a training is given, in one piece: examples, dev questions, corpus, settings, and the folder it works in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from embed_pipeline.embedding.models import resolve_model
+from embed_pipeline.evaluation.query_sets import QuerySet
+from embed_pipeline.settings import Settings
+from embed_pipeline.tables import content_hash
+from embed_pipeline.training.batches import Examples, number_examples
+
+Record = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training, before a seed is chosen.
+
+    Attributes:
+        examples: the numbered examples.
+        dev: questions for choosing the checkpoint; None: the last weights win.
+        corpus: ids and texts of all segments.
+        settings: groups ``embedding``, ``training`` and ``evaluation``, and the first seed.
+        work: folder of checkpoints and finished seeds, of this training only.
+        fingerprint: hash of all that decides the result.
+        record: called with the step and its figures.
+    """
+
+    examples: Examples
+    dev: QuerySet | None
+    corpus: tuple[Sequence[str], Sequence[str]]
+    settings: Settings
+    work: Path
+    fingerprint: str
+    record: Record | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        examples: pl.DataFrame,
+        passages: Mapping[str, str],
+        dev: QuerySet | None,
+        corpus: tuple[Sequence[str], Sequence[str]],
+        settings: Settings,
+        *,
+        work: Path,
+        record: Record | None = None,
+    ) -> Task:
+        """Number the examples and take the fingerprint, so that no other training's checkpoint is taken up.
+
+        Args:
+            examples: table ``training_examples``.
+            passages: segment id to text, for every segment that an example names.
+            dev: as the attribute; an empty set is none.
+            corpus: as the attribute.
+            settings: as the attribute.
+            work: as the attribute.
+            record: as the attribute.
+
+        Raises:
+            TrainingError: there are no examples, or one names an unknown segment.
+        """
+        numbered = number_examples(examples, passages)
+        asked = dev or None
+        training = settings.training.model_copy(update={"processes": 1})
+        parts = [
+            content_hash(examples.sort("example_id")),
+            numbered.passages,
+            [asked.queries, asked.qrels] if asked else [],
+            settings.model_copy(update={"training": training}).digest("training", "embedding"),
+            resolve_model(settings.embedding.model),
+        ]
+        fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return cls(numbered, asked, corpus, settings, work, fingerprint, record)

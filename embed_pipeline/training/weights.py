@@ -1,0 +1,135 @@
+"""Weights as plain state dicts: adapters folded in, means and mixtures, and folders written from them.
+
+Imports torch: import it inside functions from modules that the orchestration reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+State = dict[str, Tensor]
+
+_BASE_LAYER = ".base_layer"
+_ADAPTER = "lora_"
+_COUNT = "count"
+
+
+def plain_state(model: nn.Module) -> State:
+    """The weights of ``model`` under the names of a model without adapters, the adapters' product added in."""
+    state = {
+        name.replace(_BASE_LAYER, ""): tensor.detach()
+        for name, tensor in model.state_dict().items()
+        if _ADAPTER not in name
+    }
+    for name, module in model.named_modules():
+        delta = getattr(module, "get_delta_weight", None)
+        if delta is not None:
+            for adapter in module.active_adapters:
+                state[f"{name}.weight"] = state[f"{name}.weight"] + delta(adapter).detach()
+    return state
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """True where adapters are trained instead of the weights themselves."""
+    return any(_ADAPTER in name for name, _ in model.named_parameters())
+
+
+def trained(model: nn.Module) -> State:
+    """The parameters that training changes, by name; the tensors are the model's own."""
+    return {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def put(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Overwrite the weights named in ``state``."""
+    own = dict(model.state_dict())
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+
+def save_model(model: SentenceTransformer, folder: Path, base: SentenceTransformer | None = None) -> None:
+    """Write ``model`` as a sentence-transformers folder that needs no adapters to load.
+
+    Args:
+        model: the model.
+        folder: made where it is absent.
+        base: a model without adapters of the same structure, which then carries the weights to disk; it must be
+            given where ``model`` has adapters.
+    """
+    if base is None:
+        model.save_pretrained(str(folder), create_model_card=False)
+        return
+    base.load_state_dict(plain_state(model))
+    base.save_pretrained(str(folder), create_model_card=False)
+
+
+def mix(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> State:
+    """Weights on the line from ``base`` (share 0) to ``tuned`` (share 1); what is not a real number is the tuned's.
+
+    Fine-tuned weights that are mixed with their base's keep most of what was learnt and lose less of what was known
+    (Wortsman et al. 2022, WiSE-FT).
+    """
+    return {
+        name: torch.lerp(base[name].float(), tensor.float(), share).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in tuned.items()
+    }
+
+
+def mean(states: Sequence[Mapping[str, Tensor]]) -> State:
+    """Mean of several weights (Wortsman et al. 2022, model soups); what is not a real number is the first's."""
+    total = RunningMean()
+    for state in states:
+        total.add({name: tensor for name, tensor in state.items() if tensor.is_floating_point()})
+    return {**states[0], **total.value()}
+
+
+class RunningMean:
+    """Mean of weights that come one after the other, kept on the CPU in fp32.
+
+    Attributes:
+        count: how many have come.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: State = {}
+
+    def add(self, state: Mapping[str, Tensor]) -> None:
+        """Take another one in."""
+        self.count += 1
+        for name, tensor in state.items():
+            new = tensor.detach().to("cpu", torch.float32)
+            old = self._mean.get(name)
+            self._mean[name] = new.clone() if old is None else old + (new - old) / self.count
+
+    def value(self) -> State:
+        """The mean so far."""
+        return dict(self._mean)
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors."""
+        from safetensors.torch import save_file
+
+        save_file(self._mean, path, metadata={_COUNT: str(self.count)})
+
+    @classmethod
+    def load(cls, path: Path) -> RunningMean:
+        """Read what :meth:`save` wrote; where there is no file, nothing has come yet."""
+        from safetensors import safe_open
+
+        found = cls()
+        if path.exists():
+            with safe_open(path, framework="pt") as stream:
+                found.count = int(stream.metadata()[_COUNT])
+                found._mean = {name: cast("Tensor", stream.get_tensor(name)) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+        return found
