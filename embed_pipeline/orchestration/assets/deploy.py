@@ -17,7 +17,7 @@ from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.serving.deployment import deploy, deployment_failures
 from embed_pipeline.settings import load_settings
 
-GROUP = "deploy"
+GROUP = "6_deploy"
 
 
 class DeploymentConfig(dg.Config):

@@ -21,7 +21,7 @@ from embed_pipeline.orchestration.presentation import described, markdown_table,
 from embed_pipeline.orchestration.resources import MLflow, newest_metadata
 from embed_pipeline.settings import Settings, load_settings
 
-GROUP = "eval"
+GROUP = "4_eval"
 _VERSION = load_settings().digest("evaluation", "embedding")
 
 

@@ -22,7 +22,7 @@ from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, r
 from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailable, build_engine
 from embed_pipeline.settings import load_settings
 
-GROUP = "export"
+GROUP = "5_export"
 _SETTINGS = load_settings()
 _EXPORT_VERSION = _SETTINGS.digest("release", "embedding")
 

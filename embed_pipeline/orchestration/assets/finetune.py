@@ -16,7 +16,7 @@ from embed_pipeline.orchestration.resources import MLflow
 from embed_pipeline.settings import load_settings
 from embed_pipeline.training.train import TrainingResult, finetune
 
-GROUP = "finetune"
+GROUP = "3_finetune"
 _SETTINGS = load_settings()
 
 

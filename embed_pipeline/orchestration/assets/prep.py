@@ -7,6 +7,7 @@ import polars as pl
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.orchestration import plots
+from embed_pipeline.orchestration.conditions import follow_inputs
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.presentation import described, figures, picture
@@ -17,7 +18,7 @@ from embed_pipeline.training_data.negatives import mine_hard_negatives
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset
 
-GROUP = "prep"
+GROUP = "2_prep"
 _SETTINGS = load_settings()
 
 
@@ -25,6 +26,7 @@ _SETTINGS = load_settings()
     **described("dataset_split", GROUP, {"python"}),
     code_version=_SETTINGS.digest("training_data"),
     required_resource_keys={"tables"},
+    automation_condition=follow_inputs(),
 )
 def dataset_split(context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, corpus: pl.DataFrame) -> dg.Output[Any]:
     """Put each document group on one side; what was in test before stays there."""
@@ -42,6 +44,7 @@ def dataset_split(context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, c
     **described("hard_negatives", GROUP, {"faiss"}),
     code_version=_SETTINGS.digest("training_data", "embedding"),
     pool="gpu",
+    automation_condition=follow_inputs(),
 )
 def hard_negatives(
     context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, dataset_split: pl.DataFrame, corpus: pl.DataFrame
@@ -66,7 +69,7 @@ def hard_negatives(
     return stored(context, frame, settings, metadata=facts)
 
 
-@dg.asset(**described("training_examples", GROUP, {"python"}), code_version="1")
+@dg.asset(**described("training_examples", GROUP, {"python"}), code_version="1", automation_condition=follow_inputs())
 def training_examples(context: dg.AssetExecutionContext, hard_negatives: pl.DataFrame) -> dg.Output[Any]:
     """Unroll each question into one example for each positive."""
     with explained():

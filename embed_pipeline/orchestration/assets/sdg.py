@@ -14,6 +14,7 @@ from embed_pipeline.corpus.documents import read_documents
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.orchestration import plots
+from embed_pipeline.orchestration.conditions import Condition, follow_batches
 from embed_pipeline.orchestration.failures import explained, transient
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.partitions import all_batches, document_batches
@@ -31,7 +32,9 @@ from embed_pipeline.synthesis.prompts import (
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
 
-GROUP = "sdg"
+GROUP = "1_sdg"
+PAIRS_BY_BATCH = "pairs_by_batch"
+"""Metadata of qa_dataset: batch to its accepted pairs, from which a schedule sees how many are new."""
 _SETTINGS = load_settings()
 _GENERATION_VERSION = "-".join(
     [_SETTINGS.digest("llm", "synthesis", "embedding"), prompt_version(*COMPLETION_PROMPTS, *STRUCTURED_PROMPTS)]
@@ -42,8 +45,8 @@ def _encoder(settings: Settings) -> Encoder:
     return Encoder.load(settings.embedding.model, settings.embedding, settings.paths.store / "vectors")
 
 
-def _out(name: str, kinds: set[str], code_version: str) -> dg.AssetOut:
-    return dg.AssetOut(**described(name, GROUP, kinds), code_version=code_version)
+def _out(name: str, kinds: set[str], code_version: str, condition: Condition | None = None) -> dg.AssetOut:
+    return dg.AssetOut(**described(name, GROUP, kinds), code_version=code_version, automation_condition=condition)
 
 
 def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
@@ -157,20 +160,23 @@ def qa_scores(
     **described("corpus", GROUP, {"python"}),
     ins={"documents": all_batches(), "segments": all_batches()},
     code_version="1",
+    automation_condition=follow_batches(),
 )
 def corpus(
     context: dg.AssetExecutionContext, documents: dict[str, pl.DataFrame], segments: dict[str, pl.DataFrame]
 ) -> dg.Output[Any]:
     """Put together the newest version of every document still there."""
     with explained():
-        frame = current_corpus(documents, segments)
+        frame = current_corpus({batch: documents[batch] for batch in documents if batch in segments}, segments)
+    unfinished = sorted(documents.keys() - segments.keys())
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
+    facts |= figures({"batches": len(segments), "batches_left_out": unfinished})
     return stored(context, frame, load_settings(), metadata=facts)
 
 
 @dg.multi_asset(
     outs={
-        name: _out(name, {"python"}, _SETTINGS.digest("synthesis", "embedding"))
+        name: _out(name, {"python"}, _SETTINGS.digest("synthesis", "embedding"), follow_batches("corpus"))
         for name in ("qa_dataset", "qa_decisions")
     },
     ins={"qa_pairs": all_batches(), "qa_scores": all_batches()},
@@ -190,6 +196,7 @@ def qa_dataset(
         "accepted_share": selection.dataset.height / max(1, selection.decisions.height),
         "segment_coverage": asked / max(1, corpus.height),
         **figures({"query_types": _counts(selection.dataset, "query_type")}),
+        PAIRS_BY_BATCH: dg.MetadataValue.json(_counts(selection.dataset, "batch")),
     }
     shapes = {
         "hops": picture(plots.counts(selection.dataset["hop_count"], "hops"), "accepted pairs by hops"),
