@@ -188,6 +188,12 @@ class TrainingData(_Stage):
     """Candidates looked at for each question, most similar first, positives and duplicates left out."""
     sampling_strategy: Literal["top", "random"] = "top"
     """Which surviving candidates become negatives: the most similar, or a seeded choice."""
+    cross_encoder: Path | None = None
+    """Folder of a cross-encoder that checks the negatives: one over the ceiling by its scores answers the question."""
+    judge_negatives: bool = False
+    """Ask the LLM at ``llm.base_url`` of each negative whether it answers the question."""
+    false_negatives: Literal["drop", "promote"] = "drop"
+    """What becomes of a negative that a check says answers the question: dropped, or a positive."""
     min_negative_coverage: Share = 0.5
     """The negatives check warns below this share of questions with all the negatives wanted."""
     augment_below: int = Field(default=2000, ge=0)

@@ -14,8 +14,8 @@ import polars as pl
 
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
+from embed_pipeline.training_data.candidates import similarity_ceiling
 from embed_pipeline.training_data.near_duplicates import Passages, normalise_question
-from embed_pipeline.training_data.negatives import similarity_ceiling
 
 _SAMPLED = 200
 _SUSPECT_RANK = 3
@@ -247,7 +247,8 @@ def _problems(
     if {*negatives, *row["positive_segment_ids"]} - texts.keys():
         yield "a segment that is not in the corpus"
         return
-    if any(similarity > ceiling + _EPSILON for similarity in row["negative_similarities"]):
+    mined = row["negative_similarities"][row["labelled_negatives"] :]
+    if any(similarity > ceiling + _EPSILON for similarity in mined):
         yield f"a negative above the ceiling (relative_margin {options.relative_margin})"
     if len(set(negatives)) < len(negatives) or len(negatives) > options.num_negatives:
         yield f"repeated negatives or more than num_negatives = {options.num_negatives}"
@@ -255,5 +256,5 @@ def _problems(
         yield "negatives without a similarity"
     if positives & set(negatives):
         yield "a positive among the negatives"
-    elif any(passages.alike(texts[negative], texts[positive]) for negative in negatives for positive in positives):
+    elif any(passages.alike(texts[n], texts[p]) for n in negatives[row["labelled_negatives"] :] for p in positives):
         yield "a positive's duplicate among the negatives"

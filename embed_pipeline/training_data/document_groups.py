@@ -10,6 +10,7 @@ import polars as pl
 
 from embed_pipeline.settings import Settings, TrainingData
 from embed_pipeline.training_data.groups import DisjointSets
+from embed_pipeline.training_data.labels import given_side
 from embed_pipeline.training_data.near_duplicates import join_near_duplicates
 
 
@@ -28,12 +29,13 @@ class Documents:
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair and the positions of its documents, distinct and ascending."""
+    """A pair, the positions of its documents (distinct, ascending), and the side that a label's own split gives it."""
 
     qa_id: str
     question: str
     document_ids: list[str]
     documents: list[int]
+    given: str = ""
 
 
 def group_documents(
@@ -77,7 +79,8 @@ def read_pairs(qa: pl.DataFrame, documents: Documents) -> list[Pair]:
             message = f"pair {row['qa_id']!r}: documents {missing or '[]'} are not in the corpus"
             raise SplitError(message)
         own = sorted({places[key] for key in row["document_ids"]})
-        pairs.append(Pair(row["qa_id"], row["question"], [documents.ids[place] for place in own], own))
+        ids = [documents.ids[place] for place in own]
+        pairs.append(Pair(row["qa_id"], row["question"], ids, own, given_side(row["batch"])))
     return pairs
 
 
@@ -103,7 +106,7 @@ def _join_multi_hop(pairs: Sequence[Pair], sets: DisjointSets, earlier: Mapping[
     held: dict[int, set[str]] = {}
     for place, side in earlier.items():
         held.setdefault(sets.find(place), set()).add(side)
-    multi = [pair for pair in pairs if len(pair.documents) > 1]
+    multi = [pair for pair in pairs if len(pair.documents) > 1 and not pair.given]
     for pair in sorted(multi, key=lambda pair: (len(pair.documents), draw(settings.seed, pair.qa_id), pair.qa_id)):
         roots = sorted({sets.find(place) for place in pair.documents})
         sides = set().union(*(held.get(root, set()) for root in roots))

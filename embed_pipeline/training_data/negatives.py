@@ -2,35 +2,41 @@
 
 Candidates of a question are the ``range_max`` texts most similar to it, its positives and texts identical to one
 left out. A candidate becomes a negative only if its similarity is at most the ceiling and it is no near-duplicate of a
-positive; where fewer survive than are wanted, fewer are returned. The ceiling lies ``relative_margin`` times the
-magnitude below the least similar positive (as the field's `mine_hard_negatives` has it), so that it is below it for
-negative similarities too.
+positive; where fewer survive than are wanted, fewer are returned. Negatives that people labelled come first, and no
+rule turns them away.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Kind
-from embed_pipeline.embedding.search import Floats, search
+from embed_pipeline.embedding.search import Floats
 from embed_pipeline.settings import Settings, TrainingData
+from embed_pipeline.training_data.candidates import (
+    Mined,
+    Question,
+    mine_candidates,
+    similarities,
+    similarity_ceiling,
+)
+from embed_pipeline.training_data.cross_check import CrossCheck, Doubt, configured_checks
 from embed_pipeline.training_data.near_duplicates import Passages, normalise_question
-from embed_pipeline.training_data.questions import COLUMNS
 
-_BLOCK = 16_384
+# Survivors that a cross-check looks at, for each negative wanted.
+_CHECKED_FOR_EACH = 3
 _IDS, _REALS = pl.List(pl.String), pl.List(pl.Float64)
+_LABELLED = "labelled_negative_ids"
 
 
 class MiningError(ValueError):
-    """A question's positives do not fit the corpus."""
+    """A question's positives or labelled negatives do not fit the corpus."""
 
 
 class Encodes(Protocol):
@@ -42,27 +48,6 @@ class Encodes(Protocol):
 
 
 @dataclass(frozen=True)
-class _Question:
-    """A question with its place among the vectors; passages are named by their number."""
-
-    row: int
-    qa_id: str
-    positive_ids: list[str]
-    positives: list[int]
-    excluded: frozenset[int]
-
-
-@dataclass(frozen=True)
-class _Mined:
-    """What mining found for one question."""
-
-    positive_similarities: list[float]
-    ceiling: float
-    negatives: list[int]
-    similarities: list[float]
-    above_ceiling: int
-
-
 class _Corpus:
     """The distinct texts of a corpus: texts that several segments share are one passage, named by the first id.
 
@@ -72,14 +57,20 @@ class _Corpus:
         number: place among the passages of each segment asked for, as far as it is there.
     """
 
-    def __init__(self, corpus: pl.DataFrame, segment_ids: pl.Series) -> None:
+    texts: list[str]
+    ids: list[str]
+    number: dict[str, int]
+
+    @classmethod
+    def of(cls, corpus: pl.DataFrame, asked_for: Iterable[str]) -> _Corpus:
         segments = corpus.select("segment_id", "text")
         distinct = segments.sort("segment_id").unique("text", keep="first", maintain_order=True)
-        self.texts: list[str] = distinct["text"].to_list()
-        self.ids: list[str] = distinct["segment_id"].to_list()
-        wanted = segments.join(pl.DataFrame({"segment_id": segment_ids.unique()}), on="segment_id", how="semi")
-        placed = wanted.join(distinct.select("text").with_row_index("number"), on="text")
-        self.number: dict[str, int] = dict(placed.select("segment_id", "number").iter_rows())
+        asked = pl.DataFrame({"segment_id": sorted(set(asked_for))}, schema={"segment_id": pl.String})
+        placed = segments.join(asked, on="segment_id", how="semi").join(
+            distinct.select("text").with_row_index("number"), on="text"
+        )
+        number: dict[str, int] = dict(placed.select("segment_id", "number").iter_rows())
+        return cls(distinct["text"].to_list(), distinct["segment_id"].to_list(), number)
 
 
 def mine_hard_negatives(
@@ -87,159 +78,165 @@ def mine_hard_negatives(
 ) -> pl.DataFrame:
     """Mine ``num_negatives`` hard negatives for every question, exactly; fewer where fewer survive.
 
-    The positives of a question are those of every row that asks the same in the same words. Memory beside the vectors
-    does not grow with the corpus, as no question-by-corpus matrix is made. Row order changes nothing.
+    What answers a question is every positive of every row that asks the same in the same words. Memory beside the
+    vectors does not grow with the corpus, as no question-by-corpus matrix is made. Row order changes nothing. Where a
+    cross-check is set, it looks at three survivors for each negative wanted, and those that answer are dropped or
+    become positives.
 
     Args:
-        questions: frame of qa_id, origin, question and positive_segment_ids.
+        questions: frame of qa_id, origin, question, positive_segment_ids and, where people labelled negatives,
+            labelled_negative_ids.
         corpus: frame of :data:`tables.CORPUS`.
-        settings: margins, range, number, strategy and seed.
+        settings: margins, range, number, strategy, checks and seed.
         encoder: the base model.
 
     Returns:
         Frame of :data:`tables.HARD_NEGATIVES`, sorted by qa_id.
 
     Raises:
-        MiningError: a question has no positive, or one that is not in the corpus.
+        MiningError: a question has no positive, or names a segment that is not in the corpus.
+        CrossCheckError, ModelError: a cross-check is set that cannot be made.
+        EndpointError, BudgetExhausted, TooManyFailures: from the judge.
     """
+    checks = configured_checks(settings)
     ordered = questions.sort("qa_id")
-    passages = _Corpus(corpus, ordered["positive_segment_ids"].explode())
+    if _LABELLED not in ordered.columns:
+        ordered = ordered.with_columns(pl.lit([], dtype=_IDS).alias(_LABELLED))
+    named = pl.concat([ordered["positive_segment_ids"].explode(), ordered[_LABELLED].explode()]).drop_nulls()
+    passages = _Corpus.of(corpus, named)
     asked = _number_questions(ordered, passages.number)
-    question_vectors = encoder.encode(ordered["question"].to_list(), "query", label="Encoding questions")
-    passage_vectors = encoder.encode(passages.texts, "passage", label="Encoding segments")
-    mined = _mine(asked, passages, question_vectors, passage_vectors, settings)
-    found = [mined[question.row] for question in asked]
+    vectors = (
+        encoder.encode(ordered["question"].to_list(), "query", label="Encoding questions"),
+        encoder.encode(passages.texts, "passage", label="Encoding segments"),
+    )
+    wanted = settings.training_data.num_negatives * (_CHECKED_FOR_EACH if checks else 1)
+    mined = mine_candidates(asked, passages.texts, vectors, wanted, settings)
+    answering = _cross_check(asked, mined, passages.texts, checks)
+    settler = _Settler(passages.texts, vectors, settings.training_data)
+    settled = [settler.settle(*row) for row in zip(asked, mined, answering, strict=True)]
+    decision = " and ".join(check.name for check in checks)
+    return _frame(
+        ordered, passages, settled, f"{settings.training_data.false_negatives} by {decision}" if checks else ""
+    )
+
+
+def _number_questions(ordered: pl.DataFrame, number: Mapping[str, int]) -> list[Question]:
+    known: defaultdict[str, set[int]] = defaultdict(set)
+    rows = list(ordered.select("qa_id", "question", "positive_segment_ids", _LABELLED).iter_rows())
+    for qa_id, text, positive_ids, labelled_ids in rows:
+        missing = [key for key in (*positive_ids, *labelled_ids) if key not in number]
+        if missing or not positive_ids:
+            message = f"question {qa_id!r}: positives or labelled negatives {missing or '[]'} are not in the corpus"
+            raise MiningError(message)
+        known[normalise_question(text)].update(number[key] for key in positive_ids)
+    asked = []
+    for row, (qa_id, text, positive_ids, labelled_ids) in enumerate(rows):
+        answers = frozenset(known[normalise_question(text)])
+        # Of passages that say the same, one stands for all; what answers the question is no negative, labelled or not.
+        positives = list(dict.fromkeys(number[key] for key in positive_ids))
+        labelled = [n for n in dict.fromkeys(number[key] for key in labelled_ids) if n not in answers]
+        asked.append(Question(row, qa_id, text, positives, answers, labelled))
+    return asked
+
+
+def _cross_check(
+    asked: Sequence[Question], mined: Sequence[Mined], texts: Sequence[str], checks: Sequence[CrossCheck]
+) -> list[frozenset[int]]:
+    """The mined negatives of each question that answer it by any check, or by one made for the same question."""
+    doubts = [
+        Doubt(question.text, [texts[n] for n in found.positives], [texts[n] for n in found.negatives])
+        for question, found in zip(asked, mined, strict=True)
+    ]
+    answering: defaultdict[str, set[int]] = defaultdict(set)
+    for check in checks:
+        for question, found, answers in zip(asked, mined, check.answering(doubts), strict=True):
+            own = {number for number, yes in zip(found.negatives, answers, strict=True) if yes}
+            answering[normalise_question(question.text)] |= own
+    return [
+        frozenset(answering[normalise_question(question.text)].intersection(found.negatives))
+        for question, found in zip(asked, mined, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """The outcome for one question; passages are named by their number."""
+
+    promoted: list[int]
+    positive_similarities: list[float]
+    ceiling: float
+    negatives: list[int]
+    negative_similarities: list[float]
+    labelled: int
+    above_ceiling: int
+    answering: list[int]
+
+
+class _Settler:
+    """Makes the final lists: labelled negatives, then the mined ones that no check turned down."""
+
+    def __init__(self, texts: Sequence[str], vectors: tuple[Floats, Floats], options: TrainingData) -> None:
+        self._texts = texts
+        self._questions, self._passages = vectors
+        self._options = options
+        self._alike = Passages(options.near_duplicate_passages).alike
+
+    def settle(self, question: Question, found: Mined, answering: frozenset[int]) -> _Settled:
+        """Drop or promote what answers; a promoted passage lowers the ceiling as any positive does."""
+        similarity = dict(zip(found.negatives, found.similarities, strict=True))
+        answers = sorted(answering, key=lambda number: (-similarity[number], number))
+        promoted = answers if self._options.false_negatives == "promote" else []
+        positives = [*found.positive_similarities, *(similarity[number] for number in promoted)]
+        ceiling = similarity_ceiling(positives, self._options)
+        kept = [
+            number
+            for number in found.negatives
+            if number not in answering and similarity[number] <= ceiling and not self._repeats(number, promoted)
+        ]
+        labelled = question.labelled[: self._options.num_negatives]
+        mined = kept[: self._options.num_negatives - len(labelled)]
+        mined.sort(key=lambda number: (-similarity[number], number))
+        of_labelled = similarities(self._questions[question.row], self._passages[labelled]) if labelled else []
+        return _Settled(
+            promoted=promoted,
+            positive_similarities=positives,
+            ceiling=ceiling,
+            negatives=[*labelled, *mined],
+            negative_similarities=[*of_labelled, *(similarity[number] for number in mined)],
+            labelled=len(labelled),
+            above_ceiling=found.above_ceiling,
+            answering=answers,
+        )
+
+    def _repeats(self, number: int, promoted: Sequence[int]) -> bool:
+        return any(self._alike(self._texts[number], self._texts[other]) for other in promoted)
+
+
+def _frame(ordered: pl.DataFrame, passages: _Corpus, settled: Sequence[_Settled], decision: str) -> pl.DataFrame:
+    def named(numbers: Iterable[Sequence[int]]) -> pl.Series:
+        return pl.Series([[passages.ids[number] for number in own] for own in numbers], dtype=_IDS)
+
+    positive_ids = [
+        [*_one_of_each(own, passages.number), *(passages.ids[number] for number in one.promoted)]
+        for own, one in zip(ordered["positive_segment_ids"].to_list(), settled, strict=True)
+    ]
     frame = ordered.select("qa_id", "origin", "question").with_columns(
-        positive_segment_ids=pl.Series([question.positive_ids for question in asked], dtype=_IDS),
-        positive_similarities=pl.Series([one.positive_similarities for one in found], dtype=_REALS),
-        ceiling=pl.Series([one.ceiling for one in found], dtype=pl.Float64),
-        negative_segment_ids=pl.Series([[passages.ids[n] for n in one.negatives] for one in found], dtype=_IDS),
-        negative_similarities=pl.Series([one.similarities for one in found], dtype=_REALS),
-        above_ceiling=pl.Series([one.above_ceiling for one in found], dtype=pl.Int64),
+        positive_segment_ids=pl.Series(positive_ids, dtype=_IDS),
+        positive_similarities=pl.Series([one.positive_similarities for one in settled], dtype=_REALS),
+        ceiling=pl.Series([one.ceiling for one in settled], dtype=pl.Float64),
+        negative_segment_ids=named(one.negatives for one in settled),
+        negative_similarities=pl.Series([one.negative_similarities for one in settled], dtype=_REALS),
+        labelled_negatives=pl.Series([one.labelled for one in settled], dtype=pl.Int64),
+        above_ceiling=pl.Series([one.above_ceiling for one in settled], dtype=pl.Int64),
+        answering_segment_ids=named(one.answering for one in settled),
+        cross_check=pl.lit(decision),
     )
     return tables.validate(frame, tables.HARD_NEGATIVES)
 
 
-def similarity_ceiling(positive_similarities: Sequence[float], options: TrainingData) -> float:
-    """Greatest similarity that a negative may have, given those of the question's positives.
-
-    Below the least of them by ``relative_margin`` of its magnitude and by ``absolute_margin``, whichever is lower.
-    """
-    least = min(positive_similarities)
-    return min(least - options.relative_margin * abs(least), least - options.absolute_margin)
-
-
-def _number_questions(ordered: pl.DataFrame, number: Mapping[str, int]) -> list[_Question]:
-    known: defaultdict[str, set[int]] = defaultdict(set)
-    asked: list[tuple[str, str, list[str], list[int]]] = []
-    for qa_id, _, text, positive_ids in ordered.select(COLUMNS).iter_rows():
-        missing = [key for key in positive_ids if key not in number]
-        if missing or not positive_ids:
-            message = f"question {qa_id!r}: positives {missing or '[]'} are not in the corpus"
-            raise MiningError(message)
-        # Of positives that say the same, the first stands for all.
-        distinct: dict[int, str] = {}
-        for key in positive_ids:
-            distinct.setdefault(number[key], key)
-        known[normalise_question(text)].update(distinct)
-        asked.append((qa_id, text, list(distinct.values()), list(distinct)))
-    return [
-        _Question(row, qa_id, positive_ids, numbers, frozenset(known[normalise_question(text)]))
-        for row, (qa_id, text, positive_ids, numbers) in enumerate(asked)
-    ]
-
-
-def _mine(
-    asked: Sequence[_Question],
-    passages: _Corpus,
-    question_vectors: Floats,
-    passage_vectors: Floats,
-    settings: Settings,
-) -> dict[int, _Mined]:
-    """What is found for each question, by its row."""
-    chooser = _Chooser(passages.texts, settings)
-    mined: dict[int, _Mined] = {}
-    pending = asked
-    for looked_at in _depths(settings.training_data):
-        for depth, block in _blocks(pending, looked_at):
-            vectors = np.ascontiguousarray(question_vectors[[question.row for question in block]])
-            hits = search(vectors, passage_vectors, depth)
-            for place, question in enumerate(block):
-                positive = _similarities(vectors[place], passage_vectors[question.positives])
-                ranked = [
-                    (number, score)
-                    for number, score in zip(hits.indices[place].tolist(), hits.scores[place].tolist(), strict=True)
-                    if number not in question.excluded
-                ]
-                mined[question.row] = chooser.judge(question, positive, ranked[:looked_at])
-        pending = [q for q in pending if len(mined[q.row].negatives) < settings.training_data.num_negatives]
-    return mined
-
-
-def _depths(options: TrainingData) -> tuple[int, ...]:
-    """Ranks looked at, in turn, until a question has all its negatives; the last is ``range_max``.
-
-    The most similar negatives are among the first few candidates for most questions, and what lies deeper cannot
-    change them, nor how many candidates are above the ceiling: similarities fall with the rank.
-    """
-    if not options.num_negatives:
-        return (0,)
-    first = options.range_min + 4 * options.num_negatives + 8
-    whole = options.sampling_strategy == "random" or first >= options.range_max
-    return (options.range_max,) if whole else (first, options.range_max)
-
-
-class _Chooser:
-    """Applies the rules to the ranked candidates of a question."""
-
-    def __init__(self, texts: Sequence[str], settings: Settings) -> None:
-        self._texts = texts
-        self._options = settings.training_data
-        self._seed = settings.seed
-        self._passages = Passages(settings.training_data.near_duplicate_passages)
-
-    def judge(self, question: _Question, positive: list[float], ranked: Sequence[tuple[int, float]]) -> _Mined:
-        """Negatives of a question among its candidates, no positive among them."""
-        candidates = ranked[self._options.range_min :]
-        ceiling = similarity_ceiling(positive, self._options)
-        fitting = [(number, score) for number, score in candidates if score <= ceiling]
-        chosen = self._choose(question, [number for number, _ in fitting])
-        return _Mined(
-            positive_similarities=positive,
-            ceiling=ceiling,
-            negatives=[fitting[place][0] for place in chosen],
-            similarities=[fitting[place][1] for place in chosen],
-            above_ceiling=len(candidates) - len(fitting),
-        )
-
-    def _choose(self, question: _Question, fitting: Sequence[int]) -> list[int]:
-        """Places of the first that are no near-duplicate of a positive, or of a seeded choice; ascending."""
-        order = list(range(len(fitting)))
-        if self._options.sampling_strategy == "random":
-            digest = hashlib.sha256(f"{self._seed} {question.qa_id}".encode()).digest()
-            np.random.default_rng(int.from_bytes(digest[:8], "big")).shuffle(order)
-        chosen: list[int] = []
-        for place in order:
-            if len(chosen) == self._options.num_negatives:
-                break
-            text = self._texts[fitting[place]]
-            if not any(self._passages.alike(text, self._texts[own]) for own in question.excluded):
-                chosen.append(place)
-        return sorted(chosen)
-
-
-def _blocks(asked: Sequence[_Question], looked_at: int) -> Iterator[tuple[int, list[_Question]]]:
-    """Questions that are searched together, and how deep: those with many positives apart from the rest."""
-    by_depth: defaultdict[int, list[_Question]] = defaultdict(list)
-    for question in asked:
-        # Rounded up to a power of two, so that one question with a hundred positives deepens no other's search.
-        by_depth[looked_at + (1 << (len(question.excluded) - 1).bit_length())].append(question)
-    for depth in sorted(by_depth):
-        own = by_depth[depth]
-        yield from ((depth, own[start : start + _BLOCK]) for start in range(0, len(own), _BLOCK))
-
-
-def _similarities(question: Floats, passages: Floats) -> list[float]:
-    """Cosines as the search gives them: summed in fp64, stored as float32."""
-    products = (passages.astype(np.float64) @ question.astype(np.float64)).astype(np.float32)
-    return [float(value) for value in products]
+def _one_of_each(segment_ids: Sequence[str], number: Mapping[str, int]) -> list[str]:
+    """The first segment of each passage."""
+    first: dict[int, str] = {}
+    for key in segment_ids:
+        first.setdefault(number[key], key)
+    return list(first.values())

@@ -6,24 +6,31 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import polars as pl
 
-from embed_pipeline import tables
 from embed_pipeline.settings import Augmentation, Settings
 from embed_pipeline.synthesis.words import content_words, words
 from embed_pipeline.training_data.groups import DisjointSets
+from embed_pipeline.training_data.labels import read_labels
 from embed_pipeline.training_data.near_duplicates import (
     join_near_duplicates,
     near_duplicate_questions,
     normalise_question,
 )
+from embed_pipeline.training_data.pair_sources import origin_of
 from embed_pipeline.training_data.split import DEV, TEST, TRAIN
 from embed_pipeline.training_data.structure import structure_pairs
 
-GENERATED = "generated"
-SCHEMA = tables.HARD_NEGATIVES.schema
-COLUMNS = ("qa_id", "origin", "question", "positive_segment_ids")
+_TEXT, _IDS = pl.String(), pl.List(pl.String)
+SCHEMA = {
+    "qa_id": _TEXT,
+    "origin": _TEXT,
+    "question": _TEXT,
+    "positive_segment_ids": _IDS,
+    "labelled_negative_ids": _IDS,
+}
 
 
 def training_questions(qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> pl.DataFrame:
@@ -41,24 +48,39 @@ def training_questions(qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFra
         settings: the bounds and the seed.
 
     Returns:
-        Frame of qa_id, origin, question and positive_segment_ids (sorted), sorted by qa_id.
+        Frame of qa_id, origin, question, positive_segment_ids (sorted) and labelled_negative_ids, sorted by qa_id.
+
+    Raises:
+        LabelsError: labels cannot be read any more.
     """
+    labelled = {}
+    if settings.training_data.labelled:
+        labelled = {label.qa_id: label.negatives for label in read_labels(settings.training_data.labelled, corpus)}
     train = split.filter(pl.col("split") == TRAIN).select("qa_id")
     rows = [
-        _row(row["qa_id"], GENERATED, row["question"], row["segment_ids"])
+        _Row(row["qa_id"], origin_of(row["generator"]), row["question"], sorted(set(row["segment_ids"])), negatives)
         for row in qa.join(train, on="qa_id", how="semi").sort("qa_id").iter_rows(named=True)
+        for negatives in [labelled.get(row["qa_id"], [])]
     ]
-    wanted = _augmentation_budget(sum(len(row[3]) for row in rows), settings)
+    wanted = _augmentation_budget(sum(len(row.positives) for row in rows), settings)
     if wanted:
         rows += _first_examples(_augmented(rows, split, corpus, settings), wanted)
-    return pl.DataFrame(rows, schema={name: SCHEMA[name] for name in COLUMNS}, orient="row").sort("qa_id")
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row").sort("qa_id")
 
 
-_Row = tuple[str, str, str, list[str]]
+class _Row(NamedTuple):
+    """A question, in the order of the schema."""
 
+    qa_id: str
+    origin: str
+    question: str
+    positives: list[str]
+    labelled_negatives: list[str]
 
-def _row(qa_id: str, origin: str, question: str, positives: Sequence[str]) -> _Row:
-    return (qa_id, origin, question, sorted(set(positives)))
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes two rows the same: words and answers."""
+        return (normalise_question(self.question), *self.positives)
 
 
 def _augmentation_budget(examples: int, settings: Settings) -> int:
@@ -80,7 +102,7 @@ def _augmented(rows: Sequence[_Row], split: pl.DataFrame, corpus: pl.DataFrame, 
         found += [_augmented_row(pair.origin, pair.question, [pair.segment_id]) for pair in pairs]
     ordered = []
     for origin in origins:
-        own = sorted(row for row in found if row[1] == origin)
+        own = sorted(row for row in found if row.origin == origin)
         random.Random(f"{settings.seed} {origin}").shuffle(own)  # noqa: S311 - sampling, not secrets
         ordered += own
     return _unheard(ordered, rows, split, settings)
@@ -90,38 +112,37 @@ def _first_examples(rows: Sequence[_Row], most: int) -> list[_Row]:
     """The first rows that together make at most so many examples."""
     chosen, examples = [], 0
     for row in rows:
-        if examples + len(row[3]) <= most:
+        if examples + len(row.positives) <= most:
             chosen.append(row)
-            examples += len(row[3])
+            examples += len(row.positives)
     return chosen
 
 
 def _keyword_forms(rows: Sequence[_Row]) -> list[_Row]:
     """Each question as people type it into a search box: its content words alone, in order."""
     forms = []
-    for _, _, question, positives in rows:
-        kept = " ".join(word for word in words(question) if content_words(word))
-        if len(kept.split()) > 1 and normalise_question(kept) != normalise_question(question):
-            forms.append(_augmented_row("keywords", kept, positives))
+    for row in rows:
+        kept = " ".join(word for word in words(row.question) if content_words(word))
+        if len(kept.split()) > 1 and normalise_question(kept) != normalise_question(row.question):
+            forms.append(_augmented_row("keywords", kept, row.positives))
     return forms
 
 
 def _augmented_row(origin: Augmentation, question: str, positives: Sequence[str]) -> _Row:
-    identity = "\0".join([origin, question, *sorted(positives)])
-    return _row(hashlib.sha256(identity.encode()).hexdigest()[:16], origin, question, positives)
+    identity = "\0".join([origin, question, *positives])
+    return _Row(hashlib.sha256(identity.encode()).hexdigest()[:16], origin, question, list(positives), [])
 
 
 def _unheard(found: Sequence[_Row], rows: Sequence[_Row], split: pl.DataFrame, settings: Settings) -> list[_Row]:
     """Those that repeat no question of dev or test, and no other row word for word with the same answer."""
     held = split.filter(pl.col("split").is_in([DEV, TEST])).sort("qa_id")["question"].to_list()
     threshold = settings.training_data.near_duplicate_questions
-    twins = near_duplicate_questions([row[2] for row in found], held, threshold)
-    seen = {(normalise_question(row[2]), *row[3]) for row in rows}
+    twins = near_duplicate_questions([row.question for row in found], held, threshold)
+    seen = {row.key for row in rows}
     kept = []
     for index, row in enumerate(found):
-        key = (normalise_question(row[2]), *row[3])
-        if index not in twins and key not in seen:
-            seen.add(key)
+        if index not in twins and row.key not in seen:
+            seen.add(row.key)
             kept.append(row)
     return kept
 

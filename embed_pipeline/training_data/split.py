@@ -6,6 +6,8 @@ documents are then in several groups is used where these are all on one side, an
 
 A document keeps its side from one split to the next, by its path or its text. Only a group can move it: one with a
 test document in it is on the test side, whatever it was before.
+
+Labels that bring their own split keep it, question by question: they put no document on a side.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from embed_pipeline.training_data.near_duplicates import near_duplicate_question
 
 TRAIN, DEV, TEST, HELD_OUT = "train", "dev", "test", "held_out"
 SIDES = (TRAIN, DEV, TEST)
+GIVEN = "given"
 # What a group that holds documents of several earlier sides becomes: the first of these.
 _PRECEDENCE = (TEST, TRAIN, DEV)
 _LARGEST_TEST_SHARE = 0.5
@@ -62,7 +65,7 @@ def split_dataset(
     pairs = read_pairs(qa, documents)
     earlier = _earlier_sides(previous, documents)
     sets = group_documents(documents, pairs, earlier, settings)
-    sides = _assign(pairs, documents, sets, earlier, settings)
+    sides = _assign([pair for pair in pairs if not pair.given], documents, sets, earlier, settings)
     names = group_names(documents, sets)
     decisions = [_decide(pair, sets, sides) for pair in pairs]
     decisions = _hold_out_repeats(
@@ -114,7 +117,8 @@ def _earlier_sides(previous: pl.DataFrame | None, documents: Documents) -> dict[
     by_path: dict[str, str] = {}
     by_id: dict[str, str] = {}
     if previous is not None:
-        for row in previous.filter(pl.col("split").is_in(SIDES)).sort("qa_id").iter_rows(named=True):
+        placed = pl.col("split").is_in(SIDES) & (pl.col("reason") != GIVEN)
+        for row in previous.filter(placed).sort("qa_id").iter_rows(named=True):
             by_path.update(dict.fromkeys(row["paths"], row["split"]))
             by_id.update(dict.fromkeys(row["document_ids"], row["split"]))
     sides = {
@@ -189,7 +193,9 @@ def _shares(pairs: int, options: TrainingData) -> dict[str, float]:
 
 
 def _decide(pair: Pair, sets: DisjointSets, sides: Mapping[int, str]) -> tuple[str, str]:
-    """Side of a pair, and why it is on none."""
+    """Side of a pair, and why it is on none, or on one whatever its documents."""
+    if pair.given:
+        return pair.given, GIVEN
     found = {sides[root] for root in {sets.find(place) for place in pair.documents} if root in sides}
     return (found.pop(), "") if len(found) == 1 else (HELD_OUT, "spans_sides")
 
@@ -225,7 +231,7 @@ def _wrong_rows(split: pl.DataFrame, qa: pl.DataFrame) -> list[str]:
 
 def _on_two_sides(split: pl.DataFrame) -> list[str]:
     failures = []
-    used = split.filter(pl.col("split").is_in(SIDES))
+    used = split.filter(pl.col("split").is_in(SIDES) & (pl.col("reason") != GIVEN))
     for what, column in (("document group", "group_id"), ("document", "document_ids"), ("file", "paths")):
         keyed = used.explode(column) if used[column].dtype == pl.List else used.filter(pl.col(column) != "")
         torn = keyed.group_by(column).agg(pl.col("split").unique().sort()).filter(pl.col("split").list.len() > 1)

@@ -18,6 +18,9 @@ def mined(*rows: dict[str, object]) -> pl.DataFrame:
         "ceiling": 0.76,
         "negative_segment_ids": ["s8", "s9"],
         "negative_similarities": [0.7, 0.5],
+        "labelled_negatives": 0,
         "above_ceiling": 0,
+        "answering_segment_ids": [],
+        "cross_check": "",
     }
     return tables.HARD_NEGATIVES.frame([usual | row for row in rows])

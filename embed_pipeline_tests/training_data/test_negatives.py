@@ -12,18 +12,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from embed_pipeline.settings import Settings
-from embed_pipeline.training_data import negatives as negatives_module
-from embed_pipeline.training_data.negatives import MiningError, mine_hard_negatives, similarity_ceiling
-from embed_pipeline.training_data.questions import COLUMNS, SCHEMA
+from embed_pipeline.training_data import candidates as candidates_module
+from embed_pipeline.training_data.candidates import similarity_ceiling
+from embed_pipeline.training_data.negatives import MiningError, mine_hard_negatives
+from embed_pipeline.training_data.questions import SCHEMA
 from embed_pipeline_tests.training_data import material
 from embed_pipeline_tests.training_data.material import GivenVectors, prose, settings
 
 
 def questions(*rows: tuple[str, str, list[str]]) -> pl.DataFrame:
     return pl.DataFrame(
-        [(qa_id, "generated", text, positives) for qa_id, text, positives in rows],
-        schema={name: SCHEMA[name] for name in COLUMNS},
-        orient="row",
+        [(qa_id, "generated", text, positives, []) for qa_id, text, positives in rows], schema=SCHEMA, orient="row"
     )
 
 
@@ -133,14 +132,14 @@ def test_random_choice_is_seeded_and_by_question():
 
 
 def test_the_corpus_is_encoded_once_each_text_once(monkeypatch):
-    monkeypatch.setattr(negatives_module, "_BLOCK", 2)
+    monkeypatch.setattr(candidates_module, "_BLOCK", 2)
     corpus, vectors = around(10, 40, 50)
     vectors |= {f"q{i}": angle(i) for i in range(5)}
     encoder = GivenVectors(vectors)
     asked = questions(*((f"a{i}", f"q{i}", ["00#0"]) for i in range(5)))
     whole = mine_hard_negatives(asked, corpus, settings(), encoder)
     assert encoder.calls == [("query", 5), ("passage", 3)]
-    monkeypatch.setattr(negatives_module, "_BLOCK", 100)
+    monkeypatch.setattr(candidates_module, "_BLOCK", 100)
     assert mine_hard_negatives(asked, corpus, settings(), encoder).equals(whole)
 
 
@@ -154,7 +153,7 @@ def test_no_negatives_wanted():
 @pytest.mark.parametrize("positives", [[], ["nowhere#0"]])
 def test_a_question_without_a_known_positive_is_refused(positives):
     corpus, vectors = around(10)
-    with pytest.raises(MiningError, match="question 'a': positives"):
+    with pytest.raises(MiningError, match="question 'a': positives or labelled negatives"):
         mine(questions(("a", "q", positives)), corpus, vectors)
 
 

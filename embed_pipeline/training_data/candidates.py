@@ -1,0 +1,177 @@
+"""From ranked passages to negatives: how deep to look, the ceiling, and which survivors are taken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from embed_pipeline.embedding.search import Floats, search
+from embed_pipeline.settings import Settings, TrainingData
+from embed_pipeline.training_data.near_duplicates import Passages
+
+_BLOCK = 16_384
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its place among the vectors; passages are named by their number.
+
+    Attributes:
+        row: place among the question vectors.
+        qa_id: its id.
+        text: the question.
+        positives: passages that answer it.
+        known: all passages known to answer it: also those of other rows that ask the same.
+        labelled: passages that people say do not answer it.
+    """
+
+    row: int
+    qa_id: str
+    text: str
+    positives: list[int]
+    known: frozenset[int]
+    labelled: list[int]
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What mining found for one question.
+
+    Attributes:
+        positives: passages that answer it.
+        positive_similarities: cosine of each.
+        ceiling: greatest similarity of a negative.
+        negatives: passages that survive the rules, in the order in which they are taken.
+        similarities: cosine of each.
+        above_ceiling: candidates turned away because they came too close to the positive.
+    """
+
+    positives: list[int]
+    positive_similarities: list[float]
+    ceiling: float
+    negatives: list[int]
+    similarities: list[float]
+    above_ceiling: int
+
+
+def similarity_ceiling(positive_similarities: Sequence[float], options: TrainingData) -> float:
+    """Greatest similarity that a negative may have, given those of the question's positives.
+
+    Below the least of them by ``relative_margin`` of its magnitude and by ``absolute_margin``, whichever is lower: so
+    that it is below it for negative similarities too.
+    """
+    least = min(positive_similarities)
+    return min(least - options.relative_margin * abs(least), least - options.absolute_margin)
+
+
+def mine_candidates(
+    asked: Sequence[Question],
+    texts: Sequence[str],
+    vectors: tuple[Floats, Floats],
+    wanted: int,
+    settings: Settings,
+) -> list[Mined]:
+    """The first ``wanted`` survivors of every question, exactly; fewer where fewer survive.
+
+    Args:
+        asked: the questions.
+        texts: the passages.
+        vectors: unit vectors of the questions and of the passages.
+        wanted: survivors to look for; 0: the positives' similarities alone.
+        settings: margins, range, strategy, thresholds and seed.
+    """
+    questions, passages = vectors
+    rules = _Rules(texts, wanted, settings)
+    mined: dict[int, Mined] = {}
+    pending = asked
+    for looked_at in _depths(wanted, settings.training_data):
+        for depth, block in _blocks(pending, looked_at):
+            own = np.ascontiguousarray(questions[[question.row for question in block]])
+            hits = search(own, passages, depth)
+            for place, question in enumerate(block):
+                left_out = question.known | set(question.labelled)
+                ranked = [
+                    (number, score)
+                    for number, score in zip(hits.indices[place].tolist(), hits.scores[place].tolist(), strict=True)
+                    if number not in left_out
+                ]
+                positive = similarities(own[place], passages[question.positives])
+                mined[question.row] = rules.judge(question, positive, ranked[:looked_at])
+        pending = [question for question in pending if len(mined[question.row].negatives) < wanted]
+    return [mined[question.row] for question in asked]
+
+
+def similarities(question: Floats, passages: Floats) -> list[float]:
+    """Cosines of one question and some passages as the search gives them: summed in fp64, stored as float32."""
+    products = (passages.astype(np.float64) @ question.astype(np.float64)).astype(np.float32)
+    return [float(value) for value in products]
+
+
+def _depths(wanted: int, options: TrainingData) -> tuple[int, ...]:
+    """Ranks looked at, in turn, until a question has all its negatives; the last is ``range_max``.
+
+    The most similar negatives are among the first few candidates for most questions, and what lies deeper cannot
+    change them, nor how many candidates are above the ceiling: similarities fall with the rank.
+    """
+    if not wanted:
+        return (0,)
+    first = options.range_min + 4 * wanted + 8
+    whole = options.sampling_strategy == "random" or first >= options.range_max
+    return (options.range_max,) if whole else (first, options.range_max)
+
+
+def _blocks(asked: Sequence[Question], looked_at: int) -> Iterator[tuple[int, list[Question]]]:
+    """Questions that are searched together, and how deep: those with many positives apart from the rest."""
+    by_depth: defaultdict[int, list[Question]] = defaultdict(list)
+    for question in asked:
+        left_out = len(question.known) + len(question.labelled)
+        # Rounded up to a power of two, so that one question with a hundred positives deepens no other's search.
+        by_depth[looked_at + (1 << (left_out - 1).bit_length())].append(question)
+    for depth in sorted(by_depth):
+        own = by_depth[depth]
+        yield from ((depth, own[start : start + _BLOCK]) for start in range(0, len(own), _BLOCK))
+
+
+class _Rules:
+    """Applies the rules to the ranked candidates of a question."""
+
+    def __init__(self, texts: Sequence[str], wanted: int, settings: Settings) -> None:
+        self._texts = texts
+        self._wanted = wanted
+        self._options = settings.training_data
+        self._seed = settings.seed
+        self._passages = Passages(settings.training_data.near_duplicate_passages)
+
+    def judge(self, question: Question, positive: list[float], ranked: Sequence[tuple[int, float]]) -> Mined:
+        """Survivors among a question's candidates, none of them a positive."""
+        candidates = ranked[self._options.range_min :]
+        ceiling = similarity_ceiling(positive, self._options)
+        fitting = [(number, score) for number, score in candidates if score <= ceiling]
+        chosen = self._choose(question, [number for number, _ in fitting])
+        return Mined(
+            positives=question.positives,
+            positive_similarities=positive,
+            ceiling=ceiling,
+            negatives=[fitting[place][0] for place in chosen],
+            similarities=[fitting[place][1] for place in chosen],
+            above_ceiling=len(candidates) - len(fitting),
+        )
+
+    def _choose(self, question: Question, fitting: Sequence[int]) -> list[int]:
+        """Places of the first that are no near-duplicate of a positive, most similar first or in a seeded order."""
+        order = list(range(len(fitting)))
+        if self._options.sampling_strategy == "random":
+            digest = hashlib.sha256(f"{self._seed} {question.qa_id}".encode()).digest()
+            np.random.default_rng(int.from_bytes(digest[:8], "big")).shuffle(order)
+        chosen: list[int] = []
+        for place in order:
+            if len(chosen) == self._wanted:
+                break
+            text = self._texts[fitting[place]]
+            if not any(self._passages.alike(text, self._texts[own]) for own in question.known):
+                chosen.append(place)
+        return chosen

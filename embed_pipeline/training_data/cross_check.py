@@ -1,0 +1,178 @@
+"""Second opinions on negatives: does the passage answer the question after all?
+
+A base model that ranks a passage just under the ceiling cannot say. A cross-encoder reads question and passage
+together; an LLM is asked outright. Either is optional, and either alone can find an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from embed_pipeline.embedding.models import refuse_foreign_code, torch_device
+from embed_pipeline.llm.client import LLMClient, open_client
+from embed_pipeline.llm.errors import InvalidAnswer
+from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.prompts import delimit
+from embed_pipeline.training_data.candidates import similarity_ceiling
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+logger = logging.getLogger(__name__)
+
+_PROMPT = Path(__file__).parent / "prompts" / "answers.md"
+
+
+class CrossCheckError(ValueError):
+    """A cross-check is set that cannot be made."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A question, the texts that answer it, and mined negatives to be checked."""
+
+    question: str
+    positives: list[str]
+    negatives: list[str]
+
+
+class CrossCheck(Protocol):
+    """Tells which negatives answer their question."""
+
+    @property
+    def name(self) -> str:
+        """Who checks, as stored with the decision."""
+        ...
+
+    def answering(self, doubts: Sequence[Doubt]) -> list[list[bool]]:
+        """For each question, for each of its negatives: does it answer?"""
+        ...
+
+
+def configured_checks(settings: Settings) -> list[CrossCheck]:
+    """The checks that the settings ask for.
+
+    Raises:
+        CrossCheckError: the LLM is to judge and no endpoint is set.
+        ModelError: the cross-encoder's folder brings pickled weights or code of its own.
+    """
+    options = settings.training_data
+    checks: list[CrossCheck] = []
+    if options.cross_encoder is not None:
+        checks.append(CrossEncoderCheck(options.cross_encoder, settings))
+    if options.judge_negatives:
+        if settings.llm.embedded:
+            message = "training_data.judge_negatives is set, but llm.base_url is not: the embedded model cannot judge"
+            raise CrossCheckError(message)
+        checks.append(JudgeCheck(settings))
+    return checks
+
+
+class CrossEncoderCheck:
+    """A negative answers where its score is over the ceiling that the positives' scores give, by the same margins."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        """Load the cross-encoder in ``folder``.
+
+        Raises:
+            CrossCheckError: there is no such folder, or it cannot be read.
+            ModelError: it brings pickled weights or code of its own.
+        """
+        if not folder.is_dir():
+            message = f"training_data.cross_encoder = {str(folder)!r}: no such folder"
+            raise CrossCheckError(message)
+        refuse_foreign_code(folder)
+        self._model = _load(folder, torch_device(settings.embedding))
+        self._options = settings.training_data
+        self.name = f"cross-encoder {folder.resolve().name}"
+
+    def answering(self, doubts: Sequence[Doubt]) -> list[list[bool]]:
+        """See :class:`CrossCheck`."""
+        pairs = [(doubt.question, text) for doubt in doubts for text in (*doubt.positives, *doubt.negatives)]
+        if not pairs:
+            return [[] for _ in doubts]
+        scores = iter(self._model.predict(pairs, show_progress_bar=False).tolist())
+        found = []
+        for doubt in doubts:
+            positive = [next(scores) for _ in doubt.positives]
+            ceiling = similarity_ceiling(positive, self._options)
+            found.append([next(scores) > ceiling for _ in doubt.negatives])
+        return found
+
+
+class AnswerVerdict(BaseModel):
+    """Does the passage answer the question, and why."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    answers: bool
+    justification: Annotated[str, Field(min_length=1)]
+
+
+class JudgeCheck:
+    """A negative answers where the judge model says so; what it says nothing usable about stays a negative."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.name = f"judge {settings.llm.judge_model or settings.llm.model}"
+
+    def answering(self, doubts: Sequence[Doubt]) -> list[list[bool]]:
+        """See :class:`CrossCheck`.
+
+        Raises:
+            EndpointError, BudgetExhausted, TooManyFailures: from the client.
+        """
+        asked = [(doubt.question, text) for doubt in doubts for text in doubt.negatives]
+        verdicts = iter(asyncio.run(self._ask(asked)))
+        return [[next(verdicts) for _ in doubt.negatives] for doubt in doubts]
+
+    async def _ask(self, asked: Sequence[tuple[str, str]]) -> list[bool]:
+        store = self._settings.paths.store / "responses.sqlite"
+        async with open_client(self._settings.llm, store) as client:
+
+            async def ask(pair: tuple[str, str]) -> bool:
+                return await self._judge(client, *pair)
+
+            return await client.gather(asked, ask, label="Checking negatives", unit="pairs")
+
+    async def _judge(self, client: LLMClient, question: str, passage: str) -> bool:
+        messages = [
+            {"role": "system", "content": _prompt()},
+            {"role": "user", "content": f"{delimit({'S1': passage})}\n\nQuestion: {question}"},
+        ]
+        try:
+            answer = await client.structured(
+                messages,
+                AnswerVerdict,
+                temperature=0.0,
+                seed=self._settings.seed,
+                model=self._settings.llm.judge_model,
+            )
+        except InvalidAnswer as error:
+            logger.warning("cross-check of a negative: no verdict on %r: %s", question, error)
+            return False
+        return answer.value.answers
+
+
+@cache
+def _prompt() -> str:
+    return _PROMPT.read_text(encoding="utf-8").removesuffix("\n")
+
+
+def _load(folder: Path, device: str) -> CrossEncoder:
+    from sentence_transformers import CrossEncoder
+
+    try:
+        return CrossEncoder(
+            str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}, num_labels=1
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        message = f"training_data.cross_encoder = {str(folder)!r} cannot be loaded as a cross-encoder: {error}"
+        raise CrossCheckError(message) from error
