@@ -1,8 +1,9 @@
-"""The Dagster entry point: every asset in the order in which data flows, checks, jobs, storage and executor."""
+"""The Dagster entry point: assets in the order in which data flows, checks, jobs, automation, storage, executor."""
 
 import dagster as dg
 from upath import UPath
 
+from embed_pipeline.orchestration.automation import all_schedules, all_sensors
 from embed_pipeline.orchestration.checks import all_checks
 from embed_pipeline.orchestration.executors import stage_executor
 from embed_pipeline.orchestration.io_managers import ModelFolderIOManager, ParquetIOManager
@@ -17,6 +18,8 @@ defs = dg.Definitions(
     assets=all_assets,
     asset_checks=all_checks,
     jobs=all_jobs,
+    sensors=all_sensors,
+    schedules=all_schedules,
     resources={
         "tables": ParquetIOManager(UPath(_store / "tables"), _settings.seed),
         "models": ModelFolderIOManager(_store / "models"),

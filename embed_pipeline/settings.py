@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 ENVIRONMENT_PREFIX = "EMBED_PIPELINE_"
 CONFIG_VARIABLE = "EMBED_PIPELINE_CONFIG"
@@ -32,6 +32,30 @@ _CRON_BOUNDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1,
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(ge=1, le=10)]
 Positive = Annotated[int, Field(ge=1)]
+
+REASONING_TYPES = ("factual", "relational", "inferential", "temporal", "procedural", "causal", "visual")
+STYLES = ("question", "keywords", "symptom", "paraphrase")
+
+
+def _read_weights(value: object) -> object:
+    """``a=2,b=1``, as environment variables carry it, to a table."""
+    if not isinstance(value, str):
+        return value
+    return dict(part.split("=", 1) for part in value.split(",")) if "=" in value else value
+
+
+def _some_weight(weights: dict[str, float]) -> dict[str, float]:
+    if not any(weights.values()):
+        message = f"weights are {weights}; at least one must be above 0"
+        raise ValueError(message)
+    return weights
+
+
+Weights = Annotated[
+    dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]],
+    BeforeValidator(_read_weights),
+    AfterValidator(_some_weight),
+]
 Augmentation = Literal["keywords", "title", "heading", "link", "crop"]
 
 
@@ -114,10 +138,22 @@ class LLM(_Stage):
 class Synthesis(_Stage):
     """Segments to question-answer pairs to accepted pairs."""
 
-    questions_per_segment: int = Field(default=1, ge=1, le=20)
+    questions_per_segment: int = Field(default=2, ge=1, le=20)
     """Single-hop questions asked of every segment that is long enough."""
+    questions_per_document: int = Field(default=0, ge=0)
+    """Single-hop questions asked of every document, spread over its segments; 0: ``questions_per_segment`` decides."""
+    structural_share: Share = 0.25
+    """Share of the single-hop questions that ask how parts relate (steps, options, what belongs to what)."""
+    reasoning_types: Weights = Field(
+        default={"factual": 3, "procedural": 2, "causal": 1, "inferential": 1, "relational": 1, "temporal": 0.5}
+    )
+    """Weights of the reasoning types asked for; ``visual`` too where documents describe figures."""
+    styles: Weights = Field(default={"question": 4, "keywords": 2, "symptom": 1, "paraphrase": 1})
+    """Weights of the styles asked for: full question, keyword query, error message or symptom, other words."""
     multi_hop_share: Share = 0.15
     """Multi-hop questions as a share of the single-hop ones."""
+    cross_document_share: Share = 0.5
+    """Share of the multi-hop questions that join different documents, as far as neighbours allow."""
     max_hops: int = Field(default=3, ge=1, le=5)
     """Most segments that one question may join."""
     min_complexity: int = Field(default=1, ge=1, le=5)
@@ -136,6 +172,10 @@ class Synthesis(_Stage):
     """Least clarity of an accepted pair (1-10)."""
     min_overall: Score = 7
     """Least overall score of an accepted pair: the mean of the four."""
+    check_hops: bool = True
+    """Have the judge say of every multi-hop pair whether each of its hops is needed; else that is only measured."""
+    min_hop_need: Share = 0.15
+    """A multi-hop pair is dropped unless each hop alone carries this share of its question's rare words."""
     max_round_trip_rank: int = Field(default=20, ge=1)
     """A pair is dropped unless the base model and BM25 together find each of its segments this high."""
     near_duplicate_similarity: float = Field(default=0.95, gt=0, le=1)
@@ -152,6 +192,11 @@ class Synthesis(_Stage):
         if self.min_complexity > self.max_complexity:
             message = f"min_complexity is {self.min_complexity}, above max_complexity {self.max_complexity}"
             raise ValueError(message)
+        for name, known in (("reasoning_types", REASONING_TYPES), ("styles", STYLES)):
+            unknown = sorted(getattr(self, name).keys() - known)
+            if unknown:
+                message = f"{name} has unknown {unknown}; expected some of {list(known)}"
+                raise ValueError(message)
         return self
 
 

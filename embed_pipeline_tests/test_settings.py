@@ -83,3 +83,22 @@ def test_the_digest_follows_the_named_groups_alone(tmp_path):
     base, changed = load(tmp_path), load(tmp_path, "[training]\nepochs = 2\n")
     assert base.digest("training") != changed.digest("training")
     assert base.digest("corpus") == changed.digest("corpus")
+
+
+@pytest.mark.parametrize(
+    ("cron", "says"),
+    [
+        ("0 3 * *", "has 4 fields; expected five"),
+        ("61 3 * * *", "minute is '61'; expected"),
+        ("0 3 * * mon", "weekday is 'mon'; expected"),
+    ],
+)
+def test_a_wrong_cron_is_refused(tmp_path, cron, says):
+    with pytest.raises(SettingsError, match="orchestration.training_cron") as caught:
+        load(tmp_path, EMBED_PIPELINE_ORCHESTRATION__TRAINING_CRON=cron)
+    assert says in str(caught.value)
+
+
+def test_a_cron_may_hold_lists_ranges_and_steps(tmp_path):
+    cron = "*/15 2-4 1,15 * 1-5"
+    assert load(tmp_path, EMBED_PIPELINE_ORCHESTRATION__TRAINING_CRON=cron).orchestration.training_cron == cron

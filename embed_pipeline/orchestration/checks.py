@@ -52,9 +52,10 @@ def enough_accepted_pairs(qa_dataset: pl.DataFrame) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(
-    asset="qa_decisions",
+    asset="qa_dataset",
     blocking=True,
     description="The generator's questions are good enough to be worth training on.",
+    additional_ins={"qa_decisions": dg.AssetIn("qa_decisions")},
 )
 def acceptance_rate(qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
     """``synthesis.min_acceptance_rate``."""

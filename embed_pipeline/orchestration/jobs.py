@@ -41,8 +41,27 @@ _MEANING = {
     "deploy": "Serve the release, verify it through the endpoint, make it the champion.",
 }
 
+RETRAIN = "retrain"
+"""The job that the training schedule starts: from the training on, in one run."""
+_RETRAIN_STAGES = ("finetune", "eval", "export", "deploy")
+OVERALL_TAGS: Mapping[str, str] = MappingProxyType({"embed_pipeline/overall": "true"})
+"""Tags of runs that write what is made over all batches: the instance lets one of them run at a time."""
+
 all_assets = [assets for stage in STAGES.values() for assets in stage]
 all_jobs = [
-    dg.define_asset_job(name, selection=dg.AssetSelection.assets(*assets), description=_MEANING[name])
-    for name, assets in STAGES.items()
+    *(
+        dg.define_asset_job(
+            name,
+            selection=dg.AssetSelection.assets(*assets),
+            description=_MEANING[name],
+            tags=None if name == "sdg" else dict(OVERALL_TAGS),
+        )
+        for name, assets in STAGES.items()
+    ),
+    dg.define_asset_job(
+        RETRAIN,
+        selection=dg.AssetSelection.assets(*(assets for name in _RETRAIN_STAGES for assets in STAGES[name])),
+        description="Fine-tune, compare, export, verify and deploy: what the training schedule starts.",
+        tags=dict(OVERALL_TAGS),
+    ),
 ]

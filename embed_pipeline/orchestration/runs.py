@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
 from embed_pipeline.orchestration.freshness import is_current
+from embed_pipeline.orchestration.gates import failed_check, failed_gates
 from embed_pipeline.orchestration.jobs import STAGES
 from embed_pipeline.orchestration.partitions import document_batches
 from embed_pipeline.settings import Settings
@@ -127,15 +128,7 @@ class StageRunner:
     def _failed(self, definition: dg.AssetsDefinition) -> str:
         """The blocking checks of the definition's assets that failed when they ran last, in words; empty: none."""
         graph = self._definitions.resolve_asset_graph()
-        found = []
-        for check in sorted(graph.asset_check_keys, key=str):
-            if check.asset_key in definition.keys and graph.get_check_spec(check).blocking:
-                record = self._instance.get_latest_asset_check_evaluation_record(check)
-                event = record.event.dagster_event if record and record.event else None
-                evaluation = event.event_specific_data if event else None
-                if isinstance(evaluation, dg.AssetCheckEvaluation) and not evaluation.passed:
-                    found.append(_words(check.name, check.asset_key.to_user_string(), evaluation.description))
-        return "; ".join(found)
+        return "; ".join(failed_gates(self._instance, graph, definition.keys))
 
     def status(self) -> list[tuple[str, str, str, str]]:
         """Stage, asset, state (current, stale, failed or missing) and time made of every asset, in flow order."""
@@ -172,14 +165,10 @@ def _before(stage: str) -> list[dg.AssetsDefinition]:
     return [definition for name in names[: names.index(stage)] for definition in STAGES[name]]
 
 
-def _words(check: str, asset: str, description: str | None) -> str:
-    return f"check {check} of {asset} failed: {description or 'see the check in the Dagster UI'}"
-
-
 def _explain(result: dg.ExecuteInProcessResult) -> str:
     """Why a run failed, in the failing steps' own words."""
     checks = [
-        _words(e.check_name, e.asset_key.to_user_string(), e.description)
+        failed_check(e.check_name, e.asset_key, e.description)
         for e in result.get_asset_check_evaluations()
         if not e.passed and e.blocking
     ]

@@ -1,0 +1,182 @@
+"""What happens by itself: new documents become batches and runs, cheap stages follow, a training starts when it pays.
+
+Nothing of it runs until ``orchestration.automatic`` is set or it is switched on in the UI.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+from filelock import FileLock, Timeout
+
+from embed_pipeline.corpus.batches import Look, Pace, batch_names, batch_number, look_at_documents
+from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.orchestration.assets.sdg import PAIRS_BY_BATCH
+from embed_pipeline.orchestration.freshness import is_current
+from embed_pipeline.orchestration.gates import failed_gates
+from embed_pipeline.orchestration.jobs import OVERALL_TAGS, RETRAIN, STAGES
+from embed_pipeline.orchestration.partitions import document_batches
+from embed_pipeline.settings import Orchestration, Settings, load_settings
+
+_OPTIONS = load_settings().orchestration
+_PARTITIONS = str(document_batches.name)
+_PER_BATCH = [assets for assets in STAGES["sdg"] if assets.partitions_def is not None]
+_OVERALL = [assets for name in ("sdg", "prep") for assets in STAGES[name] if assets.partitions_def is None]
+
+
+@dg.sensor(
+    job_name="sdg",
+    minimum_interval_seconds=_OPTIONS.poll_seconds,
+    default_status=dg.DefaultSensorStatus.RUNNING if _OPTIONS.automatic else dg.DefaultSensorStatus.STOPPED,
+    description="New, changed and deleted documents: cuts them into batches and starts a run of sdg for each.",
+)
+def new_documents(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Look at the documents folder and ask for a run of every batch that has had none.
+
+    The manifests in the store say what has been seen; the cursor is the number of the last batch that a run was asked
+    for. A tick that is cut off is made good by the next, and one that is made twice asks for the same run keys.
+    """
+    settings = load_settings()
+    settings.paths.store.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(settings.paths.store / ".lock").acquire(timeout=0):
+            look = look_at_documents(settings, _pace(settings.orchestration))
+    except Timeout:
+        return dg.SkipReason(f"an embed-pipeline command is at work on {settings.paths.store}")
+    except CorpusError as error:
+        if batch_names(settings.paths.store):
+            raise  # what was there is not: an alarm
+        return dg.SkipReason(str(error))
+    if look.held_back:
+        context.log.warning(_held_back(look, settings))
+    return _asked_for(context, look, settings)
+
+
+def _pace(options: Orchestration) -> Pace:
+    return Pace(
+        settle_seconds=options.settle_seconds,
+        files=options.files_per_tick,
+        bytes=options.bytes_per_tick,
+        max_deleted_share=options.max_deleted_share,
+    )
+
+
+def _asked_for(context: dg.SensorEvaluationContext, look: Look, settings: Settings) -> dg.SensorResult | dg.SkipReason:
+    """Partitions and run requests of the batches that have had none, oldest first."""
+    known = set(context.instance.get_dynamic_partitions(_PARTITIONS))
+    last = int(context.cursor or 0)
+    names = batch_names(settings.paths.store)
+    due = [name for name in names if batch_number(name) > last or name not in known][
+        : settings.orchestration.runs_per_tick
+    ]
+    if not due:
+        return dg.SkipReason(_nothing_due(look, settings))
+    scored = context.instance.get_materialized_partitions(dg.AssetKey("qa_scores"))
+    added = [name for name in names if name not in known]
+    return dg.SensorResult(
+        run_requests=[
+            dg.RunRequest(
+                run_key=name,
+                partition_key=name,
+                asset_selection=[key for assets in _PER_BATCH for key in sorted(assets.keys, key=str)],
+            )
+            for name in due
+            if name not in scored
+        ],
+        dynamic_partitions_requests=[document_batches.build_add_request(added)] if added else [],
+        cursor=str(max(last, batch_number(due[-1]))),
+    )
+
+
+def _held_back(look: Look, settings: Settings) -> str:
+    return (
+        f"{look.held_back} known files are gone from {settings.paths.documents} and are not taken for deleted: a "
+        "folder cannot be read, or more than orchestration.max_deleted_share went at once. Bring them back, or "
+        "have them taken for deleted with: embed-pipeline sdg"
+    )
+
+
+def _nothing_due(look: Look, settings: Settings) -> str:
+    found = [f"{len(look.scan.files)} files, nothing new"]
+    if look.unsettled:
+        found.append(f"{look.unsettled} changed within orchestration.settle_seconds")
+    if look.waiting:
+        found.append(f"{look.waiting} wait for the next look")
+    if look.held_back:
+        found.append(_held_back(look, settings))
+    return "; ".join(found)
+
+
+cheap_stages = dg.AutomationConditionSensorDefinition(
+    "cheap_stages",
+    target=dg.AssetSelection.assets(*_OVERALL),
+    description="Corpus, questions, split, negatives and examples follow what they are made from, gates respected.",
+    default_status=dg.DefaultSensorStatus.RUNNING if _OPTIONS.automatic else dg.DefaultSensorStatus.STOPPED,
+    minimum_interval_seconds=_OPTIONS.poll_seconds,
+    run_tags=dict(OVERALL_TAGS),
+)
+
+
+@dg.schedule(
+    cron_schedule=_OPTIONS.training_cron,
+    job_name=RETRAIN,
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING if _OPTIONS.automatic else dg.DefaultScheduleStatus.STOPPED,
+    description="Trains when enough accepted pairs are new, then compares, exports, and deploys what passes the gates.",
+)
+def training(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Ask for a training when ``orchestration.min_new_pairs`` came since the last one and no gate is shut."""
+    settings = load_settings()
+    new, least = new_pairs(context.instance), settings.orchestration.min_new_pairs
+    if new is None:
+        return dg.SkipReason("there are no accepted pairs yet")
+    if new < least:
+        return dg.SkipReason(
+            f"{new} accepted pairs are new since the last training, orchestration.min_new_pairs {least}"
+        )
+    graph = context.repository_def.asset_graph if context.repository_def else None
+    keys = {key for assets in _OVERALL for key in assets.keys}
+    failed = failed_gates(context.instance, graph, keys) if graph else []
+    if failed:
+        return dg.SkipReason(f"{new} accepted pairs are new, but {'; '.join(failed)}")
+    stale = [
+        key.to_user_string()
+        for assets in STAGES["prep"]
+        for key in sorted(assets.keys, key=str)
+        if not is_current(context.instance, assets, None)
+    ]
+    if stale:
+        return dg.SkipReason(f"{new} accepted pairs are new, but {', '.join(stale)} do not hold them yet")
+    return dg.RunRequest(tags={"embed_pipeline/new_pairs": str(new)})
+
+
+def new_pairs(instance: dg.DagsterInstance) -> int | None:
+    """Accepted pairs that the last training did not have: the growth of every batch, summed; None: there are none."""
+    dataset = dg.AssetKey("qa_dataset")
+    now = instance.get_latest_materialization_event(dataset)
+    if now is None or now.asset_materialization is None:
+        return None
+    before: Mapping[str, int] = {}
+    trained = instance.get_latest_materialization_event(dg.AssetKey("finetuned_model"))
+    if trained is not None and trained.asset_materialization is not None:
+        pointer = (trained.asset_materialization.tags or {}).get(
+            f"dagster/input_event_pointer/{dataset.to_user_string()}"
+        )
+        if pointer is not None and pointer.isdecimal():
+            wanted = dg.AssetRecordsFilter(asset_key=dataset, storage_ids=[int(pointer)])
+            records = instance.fetch_materializations(wanted, limit=1).records
+            if records and records[0].asset_materialization is not None:
+                before = _by_batch(records[0].asset_materialization)
+    after = _by_batch(now.asset_materialization)
+    return sum(max(0, count - before.get(batch, 0)) for batch, count in after.items())
+
+
+def _by_batch(materialization: dg.AssetMaterialization) -> Mapping[str, int]:
+    entry = materialization.metadata.get(PAIRS_BY_BATCH)
+    value: Any = entry.value if entry is not None else {}
+    return dict(json.loads(value) if isinstance(value, str) else value)
+
+
+all_sensors = [new_documents, cheap_stages]
+all_schedules = [training]

@@ -1,0 +1,309 @@
+"""What happens by itself: batches and runs for new documents, cheap stages that follow, trainings that pay."""
+
+from __future__ import annotations
+
+import time
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
+from filelock import FileLock
+
+from embed_pipeline.corpus.batches import batch_folder, batch_names
+from embed_pipeline.definitions import defs
+from embed_pipeline.orchestration.automation import cheap_stages, new_documents, new_pairs, training
+from embed_pipeline.orchestration.partitions import document_batches
+
+REPOSITORY = defs.get_repository_def()
+GRAPH = defs.resolve_asset_graph()
+PER_BATCH = {"documents", "rejected_documents", "segments", "document_artifacts", "qa_pairs", "rejected_pairs",
+             "qa_scores", "rejected_judgements"}  # fmt: skip
+
+
+@pytest.fixture
+def instance():
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A documents folder that the settings name; files settle at once."""
+    path = tmp_path / "documents"
+    path.mkdir()
+    monkeypatch.setenv("EMBED_PIPELINE_PATHS__DOCUMENTS", str(path))
+    monkeypatch.setenv("EMBED_PIPELINE_PATHS__STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__SETTLE_SECONDS", "0")
+    monkeypatch.setenv("EMBED_PIPELINE_CORPUS__DOCUMENTS_PER_BATCH", "2")
+    return path
+
+
+def write(folder, *names, text="text"):
+    for name in names:
+        (folder / name).write_text(f"{text} of {name}")
+
+
+def tick(instance, cursor=None):
+    """One evaluation; what the daemon would do with the partitions is done."""
+    result = new_documents(dg.build_sensor_context(instance=instance, cursor=cursor, repository_def=REPOSITORY))
+    if isinstance(result, dg.SensorResult):
+        for request in result.dynamic_partitions_requests:
+            instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+    return result
+
+
+def test_new_files_become_batches_partitions_and_one_run_each(instance, folder, tmp_path):
+    write(folder, "a.md", "b.md", "c.md")
+    result = tick(instance)
+    names = batch_names(tmp_path / "store")
+    assert len(names) == 2
+    assert instance.get_dynamic_partitions(document_batches.name) == names
+    assert [(request.run_key, request.partition_key) for request in result.run_requests] == [(n, n) for n in names]
+    assert {key.to_user_string() for key in result.run_requests[0].asset_selection} == PER_BATCH
+    assert result.cursor == "2"
+    assert tick(instance, result.cursor).skip_message == "3 files, nothing new"
+
+
+def test_dagster_accepts_what_the_sensor_asks_for(instance, folder):
+    write(folder, "a.md")
+    context = dg.SensorEvaluationContext(
+        instance_ref=instance.get_ref(),
+        last_tick_completion_time=None,
+        last_run_key=None,
+        cursor=None,
+        repository_name=REPOSITORY.name,
+        repository_def=REPOSITORY,
+    )
+    with context:
+        data = REPOSITORY.get_sensor_def("new_documents").evaluate_tick(context)
+    [request] = data.run_requests
+    assert request.tags["dagster/partition"] == request.partition_key
+
+
+def test_a_tick_that_was_lost_after_its_batches_were_cut_is_made_good(instance, folder):
+    write(folder, "a.md")
+    new_documents(dg.build_sensor_context(instance=instance, repository_def=REPOSITORY))  # died before it was recorded
+    result = tick(instance)
+    assert len(result.run_requests) == 1
+    again = tick(instance)  # partitions were added, the cursor was not
+    assert [request.run_key for request in again.run_requests] == [request.run_key for request in result.run_requests]
+
+
+def test_changed_and_deleted_files_are_a_batch(instance, folder):
+    write(folder, "a.md", "b.md")
+    cursor = tick(instance).cursor
+    write(folder, "a.md", text="another text")
+    (folder / "b.md").unlink()
+    [request] = tick(instance, cursor).run_requests
+    assert request.partition_key.startswith("00002-")
+
+
+def test_a_file_still_being_written_is_not_taken(instance, folder, monkeypatch):
+    monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__SETTLE_SECONDS", "3600")
+    write(folder, "a.md")
+    assert tick(instance).skip_message == "1 files, nothing new; 1 changed within orchestration.settle_seconds"
+
+
+def test_a_batch_that_was_scored_already_is_not_run_again(instance, folder, tmp_path):
+    write(folder, "a.md", "b.md", "c.md")
+    tick(instance)
+    first, second = batch_names(tmp_path / "store")
+    instance.report_runless_asset_event(dg.AssetMaterialization("qa_scores", partition=first))
+    assert [request.partition_key for request in tick(instance).run_requests] == [second]
+
+
+def test_a_command_at_work_on_the_store_has_its_way(instance, folder, tmp_path):
+    write(folder, "a.md")
+    (tmp_path / "store").mkdir()
+    with FileLock(tmp_path / "store" / ".lock"):
+        assert "command is at work" in tick(instance).skip_message
+    assert len(tick(instance).run_requests) == 1
+
+
+def test_an_empty_folder_waits_but_one_that_was_emptied_is_an_alarm(instance, folder):
+    assert "no usable document" in tick(instance).skip_message
+    write(folder, "a.md", "b.md")
+    tick(instance)
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="no usable document"):
+        tick(instance)
+
+
+def test_a_mass_deletion_is_held_back_and_said(instance, folder):
+    write(folder, "a.md", "b.md", "c.md", "d.md")
+    cursor = tick(instance).cursor
+    for name in ("a.md", "b.md", "c.md"):
+        (folder / name).unlink()
+    assert "3 known files are gone" in tick(instance, cursor).skip_message
+
+
+def test_a_damaged_manifest_fails_the_tick_by_name(instance, folder, tmp_path):
+    write(folder, "a.md")
+    tick(instance)
+    [manifest] = batch_folder(tmp_path / "store").glob("*.json")
+    manifest.write_text("{")
+    with pytest.raises(ValueError, match=f"{manifest.name} is damaged"):
+        tick(instance)
+
+
+def test_runs_asked_for_in_one_tick_are_bounded(instance, folder, monkeypatch):
+    monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__RUNS_PER_TICK", "3")
+    write(folder, *(f"{number}.md" for number in range(9)))
+    first = tick(instance)
+    second = tick(instance, first.cursor)
+    assert [len(first.run_requests), len(second.run_requests)] == [3, 2]
+    keys = [request.run_key for request in [*first.run_requests, *second.run_requests]]
+    assert len(set(keys)) == 5
+
+
+def test_a_tick_over_many_files_reads_none_of_those_it_knows(instance, folder, monkeypatch):
+    monkeypatch.setenv("EMBED_PIPELINE_CORPUS__DOCUMENTS_PER_BATCH", "500")
+    monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__FILES_PER_TICK", "20000")
+    for shelf in range(20):
+        (folder / str(shelf)).mkdir()
+        write(folder / str(shelf), *(f"{number}.md" for number in range(500)))
+    cursor = tick(instance).cursor
+    started = time.monotonic()
+    result = tick(instance, cursor)
+    assert time.monotonic() - started < 5, "10,000 known files take a fraction of a second"
+    assert result.skip_message == "10000 files, nothing new"
+    assert len(cursor) < 10
+
+
+def materialized(instance, name, **metadata):
+    instance.report_runless_asset_event(dg.AssetMaterialization(name, metadata=metadata))
+    return instance.get_latest_materialization_event(dg.AssetKey(name))
+
+
+def newest_id(instance, name):
+    return instance.fetch_materializations(dg.AssetKey(name), limit=1).records[0].storage_id
+
+
+def trained_on(instance, storage_id):
+    tags = {"dagster/input_event_pointer/qa_dataset": str(storage_id)}
+    instance.report_runless_asset_event(dg.AssetMaterialization("finetuned_model", tags=tags))
+
+
+def test_new_pairs_are_the_growth_of_every_batch_since_the_last_training(instance):
+    assert new_pairs(instance) is None
+    materialized(instance, "qa_dataset", pairs_by_batch={"1": 30, "2": 20})
+    assert new_pairs(instance) == 50
+    trained_on(instance, newest_id(instance, "qa_dataset"))
+    assert new_pairs(instance) == 0
+    # Batch 1 lost pairs to a deletion: what batch 3 brings counts all the same.
+    materialized(instance, "qa_dataset", pairs_by_batch={"1": 10, "2": 22, "3": 5})
+    assert new_pairs(instance) == 7
+
+
+def schedule_tick(instance):
+    context = dg.build_schedule_context(instance=instance, repository_def=REPOSITORY)
+    return training(context)
+
+
+def test_a_training_waits_for_enough_new_pairs(instance):
+    assert "no accepted pairs yet" in schedule_tick(instance).skip_message
+    materialized(instance, "qa_dataset", pairs_by_batch={"1": 49})
+    assert "49 accepted pairs are new" in schedule_tick(instance).skip_message
+
+
+def test_a_training_waits_for_the_examples_that_hold_the_new_pairs(instance):
+    materialized(instance, "qa_dataset", pairs_by_batch={"1": 80})
+    assert (
+        "dataset_split, hard_negatives, training_examples do not hold them yet" in schedule_tick(instance).skip_message
+    )
+
+
+def test_a_training_does_not_start_behind_a_shut_gate(instance):
+    materialized(instance, "qa_dataset", pairs_by_batch={"1": 80})
+    instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey("qa_dataset"), check_name="acceptance_rate", passed=False, description="too low"
+        )
+    )
+    assert "check acceptance_rate of qa_dataset failed: too low" in schedule_tick(instance).skip_message
+
+
+def test_the_training_run_goes_from_training_to_deployment():
+    job = defs.resolve_job_def("retrain")
+    assert {"finetuned_model", "retrieval_evaluation", "onnx_model", "release", "deployment"} <= {
+        key.to_user_string() for key in job.asset_layer.executable_asset_keys
+    }
+
+
+def test_nothing_runs_by_itself_unless_the_settings_say_so():
+    assert new_documents.default_status == dg.DefaultSensorStatus.STOPPED
+    assert cheap_stages.default_status == dg.DefaultSensorStatus.STOPPED
+    assert training.default_status == dg.DefaultScheduleStatus.STOPPED
+
+
+class Following:
+    """Automation ticks over one instance."""
+
+    def __init__(self, instance):
+        self.instance, self.cursor = instance, None
+
+    def tick(self):
+        """Names of the assets that a tick asks for."""
+        result = dg.evaluate_automation_conditions(defs, self.instance, cursor=self.cursor)
+        self.cursor = result.cursor
+        return {
+            subset.key.to_user_string() for subset in result._requested_subsets if isinstance(subset.key, dg.AssetKey)
+        }
+
+    def batch(self, name):
+        """A batch whose assets were made."""
+        self.instance.add_dynamic_partitions(document_batches.name, [name])
+        for asset in sorted(PER_BATCH):
+            self.instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=name))
+
+    def made(self, *assets):
+        for asset in assets:
+            self.instance.report_runless_asset_event(dg.AssetMaterialization(asset))
+
+    def checked(self, asset, *, passed):
+        """Every blocking check of the asset ran."""
+        newest = self.instance.fetch_materializations(dg.AssetKey(asset), limit=1).records[0]
+        for check in GRAPH.asset_check_keys:
+            if check.asset_key == dg.AssetKey(asset) and GRAPH.get_check_spec(check).blocking:
+                self.instance.report_runless_asset_event(
+                    dg.AssetCheckEvaluation(
+                        asset_key=check.asset_key,
+                        check_name=check.name,
+                        passed=passed,
+                        target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
+                            storage_id=newest.storage_id, run_id=newest.run_id, timestamp=newest.timestamp
+                        ),
+                    )
+                )
+
+
+@pytest.fixture
+def following(instance):
+    return Following(instance)
+
+
+def test_the_cheap_stages_follow_a_batch(following):
+    following.tick()
+    following.batch("00001-a")
+    assert {"corpus", "qa_dataset"} <= following.tick()
+    assert following.tick() == set(), "asked for once"
+
+
+def test_a_batch_that_failed_does_not_hold_up_the_others(following):
+    following.tick()
+    following.instance.add_dynamic_partitions(document_batches.name, ["00001-failed"])
+    following.batch("00002-b")
+    assert "corpus" in following.tick()
+
+
+@pytest.mark.parametrize(("passed", "follows"), [(True, {"dataset_split"}), (False, set())])
+def test_nothing_follows_a_gate_that_is_shut(following, passed, follows):
+    following.tick()
+    following.batch("00001-a")
+    following.tick()
+    following.made("corpus", "qa_dataset", "qa_decisions")
+    following.checked("qa_dataset", passed=passed)
+    assert following.tick() & {"dataset_split", "hard_negatives", "training_examples"} == follows
