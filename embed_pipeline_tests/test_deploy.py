@@ -1,0 +1,248 @@
+"""Containers and their configuration agree with each other and with the code. No engine is needed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from dagster._core.instance.ref import InstanceRef
+
+from embed_pipeline.orchestration.jobs import OVERALL_TAGS, all_assets
+from embed_pipeline.settings import load_settings
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES = COMPOSE["services"]
+DAGSTER = yaml.safe_load((DEPLOY / "dagster.yaml").read_text(encoding="utf-8"))
+LAUNCHER = DAGSTER["run_launcher"]["config"]
+DOCKERFILES = sorted([DEPLOY / "Dockerfile", *DEPLOY.glob("*.Dockerfile")])
+OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("embed-pipeline:")}
+
+
+def environment_of(service):
+    """A service's environment with the defaults of its variables; one that must be set is ``set``."""
+    values = {name: str(value) for name, value in SERVICES[service].get("environment", {}).items()}
+    return {
+        name: re.sub(r"\$\{\w+(?::-|:\?)?([^}]*)\}", lambda m: "set" if ":?" in m[0] else m[1], value)
+        for name, value in values.items()
+    }
+
+
+def instructions(path):
+    """Instruction and arguments of every line of a Dockerfile, continuation lines joined."""
+    text = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+
+
+def test_every_part_has_its_service():
+    parts = {"postgres", "docker", "mlflow", "webserver", "daemon", "code", "embeddings"}
+    assert {name for name, service in SERVICES.items() if service.get("profiles", ["cpu"]) == ["cpu"]} == parts
+    assert {name for name, service in SERVICES.items() if service.get("profiles") == ["gpu"]} == {
+        "code-gpu",
+        "embeddings-gpu",
+    }
+    assert SERVICES["nim"]["profiles"] == ["nim"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_pinned_watched_and_restarted(name):
+    service = SERVICES[name]
+    if name not in OURS:
+        assert re.fullmatch(r"[\w./-]+:\d[\w.-]*", service["image"]), service["image"]
+    if name != "docker":
+        assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+    assert service["restart"] == "unless-stopped"
+    for port in service.get("ports", []):
+        assert name.startswith("embeddings") or port.startswith("127.0.0.1:"), "only the embedding server is reachable"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_have_no_privileges(name):
+    assert OURS[name]["cap_drop"] == ["ALL"]
+    assert OURS[name]["security_opt"] == ["no-new-privileges:true"]
+    assert "docker.sock" not in str(OURS[name].get("volumes"))
+
+
+def test_only_gpu_services_ask_for_a_gpu():
+    assert {name for name, service in SERVICES.items() if "nvidia" in str(service.get("deploy"))} == {
+        "embeddings-gpu",
+        "nim",
+    }
+
+
+def commands():
+    """Every command of a service, a health check or an image."""
+    for name, service in SERVICES.items():
+        if name in OURS:
+            yield from (service[part] for part in ("command",) if part in service)
+            yield service["healthcheck"]["test"][1:]
+    for path in DOCKERFILES:
+        yield from (yaml.safe_load(arguments) for instruction, arguments in instructions(path) if instruction == "CMD")
+
+
+def as_words(command):
+    return command[2].removeprefix("exec ").split() if command[:2] == ["sh", "-c"] else command
+
+
+@pytest.mark.parametrize(
+    "command", {" ".join(as_words(command)): as_words(command) for command in commands()}.values(), ids=" ".join
+)
+def test_every_command_is_one_that_is_installed_and_takes_its_options(command):
+    program = Path(sys.executable).parent / command[0]
+    assert program.is_file(), f"{command[0]} is not installed"
+    if command[0] == "python":
+        compile(command[2], "health check", "exec")
+        return
+    verbs = [word for word in command[1:4] if re.fullmatch(r"[a-z]+(-[a-z]+)*", word)]
+    shown = subprocess.run([program, *verbs, "--help"], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert [option for option in command if option.startswith("--") and option not in shown] == []
+
+
+def test_the_workspace_names_the_code_location_where_it_listens():
+    [location] = yaml.safe_load((DEPLOY / "workspace.yaml").read_text(encoding="utf-8"))["load_from"]
+    server = location["grpc_server"]
+    for name in ("code", "code-gpu"):
+        assert server["host"] in SERVICES[name]["networks"]["default"]["aliases"]
+        assert SERVICES[name]["healthcheck"]["test"][-1] == str(server["port"])
+    [command] = [yaml.safe_load(a) for i, a in instructions(DEPLOY / "Dockerfile") if i == "CMD"]
+    assert command[command.index("--port") + 1] == str(server["port"])
+    local = yaml.safe_load((ROOT / "workspace.yaml").read_text(encoding="utf-8"))["load_from"][0]["python_module"]
+    assert command[command.index("--module-name") + 1] == local["module_name"]
+    assert local["location_name"] == server["location_name"]
+
+
+def test_dagster_accepts_its_configuration(monkeypatch, tmp_path):
+    for name, value in environment_of("daemon").items():
+        monkeypatch.setenv(name, value)
+    for folder in (DEPLOY, ROOT):
+        InstanceRef.from_dir(str(tmp_path), config_dir=str(folder))
+    launcher = InstanceRef.from_dir(str(tmp_path), config_dir=str(DEPLOY)).run_launcher
+    assert type(launcher).__name__ == "DockerRunLauncher"
+
+
+def test_a_run_knows_what_the_daemon_knows():
+    known = environment_of("daemon")
+    assert set(LAUNCHER["env_vars"]) <= known.keys()
+    assert {name for name in known if name.startswith("EMBED_PIPELINE_")} - set(LAUNCHER["env_vars"]) == {
+        "EMBED_PIPELINE_ORCHESTRATION__AUTOMATIC"
+    }, "all but what only the code location reads"
+
+
+@pytest.mark.parametrize("name", ["daemon", "code", "code-gpu", "embeddings", "embeddings-gpu"])
+def test_the_environment_holds_settings_that_exist(name, tmp_path):
+    empty = tmp_path / "settings.toml"
+    empty.write_text("")
+    load_settings(empty, environment_of(name))
+
+
+def test_code_location_and_runs_know_the_same_settings():
+    runs = {name: environment_of("daemon")[name] for name in LAUNCHER["env_vars"]}
+    for name in ("code", "code-gpu"):
+        assert runs.items() <= environment_of(name).items()
+
+
+def test_runs_mount_what_the_code_location_mounts():
+    names = {volume["name"]: key for key, volume in COMPOSE["volumes"].items()}
+    mounted = [volume.split(":", 1) for volume in LAUNCHER["container_kwargs"]["volumes"]]
+    assert [f"{names[name]}:{rest}" for name, rest in mounted] == SERVICES["code"]["volumes"]
+    assert SERVICES["code-gpu"]["volumes"] == SERVICES["code"]["volumes"]
+    assert LAUNCHER["network"] == COMPOSE["networks"]["default"]["name"]
+
+
+def test_runs_are_started_from_the_image_that_the_code_location_runs():
+    for name in ("code", "code-gpu"):
+        assert environment_of(name)["DAGSTER_CURRENT_IMAGE"] == SERVICES[name]["image"]
+
+
+@pytest.mark.parametrize("path", [DEPLOY / "dagster.yaml", ROOT / "dagster.yaml"], ids=["containers", "machine"])
+def test_limits_name_what_the_code_names(path):
+    concurrency = yaml.safe_load(path.read_text(encoding="utf-8"))["concurrency"]
+    assert concurrency["pools"] == {"granularity": "op", "default_limit": 1}
+    assert {assets.op.pool for assets in all_assets} == {None, "llm", "gpu"}
+    keys = {limit["key"] for limit in concurrency["runs"]["tag_concurrency_limits"]}
+    assert keys == {"dagster/partition", *OVERALL_TAGS}
+
+
+def test_the_example_names_every_variable_and_no_other():
+    used = set(re.findall(r"(?<!\$)\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
+    example = re.findall(r"^(\w+)=(.*)$", (DEPLOY / "env.example").read_text(encoding="utf-8"), re.MULTILINE)
+    named = {name for name, _ in example}
+    assert named - used == {"COMPOSE_PROFILES"}
+    assert used - named == {"EMBEDDINGS_PORT", "MLFLOW_PORT", "DAGSTER_PORT"}, "only these have good defaults"
+    assert [name for name, value in example if "KEY" in name or "PASSWORD" in name if value] == []
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+class TestDockerfile:
+    def test_base_images_are_pinned_and_slim(self, path):
+        parts = instructions(path)
+        pinned = dict(argument.split("=", 1) for name, argument in parts if name == "ARG" and "=" in argument)
+        bases = [argument.split(" AS ")[0] for name, argument in parts if name == "FROM"]
+        assert bases == ["${PYTHON_IMAGE}"] * 2
+        assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", pinned["PYTHON_IMAGE"])
+
+    def test_the_last_stage_runs_as_nobody_and_starts_no_shell(self, path):
+        parts = instructions(path)
+        last = parts[max(place for place, (name, _) in enumerate(parts) if name == "FROM") :]
+        assert [argument for name, argument in last if name == "USER"] == ["10001"]
+        assert not [name for name, _ in last[[name for name, _ in last].index("USER") :] if name in {"RUN", "COPY"}]
+        assert isinstance(yaml.safe_load(dict(last)["CMD"]), list)
+        assert not [name for name, _ in parts if name in {"ADD", "ENTRYPOINT"}]
+
+    def test_installs_leave_nothing_behind(self, path):
+        for name, argument in instructions(path):
+            if name == "RUN" and "apt-get" in argument:
+                assert "--no-install-recommends" in argument
+                assert argument.count("apt-get") == 2
+                assert "rm -rf /var/lib/apt/lists/*" in argument
+                assert re.search(r"install .*? \w+=\S+", argument), "packages are pinned"
+            if name == "RUN" and "pip install" in argument:
+                assert all("--constraint" in part or "--require-hashes" in part for part in argument.split("&&")), (
+                    "versions are pinned"
+                )
+
+    def test_what_is_copied_is_there_and_not_ignored(self, path):
+        allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+        for name, argument in instructions(path):
+            if name == "COPY" and "--from" not in argument:
+                for source in [word for word in argument.split() if not word.startswith("--")][:-1]:
+                    assert (ROOT / source).exists(), source
+                    assert source.removeprefix("./") in allowed, source
+
+    def test_no_secret_is_baked_in(self, path):
+        assert not re.search(r"(PASSWORD|API_KEY|TOKEN)\s*=", path.read_text(encoding="utf-8"))
+
+
+def test_the_image_installs_extras_that_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    [named] = re.findall(r'"\.\[\$\{VARIANT\},([\w,]+)\]"', (DEPLOY / "Dockerfile").read_text(encoding="utf-8"))
+    assert {"cpu", "gpu", *named.split(",")} <= extras.keys()
+
+
+@pytest.mark.parametrize("profiles", ["cpu", "gpu", "gpu,nim"])
+def test_compose_accepts_the_file(tmp_path, profiles):
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("docker-compose is not installed")
+    example = (DEPLOY / "env.example").read_text(encoding="utf-8")
+    settled = re.sub(
+        r"^(POSTGRES_PASSWORD|EMBED_PIPELINE_SERVING_API_KEY)=$", r"\1=secret", example, flags=re.MULTILINE
+    )
+    (tmp_path / "env").write_text(settled)
+    command = [program, "--env-file", str(tmp_path / "env"), "--file", str(ROOT / "docker-compose.yml"), "config"]
+    environment = {**os.environ, "COMPOSE_PROFILES": profiles}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "empty").write_text("")
+    unset = [program, "--env-file", str(tmp_path / "empty"), "--file", str(ROOT / "docker-compose.yml"), "config"]
+    refused = subprocess.run(unset, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert refused.returncode != 0
+    assert "set it in .env" in refused.stderr
