@@ -159,17 +159,16 @@ class LLMClient:
         return results
 
     async def complete(
-        self, prompt: str, *, stop: list[str], max_tokens: int, temperature: float, seed: int, shared: str = ""
+        self, *parts: str, stop: list[str], max_tokens: int, temperature: float, seed: int
     ) -> Completion:
         """Continue a text.
 
         Args:
-            prompt: the text.
+            parts: the text, cut where other texts depart from it: what they share an embedded server works off once.
             stop: where the answer ends.
             max_tokens: where it is cut.
             temperature: sampling temperature.
             seed: sampling seed.
-            shared: the beginning that this prompt shares with others, which an embedded server works off once.
 
         Returns:
             The answer; ``finish_reason`` is ``length`` when ``max_tokens`` cut it.
@@ -183,13 +182,13 @@ class LLMClient:
         """
         request = {
             "model": self.generator,
-            "prompt": prompt,
+            "prompt": "".join(parts),
             "stop": stop,
             "max_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,
         }
-        return await self._answer(request_key(request), "/completions", request, None, shared)
+        return await self._answer(request_key(request), "/completions", request, None, parts)
 
     async def structured(
         self,
@@ -259,7 +258,7 @@ class LLMClient:
             return got
 
     async def _answer(
-        self, key: str, path: str, request: dict[str, Any], answer: type[BaseModel] | None, shared: str = ""
+        self, key: str, path: str, request: dict[str, Any], answer: type[BaseModel] | None, parts: tuple[str, ...] = ()
     ) -> Answer:
         """From the store, else from the endpoint and into the store; equal requests at once are one call."""
         lock = self._asking.setdefault(key, asyncio.Lock())
@@ -275,7 +274,7 @@ class LLMClient:
                 return self._dialect.word(asked, answer)
 
             with self.budget.call():
-                got = await self._transport.ask(path, word, self._dialect.adapt, shared)
+                got = await self._transport.ask(path, word, self._dialect.adapt, parts)
                 self._store.put(key, got)
             return got
 

@@ -12,13 +12,15 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from embed_pipeline import settings
 from embed_pipeline.llm.errors import EmbeddedModelError
+from embed_pipeline.llm.requantize import fast_weights
 
 if TYPE_CHECKING:
     from xllamacpp import CommonParams
@@ -126,16 +128,32 @@ def embedded_server(llm: settings.LLM) -> Iterator[Servers]:
     layout = lay_out(llm.slots, llm.threads, file.stat().st_size)
     servers: list[Any] = []
     try:
-        for _ in range(layout.servers):
-            try:
-                servers.append(xllamacpp.Server(_parameters(file, layout.slots, layout.threads)))
-            except RuntimeError as error:
-                raise EmbeddedModelError(f"llama.cpp cannot load {file}: {error}") from error
+        # The servers keep their mapping of a temporary file that is gone.
+        with _weights(file) as weights:
+            for _ in range(layout.servers):
+                try:
+                    servers.append(xllamacpp.Server(_parameters(weights, layout.slots, layout.threads)))
+                except RuntimeError as error:
+                    raise EmbeddedModelError(f"llama.cpp cannot load {file}: {error}") from error
         logger.info("Embedded %s: %s", file.stem, layout)
         yield Servers(tuple(f"{server.listening_address}/v1" for server in servers), layout.slots)
     finally:
         # A server stops, and joins its threads, when its last reference goes.
         servers.clear()
+
+
+@contextmanager
+def _weights(file: Path) -> Iterator[Path]:
+    """The file to load: of a small model, a temporary one that is worked off faster."""
+    with ExitStack() as opened:
+        weights = file
+        if file.stat().st_size <= SMALL_MODEL_BYTES:
+            try:
+                weights = opened.enter_context(fast_weights(file))
+            except OSError as error:
+                message = f"the embedded model's weights need room for a temporary copy in {gettempdir()}: {error}"
+                raise EmbeddedModelError(message) from error
+        yield weights
 
 
 def _cores() -> int:

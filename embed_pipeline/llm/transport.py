@@ -108,7 +108,11 @@ class Transport:
             await client.close()
 
     async def ask(
-        self, path: str, word: Callable[[], dict[str, Any]], adapt: Callable[[int, str], None], shared: str = ""
+        self,
+        path: str,
+        word: Callable[[], dict[str, Any]],
+        adapt: Callable[[int, str], None],
+        parts: tuple[str, ...] = (),
     ) -> Answer:
         """Send a request until it is answered.
 
@@ -116,7 +120,7 @@ class Transport:
             path: ``/chat/completions`` or ``/completions``.
             word: gives the request body; called for every attempt, as the endpoint's dialect may have been learned.
             adapt: is told status and message of a refusal; when ``word`` then gives another body, that is sent.
-            shared: the beginning of the prompt that other prompts share.
+            parts: the prompt in parts, for embedded servers.
 
         Raises:
             EndpointError: on a final refusal of this or an earlier request; nothing more is sent then.
@@ -129,7 +133,7 @@ class Transport:
         while attempt < self._llm.max_attempts:
             body = word()
             try:
-                outcome = await self._attempt(path, body, shared)
+                outcome = await self._attempt(path, body, parts)
                 if isinstance(outcome, Answer):
                     self._note_outcome("")
                     return outcome
@@ -197,9 +201,9 @@ class Transport:
         reason = self._reason or EndpointError(f"requests to {self._place} were stopped")
         return type(reason)(str(reason))
 
-    async def _attempt(self, path: str, body: dict[str, Any], shared: str) -> Answer | Failure:
+    async def _attempt(self, path: str, body: dict[str, Any], parts: tuple[str, ...]) -> Answer | Failure:
         async with self.throttle.slot() as started:
-            outcome = await self._send(path, body, shared)
+            outcome = await self._send(path, body, parts)
             if isinstance(outcome, Answer):
                 self.throttle.succeeded()
                 self._budget.record(outcome.prompt_tokens, outcome.completion_tokens, time.monotonic() - started)
@@ -210,11 +214,11 @@ class Transport:
                 self.throttle.pause(outcome.wait)
             return outcome
 
-    async def _send(self, path: str, body: dict[str, Any], shared: str) -> Answer | Failure:
+    async def _send(self, path: str, body: dict[str, Any], parts: tuple[str, ...]) -> Answer | Failure:
         import openai
 
         if self._primed is not None:
-            chosen = self._primed.choose(body.get("prompt", ""), self._open)
+            chosen = self._primed.choose(parts[:-1], self._open)
         else:
             chosen = min(range(len(self._clients)), key=self._open.__getitem__)
 
@@ -223,7 +227,7 @@ class Transport:
 
         self._open[chosen] += 1
         try:
-            data = await (self._primed.ask(chosen, body, shared, post) if self._primed else post(body))
+            data = await (self._primed.ask(chosen, body, parts, post) if self._primed else post(body))
             return _read(data, body)
         except openai.APIStatusError as error:
             wait = retry_after(error.response.headers)

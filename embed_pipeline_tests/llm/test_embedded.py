@@ -24,6 +24,9 @@ needs_model = pytest.mark.skipif(
 )
 
 
+Asked = tuple[str, str, float]
+
+
 def _listens(url: str) -> bool:
     parts = urlsplit(url)
     with socket.socket() as probe:
@@ -58,13 +61,12 @@ def test_a_text_depends_on_its_request_alone(tmp_path: Path) -> None:
     """Whatever was asked before, in whatever order, on whichever server: a killed run ends like one that was not."""
     shared = f"Passage: {' '.join(topics['assert'].split())[:900]}\nQuestion: What does assert do?"
     passages = [" ".join(topics[name].split())[:600] for name in ("pass", "del")]
-    prompts = [f"{shared}\n\nPassage: {passage}\nQuestion:" for passage in passages]
-    asked = [(prompt, temperature) for prompt in prompts for temperature in (0.7, 1.5)]
+    asked = [(passage, tail, 1.2) for passage in passages for tail in ("Question:", "Search:")]
 
-    async def run(order: list[tuple[str, float]], name: str, *, at_once: bool) -> dict[tuple[str, float], str]:
+    async def run(order: list[Asked], name: str, *, at_once: bool) -> dict[Asked, str]:
         async with open_client(LLM(), tmp_path / name) as client:
-            how = {"stop": [], "max_tokens": 32, "seed": 5, "shared": shared}
-            asks = [client.complete(prompt, temperature=t, **how) for prompt, t in order]
+            how = {"stop": [], "max_tokens": 32, "seed": 5}
+            asks = [client.complete(shared, f"\n\nPassage: {p}\n", tail, temperature=t, **how) for p, tail, t in order]
             answers = await asyncio.gather(*asks) if at_once else [await ask for ask in asks]
             return {request: answer.text for request, answer in zip(order, answers, strict=True)}
 
