@@ -165,8 +165,8 @@ def _arguments(schedule: Plan, settings: Settings, seed: int, work: Path) -> Sen
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
-        # Every weight is in every batch's graph, and no buffer changes while training.
-        ddp_find_unused_parameters=False,
+        # A pooling layer that sentence-transformers leaves out gets no gradient; no buffer changes while training.
+        ddp_find_unused_parameters=True,
         ddp_broadcast_buffers=False,
     )
 

@@ -12,7 +12,7 @@ from embed_pipeline import tables
 from embed_pipeline.evaluation.query_sets import generated_set
 from embed_pipeline.settings import Settings
 from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.task import Record, Task
+from embed_pipeline.training.task import Task
 
 _MODULE = "embed_pipeline.training"
 
@@ -22,42 +22,21 @@ def work_folder(settings: Settings) -> Path:
     return settings.paths.store / "models" / "finetuned_model" / ".work"
 
 
-def make_task(
-    examples: pl.DataFrame,
-    corpus: pl.DataFrame,
-    qa_dataset: pl.DataFrame,
-    dataset_split: pl.DataFrame,
-    settings: Settings,
-    record: Record | None = None,
-) -> Task:
-    """The training that the tables hold.
-
-    Raises:
-        TrainingError: there are no examples, or one names a segment that is not in the corpus.
-    """
-    return Task.of(
-        examples,
-        dict(corpus.select("segment_id", "text").iter_rows()),
-        generated_set(qa_dataset, dataset_split, "dev"),
-        (corpus["segment_id"].to_list(), corpus["text"].to_list()),
-        settings,
-        work=work_folder(settings),
-        record=record,
-    )
-
-
 def stored_task(settings: Settings) -> Task:
-    """The training that the tables in the store hold, as the asset ``finetuned_model`` would read them.
+    """The training that the tables in the store hold, as the asset ``finetuned_model`` reads them.
 
     Raises:
         TrainingError: a table was never materialized, or what it holds cannot be trained on.
     """
-    return make_task(
+    corpus = _read(settings, tables.CORPUS)
+    dev = generated_set(_read(settings, tables.QA_DATASET), _read(settings, tables.DATASET_SPLIT), "dev")
+    return Task.of(
         _read(settings, tables.TRAINING_EXAMPLES),
-        _read(settings, tables.CORPUS),
-        _read(settings, tables.QA_DATASET),
-        _read(settings, tables.DATASET_SPLIT),
+        dict(corpus.select("segment_id", "text").iter_rows()),
+        dev,
+        (corpus["segment_id"].to_list(), corpus["text"].to_list()),
         settings,
+        work=work_folder(settings),
     )
 
 

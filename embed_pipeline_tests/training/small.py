@@ -77,3 +77,59 @@ def settings(model: Path, **training: Any) -> Settings:
             "evaluation": {"general_questions": 0},
         }
     )
+
+
+def write_tiny_decoder(folder: Path) -> Path:
+    """Write a two-layer random decoder that pads on the left and pools its last token."""
+    import torch
+    from sentence_transformers import SentenceTransformer, models
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
+
+    torch.manual_seed(0)
+    words = ["<pad>", "<unk>", "<end>", *TOPICS, *"the is what how does a b c work of".split()]
+    tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 2)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<end>",
+        padding_side="left",
+        model_max_length=64,
+    )
+    plain = folder.parent / f"{folder.name}-plain"
+    fast.save_pretrained(plain)
+    config = Qwen2Config(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=None,
+    )
+    Qwen2Model(config).save_pretrained(plain)
+    pooling = models.Pooling(32, pooling_mode="lasttoken")
+    SentenceTransformer(modules=[models.Transformer(str(plain), max_seq_length=64), pooling], device="cpu").save(
+        str(folder)
+    )
+    return folder
+
+
+def write_tiny_cross_encoder(folder: Path, encoder: Path) -> Path:
+    """Write a cross-encoder of random weights over the tokenizer and shape of a tiny BERT."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
+
+    torch.manual_seed(1)
+    config = AutoConfig.from_pretrained(encoder, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+    return folder
