@@ -175,7 +175,7 @@ class Synthesis(_Stage):
     check_hops: bool = True
     """Have the judge say of every multi-hop pair whether each of its hops is needed; else that is only measured."""
     min_hop_need: Share = 0.15
-    """A multi-hop pair is dropped unless each hop alone carries this share of its question's rare words."""
+    """Where the judge is not asked: the share of its question's rare words that each hop of a pair must hold alone."""
     max_round_trip_rank: int = Field(default=20, ge=1)
     """A pair is dropped unless the base model and BM25 together find each of its segments this high."""
     near_duplicate_similarity: float = Field(default=0.95, gt=0, le=1)
@@ -334,8 +334,9 @@ class Evaluation(_Stage):
     """Resamples behind every confidence interval."""
     min_gain: float = Field(default=0.0, ge=-1, le=1)
     """Least gain in nDCG@10 on the generated test questions for a release, relative to the base."""
-    max_labelled_loss: float = Field(default=0.02, ge=0, le=1)
-    """Greatest loss in nDCG@10 on any labelled set, absolute, beyond which nothing is released."""
+    max_labelled_loss: float = Field(default=0.05, ge=0, le=1)
+    """Greatest loss in nDCG@10 on any labelled set, absolute; beyond it, or where a loss is significant, nothing is
+    released."""
     max_forgetting: float = Field(default=0.02, ge=0, le=1)
     """Greatest loss in nDCG@10 on the general check set, absolute; beyond it tuned weights are merged with the base's."""
     general_questions: int = Field(default=400, ge=0, le=10_000)
@@ -385,6 +386,16 @@ class Serving(_Stage):
     """Tokens that waiting texts are merged into; 0: 768 on a CPU, max_batch_tokens on a GPU."""
     threads: int = Field(default=0, ge=0)
     """Inference threads; 0: all cores."""
+    precision: Literal["auto", "fp32", "int8"] = "auto"
+    """Which export of the bundle is served; auto: the fastest on this machine of those that may be."""
+    max_int8_ndcg_delta: float = Field(default=0.005, ge=0, le=1)
+    """An int8 export is served only where it changed nDCG@10 by no more than this when it was made."""
+    min_int8_top10_overlap: Share = 0.8
+    """Least mean overlap of the ten best passages in a deployment's check, where int8 is served."""
+    reload_seconds: float = Field(default=2, ge=0)
+    """How often to look whether another release of the store is current; 0: never."""
+    search_page: bool = True
+    """Offer a page at / that searches the corpus with the models served."""
     header_seconds: float = Field(default=10, gt=0)
     """A connection whose request headers take longer is closed."""
     body_seconds: float = Field(default=30, gt=0)

@@ -141,6 +141,7 @@ class Batcher:
         """Forget what of ``job`` still waits; nobody wants it any more."""
         with self._condition:
             self._forget({job})
+            job.unfinished = -1
         job.future.cancel()
 
     def close(self) -> None:
@@ -244,6 +245,7 @@ class Batcher:
         for (_, _, job, index), vector in zip(batch, vectors, strict=True):
             job.vectors[index] = vector
             job.unfinished -= 1
+            # A job that was dropped or has failed counts below zero.
             if not job.unfinished:
                 done = np.stack([row for row in job.vectors if row is not None])
                 job.future.get_loop().call_soon_threadsafe(_resolve, job.future, done)

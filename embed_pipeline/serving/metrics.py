@@ -29,6 +29,7 @@ class Metrics:
         self.rejected = self._counter("rejected", "Requests refused because the queue was full.")
         self.truncated = self._counter("truncated", "Texts cut to the model's limit.")
         self.disconnected = self._counter("disconnected", "Requests whose client left before the answer.")
+        self.failed_reloads = self._counter("failed_reloads", "Releases that became current and could not be served.")
         self.unknown_fields = self._counter("unknown_fields", "Fields of requests that nothing reads.")
 
     def exposition(self) -> bytes:

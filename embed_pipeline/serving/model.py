@@ -8,16 +8,15 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.encoder import Kind
-from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.release.bundle import Manifest, verify_bundle
+from embed_pipeline.release.bundle import Manifest
 from embed_pipeline.serving.batcher import Batcher
 from embed_pipeline.serving.errors import ServingError, invalid
+from embed_pipeline.serving.exports import Export
 from embed_pipeline.serving.metrics import Metrics
 from embed_pipeline.serving.reading import Reader, Row
 from embed_pipeline.serving.request import Truncate
@@ -43,11 +42,29 @@ class Embedded:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the models of one endpoint have in common.
+
+    Attributes:
+        serving: limits.
+        metrics: what is counted.
+        executor: threads that tokenise.
+        turn: held during inference, so that two models do not compete for the machine.
+    """
+
+    serving: Serving
+    metrics: Metrics
+    executor: Executor
+    turn: threading.Lock
+
+
 class ServedModel:
     """One model behind one name.
 
     Attributes:
         name: what clients ask for.
+        precision: fp32 or int8.
         manifest: the release that it comes from.
         dimensions: length of a whole vector.
         matryoshka: shorter lengths that its vectors may be cut to.
@@ -57,43 +74,40 @@ class ServedModel:
     def __init__(
         self,
         name: str,
-        onnx_folder: Path,
+        export: Export,
         manifest: Manifest,
+        shared: Shared,
         *,
-        serving: Serving,
-        metrics: Metrics,
-        executor: Executor,
-        turn: threading.Lock,
+        matryoshka: Sequence[int] = (),
     ) -> None:
-        """Open the export in ``onnx_folder`` and run it once.
+        """Run ``export`` once and start its queue.
 
         Raises:
-            ServingError: the model reads longer texts than fit a batch.
-            ModelError: the export cannot be read.
+            ServingError: the model reads longer texts than fit a batch, or gives no vectors.
         """
         self.name, self.manifest, self.created = name, manifest, int(time.time())
-        backend = OnnxBackend(onnx_folder, threads=serving.threads)
+        backend, self.precision, serving = export.backend, export.precision, shared.serving
         if backend.max_tokens > serving.max_batch_tokens:
             message = (
-                f"the model reads {backend.max_tokens} tokens, more than serving.max_batch_tokens = "
+                f"{name} reads {backend.max_tokens} tokens, more than serving.max_batch_tokens = "
                 f"{serving.max_batch_tokens}; set it to {backend.max_tokens} or more"
             )
             raise ServingError(message)
         self.dimensions = backend.dimensions
-        self.matryoshka = manifest.model.matryoshka_dimensions
+        self.matryoshka = tuple(matryoshka)
         self._limit, self._max_request_tokens = backend.max_tokens, serving.max_request_tokens
-        self._metrics, self._executor = metrics, executor
+        self._metrics, self._executor = shared.metrics, shared.executor
         self._reader = Reader(backend)
         warm = backend.infer(self._reader.read(["a"], "query", "NONE").rows)
         if not np.isfinite(warm).all():
-            message = f"release {manifest.version} gives a vector that is not finite"
+            message = f"{name} of release {manifest.version} gives a vector that is not finite"
             raise ServingError(message)
         self._batcher = Batcher(
             backend.infer,
             batch_tokens=min(serving.batch_tokens or _hardware_batch(serving), serving.max_batch_tokens),
             max_queue_tokens=serving.max_queue_tokens,
-            metrics=metrics,
-            turn=turn,
+            metrics=shared.metrics,
+            turn=shared.turn,
         )
 
     async def embed(self, texts: Sequence[str], kind: Kind, truncate: Truncate) -> Embedded:
@@ -135,20 +149,6 @@ class ServedModel:
                 raise invalid(message, "input")
         self._metrics.tokenize_seconds.observe(time.monotonic() - started)
         return rows
-
-
-def load_bundle(bundle: Path) -> Manifest:
-    """Check a bundle's files against its hashes and return its manifest.
-
-    Raises:
-        BundleError: a file is not what was released.
-        ServingError: the bundle holds no export.
-    """
-    manifest = verify_bundle(bundle)
-    if "onnx/model.onnx" not in manifest.files:
-        message = f"bundle {bundle.name} holds no onnx/model.onnx"
-        raise ServingError(message)
-    return manifest
 
 
 def cut(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:

@@ -132,7 +132,12 @@ def _schemas(serving: Serving, names: list[str], sizes: list[int]) -> dict[str, 
     data = {"type": "array", "items": embedding, "minItems": 1}
     error = {"message": {"type": "string"}, "type": {"type": "string"}, "param": nullable_text, "code": nullable_text}
     model = {"id": {"type": "string"}, "object": {"const": "model"}, "created": count, "owned_by": {"type": "string"}}
-    release = {"id": {"type": "string"}, "version": {"type": "string"}, "model": {"type": "object"}}
+    release = {
+        "id": {"type": "string"},
+        "precision": {"type": "string"},
+        "version": {"type": "string"},
+        "model": {"type": "object"},
+    }
     return {
         "EmbeddingRequest": _object(request, *optional, closed=False),
         "Embeddings": _object(

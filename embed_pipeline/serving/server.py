@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
@@ -11,11 +12,10 @@ from types import FrameType
 
 import uvicorn
 
-from embed_pipeline.embedding.models import ModelError
-from embed_pipeline.release.bundle import BundleError
 from embed_pipeline.serving.application import create_application
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.protocol import guarded_protocol
+from embed_pipeline.serving.reload import LOAD_ERRORS, Follower
 from embed_pipeline.serving.service import Service
 from embed_pipeline.settings import Serving, Settings, serving_api_key
 
@@ -31,7 +31,8 @@ def serve(bundle: Path, settings: Settings, *, port: int | None = None) -> None:
     """Serve the release in ``bundle`` until SIGTERM or SIGINT, then finish what is in flight and return.
 
     Args:
-        bundle: the release bundle; its files are checked against its hashes first.
+        bundle: the release bundle; its files are checked against its hashes first. One of the store is followed:
+            when another becomes current (:func:`embed_pipeline.release.current.promote`), that one is served.
         settings: address, limits and the model's name.
         port: instead of ``serving.port``.
 
@@ -84,6 +85,7 @@ class EmbeddingServer(uvicorn.Server):
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._bundle, self._service, self._listener = bundle, service, listener
+        self._follower = Follower.of(service, bundle)
         self._failure: ServingError | None = None
         self._drain_since: float | None = None
 
@@ -100,9 +102,16 @@ class EmbeddingServer(uvicorn.Server):
             self.run(sockets=[self._listener])
         finally:
             loading.join()
+            if self._follower is not None and self._failure is None:
+                self._follower.stop()
             self._service.close()
         if self._failure is not None:
             raise self._failure
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell the service on which event loop its requests are answered."""
+        self._service.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start draining at the first signal; at the second, stop at once."""
@@ -129,6 +138,9 @@ class EmbeddingServer(uvicorn.Server):
     def _load(self) -> None:
         try:
             self._service.load(self._bundle)
-        except (BundleError, ModelError, ServingError) as error:
+        except LOAD_ERRORS as error:
             self._failure = ServingError(f"{self._bundle} cannot be served: {error}")
             self.should_exit = True
+            return
+        if self._follower is not None:
+            self._follower.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embed_pipeline.embedding.encoder import Kind
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.release.bundle import Manifest, verify_bundle
 from embed_pipeline.serving.errors import RequestError, unavailable
+from embed_pipeline.serving.exports import BASE_FOLDER, Export, has_export, open_export
 from embed_pipeline.serving.metrics import Metrics
-from embed_pipeline.serving.model import ServedModel, load_bundle
+from embed_pipeline.serving.model import ServedModel, Shared
 from embed_pipeline.serving.request import KINDS
 from embed_pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _WORKERS = 2
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Service:
         executor: threads for tokenising and for writing large answers.
         draining: True once the endpoint takes no new work.
         open_requests: requests not yet answered.
+        loop: event loop that answers requests, once it runs.
     """
 
     def __init__(self, settings: Settings, api_key: str | None = None) -> None:
@@ -47,8 +53,9 @@ class Service:
         self.executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="texts")
         self.draining = False
         self.open_requests = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._models: dict[str, ServedModel] = {}
-        self._turn = threading.Lock()
+        self._shared = Shared(settings.serving, self.metrics, self.executor, threading.Lock())
 
     @property
     def ready(self) -> bool:
@@ -60,29 +67,63 @@ class Service:
         """The models served, the released one first."""
         return tuple(self._models.values())
 
+    @property
+    def version(self) -> str | None:
+        """The release served; None before the first is loaded."""
+        return next((model.manifest.version for model in self.models), None)
+
     def load(self, bundle: Path) -> None:
-        """Check ``bundle`` and serve it in place of what was served before.
+        """Check ``bundle`` and serve it in place of what was served before, which finishes what it has begun.
 
         Raises:
             BundleError: the bundle is not what was released.
-            ModelError: its export cannot be read.
-            ServingError: its export does not fit the settings.
+            ModelError: an export cannot be read.
+            ReleaseError: the parity figures of an export are missing or damaged.
+            ServingError: the release does not fit the settings.
         """
-        manifest = load_bundle(bundle)
-        model = ServedModel(
-            self.settings.serving.model_name,
-            bundle / "onnx",
-            manifest,
-            serving=self.settings.serving,
-            metrics=self.metrics,
-            executor=self.executor,
-            turn=self._turn,
-        )
-        before = self.models
-        self._models = {model.name: model}
-        logger.info("serving release %s as %s", manifest.version, model.name)
+        manifest = verify_bundle(bundle)
+        serving = self.settings.serving
+        models = self._open(bundle, manifest)
+        before = self._exchange({model.name: model for model in models})
+        logger.info("serving release %s as %s (%s)", manifest.version, serving.model_name, models[0].precision)
         for old in before:
             old.close()
+
+    def _open(self, bundle: Path, manifest: Manifest) -> list[ServedModel]:
+        serving = self.settings.serving
+        sizes = manifest.model.matryoshka_dimensions
+        models: list[ServedModel] = []
+        try:
+            export = open_export(bundle, manifest, serving)
+            models.append(ServedModel(serving.model_name, export, manifest, self._shared, matryoshka=sizes))
+            if has_export(manifest, BASE_FOLDER):
+                base = Export(OnnxBackend(bundle / BASE_FOLDER, threads=serving.threads), "fp32")
+                models.append(ServedModel(f"{serving.model_name}-base", base, manifest, self._shared))
+        except Exception:
+            for model in models:
+                model.close()
+            raise
+        return models
+
+    def _exchange(self, models: dict[str, ServedModel]) -> tuple[ServedModel, ...]:
+        """Put ``models`` in place and return those before.
+
+        Where requests are answered meanwhile, it happens between two steps of their event loop: no request has
+        found an old model and not yet begun with it when the old ones are told to finish.
+        """
+        before = self.models
+        done = threading.Event()
+
+        def put() -> None:
+            self._models = models
+            done.set()
+
+        if self.loop is not None and self.loop.is_running():
+            self.loop.call_soon_threadsafe(put)
+        while not done.wait(_LOOK_SECONDS):
+            if self.loop is None or not self.loop.is_running():
+                put()
+        return before
 
     def require_ready(self) -> None:
         """Pass while requests are answered.

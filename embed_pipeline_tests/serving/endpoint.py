@@ -22,7 +22,7 @@ from embed_pipeline.serving.service import Service
 from embed_pipeline.settings import Serving, Settings
 
 MODEL = "embed-pipeline"
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 @dataclass

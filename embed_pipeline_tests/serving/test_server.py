@@ -35,7 +35,7 @@ def process(bundle, port: int, **environment: str):
 
 def answers(url: str, path: str) -> int:
     try:
-        return httpx.get(url + path, timeout=20).status_code
+        return httpx.get(url + path, timeout=60).status_code
     except httpx.TransportError:
         return 0
 
@@ -48,10 +48,10 @@ def test_sigterm_under_load_drains_and_exits_with_0(bundle):
         eventually(lambda: answers(url, "/v1/health/ready") == 200)
         body = {"input": texts, "model": MODEL, "encoding_format": "base64"}
         work = [threads.submit(httpx.post, f"{url}/v1/embeddings", json=body, timeout=60) for _ in range(4)]
-        eventually(lambda: "embed_queue_texts 0.0" not in httpx.get(f"{url}/metrics", timeout=20).text)
+        eventually(lambda: "embed_queue_texts 0.0" not in httpx.get(f"{url}/metrics", timeout=60).text)
         served.send_signal(signal.SIGTERM)
         assert {future.result().status_code for future in work} == {200}
-        assert served.wait(20) == 0
+        assert served.wait(60) == 0
         assert "Traceback" not in served.stderr.read()
     assert answers(url, "/v1/health/live") == 0
 
@@ -74,10 +74,10 @@ def test_while_loading_it_lives_and_is_not_ready(bundle, monkeypatch):
     from embed_pipeline.serving import service as module
 
     seen = {}
-    loads, opened = module.load_bundle, threading.Event()
+    loads, opened = module.verify_bundle, threading.Event()
 
     def slow(folder):
-        assert opened.wait(20)
+        assert opened.wait(60)
         return loads(folder)
 
     def look() -> None:
@@ -85,10 +85,10 @@ def test_while_loading_it_lives_and_is_not_ready(bundle, monkeypatch):
         eventually(lambda: answers(url, "/v1/health/live") == 200)
         seen["ready"] = answers(url, "/v1/health/ready")
         fields = {"input": "a", "model": MODEL}
-        seen["embed"] = httpx.post(f"{url}/v1/embeddings", json=fields, timeout=20).status_code
+        seen["embed"] = httpx.post(f"{url}/v1/embeddings", json=fields, timeout=60).status_code
         opened.set()
 
-    monkeypatch.setattr(module, "load_bundle", slow)
+    monkeypatch.setattr(module, "verify_bundle", slow)
     port = free_port("127.0.0.1")
     watcher = threading.Thread(target=look)
     watcher.start()
