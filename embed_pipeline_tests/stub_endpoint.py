@@ -89,7 +89,12 @@ class Stub:
 
 @contextmanager
 def stub_endpoint(
-    responder: Responder, *, latency: float = 0.0, rate_limit: float | None = None, script: Sequence[Step] = ()
+    responder: Responder,
+    *,
+    latency: float = 0.0,
+    rate_limit: float | None = None,
+    script: Sequence[Step] = (),
+    port: int = 0,
 ) -> Iterator[Stub]:
     """Serve ``/v1/chat/completions`` and ``/v1/completions`` while the block runs.
 
@@ -98,8 +103,9 @@ def stub_endpoint(
         latency: seconds before every good answer.
         rate_limit: requests a second, counted in whole seconds; more are refused with 429 and ``Retry-After: 1``.
         script: what the first requests get instead.
+        port: where to listen; 0: any free port.
     """
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener = socket.create_server(("127.0.0.1", port), backlog=1024)
     stub = Stub(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
     server = _Server(stub, responder, latency, rate_limit, deque(script))
     loop = asyncio.new_event_loop()
