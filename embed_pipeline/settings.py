@@ -18,7 +18,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 ENVIRONMENT_PREFIX = "EMBED_PIPELINE_"
 CONFIG_VARIABLE = "EMBED_PIPELINE_CONFIG"
@@ -426,6 +435,8 @@ class Tracking(_Stage):
     """Experiment name."""
     registered_model: str = "embed-pipeline"
     """Registered model name."""
+    dagster_url: str | None = None
+    """Address of the Dagster UI, such as ``http://host:3000``, for links from MLflow; None: run ids alone."""
 
 
 class Orchestration(_Stage):

@@ -1,8 +1,9 @@
 """Questions from a small model without instruction sense: few-shot completion, one line, several candidates.
 
-A model of a hundred million parameters continues a pattern well and follows instructions badly. So it only
-writes the question; the answer is the sentence of the source that supports it, the other fields are read off
-the question's form, and what does not look like a question about its source is turned away at once.
+A model of a hundred million parameters continues a pattern well and follows instructions badly. So it only writes the
+question. What kind of question is steered by the words that it begins with ("How do I", "What happens"); a keyword
+query is the question less its function words; the answer is the sentence of the source that supports the question; the
+other fields are read off its form. What does not look like a question about its source is turned away at once.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Mapping
 
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject
-from embed_pipeline.synthesis.plan import Source, Task
+from embed_pipeline.synthesis.form import form_problem
+from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem
+from embed_pipeline.synthesis.passages import readable
+from embed_pipeline.synthesis.plan import Source, Task, Wish, work_order
 from embed_pipeline.synthesis.prompts import COMPLETION_PROMPTS, fill_prompt, shared_beginning
 from embed_pipeline.synthesis.words import (
     content_words,
-    form_problem,
     inverse_document_frequency,
+    keywords,
     supporting_sentence,
     unsupported_terms,
 )
@@ -26,105 +29,125 @@ _SINGLE_HOP, _MULTI_HOP = COMPLETION_PROMPTS
 _PASSAGE_CHARACTERS = 900
 _HOP_CHARACTERS = 420
 _MAX_TOKENS = 40
-_TEMPERATURE_STEP = 0.25
+_TEMPERATURE_STEP = 0.2
 
+_OPENINGS = {
+    "procedural": ("How do I", "How do you", "How can I"),
+    "causal": ("What happens when", "What happens if", "Why"),
+    "inferential": ("Can", "Is it possible to", "Does"),
+    "relational": ("How does", "How is"),
+    "temporal": ("When should", "When is"),
+}
 _REASONING = (
-    ("procedural", ("how do", "how can", "how to", "how should", "how would", "how is", "how are")),
+    ("procedural", ("how do i", "how do you", "how can", "how to", "how should")),
     ("causal", ("why", "what causes", "what happens", "what makes")),
     ("temporal", ("when", "how long", "how often", "in what order", "since which")),
-    ("relational", ("what is the difference", "how does", "which of", "what is the relationship")),
+    ("relational", ("what is the difference", "how do", "how is", "which of", "what is the relationship")),
     ("inferential", ("can", "does", "is", "are", "do", "will", "should", "would", "could", "if")),
 )
 
 
 async def complete_questions(tasks: list[Task], settings: Settings, client: LLMClient) -> Generated:
-    """Ask every task ``synthesis.questions_per_segment`` times at rising temperature; multi-hop tasks once.
+    """Ask every task once for each of its wishes, at rising temperature.
 
-    Candidates of one task run one after another, so that the server answers all but the first from its cache
-    of the prompt.
+    The wishes of one task run one after another, so that the server works its passage off once.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
     """
     idf = inverse_document_frequency(source.text for task in tasks for source in task.sources)
+    accepted = [0, 0]
 
     async def ask(task: Task) -> Generated:
         found = Generated()
-        seen: set[str] = set()
-        name, prompt = _prompt(task.sources)
-        count = settings.synthesis.questions_per_segment if len(task.sources) == 1 else 1
-        for candidate in range(count):
+        for number, wish in enumerate(task.wishes):
+            opening = _opening(wish, task.seed + number)
             answer = await client.complete(
-                prompt,
-                shared=shared_beginning(name),
+                *_parts(task.sources),
+                f"Question: {opening}".rstrip(),
                 stop=["\n"],
                 max_tokens=_MAX_TOKENS,
-                temperature=settings.synthesis.temperature + _TEMPERATURE_STEP * candidate,
-                seed=task.seed + candidate,
+                temperature=settings.synthesis.temperature + _TEMPERATURE_STEP * number,
+                seed=task.seed + number,
             )
-            _sort(answer.text, task, found, seen, idf)
+            _sort(f"{opening} {answer.text}", task, wish, found, idf)
+        accepted[0] += len(found.pairs)
+        accepted[1] += len(task.wishes)
         return found
 
-    results = await client.gather(tasks, ask, label="Writing questions", unit="segments")
+    def note() -> str:
+        return f"{accepted[0] / max(1, accepted[1]):.0%} well formed"
+
+    # Multi-hop prompts share another beginning, which each server works off once.
+    ordered = sorted(work_order(tasks, settings.seed), key=lambda task: len(task.sources) > 1)
+    results = await client.gather(ordered, ask, label="Writing questions", unit="segments", note=note)
     return Generated(
         [pair for result in results for pair in result.pairs],
         [reject for result in results for reject in result.rejects],
     )
 
 
-def _prompt(sources: tuple[Source, ...]) -> tuple[str, str]:
-    """The prompt's file, and the prompt."""
+def _opening(wish: Wish, seed: int) -> str:
+    """The words that a question of the wished kind begins with; none for one that may begin anyhow."""
+    choices = _OPENINGS.get(wish.reasoning_type, ("",))
+    return choices[seed % len(choices)] if wish.query_type != "multi_hop" else ""
+
+
+def _parts(sources: tuple[Source, ...]) -> tuple[str, str]:
+    """The prompt up to the question, in what all prompts share and the rest."""
     if len(sources) == 1:
-        passage = _shorten(sources[0].text, _PASSAGE_CHARACTERS)
-        return _SINGLE_HOP, fill_prompt(_SINGLE_HOP, title=sources[0].title, passage=passage)
-    lines = [
-        f"Passage {chr(ord('A') + index)} ({source.title}): {_shorten(source.text, _HOP_CHARACTERS)}"
-        for index, source in enumerate(sources)
-    ]
-    return _MULTI_HOP, fill_prompt(_MULTI_HOP, passages="\n".join(lines))
+        name = _SINGLE_HOP
+        passage = readable(sources[0].text, _PASSAGE_CHARACTERS)
+        prompt = fill_prompt(name, title=sources[0].title, passage=passage)
+    else:
+        name = _MULTI_HOP
+        lines = [
+            f"Passage {chr(ord('A') + index)} ({source.title}): {readable(source.text, _HOP_CHARACTERS)}"
+            for index, source in enumerate(sources)
+        ]
+        prompt = fill_prompt(name, passages="\n".join(lines))
+    shared = shared_beginning(name)
+    return shared, prompt.removeprefix(shared).removesuffix("Question:")
 
 
-def _shorten(text: str, characters: int) -> str:
-    """One line of at most ``characters``, cut at a word."""
-    line = " ".join(text.split())
-    return line if len(line) <= characters else line[:characters].rsplit(" ", 1)[0]
-
-
-def _sort(text: str, task: Task, found: Generated, seen: set[str], idf: Mapping[str, float]) -> None:
+def _sort(text: str, task: Task, wish: Wish, found: Generated, idf: Mapping[str, float]) -> None:
     """Put a candidate among the pairs or the rejects of ``found``."""
     question = " ".join(text.split())
+    pair = _pair(question, wish, task.sources, idf)
     ids = tuple(source.segment_id for source in task.sources)
-    source_text = "\n".join(f"{source.title}\n{source.text}" for source in task.sources)
-    problem = form_problem(question)
-    invented = unsupported_terms(question, source_text)
-    if problem is None and question.lower() in seen:
-        problem, detail = "repeated", "an earlier candidate for the same segment asks the same"
-    elif problem is None and invented:
-        problem, detail = "unsupported_term", ", ".join(invented)
-    elif problem is None and (missing := _unanchored(question, task.sources)):
-        problem, detail = "source_not_asked_about", missing
+    known = {source.segment_id: source.document_id for source in task.sources}
+    problem = _problem(question, task.sources, found) or find_problem(pair, known, len(task.sources))
+    if problem is None:
+        found.pairs.append(pair)
     else:
-        detail = "form of the question"
-    seen.add(question.lower())
-    if problem is not None:
-        found.rejects.append(Reject(ids, problem, detail, text))
-        return
-    found.pairs.append(_pair(question, task.sources, idf))
+        found.rejects.append(Reject(ids, *problem, text))
 
 
-def _unanchored(question: str, sources: tuple[Source, ...]) -> str:
-    """Titles of the sources that share no content word with the question; empty where all do."""
+def _problem(question: str, sources: tuple[Source, ...], found: Generated) -> tuple[str, str] | None:
+    """The first thing wrong with a question as (reason, detail); None where nothing is."""
+    form = form_problem(question)
+    if form is not None:
+        return form, "form of the question"
+    if any(question.lower() == pair.question.lower() for pair in found.pairs):
+        return "repeated", "an earlier candidate for the same segment asks the same"
+    invented = unsupported_terms(question, "\n".join(f"{source.title}\n{source.text}" for source in sources))
+    if invented:
+        return "unsupported_term", ", ".join(invented)
     asked = set(content_words(question))
-    return ", ".join(s.title for s in sources if not asked & set(content_words(f"{s.title} {s.text}")))
+    missing = [s.title for s in sources if not asked & set(content_words(f"{s.title} {s.text}"))]
+    return ("source_not_asked_about", ", ".join(missing)) if missing else None
 
 
-def _pair(question: str, sources: tuple[Source, ...], idf: Mapping[str, float]) -> Pair:
+def _pair(question: str, wish: Wish, sources: tuple[Source, ...], idf: Mapping[str, float]) -> Pair:
     summaries = [supporting_sentence(question, source.text, idf) for source in sources]
     hops = tuple(Hop((source.segment_id,), summary) for source, summary in zip(sources, summaries, strict=True))
     reasoning = reasoning_of(question) if len(sources) == 1 else "relational"
     complexity = min(5, len(sources) + (reasoning not in {"factual", "temporal"}))
     kind = "multi_hop" if len(sources) > 1 else ("structural" if reasoning == "procedural" else "contextual")
-    return Pair(question, " ".join(summaries), kind, reasoning, complexity, hops)
+    short = keywords(question)
+    style = "keywords" if wish.style == "keywords" and form_problem(short, "keywords") is None else "question"
+    said = short if style == "keywords" else question
+    return Pair(said, " ".join(summaries), kind, reasoning, complexity, hops, style)
 
 
 def reasoning_of(question: str) -> str:

@@ -15,7 +15,7 @@ from embed_pipeline.llm.client import open_client
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.completion_generator import complete_questions
 from embed_pipeline.synthesis.pairs import Generated, pair_row, reject_rows
-from embed_pipeline.synthesis.plan import Source, askable_sources, plan_multi_hop, plan_single_hop
+from embed_pipeline.synthesis.plan import Source, askable_sources, multi_hop_count, plan_multi_hop, plan_single_hop
 from embed_pipeline.synthesis.prompts import COMPLETION_PROMPTS, STRUCTURED_PROMPTS, prompt_version
 from embed_pipeline.synthesis.structured_generator import ask_questions
 
@@ -50,23 +50,24 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures, EmbeddedModelError: from the client.
     """
-    sources = askable_sources(segments, titles, settings)
+    sources = askable_sources(segments, titles, artifacts, settings)
     tasks = plan_single_hop(sources, settings)
-    if sources and settings.synthesis.max_hops > 1 and settings.synthesis.multi_hop_share > 0:
+    wanted = multi_hop_count(tasks, settings.synthesis)
+    if wanted and len(sources) > 1:
         # All texts in the order of the later searches, whose vectors these then are.
         texts = segments.sort("segment_id")["text"].unique(maintain_order=True).to_list()
         place = {text: index for index, text in enumerate(texts)}
+        text_of = dict(segments.select("segment_id", "text").iter_rows())
         every = load_encoder().encode(texts, "passage", label="Finding neighbours")
-        vectors = every[[place[source.text] for source in sources]]
-        tasks += plan_multi_hop(sources, vectors, settings)
-    topics = {key[0]: group["text"].to_list() for key, group in artifacts.group_by("document_id", maintain_order=True)}
+        vectors = every[[place[text_of[source.segment_id]] for source in sources]]
+        tasks += plan_multi_hop(sources, vectors, wanted, settings)
 
     async def run() -> tuple[Generated, str, Usage]:
         async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
             if settings.llm.embedded:
                 found = await complete_questions(tasks, settings, client)
             else:
-                found = await ask_questions(tasks, topics, settings, client)
+                found = await ask_questions(tasks, settings, client)
             return found, client.generator, client.usage
 
     found, generator, usage = asyncio.run(run()) if tasks else (Generated(), settings.llm.model, Usage())

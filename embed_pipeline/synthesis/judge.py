@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.injection import remove_instructions
 from embed_pipeline.synthesis.measured_judge import Verdict
 from embed_pipeline.synthesis.prompts import delimit, read_prompt
 
@@ -68,7 +69,7 @@ async def ask_judge(
     """
 
     async def ask(pair: Mapping[str, Any]) -> Verdict | NoVerdict:
-        texts = {f"S{n}": segments[key] for n, key in enumerate(pair["segment_ids"], start=1)}
+        texts = {f"S{n}": remove_instructions(segments[key]) for n, key in enumerate(pair["segment_ids"], start=1)}
         stated = json.dumps({"question": pair["question"], "answer": pair["answer"]}, ensure_ascii=False)
         messages = [
             {"role": "system", "content": read_prompt("judge.md")},

@@ -47,6 +47,7 @@ def judge_by_measure(
     overlap: float,
     problem: str | None,
     idf: Mapping[str, float],
+    style: str = "question",
 ) -> Verdict:
     """Score one pair.
 
@@ -59,11 +60,12 @@ def judge_by_measure(
         overlap: share of the question's content words in the sources.
         problem: what is wrong with the question's form, or None.
         idf: inverse document frequency of the corpus's content words.
+        style: how the question is asked; keywords may be short.
     """
     relevance = max(1.0, 10 - 4 * math.log(rank) / math.log(max(bound_rank, 2)))
     accuracy = 1 + 9 * min(1.0, max(0.0, answer_cosine) / _GOOD_COSINE)
     support = 1 + 9 * (grounding + overlap) / 2
-    clarity, why = _clarity(question, problem, idf)
+    clarity, why = _clarity(question, problem, idf, style)
     return Verdict(
         tuple(round(score, 2) for score in (relevance, accuracy, support, clarity)),  # type: ignore[arg-type]  # four
         (
@@ -75,10 +77,10 @@ def judge_by_measure(
     )
 
 
-def _clarity(question: str, problem: str | None, idf: Mapping[str, float]) -> tuple[float, str]:
+def _clarity(question: str, problem: str | None, idf: Mapping[str, float], style: str) -> tuple[float, str]:
     if problem is not None:
         return 1.0, f"form: {problem}"
-    short = len(words(question)) < _SHORT_QUESTION_WORDS
+    short = style != "keywords" and len(words(question)) < _SHORT_QUESTION_WORDS
     plain = all(idf.get(word, 0.0) < _RARE_IDF for word in content_words(question))
     faults = [fault for fault, found in (("short", short), ("names nothing specific", plain)) if found]
     return 10.0 - 3 * len(faults), "; ".join(faults) or "well formed, names its subject"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
-QueryType = Literal["multi_hop", "structural", "contextual"]
-ReasoningType = Literal["factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"]
+from embed_pipeline.settings import REASONING_TYPES, STYLES
+
+QUERY_TYPES = ("multi_hop", "structural", "contextual")
 
 MAX_QUESTION_CHARACTERS = 500
 MAX_ANSWER_CHARACTERS = 4000
@@ -32,6 +33,7 @@ class Pair:
     reasoning_type: str
     complexity: int
     hops: tuple[Hop, ...]
+    style: str = "question"
 
     @property
     def segment_ids(self) -> list[str]:
@@ -73,8 +75,9 @@ def find_problem(pair: Pair, known: Mapping[str, str], max_hops: int) -> tuple[s
         ("question_too_long", len(pair.question) > MAX_QUESTION_CHARACTERS, f"{len(pair.question)} characters"),
         ("empty_answer", not pair.answer.strip(), "no answer"),
         ("answer_too_long", len(pair.answer) > MAX_ANSWER_CHARACTERS, f"{len(pair.answer)} characters"),
-        ("query_type", pair.query_type not in get_args(QueryType), pair.query_type),
-        ("reasoning_type", pair.reasoning_type not in get_args(ReasoningType), pair.reasoning_type),
+        ("query_type", pair.query_type not in QUERY_TYPES, pair.query_type),
+        ("reasoning_type", pair.reasoning_type not in REASONING_TYPES, pair.reasoning_type),
+        ("style", pair.style not in STYLES, pair.style),
         ("complexity", not 1 <= pair.complexity <= 5, str(pair.complexity)),  # noqa: PLR2004 - the scale's ends
         ("hop_count", not 1 <= hops <= max_hops, f"{hops} hops, allowed 1 to {max_hops}"),
         ("hop_without_segment", any(not hop.segment_ids for hop in pair.hops), "a hop names no segment"),
@@ -104,6 +107,7 @@ def pair_row(pair: Pair, batch: str, known: Mapping[str, str], made_by: Mapping[
         "hop_count": len(pair.hops),
         "hops": hops,
         "segment_ids": pair.segment_ids,
+        "style": pair.style,
         "document_ids": sorted({known[segment] for segment in pair.segment_ids}),
         **made_by,
     }

@@ -1,100 +1,234 @@
-"""What to ask of which segments: single-hop tasks for each, multi-hop tasks over neighbours.
+"""What to ask of which segments: single-hop tasks for each, multi-hop tasks along the neighbour graph.
 
-Neighbours are segments that the base encoder puts close together, in whatever document, near duplicates left
-out: two passages that say the same make no second hop.
+Seeds come from the texts, not from their place in the batch: where a document is edited, renamed or copied, what was
+asked of its unchanged segments is asked in the same words and answered from the response store.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Settings, Synthesis
+from embed_pipeline.synthesis.injection import remove_instructions
+from embed_pipeline.synthesis.neighbours import Neighbour, find_neighbours, near_duplicate
 
-_NEIGHBOURS = 12
-_CLOSEST, _FARTHEST = 0.90, 0.35
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A segment as a generator sees it."""
+    """A segment as a generator sees it: instructions to models taken out of its text.
+
+    Attributes:
+        segment_id: the segment.
+        document_id: its document.
+        title: headings above it, or the document's title.
+        text: what it says.
+        artifacts: what the artifact pass found in it.
+    """
 
     segment_id: str
     document_id: str
     title: str
     text: str
+    artifacts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one question should be like."""
+
+    query_type: str
+    reasoning_type: str
+    style: str
+    complexity: int
 
 
 @dataclass(frozen=True)
 class Task:
-    """Segments to be joined by one question, and a seed for sampling. One source: a single hop."""
+    """Segments to be joined by questions (one: a single hop), what is wished of each question, a seed for sampling."""
 
     sources: tuple[Source, ...]
+    wishes: tuple[Wish, ...]
     seed: int
 
 
-def askable_sources(segments: pl.DataFrame, titles: dict[str, str], settings: Settings) -> list[Source]:
-    """Segments long enough to ask about, one for each distinct text, sorted by id.
+def askable_sources(
+    segments: pl.DataFrame, titles: Mapping[str, str], artifacts: pl.DataFrame, settings: Settings
+) -> list[Source]:
+    """Segments long enough to ask about, one for each distinct text, sorted by document and position.
 
     Args:
         segments: frame of :data:`tables.SEGMENTS`.
         titles: document id to title.
+        artifacts: frame of :data:`tables.DOCUMENT_ARTIFACTS`.
         settings: ``corpus.min_segment_tokens`` is the least length.
     """
-    long_enough = segments.filter(pl.col("token_count") >= settings.corpus.min_segment_tokens).sort("segment_id")
-    distinct = long_enough.unique("text", keep="first", maintain_order=True)
-    return [
-        Source(row["segment_id"], row["document_id"], row["heading_path"] or titles[row["document_id"]], row["text"])
+    found: dict[str, list[str]] = {}
+    for text, places in artifacts.sort("kind", "text").select("text", "segment_ids").iter_rows():
+        for segment in places:
+            found.setdefault(segment, []).append(text)
+    long_enough = segments.filter(pl.col("token_count") >= settings.corpus.min_segment_tokens)
+    distinct = long_enough.sort("document_id", "position").unique("text", keep="first", maintain_order=True)
+    sources = (
+        Source(
+            row["segment_id"],
+            row["document_id"],
+            remove_instructions(row["heading_path"] or titles[row["document_id"]]),
+            remove_instructions(row["text"]),
+            tuple(dict.fromkeys(found.get(row["segment_id"], ()))),
+        )
         for row in distinct.iter_rows(named=True)
-    ]
+    )
+    return [source for source in sources if source.text.strip()]
 
 
-def plan_multi_hop(sources: list[Source], vectors: np.ndarray, settings: Settings) -> list[Task]:
-    """Choose groups of two to ``synthesis.max_hops`` neighbouring segments.
+def plan_single_hop(sources: Sequence[Source], settings: Settings) -> list[Task]:
+    """A task for each segment that gets questions, in the order of the segments.
+
+    The shares of types and styles hold document by document, up to rounding.
+    """
+    by_document: dict[str, list[Source]] = {}
+    for source in sources:
+        by_document.setdefault(source.document_id, []).append(source)
+    tasks = []
+    for document, members in by_document.items():
+        counts = _spread(members, settings.synthesis)
+        wishes = iter(_wishes(document, sum(counts), settings))
+        for source, count in zip(members, counts, strict=True):
+            if count:
+                mine = tuple(next(wishes) for _ in range(count))
+                tasks.append(Task((source,), mine, _seed(settings.seed, (source,))))
+    return tasks
+
+
+def work_order(items: Sequence[Item], seed: int) -> list[Item]:
+    """A seeded order to work in, so that progress and early stops are representative."""
+    ordered = list(items)
+    random.Random(f"{seed} work order").shuffle(ordered)  # noqa: S311 - an order, no secret
+    return ordered
+
+
+def multi_hop_count(single_hop: Sequence[Task], synthesis: Synthesis) -> int:
+    """Multi-hop questions wanted beside the single-hop ones: ``multi_hop_share`` of them, none where hops are off."""
+    if synthesis.max_hops == 1:
+        return 0
+    return round(synthesis.multi_hop_share * sum(len(task.wishes) for task in single_hop))
+
+
+def plan_multi_hop(
+    sources: Sequence[Source], vectors: NDArray[np.float32], wanted: int, settings: Settings
+) -> list[Task]:
+    """Choose paths of two to ``synthesis.max_hops`` segments in the neighbour graph.
 
     Args:
         sources: the segments.
         vectors: their unit vectors, shape (len(sources), d).
-        settings: share, hop limit and seed.
+        wanted: how many, :func:`multi_hop_count`.
+        settings: shares, hop limit and seed.
 
     Returns:
-        ``multi_hop_share`` of the single-hop tasks, fewer where segments have no neighbours.
+        A task each, fewer than wanted where segments have no neighbours; up to ``cross_document_share`` of them join
+        different documents.
     """
-    from embed_pipeline.embedding.search import search
-
     synthesis = settings.synthesis
-    wanted = round(synthesis.multi_hop_share * synthesis.questions_per_segment * len(sources))
-    if synthesis.max_hops == 1 or wanted == 0 or len(sources) < 2:  # noqa: PLR2004 - two make a pair
+    if wanted == 0 or len(sources) < 2:  # noqa: PLR2004 - two make a pair
         return []
-    chance = random.Random(f"{settings.seed} multi-hop")  # noqa: S311 - sampling, not secrets
-    hits = search(vectors, vectors, min(_NEIGHBOURS + 1, len(sources)))
+    graph = find_neighbours(vectors, [source.artifacts for source in sources])
+    chance = random.Random(f"{settings.seed} multi-hop")  # noqa: S311 - sampling, no secret
     order = list(range(len(sources)))
     chance.shuffle(order)
+    wishes = _wishes("multi-hop", wanted, settings, multi_hop=True)
+    crossing = _sample({"across": synthesis.cross_document_share, "within": 1 - synthesis.cross_document_share}, wanted)
     tasks: dict[tuple[str, ...], Task] = {}
     for first in order:
         if len(tasks) == wanted:
             break
-        close = [
-            int(other)
-            for other, score in zip(hits.indices[first], hits.scores[first], strict=True)
-            if other != first and _FARTHEST <= score < _CLOSEST
-        ]
-        hops = chance.randint(2, synthesis.max_hops)
-        chosen = [first, *close[: hops - 1]]
-        if len(chosen) < 2:  # noqa: PLR2004 - it has no neighbour
-            continue
-        members = tuple(sources[index] for index in chosen)
-        key = tuple(sorted(member.segment_id for member in members))
-        tasks.setdefault(key, Task(members, chance.randrange(2**31)))
+        across = crossing[len(tasks)] == "across"
+        path = _walk(first, chance.randint(2, synthesis.max_hops), graph, sources, vectors, across=across)
+        if len(path) > 1:
+            members = tuple(sources[index] for index in path)
+            key = tuple(sorted(member.segment_id for member in members))
+            tasks.setdefault(key, Task(members, (wishes[len(tasks)],), _seed(settings.seed, members)))
     return list(tasks.values())
 
 
-def plan_single_hop(sources: list[Source], settings: Settings) -> list[Task]:
-    """A task for each segment, in random but seeded order, so that progress and early stops are representative."""
-    chance = random.Random(f"{settings.seed} single-hop")  # noqa: S311 - sampling, not secrets
-    tasks = [Task((source,), chance.randrange(2**31)) for source in sources]
-    chance.shuffle(tasks)
-    return tasks
+def _walk(
+    first: int,
+    hops: int,
+    graph: list[list[Neighbour]],
+    sources: Sequence[Source],
+    vectors: NDArray[np.float32],
+    *,
+    across: bool,
+) -> list[int]:
+    """A path from ``first`` over closest neighbours; ``across``: into other documents where there are such."""
+    path = [first]
+    while len(path) < hops:
+        open_ends = [
+            edge.index
+            for edge in graph[path[-1]]
+            if edge.index not in path and not any(near_duplicate(vectors, edge.index, seen) for seen in path)
+        ]
+        documents = {sources[index].document_id for index in path}
+        preferred = [index for index in open_ends if (sources[index].document_id not in documents) == across]
+        if not open_ends:
+            break
+        path.append((preferred or open_ends)[0])
+    return path
+
+
+def _spread(members: Sequence[Source], synthesis: Synthesis) -> list[int]:
+    """How many questions each segment of a document gets: the first ones one more where it does not divide evenly."""
+    if not synthesis.questions_per_document:
+        return [synthesis.questions_per_segment] * len(members)
+    each, over = divmod(synthesis.questions_per_document, len(members))
+    richest = sorted(range(len(members)), key=lambda index: (-len(members[index].artifacts), index))[:over]
+    return [each + (index in richest) for index in range(len(members))]
+
+
+def _wishes(name: str, count: int, settings: Settings, *, multi_hop: bool = False) -> list[Wish]:
+    """As many wishes, their types and styles in the shares that the settings ask for, in a seeded order."""
+    synthesis = settings.synthesis
+    low, high = synthesis.min_complexity, synthesis.max_complexity
+    shares: dict[str, dict[str, float]] = {
+        "query": {"structural": synthesis.structural_share, "contextual": 1 - synthesis.structural_share},
+        "reasoning": dict(synthesis.reasoning_types),
+        "style": dict(synthesis.styles),
+        "complexity": {str(level): 1.0 for level in range(max(low, 2) if multi_hop and high > 1 else low, high + 1)},
+    }
+    if multi_hop:
+        shares["query"] = {"multi_hop": 1.0}
+    columns = []
+    for column, weights in shares.items():
+        chance = random.Random(f"{settings.seed} {name} {column}")  # noqa: S311 - sampling, no secret
+        values = _sample(weights, count, chance.random())
+        chance.shuffle(values)
+        columns.append(values)
+    return [Wish(query, reasoning, style, int(level)) for query, reasoning, style, level in zip(*columns, strict=True)]
+
+
+def _sample(weights: Mapping[str, float], count: int, offset: float = 0.5) -> list[str]:
+    """Systematic sampling: each name as often as its share says, rounded down or up, by where the offset falls."""
+    total = sum(weights.values())
+    picked: list[str] = []
+    reached = 0.0
+    for name, weight in weights.items():
+        reached += weight / total * count
+        while len(picked) < count and len(picked) + offset < reached:
+            picked.append(name)
+    # Rounding may leave the last place open.
+    return picked + [name for name, weight in weights.items() if weight][-1:] * (count - len(picked))
+
+
+def _seed(seed: int, sources: Sequence[Source]) -> int:
+    said = "\0".join(part for source in sources for part in (source.title, source.text))
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{said}".encode()).digest()[:4]) & 0x7FFFFFFF

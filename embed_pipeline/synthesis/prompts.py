@@ -10,7 +10,7 @@ _FOLDER = Path(__file__).parent / "prompts"
 
 COMPLETION_PROMPTS = ("single_hop_completion.txt", "multi_hop_completion.txt")
 STRUCTURED_PROMPTS = ("questions.md",)
-JUDGE_PROMPTS = ("judge.md",)
+JUDGE_PROMPTS = ("judge.md", "hops.md")
 ARTIFACT_PROMPTS = ("artifacts.md",)
 
 

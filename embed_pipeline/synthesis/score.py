@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,13 +14,16 @@ from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import open_client
+from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.form import form_problem
+from embed_pipeline.synthesis.hop_check import ask_hops_needed, hop_need
 from embed_pipeline.synthesis.judge import NoVerdict, ask_judge
 from embed_pipeline.synthesis.measured_judge import Verdict, judge_by_measure
 from embed_pipeline.synthesis.pairs import Reject, reject_rows
 from embed_pipeline.synthesis.prompts import JUDGE_PROMPTS, prompt_version
 from embed_pipeline.synthesis.signals import measure_round_trip
-from embed_pipeline.synthesis.words import form_problem, inverse_document_frequency, overlap
+from embed_pipeline.synthesis.words import inverse_document_frequency, overlap
 
 MEASURED = "measured"
 
@@ -34,11 +39,17 @@ class Scoring:
 
 @dataclass(frozen=True)
 class _Signals:
+    """What is measured of every pair, a list each in the order of the pairs."""
+
+    dense_ranks: list[int]
+    bm25_ranks: list[int]
     ranks: list[int]
     answer_cosines: list[float]
     groundings: list[float]
     overlaps: list[float]
     problems: list[str | None]
+    hop_needs: list[float]
+    idf: Mapping[str, float]
 
 
 def score_pairs(
@@ -60,38 +71,54 @@ def score_pairs(
         return Scoring(tables.QA_SCORES.empty(), tables.REJECTED_PAIRS.empty(), Usage())
     texts = dict(segments.select("segment_id", "text").iter_rows())
     signals = _measure(pairs, texts, encoder)
-    usage = Usage()
+    verdicts: list[Verdict | NoVerdict]
+    asked: dict[str, bool | InvalidAnswer] = {}
     if settings.llm.embedded:
-        judge = MEASURED
-        verdicts: list[Verdict | NoVerdict] = list(_measured_verdicts(pairs, texts, signals, settings))
+        judge, usage = MEASURED, Usage()
+        verdicts = list(_measured_verdicts(pairs, signals, settings))
     else:
         judge = settings.llm.judge_model or settings.llm.model
-        verdicts, usage = asyncio.run(_asked_verdicts(pairs, texts, settings))
+        verdicts, asked, usage = asyncio.run(_asked_verdicts(pairs, texts, settings))
     rows = []
     rejects = []
-    for index, (pair, verdict) in enumerate(zip(pairs.iter_rows(named=True), verdicts, strict=True)):
+    for index, pair in enumerate(pairs.iter_rows(named=True)):
+        verdict = verdicts[index]
+        hops_needed = asked.get(pair["qa_id"], signals.hop_needs[index] >= settings.synthesis.min_hop_need)
         if isinstance(verdict, NoVerdict):
-            detail = f"{verdict.reason}: {verdict.detail}"
-            rejects.append(Reject(tuple(pair["segment_ids"]), "no_verdict", detail, verdict.raw))
-            continue
-        rows.append(
-            {
-                "qa_id": pair["qa_id"],
-                "batch": batch,
-                **dict(zip(tables.CRITERIA, verdict.scores, strict=True)),
-                **{f"{n}_justification": j for n, j in zip(tables.CRITERIA, verdict.justifications, strict=True)},
-                "overall": round(verdict.overall, 4),
-                "judge": judge,
-                "round_trip_rank": signals.ranks[index],
-                "grounding": signals.groundings[index],
-                "lexical_overlap": signals.overlaps[index],
-                "well_formed": signals.problems[index] is None,
-            }
-        )
+            rejects.append(_reject(pair, verdict.reason, verdict.detail, verdict.raw))
+        elif isinstance(hops_needed, InvalidAnswer):
+            rejects.append(_reject(pair, hops_needed.reason, str(hops_needed), hops_needed.raw))
+        else:
+            signs = _signs(signals, index)
+            rows.append({"qa_id": pair["qa_id"], "batch": batch, **_scores(verdict), "judge": judge, **signs,
+                         "hops_needed": hops_needed})  # fmt: skip
     made_by = {"generator": judge, "prompt_version": prompt_version(*JUDGE_PROMPTS)}
-    return Scoring(
-        tables.QA_SCORES.frame(rows), tables.REJECTED_PAIRS.frame(reject_rows(rejects, batch, made_by)), usage
-    )
+    rejected = tables.REJECTED_PAIRS.frame(reject_rows(rejects, batch, made_by))
+    return Scoring(tables.QA_SCORES.frame(rows), rejected, usage)
+
+
+def _reject(pair: Mapping[str, Any], reason: str, detail: str, raw: str) -> Reject:
+    return Reject(tuple(pair["segment_ids"]), "no_verdict", f"{pair['qa_id']}: {reason}: {detail}", raw)
+
+
+def _scores(verdict: Verdict) -> dict[str, Any]:
+    return {
+        **dict(zip(tables.CRITERIA, verdict.scores, strict=True)),
+        **{f"{n}_justification": j for n, j in zip(tables.CRITERIA, verdict.justifications, strict=True)},
+        "overall": round(verdict.overall, 4),
+    }
+
+
+def _signs(signals: _Signals, index: int) -> dict[str, Any]:
+    return {
+        "dense_rank": signals.dense_ranks[index],
+        "bm25_rank": signals.bm25_ranks[index],
+        "round_trip_rank": signals.ranks[index],
+        "grounding": signals.groundings[index],
+        "lexical_overlap": signals.overlaps[index],
+        "well_formed": signals.problems[index] is None,
+        "hop_need": round(signals.hop_needs[index], 4),
+    }
 
 
 def _measure(pairs: pl.DataFrame, texts: dict[str, str], encoder: Encoder) -> _Signals:
@@ -100,19 +127,21 @@ def _measure(pairs: pl.DataFrame, texts: dict[str, str], encoder: Encoder) -> _S
     trip = measure_round_trip(questions, sources, texts, encoder)
     answers = encoder.encode(pairs["answer"].to_list(), "passage", label="Encoding answers")
     joined = ["\n".join(texts[key] for key in keys) for keys in sources]
+    idf = inverse_document_frequency(texts.values())
     return _Signals(
+        dense_ranks=trip.dense_ranks,
+        bm25_ranks=trip.bm25_ranks,
         ranks=trip.ranks,
         answer_cosines=[float(c) for c in np.einsum("ij,ij->i", trip.question_vectors, answers)],
         groundings=[overlap(a, text) for a, text in zip(pairs["answer"], joined, strict=True)],
         overlaps=[overlap(q, text) for q, text in zip(questions, joined, strict=True)],
-        problems=[form_problem(question) for question in questions],
+        problems=[form_problem(question, style) for question, style in pairs.select("question", "style").iter_rows()],
+        hop_needs=[hop_need(pair, texts, idf) for pair in pairs.iter_rows(named=True)],
+        idf=idf,
     )
 
 
-def _measured_verdicts(
-    pairs: pl.DataFrame, texts: dict[str, str], signals: _Signals, settings: Settings
-) -> list[Verdict]:
-    idf = inverse_document_frequency(texts.values())
+def _measured_verdicts(pairs: pl.DataFrame, signals: _Signals, settings: Settings) -> list[Verdict]:
     return [
         judge_by_measure(
             question,
@@ -122,14 +151,19 @@ def _measured_verdicts(
             grounding=signals.groundings[index],
             overlap=signals.overlaps[index],
             problem=signals.problems[index],
-            idf=idf,
+            idf=signals.idf,
+            style=style,
         )
-        for index, question in enumerate(pairs["question"])
+        for index, (question, style) in enumerate(pairs.select("question", "style").iter_rows())
     ]
 
 
 async def _asked_verdicts(
     pairs: pl.DataFrame, texts: dict[str, str], settings: Settings
-) -> tuple[list[Verdict | NoVerdict], Usage]:
+) -> tuple[list[Verdict | NoVerdict], dict[str, bool | InvalidAnswer], Usage]:
+    rows = pairs.to_dicts()
     async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
-        return await ask_judge(pairs.to_dicts(), texts, settings, client), client.usage
+        verdicts = await ask_judge(rows, texts, settings, client)
+        joined = [row for row in rows if row["hop_count"] > 1] if settings.synthesis.check_hops else []
+        needed = await ask_hops_needed(joined, texts, settings, client)
+        return verdicts, dict(zip((row["qa_id"] for row in joined), needed, strict=True)), client.usage

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
@@ -33,8 +35,8 @@ def select_pairs(
 ) -> Selection:
     """Decide on every pair whose source segments are all in the present corpus.
 
-    The first rule that a pair fails is its reason: a score under its threshold, a round-trip rank over the
-    corpus above ``max_round_trip_rank``, or a better-scored pair that asks the same.
+    The first rule that a pair fails is its reason: a score under its threshold, a hop that is not needed, a round-trip
+    rank over the corpus above ``max_round_trip_rank``, or a better-scored pair that asks the same.
 
     Args:
         pairs: frame of :data:`tables.QA_PAIRS` for each batch.
@@ -56,59 +58,80 @@ def select_pairs(
         return Selection(tables.QA_DATASET.empty(), tables.QA_DECISIONS.empty())
     texts = dict(corpus.select("segment_id", "text").iter_rows())
     trip = measure_round_trip(joined["question"].to_list(), joined["segment_ids"].to_list(), texts, encoder)
-    reasons = [_threshold_failed(row, settings.synthesis) for row in joined.iter_rows(named=True)]
-    for index, rank in enumerate(trip.ranks):
-        if reasons[index] is None and rank > settings.synthesis.max_round_trip_rank:
-            reasons[index] = "round_trip_rank"
-    overall = joined["overall"].to_list()
-    twins = _find_twins(joined, trip.question_vectors, reasons, settings.synthesis.near_duplicate_similarity)
-    decisions = tables.QA_DECISIONS.frame(
-        [
+    failures = [
+        _failure(row, rank, settings.synthesis)
+        for row, rank in zip(joined.iter_rows(named=True), trip.ranks, strict=True)
+    ]
+    passed = [index for index, failure in enumerate(failures) if failure is None]
+    twins = _find_twins(joined, trip.question_vectors, passed, settings.synthesis.near_duplicate_similarity)
+    rows = []
+    for index, row in enumerate(joined.iter_rows(named=True)):
+        twin = twins.get(index)
+        reason, detail = failures[index] or (("duplicate", twin.detail) if twin else (ACCEPTED, ""))
+        rows.append(
             {
                 "qa_id": row["qa_id"],
                 "batch": row["batch"],
                 "question": row["question"],
-                "accepted": reasons[index] is None and index not in twins,
-                "reason": reasons[index] or ("duplicate" if index in twins else ACCEPTED),
-                "overall": overall[index],
+                "accepted": reason == ACCEPTED,
+                "reason": reason,
+                "detail": detail,
+                "overall": row["overall"],
                 "round_trip_rank": trip.ranks[index],
-                "duplicate_of": joined["qa_id"][twins[index]] if index in twins else None,
+                "duplicate_of": joined["qa_id"][twin.kept] if twin else None,
             }
-            for index, row in enumerate(joined.iter_rows(named=True))
-        ]
-    )
+        )
+    decisions = tables.QA_DECISIONS.frame(rows)
     ranked = joined.with_columns(pl.Series("round_trip_rank", trip.ranks, dtype=pl.Int64))
     accepted = ranked.filter(decisions["accepted"]).select(tables.QA_DATASET.schema.names())
     return Selection(tables.validate(accepted, tables.QA_DATASET), decisions)
 
 
-def _threshold_failed(row: Mapping[str, float], synthesis: Synthesis) -> str | None:
-    bounds = {name: getattr(synthesis, f"min_{name}") for name in (*tables.CRITERIA, "overall")}
-    return next((name for name, bound in bounds.items() if row[name] < bound), None)
+def _failure(row: Mapping[str, Any], rank: int, synthesis: Synthesis) -> tuple[str, str] | None:
+    """The first rule that a pair fails, as (reason, detail)."""
+    for name in (*tables.CRITERIA, "overall"):
+        bound = getattr(synthesis, f"min_{name}")
+        if row[name] < bound:
+            return name, f"{row[name]:g}, bound {bound:g}"
+    if not row["hops_needed"]:
+        return "hop_not_needed", f"one of {row['hop_count']} hops is not, says {row['judge']}; need {row['hop_need']:g}"
+    if rank > synthesis.max_round_trip_rank:
+        return "round_trip_rank", f"{rank}, bound {synthesis.max_round_trip_rank}"
+    return None
+
+
+@dataclass(frozen=True)
+class _Twin:
+    """The row of the better pair that stays, and how close it is."""
+
+    kept: int
+    detail: str
 
 
 def _find_twins(
-    pairs: pl.DataFrame, vectors: np.ndarray, reasons: list[str | None], similarity: float
-) -> dict[int, int]:
-    """Row of each near-duplicate question to the row of the better pair that stays (first by id among equals)."""
-    order = sorted(
-        (index for index, reason in enumerate(reasons) if reason is None),
-        key=lambda index: (-pairs["overall"][index], index),
-    )
+    pairs: pl.DataFrame, vectors: NDArray[np.float32], passed: list[int], similarity: float
+) -> dict[int, _Twin]:
+    """Row of each question that another one asks in the same or nearly the same words.
+
+    The better-scored stays, the first by id among equals.
+    """
+    overall = pairs["overall"]
+    asked = [" ".join(question.lower().split()) for question in pairs["question"]]
     kept: list[int] = []
+    kept_vectors = np.empty((len(passed), vectors.shape[1]), np.float32)
     exact: dict[str, int] = {}
-    twins: dict[int, int] = {}
-    for index in order:
-        asked = " ".join(pairs["question"][index].lower().split())
-        if asked in exact:
-            twins[index] = exact[asked]
+    twins: dict[int, _Twin] = {}
+    for index in sorted(passed, key=lambda index: (-overall[index], index)):
+        if asked[index] in exact:
+            twins[index] = _Twin(exact[asked[index]], "the same words")
             continue
         if kept:
-            closeness = vectors[kept] @ vectors[index]
+            closeness = kept_vectors[: len(kept)] @ vectors[index]
             nearest = int(closeness.argmax())
             if closeness[nearest] > similarity:
-                twins[index] = kept[nearest]
+                twins[index] = _Twin(kept[nearest], f"similarity {closeness[nearest]:.4f}, bound {similarity:g}")
                 continue
-        exact[asked] = index
+        kept_vectors[len(kept)] = vectors[index]
+        exact[asked[index]] = index
         kept.append(index)
     return twins

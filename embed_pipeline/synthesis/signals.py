@@ -20,10 +20,14 @@ class RoundTrip:
 
     Attributes:
         ranks: for each question, the worst over its sources of the better of both ranks, from 1.
+        dense_ranks: the worst rank of its sources under the base model.
+        bm25_ranks: the same under BM25.
         question_vectors: unit vectors, shape (questions, d).
     """
 
     ranks: list[int]
+    dense_ranks: list[int]
+    bm25_ranks: list[int]
     question_vectors: np.ndarray
 
 
@@ -49,11 +53,15 @@ def measure_round_trip(
     dense = _ranks(search(vectors, corpus, depth))
     lexical = _ranks(BM25(texts).search(questions, depth))
     missing = SEARCH_DEPTH + 1
-    ranks = []
+    trip = RoundTrip([], [], [], vectors)
     for row, ids in enumerate(sources):
         places = [place[segments[key]] for key in ids]
-        ranks.append(max(min(dense[row].get(p, missing), lexical[row].get(p, missing)) for p in places))
-    return RoundTrip(ranks, vectors)
+        by_model = [dense[row].get(p, missing) for p in places]
+        by_words = [lexical[row].get(p, missing) for p in places]
+        trip.dense_ranks.append(max(by_model))
+        trip.bm25_ranks.append(max(by_words))
+        trip.ranks.append(max(map(min, by_model, by_words)))
+    return trip
 
 
 def _ranks(hits: Hits) -> list[dict[int, int]]:

@@ -1,26 +1,30 @@
 """Questions from an instruction-following model at an OpenAI-compatible endpoint, as validated JSON.
 
-Segments carry short labels (S1, S2, ...) in the prompt: models copy those faithfully, and hashes not.
+Segments carry short labels (S1, S2, ...) in the prompt, which models copy faithfully, as they do not copy hashes. What
+is asked of each question is a numbered request, so that what came can be compared with what was asked.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.form import form_problem
 from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem
-from embed_pipeline.synthesis.plan import Source, Task
-from embed_pipeline.synthesis.prompts import delimit, fill_prompt
+from embed_pipeline.synthesis.plan import Source, Task, Wish, work_order
+from embed_pipeline.synthesis.prompts import delimit, read_prompt
 
-SEGMENTS_PER_CALL = 6
-_ARTIFACTS_SHOWN = 20
+PAIRS_PER_CALL = 8
+"""More in one answer would be cut at the usual length limit, and are written worse."""
+_ARTIFACTS_SHOWN = 6
+_FORMS_REFUSED = frozenset({"instruction", "refers_to_text", "asks_the_model"})
 
 
 class HopAnswer(BaseModel):
@@ -35,10 +39,12 @@ class PairAnswer(BaseModel):
     """One pair as the model states it."""
 
     model_config = ConfigDict(extra="forbid")
+    request: int
     question: str
     answer: str
     query_type: Literal["multi_hop", "structural", "contextual"]
     reasoning_type: Literal["factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"]
+    style: Literal["question", "keywords", "symptom", "paraphrase"]
     complexity: int
     hops: list[HopAnswer]
 
@@ -50,93 +56,141 @@ class PairsAnswer(BaseModel):
     pairs: list[PairAnswer]
 
 
-async def ask_questions(
-    tasks: list[Task], artifacts: Mapping[str, list[str]], settings: Settings, client: LLMClient
-) -> Generated:
-    """Ask for the questions of all tasks: single-hop ones several segments of a document to a call.
+@dataclass(frozen=True)
+class Request:
+    """One question asked for: the labels of its segments, and what it should be like."""
 
-    Args:
-        tasks: what to ask.
-        artifacts: document id to the texts of its artifacts.
-        settings: counts, hops and complexity.
-        client: the endpoint.
+    labels: tuple[str, ...]
+    wish: Wish
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: labelled segments, numbered requests over them, and a seed."""
+
+    sources: Mapping[str, Source]
+    requests: tuple[Request, ...]
+    seed: int
+
+
+def plan_calls(tasks: Sequence[Task]) -> list[Call]:
+    """Put the single-hop tasks of a document together, a few to a call; a multi-hop task is a call of its own."""
+    by_document: dict[str, list[Task]] = {}
+    for task in tasks:
+        if len(task.sources) == 1:
+            by_document.setdefault(task.sources[0].document_id, []).append(task)
+    windows: list[list[Task]] = []
+    for members in by_document.values():
+        windows.append([])
+        for task in members:
+            if windows[-1] and sum(len(t.wishes) for t in windows[-1]) + len(task.wishes) > PAIRS_PER_CALL:
+                windows.append([])
+            windows[-1].append(task)
+    windows += [[task] for task in tasks if len(task.sources) > 1]
+    return [_call(window) for window in windows]
+
+
+def _call(tasks: list[Task]) -> Call:
+    sources: dict[str, Source] = {}
+    requests = []
+    for task in tasks:
+        labels = tuple(f"S{len(sources) + number}" for number in range(1, len(task.sources) + 1))
+        sources.update(zip(labels, task.sources, strict=True))
+        requests += [Request(labels, wish) for wish in task.wishes]
+    return Call(sources, tuple(requests), tasks[0].seed)
+
+
+def messages_of(call: Call) -> list[dict[str, Any]]:
+    """The conversation that asks for a call's pairs."""
+    texts = {label: f"({source.title})\n{source.text}" for label, source in call.sources.items()}
+    lines = []
+    for number, request in enumerate(call.requests, start=1):
+        wish = request.wish
+        lines.append(
+            f"{number}. on {', '.join(request.labels)}: {wish.query_type}, {wish.reasoning_type}, "
+            f"style {wish.style}, complexity {wish.complexity}"
+        )
+    named = {label: source.artifacts[:_ARTIFACTS_SHOWN] for label, source in call.sources.items() if source.artifacts}
+    steer = f"\n\nWhat the segments are about: {json.dumps(named, ensure_ascii=False)}" if named else ""
+    asked = "\n".join(lines)
+    return [
+        {"role": "system", "content": read_prompt("questions.md")},
+        {"role": "user", "content": f"{delimit(texts)}\n\nRequests:\n{asked}{steer}"},
+    ]
+
+
+async def ask_questions(tasks: list[Task], settings: Settings, client: LLMClient) -> Generated:
+    """Ask for the questions of all tasks.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
     """
-    calls = _single_hop_calls(tasks) + [task for task in tasks if len(task.sources) > 1]
+    accepted = [0, 0]
 
-    async def ask(task: Task) -> Generated:
-        ids = tuple(source.segment_id for source in task.sources)
-        labels = {f"S{number}": source for number, source in enumerate(task.sources, start=1)}
-        messages = _messages(task, labels, artifacts, settings)
+    async def ask(call: Call) -> Generated:
+        temperature = settings.synthesis.temperature
         try:
-            answer = await client.structured(
-                messages, PairsAnswer, temperature=settings.synthesis.temperature, seed=task.seed
-            )
+            answer = await client.structured(messages_of(call), PairsAnswer, temperature=temperature, seed=call.seed)
         except InvalidAnswer as error:
+            ids = tuple(source.segment_id for source in call.sources.values())
             return Generated([], [Reject(ids, error.reason, str(error), error.raw)])
-        return _sort(answer.value, labels, settings.synthesis.max_hops)
+        found = sort_answer(answer.value, call, settings.synthesis.max_hops)
+        accepted[0] += len(found.pairs)
+        accepted[1] += len(call.requests)
+        return found
 
-    results = await client.gather(calls, ask, label="Writing questions", unit="calls")
+    def note() -> str:
+        return f"{accepted[0] / max(1, accepted[1]):.0%} valid"
+
+    results = await client.gather(
+        work_order(plan_calls(tasks), settings.seed), ask, label="Writing questions", unit="calls", note=note
+    )
     return Generated(
         [pair for result in results for pair in result.pairs],
         [reject for result in results for reject in result.rejects],
     )
 
 
-@dataclass(frozen=True)
-class _Window(Task):
-    """Neighbouring segments of one document that share a call, each to be asked about on its own."""
-
-
-def _single_hop_calls(tasks: list[Task]) -> list[Task]:
-    by_document: dict[str, list[Task]] = {}
-    for task in tasks:
-        if len(task.sources) == 1:
-            by_document.setdefault(task.sources[0].document_id, []).append(task)
-    windows: list[Task] = []
-    for members in by_document.values():
-        for start in range(0, len(members), SEGMENTS_PER_CALL):
-            window = members[start : start + SEGMENTS_PER_CALL]
-            windows.append(_Window(tuple(task.sources[0] for task in window), window[0].seed))
-    return windows
-
-
-def _messages(
-    task: Task, labels: Mapping[str, Source], artifacts: Mapping[str, list[str]], settings: Settings
-) -> list[dict[str, str]]:
-    synthesis = settings.synthesis
-    apart = isinstance(task, _Window)
-    shown = [text for source in task.sources for text in artifacts.get(source.document_id, [])]
-    system = fill_prompt(
-        "questions.md",
-        count=len(task.sources) * synthesis.questions_per_segment if apart else 1,
-        min_complexity=synthesis.min_complexity,
-        max_complexity=synthesis.max_complexity,
-        hop_rule=(
-            f"Every question has exactly one hop on one segment; {synthesis.questions_per_segment} for each segment."
-            if apart
-            else f"The question has exactly {len(task.sources)} hops, one for each segment, all of them needed."
-        ),
-        artifacts=json.dumps(list(dict.fromkeys(shown))[:_ARTIFACTS_SHOWN], ensure_ascii=False),
-    )
-    texts = {label: f"({source.title})\n{source.text}" for label, source in labels.items()}
-    return [{"role": "system", "content": system}, {"role": "user", "content": delimit(texts)}]
-
-
-def _sort(answer: PairsAnswer, labels: Mapping[str, Source], max_hops: int) -> Generated:
+def sort_answer(answer: PairsAnswer, call: Call, max_hops: int) -> Generated:
+    """Take the pairs that keep the rules; the others are rejects, and so is a request that got none."""
     found = Generated()
-    known = {source.segment_id: source.document_id for source in labels.values()}
+    unanswered = dict(enumerate(call.requests, start=1))
     for item in answer.pairs:
-        hops = tuple(
-            Hop(tuple(labels[label].segment_id if label in labels else label for label in hop.segments), hop.summary)
-            for hop in item.hops
-        )
-        pair = Pair(item.question, item.answer, item.query_type, item.reasoning_type, item.complexity, hops)
-        problem = find_problem(pair, known, max_hops)
+        request = unanswered.pop(item.request, None)
+        labels = request.labels if request else tuple(call.sources)
+        known = {call.sources[label].segment_id: call.sources[label].document_id for label in labels}
+        pair = _pair(item, call)
+        problem = _not_as_asked(item, request) or _form(pair) or find_problem(pair, known, max_hops)
         if problem is None:
             found.pairs.append(pair)
         else:
             found.rejects.append(Reject(tuple(known), *problem, item.model_dump_json()))
+    for number, request in unanswered.items():
+        ids = tuple(call.sources[label].segment_id for label in request.labels)
+        detail = f"request {number} of {len(call.requests)} got no pair"
+        found.rejects.append(Reject(ids, "not_written", detail, answer.model_dump_json()))
     return found
+
+
+def _pair(item: PairAnswer, call: Call) -> Pair:
+    hops = tuple(
+        Hop(tuple(call.sources[s].segment_id if s in call.sources else s for s in hop.segments), hop.summary)
+        for hop in item.hops
+    )
+    kinds = (item.query_type, item.reasoning_type, item.complexity)
+    return Pair(item.question, item.answer, *kinds, hops, item.style)
+
+
+def _not_as_asked(item: PairAnswer, request: Request | None) -> tuple[str, str] | None:
+    if request is None:
+        return "not_asked", f"no request {item.request}, or it had its pair already"
+    used = sorted({label for hop in item.hops for label in hop.segments})
+    if used != sorted(request.labels):
+        return "wrong_segments", f"asked on {', '.join(request.labels)}, written on {', '.join(used) or 'none'}"
+    return None
+
+
+def _form(pair: Pair) -> tuple[str, str] | None:
+    """Forms that no language excuses; the others are left to the judge."""
+    problem = form_problem(pair.question, pair.style)
+    return (problem, "form of the question") if problem in _FORMS_REFUSED else None

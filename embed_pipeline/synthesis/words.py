@@ -1,4 +1,4 @@
-"""Words, sentences and the form of a question: the plain-text measures that judge generated pairs."""
+"""Words and sentences: the plain-text measures that judge generated pairs."""
 
 from __future__ import annotations
 
@@ -19,24 +19,10 @@ _STOP_TEXT = (
     "with within without would yes yet you your"
 )
 _STOP_WORDS = frozenset(_STOP_TEXT.split())
-_LEADING_TEXT = (
-    "what how why when where which who whom whose is are was were do does did can could should would will may must "
-    "in for if under on at by to from with has have"
-)
-_LEADING = frozenset(_LEADING_TEXT.split())
-_OPEN_ENDED = re.compile(
-    r"\b(?:this|the|these|above|following|given|first|last|next) (?:passage|text|code|document|example|section|"
-    r"paragraph|statement above|following|sentence|expression above|table|author|question|answer|program|output)\b",
-    re.IGNORECASE,
-)
-_INSTRUCTION = re.compile(r"\b(?:ignore|disregard|forget)\b.{0,40}\b(?:instruction|prompt|rule)s?\b", re.IGNORECASE)
 _SPECIFIC = re.compile(
     r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\b|\b\d[\d.]*\b"
     r"|`[^`]+`|[\"“][^\"”]{1,40}[\"”]"
 )
-
-MIN_QUESTION_WORDS = 4
-MAX_QUESTION_WORDS = 40
 
 
 def words(text: str) -> list[str]:
@@ -75,29 +61,10 @@ def unsupported_terms(question: str, source: str) -> list[str]:
     return [term for term in specific_terms(question) if term and term not in text]
 
 
-def form_problem(question: str) -> str | None:
-    """What keeps ``question`` from being a question that stands alone; None where nothing does.
-
-    The reasons: ``empty``, ``too_short``, ``too_long``, ``not_a_question``, ``refers_to_text``,
-    ``repeats_itself``, ``instruction``, ``no_subject``.
-    """
-    found = words(question)
-    checks = (
-        ("empty", not found),
-        ("too_short", len(found) < MIN_QUESTION_WORDS),
-        ("too_long", len(found) > MAX_QUESTION_WORDS),
-        ("instruction", bool(_INSTRUCTION.search(question))),
-        ("not_a_question", not question.rstrip().endswith("?") or (bool(found) and found[0] not in _LEADING)),
-        ("refers_to_text", bool(_OPEN_ENDED.search(question))),
-        ("repeats_itself", _repeats(content_words(question))),
-        ("no_subject", len(set(content_words(question))) < 2),  # noqa: PLR2004 - a subject and what is asked of it
-    )
-    return next((reason for reason, failed in checks if failed), None)
-
-
-def _repeats(content: list[str]) -> bool:
-    most = Counter(content).most_common(1)
-    return bool(most) and most[0][1] > 2  # noqa: PLR2004 - a word three times over is a loop
+def keywords(question: str) -> str:
+    """A question as keywords: its words that carry meaning, as they were written."""
+    kept = (token.strip(".,;:?!") for token in question.split())
+    return " ".join(token for token in kept if content_words(token))
 
 
 def sentences(text: str) -> list[str]:
