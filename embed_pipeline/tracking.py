@@ -11,10 +11,11 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -26,6 +27,11 @@ _SQLITE = "sqlite:///"
 _ARTIFACTS = "mlartifacts"
 _FOREIGN_CHARACTERS = re.compile(r"[^\w\-. :/]")
 _CUT = " …"
+CHAMPION = "champion"
+"""Alias of the version that is served: only a version that has passed the evaluation's gate gets it."""
+_GATE = "evaluation.gate"
+_REASONS = "evaluation.gate_reasons"
+_PASSED = "passed"
 
 
 class TrackingError(RuntimeError):
@@ -133,10 +139,14 @@ class Tracker:
         """Point ``alias`` (``candidate``, ``champion``) at a version, away from any other.
 
         Raises:
-            TrackingError: there is no such version.
+            TrackingError: there is no such version, or it is to be the champion and has not passed the gate.
         """
         with _refusals(f"version {version} of registered model {name!r}"):
-            self._client.get_model_version(name, version)
+            tags = self._client.get_model_version(name, version).tags
+            if alias == CHAMPION and tags.get(_GATE) != _PASSED:
+                found = tags.get(_REASONS) or "it was not evaluated"
+                message = f"version {version} of {name} cannot be the champion, it has not passed the gate: {found}"
+                raise TrackingError(message)
             self._client.set_registered_model_alias(name, alias, version)
 
     def set_version_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
@@ -148,6 +158,19 @@ class Tracker:
         with _refusals(f"version {version} of registered model {name!r}"):
             for key, value in tags.items():
                 self._client.set_model_version_tag(name, version, key, _tag(value))
+
+    def record_gate(self, name: str, version: str, failures: Sequence[str]) -> None:
+        """Record on a version why it failed the evaluation's gate; no reason: it passed, and may be the champion.
+
+        Raises:
+            TrackingError: there is no such version.
+        """
+        outcome = "failed" if failures else _PASSED
+        self.set_version_tags(name, version, {_GATE: outcome, _REASONS: "; ".join(failures)})
+
+    def version_url(self, name: str, version: str) -> str | None:
+        """The version's page on the server; None: there is no server."""
+        return self._page(f"models/{quote(name, safe='')}/versions/{version}")
 
     def get_version(self, name: str, alias: str) -> str | None:
         """The version that ``alias`` points at; None: the model or the alias does not exist."""
@@ -164,10 +187,12 @@ class Tracker:
             raise TrackingError(message) from error
 
     def _run_url(self, run: Run) -> str | None:
+        return self._page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
+
+    def _page(self, place: str) -> str | None:
         if not self.uri.startswith(("http://", "https://")):
             return None
-        info = run.info
-        return f"{_without_password(self.uri).rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        return f"{_without_password(self.uri).rstrip('/')}/#/{place}"
 
 
 class TrackedRun:

@@ -94,10 +94,26 @@ def test_versions_are_registered_with_their_files_and_aliases_move(
     assert (Path(stored.source.removeprefix("file://")) / "modules.json").read_text() == "[]"
     assert tracker.get_version("tuned", "champion") is None
     for version in ("1", "2"):
+        tracker.record_gate("tuned", version, [])
         tracker.set_alias("tuned", "champion", version)
         assert tracker.get_version("tuned", "champion") == version
     tracker.set_version_tags("tuned", "2", {"verdict": "better"})
     assert client.get_model_version("tuned", "2").tags["verdict"] == "better"
+
+
+def test_only_a_version_that_passed_the_gate_becomes_the_champion(tracker: Tracker, tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[]")
+    with tracker.run("train", {}) as run:
+        version = tracker.register_model("gated", run.run_id, tmp_path, tags={}, metrics={})
+    tracker.set_alias("gated", "candidate", version)
+    with pytest.raises(TrackingError, match="has not passed the gate: it was not evaluated"):
+        tracker.set_alias("gated", "champion", version)
+    tracker.record_gate("gated", version, ["people: lost 0.1", "general questions: lost 0.2"])
+    with pytest.raises(TrackingError, match=r"people: lost 0\.1; general questions: lost 0\.2"):
+        tracker.set_alias("gated", "champion", version)
+    tracker.record_gate("gated", version, [])
+    tracker.set_alias("gated", "champion", version)
+    assert tracker.get_version("gated", "champion") == version
 
 
 def test_what_is_not_there_is_named(tracker: Tracker, tmp_path: Path) -> None:
@@ -115,6 +131,8 @@ def test_the_url_of_a_run_on_a_server_shows_no_password(tracker: Tracker, client
     remote = Tracker.__new__(Tracker)
     remote.uri = "https://user:secret@mlflow.example/"
     experiment = stored.info.experiment_id
+    assert remote.version_url("a model", "3") == "https://mlflow.example/#/models/a%20model/versions/3"
+    assert tracker.version_url("tuned", "1") is None
     assert remote._run_url(stored) == f"https://mlflow.example/#/experiments/{experiment}/runs/{run.run_id}"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
 
 from embed_pipeline.evaluation.query_sets import GENERATED
@@ -11,15 +14,17 @@ from embed_pipeline.settings import Evaluation
 def release_failures(metrics: pl.DataFrame, evaluation: Evaluation) -> list[str]:
     """Why the tuned model may not be released, a sentence for each reason; empty: it may.
 
-    The gain on the generated test questions is relative to the base, the loss on a labelled set absolute, both in
-    nDCG@10. A comparison without generated questions releases nothing.
+    The gain on the generated test questions is relative to the base. On a labelled set no loss may be significant,
+    its 95 % interval below zero, nor larger than the bound, whatever its interval. All are in nDCG@10. A comparison
+    without generated questions releases nothing.
 
     Args:
         metrics: table ``retrieval_evaluation``.
         evaluation: the bounds, ``min_gain`` and ``max_labelled_loss``.
     """
     headline = metrics.filter((pl.col("slice") == "all") & (pl.col("metric") == "nDCG") & (pl.col("k") == 10))  # noqa: PLR2004 - nDCG@10 is the figure that gates
-    figures = {(row["query_set"], row["system"]): row["value"] for row in headline.to_dicts()}
+    rows = {(row["query_set"], row["system"]): row for row in headline.to_dicts()}
+    figures = {key: row["value"] for key, row in rows.items()}
     sets = sorted({name for name, _ in figures})
     if GENERATED not in sets:
         return ["the comparison holds no generated test questions, so no gain is shown"]
@@ -31,8 +36,33 @@ def release_failures(metrics: pl.DataFrame, evaluation: Evaluation) -> list[str]
             failures.append(
                 f"{name}: {figure} is below the least relative gain evaluation.min_gain = {evaluation.min_gain}"
             )
-        if name != GENERATED and base - tuned > evaluation.max_labelled_loss:
+        low, high = (rows[name, "tuned"][f"difference_{end}"] for end in ("low", "high"))
+        if name != GENERATED and high < 0:
+            failures.append(f"{name}: {figure} is a significant loss, 95 % interval [{low:.4f}, {high:.4f}]")
+        elif name != GENERATED and base - tuned > evaluation.max_labelled_loss:
             failures.append(
                 f"{name}: {figure} loses more than evaluation.max_labelled_loss = {evaluation.max_labelled_loss}"
             )
     return failures
+
+
+def forgetting_failures(record: Mapping[str, Any], evaluation: Evaluation) -> list[str]:
+    """Why the tuned model has forgotten too much, a sentence for each reason; empty: it has not.
+
+    Args:
+        record: what training recorded beside the model: nDCG@10 on the general questions, ``general_before`` under
+            the base and ``general_after`` under the model, None where it was not measured.
+        evaluation: the bound, ``max_forgetting``; with ``general_questions`` 0 nothing is checked.
+    """
+    if not evaluation.general_questions:
+        return []
+    before, after = record.get("general_before"), record.get("general_after")
+    if before is None or after is None:
+        return ["the general questions were not scored when the model was trained; train it again"]
+    if before - after <= evaluation.max_forgetting:
+        return []
+    tried = "; no mixture with the base's weights keeps both bounds" if record.get("tuned_share") == 0 else ""
+    figure = f"nDCG@10 {after:.4f} against the base's {before:.4f}"
+    return [
+        f"general questions: {figure} loses more than evaluation.max_forgetting = {evaluation.max_forgetting}{tried}"
+    ]

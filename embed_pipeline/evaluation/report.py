@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,21 @@ class Row:
     queries: int
     cells: dict[str, Cell]
 
+    @property
+    def group(self) -> str:
+        """Rows of one group stand together: those of a metric, or of a slicing."""
+        return self.label.replace("=", "@").split("@")[0]
+
 
 @dataclass(frozen=True)
 class Example:
-    """A question before and after: nDCG@10 and the text that each model ranks first."""
+    """A question before and after: nDCG@10, rank of the first answer, and the text that each model ranks first."""
 
     question: str
     base: float
     tuned: float
+    base_rank: int | None
+    tuned_rank: int | None
     base_text: str
     tuned_text: str
     answer: str
@@ -65,7 +72,9 @@ class Section:
     recall: str
 
 
-def write_report(comparison: Comparison, folder: Path, context: Mapping[str, object]) -> tuple[Path, Path]:
+def write_report(
+    comparison: Comparison, folder: Path, context: Mapping[str, object], gate: Sequence[str] = ()
+) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into ``folder``.
 
     Both hold their pictures as data: they can be sent and stored as single files.
@@ -73,7 +82,8 @@ def write_report(comparison: Comparison, folder: Path, context: Mapping[str, obj
     Args:
         comparison: what the evaluation found.
         folder: made where it is absent.
-        context: facts to print at the head, label to value, such as models, data versions and dates.
+        context: facts to print, label to value, such as models, data versions and dates.
+        gate: why the tuned model may not be released, a sentence each; empty: it may.
 
     Returns:
         Paths of the HTML page and of the Markdown file.
@@ -94,6 +104,7 @@ def write_report(comparison: Comparison, folder: Path, context: Mapping[str, obj
         "sections": [_section(comparison, name) for name in comparison.verdicts],
         "warnings": comparison.warnings,
         "context": dict(context),
+        "gate": list(gate),
         "systems": plots.LABELS,
         "bars": plots.data_uri(bars),
     }
@@ -106,11 +117,9 @@ def write_report(comparison: Comparison, folder: Path, context: Mapping[str, obj
 
 def _section(comparison: Comparison, name: str) -> Section:
     metrics = comparison.metrics.filter(pl.col("query_set") == name)
-    questions = comparison.questions.filter(pl.col("query_set") == name).with_columns(
-        change=pl.col("tuned_ndcg_10") - pl.col("base_ndcg_10")
-    )
-    wins = questions.filter(pl.col("change") > 0).sort(["change", "query_id"], descending=[True, False])
-    losses = questions.filter(pl.col("change") < 0).sort(["change", "query_id"])
+    questions = comparison.questions.filter(pl.col("query_set") == name)
+    wins = questions.filter(pl.col("outcome") == "won").sort(["change", "query_id"], descending=[True, False])
+    losses = questions.filter(pl.col("outcome") == "lost").sort(["change", "query_id"])
     return Section(
         name=name,
         verdict=comparison.verdicts[name],
@@ -152,6 +161,8 @@ def _examples(comparison: Comparison, name: str, rows: pl.DataFrame) -> list[Exa
             question=row["question"],
             base=row["base_ndcg_10"],
             tuned=row["tuned_ndcg_10"],
+            base_rank=row["base_rank"],
+            tuned_rank=row["tuned_rank"],
             base_text=_excerpt(comparison.passages[row["base_first"]]),
             tuned_text=_excerpt(comparison.passages[row["tuned_first"]]),
             answer=_excerpt(comparison.answers.get((name, row["query_id"]), "")),

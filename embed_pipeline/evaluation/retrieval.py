@@ -63,6 +63,7 @@ def compare(
     corpus: pl.DataFrame,
     sets: Sequence[QuerySet],
     settings: Settings,
+    *,
     vectors: Path | None = None,
 ) -> Comparison:
     """Evaluate the tuned model against its base, BM25, and BM25 with the base, on the same passages.
@@ -87,7 +88,10 @@ def compare(
         own = query_set.corpus
         passages = own or Passages(tuple(main["segment_id"]), tuple(main["text"]))
         sources.append((passages, passages.ids if own else tuple(main["path"])))
-    encoded = {system: _encode(system, model, sources, sets, settings, vectors) for system, model in _models(base, tuned)}
+    encoded = {
+        system: _encode(system, model, sources, sets, settings, vectors=vectors)
+        for system, model in _models(base, tuned)
+    }
     lexical = {passages.ids: BM25(passages.texts) for passages, _ in sources}
     results = []
     for place, (query_set, (passages, documents)) in enumerate(zip(sets, sources, strict=True)):
@@ -128,6 +132,7 @@ def _encode(
     sources: Sequence[tuple[Passages, tuple[str, ...]]],
     sets: Sequence[QuerySet],
     settings: Settings,
+    *,
     vectors: Path | None,
 ) -> list[tuple[Floats, Floats]]:
     """Passage and query vectors of every set; a corpus that sets share is encoded once."""
@@ -261,14 +266,25 @@ def _question_rows(result: SetResult) -> list[dict[str, object]]:
         for system in ("base", "tuned")
         for metric in ("nDCG", "Recall")
     }
+    changes = columns["tuned_ndcg_10"] - columns["base_ndcg_10"]
     return [
         {
             "query_set": result.query_set.name,
             "query_id": query,
             "question": result.query_set.queries[query],
             **{name: float(values[row]) for name, values in columns.items()},
+            **{f"{system}_rank": _first_answer(result, system, query) for system in ("base", "tuned")},
+            "change": float(changes[row]),
+            "outcome": "won" if changes[row] > 0 else "lost" if changes[row] < 0 else "same",
             "base_first": result.ranked["base"].first[query],
             "tuned_first": result.ranked["tuned"].first[query],
         }
         for row, query in enumerate(result.query_set.ids)
     ]
+
+
+def _first_answer(result: SetResult, system: str, query: str) -> int | None:
+    """Rank of the first item that answers ``query``; None: it is not in the ranking."""
+    answers = result.query_set.qrels[query]
+    ranking = result.ranked[system].rankings[query]
+    return next((rank for rank, item in enumerate(ranking, start=1) if item in answers), None)

@@ -7,7 +7,7 @@ import polars as pl
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.tables import CORPUS
 
-WORDS = "value object class function statement python number letter string list".split()  # noqa: SIM905 - easier to read
+WORDS = "value object class function statement python number letter string list".split()
 
 
 def corpus() -> pl.DataFrame:

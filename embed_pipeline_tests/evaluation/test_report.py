@@ -38,6 +38,16 @@ def test_the_page_holds_everything_and_escapes_what_it_quotes(comparison: Compar
         assert verdict.sentence in markdown.read_text()
     assert "hop_count=2" in page
     assert "Worst regressions" in page
+    assert "may be released" in page
+
+
+def test_the_reasons_against_a_release_stand_at_the_top(comparison: Comparison, tmp_path: Path) -> None:
+    html, markdown = write_report(comparison, tmp_path, {}, ["people: too much <lost>"])
+    page = html.read_text()
+    assert "people: too much &lt;lost&gt;" in page
+    assert page.index("people: too much") < page.index("<h2>")
+    assert "may be released" not in page
+    assert "people: too much <lost>" in markdown.read_text()
 
 
 def test_markdown_tables_are_whole(comparison: Comparison, tmp_path: Path) -> None:

@@ -62,6 +62,16 @@ def test_differences_are_tuned_less_base(comparison: Comparison) -> None:
     assert comparison.verdicts["people"].difference == pytest.approx(difference)
 
 
+def test_every_question_says_where_its_answer_was_found_and_what_became_of_it(comparison: Comparison) -> None:
+    questions = comparison.questions
+    assert (questions["change"] == questions["tuned_ndcg_10"] - questions["base_ndcg_10"]).all()
+    for row in questions.to_dicts():
+        assert row["outcome"] == ("won" if row["change"] > 0 else "lost" if row["change"] < 0 else "same")
+        assert (row["base_ndcg_10"] > 0) == (row["base_rank"] is not None and row["base_rank"] <= 10)
+    own = questions.filter(query_set="generated")
+    assert own["base_rank"].to_list() == [1] * own.height
+
+
 def test_the_same_text_is_the_same_answer(tiny_model: Path) -> None:
     # s19 repeats s00, so both are found and both count: the ranking could not tell them apart.
     asked = QuerySet("generated", {"q": "the same text"}, {"q": {"s19": 1}})

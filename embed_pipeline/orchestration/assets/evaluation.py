@@ -9,17 +9,22 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline.embedding.models import base_model_name
+from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.plots import headline_bars, recall_curves
 from embed_pipeline.evaluation.query_sets import generated_set, labelled_set
 from embed_pipeline.evaluation.report import write_report
 from embed_pipeline.evaluation.retrieval import Comparison, compare
+from embed_pipeline.evaluation.slices import modification_times, with_document_slices
 from embed_pipeline.evaluation.summary import COLUMNS, headline_rows
+from embed_pipeline.orchestration.assets.finetune import dagster_links
 from embed_pipeline.orchestration.executors import gpu_step
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.outputs import stored
+from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import described, markdown_table, picture
 from embed_pipeline.orchestration.resources import MLflow, newest_metadata
 from embed_pipeline.settings import Settings, load_settings
+from embed_pipeline.training.record import read_record
 
 GROUP = "4_eval"
 _VERSION = load_settings().digest("evaluation", "embedding")
@@ -30,6 +35,7 @@ _VERSION = load_settings().digest("evaluation", "embedding")
         name: dg.AssetOut(**described(name, GROUP, {"pytorch", "mlflow"}), code_version=_VERSION)
         for name in ("retrieval_evaluation", "question_results")
     },
+    ins={"documents": all_batches()},
     op_tags=gpu_step(),
     pool="gpu",
 )
@@ -40,23 +46,35 @@ def retrieval_evaluation(
     corpus: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
+    documents: dict[str, pl.DataFrame],
 ) -> Iterator[dg.Output[Any]]:
     """Compare, write the report, and add the figures to the training's MLflow run."""
     settings = load_settings()
     with explained():
         own = [labelled_set(folder, corpus) for folder in settings.evaluation.labelled]
-        sets = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
+        known = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
+        times = modification_times(documents)
+        sets = [with_document_slices(query_set, corpus, times) for query_set in known]
         vectors = settings.paths.store / "vectors"
-        comparison = compare(settings.embedding.model, finetuned_model, corpus, sets, settings, vectors)
+        comparison = compare(settings.embedding.model, finetuned_model, corpus, sets, settings, vectors=vectors)
+        record = read_record(finetuned_model)
+        gate = release_failures(comparison.metrics, settings.evaluation)
+        gate += forgetting_failures(record, settings.evaluation)
     run_id = newest_metadata(context.instance, "finetuned_model", "mlflow_run_id")
-    page, text = _report(comparison, settings, {"Dagster run": context.run_id, "MLflow run": run_id or "none"})
+    version = newest_metadata(context.instance, "finetuned_model", "mlflow_version")
+    facts = {**_training_facts(record), "Dagster run": context.run_id, "MLflow run": run_id or "none"}
+    page, text = _report(comparison, settings, facts, gate)
     if run_id:
         with mlflow.tracker().run("", {}, run_id=run_id) as run:
             run.log_metrics(_headline_figures(comparison))
             run.log_artifact(page)
             run.log_artifact(text)
-            run.set_tags({"dagster.evaluation_run_id": context.run_id})
+            links = dagster_links(context.run_id, settings)
+            run.set_tags({name.replace("dagster.", "dagster.evaluation_"): link for name, link in links.items()})
+        if version:
+            mlflow.tracker().record_gate(settings.tracking.registered_model, version, gate)
     metadata: dict[str, Any] = {
+        "gate": "; ".join(gate) or "passed",
         "report": dg.MetadataValue.path(str(page)),
         "comparison": markdown_table(COLUMNS, headline_rows(comparison.metrics)),
         "headline": picture(headline_bars(comparison.metrics), "nDCG@10"),
@@ -69,13 +87,19 @@ def retrieval_evaluation(
     yield stored(context, comparison.questions, settings, asset="question_results")
 
 
-def _report(comparison: Comparison, settings: Settings, runs: dict[str, str]) -> tuple[Path, Path]:
-    facts = {
+def _report(comparison: Comparison, settings: Settings, facts: dict[str, str], gate: list[str]) -> tuple[Path, Path]:
+    context = {
         "base model": base_model_name(settings.embedding),
-        **runs,
+        **facts,
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-    return write_report(comparison, settings.paths.store / "reports", facts)
+    return write_report(comparison, settings.paths.store / "reports", context, gate)
+
+
+def _training_facts(record: dict[str, Any]) -> dict[str, str]:
+    before, after = record["general_before"], record["general_after"]
+    known = "not measured" if before is None else f"nDCG@10 {before:.3f} under the base, {after:.3f} under the tuned"
+    return {"trained on": f"{record['examples']} examples, {record['steps']} steps", "general questions": known}
 
 
 def _headline_figures(comparison: Comparison) -> dict[str, float]:

@@ -13,7 +13,9 @@ from embed_pipeline.orchestration.io_managers import name_by_content, stage_fold
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.presentation import OWNERS, picture
 from embed_pipeline.orchestration.resources import MLflow
-from embed_pipeline.settings import load_settings
+from embed_pipeline.settings import Settings, load_settings
+from embed_pipeline.tables import content_hash
+from embed_pipeline.training.launch import train_in_processes, work_folder
 from embed_pipeline.training.train import TrainingResult, finetune
 
 GROUP = "3_finetune"
@@ -40,41 +42,55 @@ def finetuned_model(
 ) -> dg.Output[Any]:
     """Fine-tune the base model and register the result as the candidate."""
     settings = load_settings()
-    models = settings.paths.store / "models"
-    staged = stage_folder(models, "finetuned_model")
-    dev = generated_set(qa_dataset, dataset_split, "dev")
-    texts = dict(corpus.select("segment_id", "text").iter_rows())
-    tags = {"dagster.run_id": context.run_id, "dagster.asset": "finetuned_model"}
+    staged = stage_folder(settings.paths.store / "models", "finetuned_model")
+    inputs = {"training_examples": training_examples, "corpus": corpus, "dataset_split": dataset_split}
+    versions = {f"data.{name}": content_hash(frame) for name, frame in inputs.items()}
+    tags = {"dagster.asset": "finetuned_model", **dagster_links(context.run_id, settings), **versions}
     with explained(), mlflow.tracker().run(f"finetune {context.run_id[:8]}", tags) as run:
         run.log_parameters(settings.flat())
+        if settings.training.processes > 1:
+            train_in_processes(settings)
         result = finetune(
             training_examples,
-            texts,
-            dev if len(dev) else None,
+            dict(corpus.select("segment_id", "text").iter_rows()),
+            generated_set(qa_dataset, dataset_split, "dev"),
             (corpus["segment_id"].to_list(), corpus["text"].to_list()),
             settings,
             output=staged,
-            work=models / "finetuned_model" / ".work",
+            work=work_folder(settings),
         )
         curves = training_curves(result.loss_curve, result.dev_curve, result.best_step)
         run.log_curves({"loss": result.loss_curve, "dev_ndcg_10": result.dev_curve})
-        run.log_metrics({"final_loss": result.final_loss, "examples_per_second": result.examples_per_second})
+        run.log_metrics(_figures(result, ("final_loss", "examples_per_second", "seconds", *_QUALITY)))
+        run.set_tags({"hardware": result.device, "precision": result.precision, "weights": result.weights})
         run.log_artifact(curves, "training.png")
         folder = name_by_content(staged)
         name = settings.tracking.registered_model
         version = mlflow.tracker().register_model(
-            name, run.run_id, folder, tags={**tags, "weights": folder.name}, metrics=_dev_figures(result)
+            name, run.run_id, folder, tags={**tags, "weights": folder.name}, metrics=_figures(result, _QUALITY)
         )
         mlflow.tracker().set_alias(name, "candidate", version)
+        run.set_tags({"model_version": version})
     links: dict[str, Any] = {"mlflow_run_id": run.run_id, "mlflow_version": version}
-    if run.run_url:
-        links["mlflow_run"] = dg.MetadataValue.url(run.run_url)
+    pages = {"mlflow_run": run.run_url, "mlflow_model": mlflow.tracker().version_url(name, version)}
+    links |= {label: dg.MetadataValue.url(page) for label, page in pages.items() if page}
     metadata = {**_facts(result), **links, "curves": picture(curves, "loss and dev nDCG@10")}
     return stored(context, folder, settings, metadata=metadata)
 
 
-def _dev_figures(result: TrainingResult) -> dict[str, float]:
-    return {"dev_ndcg_10": max(value for _, value in result.dev_curve)} if result.dev_curve else {}
+_QUALITY = ("dev_ndcg_10", "general_before", "general_after", "tuned_share")
+
+
+def dagster_links(run_id: str, settings: Settings) -> dict[str, str]:
+    """Tags that lead from MLflow to a Dagster run: its id and, where the UI's address is set, its page."""
+    address = settings.tracking.dagster_url
+    page = {"dagster.run_url": f"{address.rstrip('/')}/runs/{run_id}"} if address else {}
+    return {"dagster.run_id": run_id, **page}
+
+
+def _figures(result: TrainingResult, names: tuple[str, ...]) -> dict[str, float]:
+    """Those of the named figures that were measured."""
+    return {name: float(value) for name in names if (value := getattr(result, name)) is not None}
 
 
 def _facts(result: TrainingResult) -> dict[str, Any]:
