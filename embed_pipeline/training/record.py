@@ -80,12 +80,14 @@ class TrainingResult:
 
 
 def read_record(model_folder: Path) -> dict[str, Any]:
-    """What :meth:`TrainingResult.write` recorded beside a model.
+    """What :meth:`TrainingResult.write` recorded beside a model; empty for a model that came without a record.
 
     Raises:
-        TrainingError: there is no record, or it cannot be read.
+        TrainingError: there is a record and it cannot be read.
     """
     path = model_folder / RECORD_FILE
+    if not path.exists():
+        return {}
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -97,6 +97,8 @@ def _report(comparison: Comparison, settings: Settings, facts: dict[str, str], g
 
 
 def _training_facts(record: dict[str, Any]) -> dict[str, str]:
+    if not record:
+        return {}
     before, after = record["general_before"], record["general_after"]
     known = "not measured" if before is None else f"nDCG@10 {before:.3f} under the base, {after:.3f} under the tuned"
     return {"trained on": f"{record['examples']} examples, {record['steps']} steps", "general questions": known}
