@@ -32,12 +32,16 @@ def current_version(store: Path) -> str | None:
     """
     path = store / RELEASES / CURRENT_FILE
     try:
-        return path.read_text(encoding="utf-8").strip()
+        version = path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         message = f"{path} cannot be read: {error}"
         raise BundleError(message) from error
+    if not version:
+        message = f"{path} is empty"
+        raise BundleError(message)
+    return version
 
 
 def current_bundle(store: Path) -> Path:

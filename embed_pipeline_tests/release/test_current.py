@@ -37,6 +37,10 @@ def test_nothing_promoted_and_a_bundle_gone_are_said(tmp_path):
     (store / "release" / "1").rename(store / "elsewhere")
     with pytest.raises(BundleError, match="1, the current release, is not there"):
         current_bundle(store)
+    for content, message in ((b"\n", "is empty"), (b"\xff", "cannot be read")):
+        (store / "release" / "current").write_bytes(content)
+        with pytest.raises(BundleError, match=message):
+            current_version(store)
 
 
 def test_a_version_that_is_no_bundle_of_that_version_leaves_the_pointer(tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 from embed_pipeline.release.manifest import file_hash
 from embed_pipeline.serving.server import EmbeddingServer, bind
 from embed_pipeline.serving.service import Service
-from embed_pipeline.settings import Serving, Settings
+from embed_pipeline.settings import Paths, Serving, Settings
 
 MODEL = "embed-pipeline"
 DEADLINE = 60.0
@@ -56,9 +56,12 @@ class Running:
 
 
 @contextmanager
-def running(bundle: Path, *, api_key: str | None = None, **serving: Any) -> Iterator[Running]:
+def running(
+    bundle: Path, *, api_key: str | None = None, store: Path | None = None, **serving: Any
+) -> Iterator[Running]:
     """Serve ``bundle`` on a free port while the block runs."""
-    settings = Settings(serving=Serving(**{"port": 0, "threads": 1, **serving}))
+    paths = Paths(store=store or bundle.parent / "no-store")
+    settings = Settings(paths=paths, serving=Serving(**{"port": 0, "threads": 1, **serving}))
     service = Service(settings, api_key)
     server = EmbeddingServer(bundle, service, bind(settings.serving))
     thread = threading.Thread(target=server.run_until_stopped)

@@ -109,7 +109,7 @@ def test_nothing_long_runs_on_the_event_loop(bundle, monkeypatch):
         monkeypatch.setattr(reader, "read", watched("read", reader.read))
         batcher = served.service.models[0]._batcher
         monkeypatch.setattr(batcher, "_infer", watched("infer", batcher._infer))
-        assert served.embed(["value " * 40 + str(index) for index in range(2048)]).status_code == 200
+        assert served.embed(["value " * 50 + str(index) for index in range(2048)]).status_code == 200
         assert served.embed(["in of to " * 230_000], truncate="END").status_code == 200
     # The second answer is short, and the loop writes it itself.
     assert "texts" in threads.pop("write_answer")

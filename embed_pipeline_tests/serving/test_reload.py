@@ -1,0 +1,121 @@
+"""The release that becomes current is served, no request is lost, and a broken one changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.release.current import promote, write_atomically
+from embed_pipeline.serving.reload import Follower
+from embed_pipeline.serving.service import Service
+from embed_pipeline.settings import Paths, Serving, Settings
+from embed_pipeline_tests.serving.endpoint import Running, changed, eventually, gated, running
+
+
+@pytest.fixture
+def store(bundle, tmp_path) -> Path:
+    """Releases "1" and "2", which differ in the query prefix; "1" is current."""
+    releases = tmp_path / "store" / "release"
+    shutil.copytree(bundle, releases / "1")
+    changed(bundle, releases / "2", "onnx/embedding_config.json", query_prefix="how ")
+    promote(tmp_path / "store", "1")
+    return tmp_path / "store"
+
+
+def following(store: Path, **serving):
+    return running(store / "release" / "1", store=store, reload_seconds=0.02, **serving)
+
+
+def version(served: Running) -> str:
+    return served.client.get("/v1/metadata").json()["data"][0]["version"]
+
+
+def test_a_promoted_release_is_served_and_a_promoted_back_one_too(store):
+    expected = {
+        name: OnnxBackend(store / "release" / name / "onnx", threads=1).encode(["class"], "query") for name in "12"
+    }
+    assert not np.allclose(expected["1"], expected["2"], atol=1e-3)
+    with following(store) as served:
+        for name in ("1", "2", "1"):
+            promote(store, name)
+            eventually(lambda name=name: version(served) == name)
+            assert np.allclose(served.vectors("class"), expected[name], atol=1e-6)
+
+
+def test_no_request_is_lost_while_releases_change(store):
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            statuses.append(served.embed(["class", "value of " * 20]).status_code)
+
+    with following(store) as served:
+        clients = [threading.Thread(target=ask) for _ in range(4)]
+        for client in clients:
+            client.start()
+        for name in ("2", "1", "2", "1"):
+            before = len(statuses)
+            promote(store, name)
+            eventually(lambda name=name: served.service.version == name)
+            eventually(lambda before=before: len(statuses) > before + 8)
+        stop.set()
+        for client in clients:
+            client.join()
+    assert set(statuses) == {200}
+
+
+def test_what_the_old_release_has_begun_it_finishes(store):
+    with following(store) as served, gated(served.service) as gate:
+        answers: list[int] = []
+        asking = threading.Thread(target=lambda: answers.append(served.embed(["class"] * 3).status_code))
+        asking.start()
+        eventually(lambda: bool(gate.batches))
+        promote(store, "2")
+        eventually(lambda: served.service.version == "2")
+        assert not answers
+        gate.opened.set()
+        asking.join()
+        assert answers == [200]
+
+
+def broken(store: Path, fault: str) -> None:
+    """Make release "3" current, which cannot be served."""
+    if fault == "gone":
+        write_atomically(store / "release" / "current", "3\n")
+        return
+    tokens = 512 if fault == "too wide" else 64
+    three = changed(store / "release" / "1", store / "release" / "3", "onnx/embedding_config.json", max_tokens=tokens)
+    if fault == "changed":
+        (three / "onnx" / "model.onnx").write_bytes(b"x")
+    promote(store, "3")
+
+
+@pytest.mark.parametrize("fault", ["changed", "gone", "too wide"])
+def test_a_release_that_cannot_be_served_leaves_the_one_before(store, caplog, fault):
+    with following(store, max_batch_tokens=128) as served, caplog.at_level(logging.ERROR):
+        broken(store, fault)
+        eventually(lambda: served.metric("failed_reloads_total") == 1)
+        assert "release 3 cannot be served, 1 stays" in caplog.text
+        assert served.embed("class").status_code == 200
+        promote(store, "2")
+        eventually(lambda: served.service.version == "2")
+        assert served.metric("failed_reloads_total") == 1
+
+
+def test_only_a_bundle_of_the_store_is_followed(store, bundle):
+    service = Service(Settings(paths=Paths(store=store), serving=Serving(threads=1)))
+    still = Service(Settings(paths=Paths(store=store), serving=Serving(threads=1, reload_seconds=0)))
+    try:
+        assert Follower.of(service, store / "release" / "1") is not None
+        assert Follower.of(service, bundle) is None
+        assert Follower.of(still, store / "release" / "1") is None
+    finally:
+        service.close()
+        still.close()
