@@ -23,6 +23,7 @@ from embed_pipeline.serving.exchange import Exchange
 from embed_pipeline.serving.metrics import CONTENT_TYPE
 from embed_pipeline.serving.model import Embedded, ServedModel, cut
 from embed_pipeline.serving.openapi import openapi_document
+from embed_pipeline.serving.page import search_page
 from embed_pipeline.serving.request import (
     FREE_BODY_BYTES,
     EmbeddingRequest,
@@ -30,6 +31,7 @@ from embed_pipeline.serving.request import (
     check_kind,
     parse_request,
 )
+from embed_pipeline.serving.search import Search
 from embed_pipeline.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -47,10 +49,13 @@ class Endpoint:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._search = Search(service)
 
     def routes(self) -> list[Route]:
         """Every route, aliases included."""
+        page = [Route("/", self.page), Route("/search", self.search)]
         return [
+            *(page if self._service.settings.serving.search_page else []),
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/models", self.models),
@@ -124,6 +129,15 @@ class Endpoint:
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002 - a handler takes the request
         """The OpenAPI document."""
         return JSONResponse(openapi_document(self._service.settings.serving, self._service.models))
+
+    async def page(self, request: Request) -> Response:  # noqa: ARG002 - a handler takes the request
+        """The search page."""
+        return search_page()
+
+    async def search(self, request: Request) -> Response:
+        """The corpus under every model served, for the search page."""
+        require_key(request, self._service.api_key)
+        return JSONResponse(await self._search.find(request.query_params.get("q", "")))
 
 
 def create_application(service: Service) -> ASGIApp:

@@ -7,6 +7,7 @@ from typing import Any
 
 from embed_pipeline.serving.model import ServedModel
 from embed_pipeline.serving.request import ENCODING_FORMATS, KINDS, MAX_INPUTS, TRUNCATE
+from embed_pipeline.serving.search import MAX_QUERY_CHARACTERS
 from embed_pipeline.settings import Serving
 
 _ERRORS = {
@@ -46,6 +47,8 @@ def openapi_document(serving: Serving, models: Iterable[ServedModel]) -> dict[st
         "/metrics": {"get": metrics},
         "/v1/metadata": {"get": _get("Where each model comes from.", _json("#/components/schemas/Metadata"), "401")},
     }
+    if serving.search_page:
+        paths["/search"] = {"get": _search_operation()}
     return {
         "openapi": "3.1.0",
         "info": {"title": "embed-pipeline", "version": "1", "description": "OpenAI-compatible text embeddings."},
@@ -63,6 +66,14 @@ def _embed_operation() -> dict[str, Any]:
         "summary": "Embed texts.",
         "requestBody": {"required": True, **_json("#/components/schemas/EmbeddingRequest")},
         "responses": _responses("Vectors in input order.", _json("#/components/schemas/Embeddings"), *_ERRORS),
+    }
+
+
+def _search_operation() -> dict[str, Any]:
+    query = {"type": "string", "minLength": 1, "maxLength": MAX_QUERY_CHARACTERS}
+    return {
+        **_get("The corpus under every model served.", _json("#/components/schemas/Hits"), "400", "401", "404", "503"),
+        "parameters": [{"name": "q", "in": "query", "required": True, "schema": query}],
     }
 
 
@@ -108,6 +119,16 @@ def _list_of(name: str) -> dict[str, Any]:
     return _object({"object": {"const": "list"}, "data": items})
 
 
+def _hits_schema() -> dict[str, Any]:
+    text, count = {"type": "string"}, {"type": "integer", "minimum": 0}
+    texts = dict.fromkeys(("segment_id", "path", "heading_path", "text"), text)
+    hit = _object({"rank": count, "score": {"type": "number"}, **texts})
+    system = _object({"name": text, "version": text, "results": {"type": "array", "items": hit}})
+    counts = dict.fromkeys(("segments", "indexed", "done", "total"), count)
+    state = {"enum": ["indexing", "ready"]}
+    return {"Hits": _object({"query": text, "state": state, **counts, "systems": {"type": "array", "items": system}})}
+
+
 def _schemas(serving: Serving, names: list[str], sizes: list[int]) -> dict[str, Any]:
     text = {"type": "string", "minLength": 1}
     count = {"type": "integer", "minimum": 0}
@@ -139,6 +160,7 @@ def _schemas(serving: Serving, names: list[str], sizes: list[int]) -> dict[str, 
         "model": {"type": "object"},
     }
     return {
+        **_hits_schema(),
         "EmbeddingRequest": _object(request, *optional, closed=False),
         "Embeddings": _object(
             {"object": {"const": "list"}, "data": data, "model": {"type": "string"}, "usage": usage},
