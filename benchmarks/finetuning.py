@@ -1,0 +1,354 @@
+"""Fine-tuning side by side with ``SentenceTransformerTrainer`` and MultipleNegativesRankingLoss, on the same pairs.
+
+    python benchmarks/finetuning.py throughput --scifact DIR      examples a second, interleaved in one process
+    python benchmarks/finetuning.py train ours --scifact DIR      one training, scored on the test judgements
+    python benchmarks/finetuning.py train stock --scifact DIR     the same pairs under the peer
+    python benchmarks/finetuning.py summary                       gains and intervals over all trainings so far
+
+``DIR`` is a BEIR folder with train and test judgements. The peer is sentence-transformers' trainer as it comes: its
+loss, learning rate, warm-up and padding, three passes, and batches as large as ours instead of its eight. Pairs are
+the train judgements; the negatives that ours adds are mined from the same corpus with no other judgement. Nothing of
+the test judgements is seen in training, and both stop after a number of passes that is fixed before. Everything is
+added to ``benchmarks/results/finetuning.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from embed_pipeline import tables
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.models import load_model
+from embed_pipeline.embedding.search import search
+from embed_pipeline.evaluation.metrics import score_rankings
+from embed_pipeline.evaluation.significance import bootstrap_intervals
+from embed_pipeline.settings import Settings
+from embed_pipeline.training.build import build_trainer
+from embed_pipeline.training.policy import Plan
+from embed_pipeline.training.task import Task
+from embed_pipeline.training.train import finetune
+from embed_pipeline.training_data.examples import unroll
+from embed_pipeline.training_data.negatives import mine_hard_negatives
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+RESULTS = Path(__file__).parent / "results" / "finetuning.json"
+BATCH, STOCK_EPOCHS, CUTOFF = 32, 3, 10
+MEASURES = ("nDCG", "Recall")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A BEIR folder: texts by id, and judgements by side."""
+
+    texts: dict[str, str]
+    titles: dict[str, str]
+    queries: dict[str, str]
+    train: dict[str, dict[str, int]]
+    test: dict[str, dict[str, int]]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Question and passage of every train judgement."""
+        return [(self.queries[query], self.texts[item]) for query in sorted(self.train) for item in self.train[query]]
+
+
+def read(folder: Path) -> Labelled:
+    """Read the folder; judgements of grade 0 are left out."""
+    rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    asked = [json.loads(line) for line in (folder / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
+    sides: list[dict[str, dict[str, int]]] = []
+    for side in ("train", "test"):
+        qrels: dict[str, dict[str, int]] = {}
+        for line in (folder / "qrels" / f"{side}.tsv").read_text(encoding="utf-8").splitlines()[1:]:
+            query, item, grade = line.split("\t")
+            if int(grade) > 0:
+                qrels.setdefault(query, {})[item] = int(grade)
+        sides.append(qrels)
+    return Labelled(
+        texts={row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in rows},
+        titles={row["_id"]: row.get("title") or "" for row in rows},
+        queries={row["_id"]: row["text"] for row in asked},
+        train=sides[0],
+        test=sides[1],
+    )
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The product's defaults but for what the command line says."""
+    chosen = [assignment.partition("=") for assignment in arguments.set]
+    values: dict[str, Any] = {
+        "seed": arguments.seed,
+        "training": {"max_tokens": arguments.tokens},
+        "evaluation": {"general_questions": 0},
+    }
+    for name, _, value in chosen:
+        group, _, key = name.partition(".")
+        values.setdefault(group, {})[key] = value
+    return Settings.model_validate(values)
+
+
+def corpus_of(data: Labelled) -> pl.DataFrame:
+    """The passages as the table ``corpus``."""
+    ids = sorted(data.texts)
+    filled = dict.fromkeys(("document_id", "path", "title", "heading_path"), pl.lit(""))
+    frame = pl.DataFrame({"segment_id": ids, "text": [data.texts[item] for item in ids]}).with_columns(
+        **filled, position=pl.lit(0, pl.Int64), token_count=pl.lit(0, pl.Int64)
+    )
+    return tables.validate(frame.select(tables.CORPUS.schema.names()), tables.CORPUS)
+
+
+def examples_of(data: Labelled, corpus: pl.DataFrame, settings: Settings, tokens: int, titles: int) -> pl.DataFrame:
+    """The train judgements with mined negatives, and so many titles with their texts beside them."""
+    rows = [(query, "labelled", data.queries[query], sorted(items)) for query, items in sorted(data.train.items())]
+    held = {item for items in data.test.values() for item in items}
+    free = [item for item in sorted(data.titles) if data.titles[item] and item not in held]
+    order = np.random.default_rng(settings.seed).permutation(len(free))[:titles]
+    rows += [(f"title-{free[place]}", "title", data.titles[free[place]], [free[place]]) for place in order]
+    names = ("qa_id", "origin", "question", "positive_segment_ids")
+    questions = pl.DataFrame(rows, schema={name: tables.HARD_NEGATIVES.schema[name] for name in names}, orient="row")
+    model = load_model(settings.embedding.model, settings.embedding)
+    model.max_seq_length = tokens
+    encoder = Encoder(model, settings.embedding.model_copy(update={"precision": "bf16"}))
+    return unroll(mine_hard_negatives(questions, corpus, settings, encoder))
+
+
+def score(model: SentenceTransformer, data: Labelled, settings: Settings, tokens: int) -> dict[str, np.ndarray]:
+    """nDCG@10 and Recall@10 of every test query, in the order of their ids; bf16, for every system alike."""
+    model.max_seq_length = tokens
+    encoder = Encoder(model, settings.embedding.model_copy(update={"precision": "bf16"}))
+    ids, asked = sorted(data.texts), sorted(data.test)
+    passages = encoder.encode([data.texts[item] for item in ids], "passage", label="encode passages")
+    hits = search(encoder.encode([data.queries[query] for query in asked], "query"), passages, CUTOFF)
+    rankings = {query: [ids[place] for place in row] for query, row in zip(asked, hits.indices, strict=True)}
+    scores = score_rankings(rankings, data.test, (CUTOFF,))
+    return {measure: scores.column(measure, CUTOFF) for measure in MEASURES}
+
+
+def train_ours(data: Labelled, arguments: argparse.Namespace, folder: Path) -> tuple[SentenceTransformer, float]:
+    """The model that this project makes of the judgements, and the seconds that training took."""
+    settings = settings_of(arguments)
+    corpus = corpus_of(data)
+    examples = examples_of(data, corpus, settings, arguments.tokens, arguments.titles)
+    passages = dict(corpus.select("segment_id", "text").iter_rows())
+    searched = (corpus["segment_id"].to_list(), corpus["text"].to_list())
+    result = finetune(examples, passages, None, searched, settings, output=folder / "tuned", work=folder / "work")
+    return load_model(folder / "tuned", settings.embedding), result.seconds
+
+
+def train_stock(data: Labelled, arguments: argparse.Namespace, folder: Path) -> tuple[SentenceTransformer, float]:
+    """The model that the peer makes of the judgements, and the seconds that training took."""
+    settings = settings_of(arguments)
+    model = load_model(settings.embedding.model, settings.embedding)
+    model.max_seq_length = arguments.tokens
+    columns = {"anchor": [q for q, _ in data.pairs], "positive": [p for _, p in data.pairs]}
+    trainer = _stock_trainer(model, columns, folder, arguments.seed, STOCK_EPOCHS)
+    started = time.perf_counter()
+    trainer.train()
+    return model.eval(), time.perf_counter() - started
+
+
+def _stock_trainer(
+    model: SentenceTransformer, columns: dict[str, list[str]], folder: Path, seed: int, epochs: int
+) -> Any:  # noqa: ANN401 - the peer's
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    options = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=BATCH,
+        seed=seed,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    return SentenceTransformerTrainer(
+        model=model, args=options, train_dataset=Dataset.from_dict(columns), loss=MultipleNegativesRankingLoss(model)
+    )
+
+
+def train(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One training, scored on the test judgements; the base's scores come along where they are not known yet."""
+    settings = settings_of(arguments)
+    kept = _read_results()
+    name = f"{arguments.tokens} tokens"
+    known = kept.setdefault("quality", {}).setdefault(name, {"runs": []})
+    if "base" not in known:
+        base = score(load_model(settings.embedding.model, settings.embedding), data, settings, arguments.tokens)
+        known["base"] = {measure: values.round(5).tolist() for measure, values in base.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        run = train_ours if arguments.system == "ours" else train_stock
+        model, seconds = run(data, arguments, Path(folder))
+        scores = score(model, data, settings, arguments.tokens)
+    entry = {
+        "system": arguments.label or arguments.system,
+        "seed": arguments.seed,
+        "settings": arguments.set,
+        "titles": arguments.titles,
+        "seconds": round(seconds, 1),
+        **{measure: values.round(5).tolist() for measure, values in scores.items()},
+    }
+    same = (entry["system"], entry["seed"])
+    known["runs"] = [run for run in known["runs"] if (run["system"], run["seed"]) != same] + [entry]
+    return kept
+
+
+def summarise(kept: dict[str, Any]) -> dict[str, Any]:
+    """For each length and system: means over seeds, gain over the base, and intervals over questions."""
+    summary: dict[str, Any] = {}
+    for length, known in kept.get("quality", {}).items():
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for run in known["runs"]:
+            groups.setdefault(run["system"], []).append(run)
+        summary[length] = {system: _gains(known["base"], runs) for system, runs in groups.items()}
+        if {"ours", "stock"} <= groups.keys():
+            pair = [np.mean([run["nDCG"] for run in groups[system]], axis=0) for system in ("ours", "stock")]
+            summary[length]["ours less stock, nDCG@10"] = _interval(pair[0] - pair[1])
+    return summary
+
+
+def _gains(base: dict[str, list[float]], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"seeds": sorted(run["seed"] for run in runs)}
+    for measure in MEASURES:
+        own, before = np.mean([run[measure] for run in runs], axis=0), np.asarray(base[measure])
+        found[f"{measure}@{CUTOFF}"] = {
+            "base": round(float(before.mean()), 4),
+            "tuned": round(float(own.mean()), 4),
+            "by_seed": [round(float(np.mean(run[measure])), 4) for run in runs],
+            "relative_gain": round(float(own.mean() / before.mean() - 1), 4),
+            **_interval(own - before),
+        }
+    return found
+
+
+def _interval(differences: np.ndarray) -> dict[str, float]:
+    low, high = bootstrap_intervals(differences[:, None], 5_000, seed=17)
+    names = ("difference", "low", "high")
+    values = (differences.mean(), low[0], high[0])
+    return {name: round(float(value), 4) for name, value in zip(names, values, strict=True)}
+
+
+def throughput(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median examples a second of both over the same examples with the same two negatives, rounds interleaved."""
+    settings = settings_of(arguments)
+    corpus = corpus_of(data)
+    mined = examples_of(data, corpus, settings, arguments.tokens, titles=0)
+    full = mined.filter(pl.col("negative_segment_ids").list.len() == settings.training_data.num_negatives)
+    examples = full.head(BATCH * arguments.steps)
+    texts = dict(corpus.select("segment_id", "text").iter_rows())
+    rates: dict[str, list[float]] = {"ours": [], "stock": []}
+    runs: dict[str, Callable[[], float]] = {
+        "ours": lambda: _time_ours(examples, texts, settings),
+        "stock": lambda: _time_stock(examples, texts, settings, arguments.tokens),
+    }
+    for number in range(arguments.rounds + 1):
+        for system in ("ours", "stock") if number % 2 else ("stock", "ours"):
+            rate = examples.height / runs[system]()
+            if number:
+                rates[system].append(rate)
+            print(f"round {number} {system}: {rate:.2f} examples/s", flush=True)
+    medians = {system: statistics.median(values) for system, values in rates.items()}
+    return {
+        "tokens": arguments.tokens,
+        "batch": BATCH,
+        "examples": examples.height,
+        "rounds": arguments.rounds,
+        "examples_per_second": {system: round(value, 2) for system, value in medians.items()},
+        "ratio": round(medians["ours"] / medians["stock"], 3),
+        "ratio_by_round": [round(a / b, 3) for a, b in zip(rates["ours"], rates["stock"], strict=True)],
+    }
+
+
+def _time_ours(examples: pl.DataFrame, texts: dict[str, str], settings: Settings) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder) / "work"
+        task = Task.of(examples, texts, None, ([], []), settings, work=work)
+        steps = examples.height // BATCH
+        schedule = Plan(BATCH, 1.0, settings.training.learning_rate, steps, 1, small_data=True)
+        trainer, supervisor = build_trainer(task, schedule, settings.seed, work)
+        supervisor._every = steps + 1  # noqa: SLF001 - checkpoints are not what is timed
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+        supervisor.close()
+    return seconds
+
+
+def _time_stock(examples: pl.DataFrame, texts: dict[str, str], settings: Settings, tokens: int) -> float:
+    model = load_model(settings.embedding.model, settings.embedding)
+    model.max_seq_length = tokens
+    rows = examples.select("question", "positive_segment_id", "negative_segment_ids").rows()
+    columns = {
+        "anchor": [question for question, _, _ in rows],
+        "positive": [texts[item] for _, item, _ in rows],
+        **{
+            f"negative_{place}": [texts[items[place]] for _, _, items in rows]
+            for place in range(settings.training_data.num_negatives)
+        },
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _stock_trainer(model, columns, Path(folder), settings.seed, 1)
+        started = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - started
+
+
+def _read_results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=("throughput", "train", "summary"))
+    parser.add_argument("system", nargs="?", choices=("ours", "stock"), default="ours")
+    parser.add_argument("--scifact", type=Path, help="BEIR folder with train and test judgements")
+    parser.add_argument("--tokens", type=int, default=256, help="longest text")
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--titles", type=int, default=0, help="titles with their texts added to ours")
+    parser.add_argument("--set", action="append", default=[], metavar="stage.name=value", help="a setting of ours")
+    parser.add_argument("--label", help="name of this variant in the results")
+    parser.add_argument("--steps", type=int, default=6, help="steps of a throughput round")
+    parser.add_argument("--rounds", type=int, default=5, help="throughput rounds, after one to warm up")
+    return parser
+
+
+def main() -> None:
+    """Run one action and add what it found to the results."""
+    arguments = _parser().parse_args()
+    if arguments.action == "summary":
+        kept = _read_results()
+    elif arguments.scifact is None:
+        _parser().error("--scifact is needed")
+    elif arguments.action == "train":
+        kept = train(read(arguments.scifact), arguments)
+    else:
+        outcome = throughput(read(arguments.scifact), arguments)
+        kept = _read_results()
+        kept.setdefault("throughput", {})[f"{arguments.tokens} tokens"] = outcome
+    kept["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    kept["summary"] = summarise(kept)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    print(json.dumps({**kept["summary"], **kept.get("throughput", {})}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
