@@ -15,6 +15,13 @@ import polars as pl
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import Batch, BatchFile
 from embed_pipeline.corpus.files import CorpusError, read_regular
+from embed_pipeline.corpus.readers import (
+    OFFICE_SUFFIXES,
+    ROW_SUFFIXES,
+    OfficeReader,
+    UnreadableError,
+    rows_to_markdown,
+)
 from embed_pipeline.progress import progress
 from embed_pipeline.settings import Settings
 
@@ -24,15 +31,6 @@ _MAX_CONTROL_SHARE = 0.01
 _MAX_HTML_CHARACTERS = 2_000_000
 _PASSING = frozenset({"unreadable", "changed_since_batch"})
 """Reasons that say nothing about the text: the version before stays until a later batch knows better."""
-
-
-class _SetAsideError(Exception):
-    """A file that is no document; carries the reason and what was found."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
 
 
 def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -50,11 +48,11 @@ def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     gone = list(batch.deleted)
-    with progress("Reading documents", len(batch.files), "files") as bar:
+    with OfficeReader(settings.corpus) as office, progress("Reading documents", len(batch.files), "files") as bar:
         for file in sorted(batch.files, key=lambda f: f.path):
             try:
-                rows.append(_document(file, batch.name, settings))
-            except _SetAsideError as error:
+                rows.append(_document(file, batch.name, settings, office))
+            except UnreadableError as error:
                 why = {"reason": error.reason, "detail": error.detail}
                 rejected.append({"path": file.path, "batch": batch.name, **why})
                 if file.replaces and error.reason not in _PASSING:
@@ -97,25 +95,19 @@ def decode(content: bytes) -> str:
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n"))
 
 
-def _document(file: BatchFile, batch: str, settings: Settings) -> dict[str, Any]:
+def _document(file: BatchFile, batch: str, settings: Settings, office: OfficeReader) -> dict[str, Any]:
     limit = settings.corpus.max_file_bytes
     if file.size > limit:
-        raise _SetAsideError("too_large", f"{file.size} bytes, over corpus.max_file_bytes = {limit}")
+        raise UnreadableError("too_large", f"{file.size} bytes, over corpus.max_file_bytes = {limit}")
     try:
         content = read_regular(settings.paths.documents, file.path, limit)
     except OSError as error:
-        raise _SetAsideError("unreadable", error.strerror or str(error)) from error
+        raise UnreadableError("unreadable", error.strerror or str(error)) from error
     if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise _SetAsideError("changed_since_batch", "a later batch reads the new version")
-    try:
-        text = decode(content)
-    except ValueError as error:
-        raise _SetAsideError("not_text", str(error)) from error
-    title = ""
-    if file.path.lower().endswith((".html", ".htm")):
-        title, text = _html_to_markdown(text)
+        raise UnreadableError("changed_since_batch", "a later batch reads the new version")
+    title, text = _title_and_text(file.path, content, office)
     if not text.strip():
-        raise _SetAsideError("empty", f"{file.size} bytes, no text")
+        raise UnreadableError("empty", f"{file.size} bytes, no text")
     return {
         "document_id": _hash(text),
         "path": file.path,
@@ -126,6 +118,20 @@ def _document(file: BatchFile, batch: str, settings: Settings) -> dict[str, Any]
         "batch": batch,
         "deleted": False,
     }
+
+
+def _title_and_text(path: str, content: bytes, office: OfficeReader) -> tuple[str, str]:
+    """The title that a file's format gives it (empty: none), and its text or Markdown."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in OFFICE_SUFFIXES:
+        content = office.read(path, content).encode("utf-8", "replace")
+    try:
+        text = decode(content)
+    except ValueError as error:
+        raise UnreadableError("not_text", str(error)) from error
+    if suffix in {".html", ".htm"}:
+        return _html_to_markdown(text)
+    return "", rows_to_markdown(path, text) if suffix in ROW_SUFFIXES else text
 
 
 def _tombstone(path: str, batch: str) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def _html_to_markdown(text: str) -> tuple[str, str]:
     from markdownify import MarkdownConverter
 
     if len(text) > _MAX_HTML_CHARACTERS:
-        raise _SetAsideError("too_large", f"{len(text)} characters of HTML, over the limit of {_MAX_HTML_CHARACTERS}")
+        raise UnreadableError("too_large", f"{len(text)} characters of HTML, over the limit of {_MAX_HTML_CHARACTERS}")
     soup = BeautifulSoup(text, "html.parser")
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for element in soup(
@@ -154,7 +160,7 @@ def _html_to_markdown(text: str) -> tuple[str, str]:
     try:
         markdown = str(MarkdownConverter(heading_style="ATX").convert_soup(body))
     except RecursionError as error:
-        raise _SetAsideError("not_text", "its HTML is nested too deeply") from error
+        raise UnreadableError("not_text", "its HTML is nested too deeply") from error
     return title, re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
 
 

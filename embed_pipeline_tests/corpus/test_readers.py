@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import io
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from embed_pipeline.corpus import readers
+from embed_pipeline.corpus.batches import cut_batches
+from embed_pipeline.corpus.documents import read_documents
+from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.corpus.readers import OfficeReader, UnreadableError, rows_to_markdown
+from embed_pipeline.settings import Corpus
+
+pytest.importorskip("markitdown")
+
+_DOCUMENT = (
+    '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:body>'
+    '<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>Valves</w:t></w:r></w:p>'
+    "<w:p><w:r><w:t>A valve opens at three bar.</w:t></w:r></w:p></w:body></w:document>"
+)
+_CONTENT_TYPES = (
+    '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
+    '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+    '<Default Extension="xml" ContentType="application/xml"/>'
+    '<Override PartName="/word/document.xml" '
+    'ContentType="application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"/></Types>'
+)
+_RELATIONS = (
+    '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1" '
+    'Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument" '
+    'Target="word/document.xml"/></Relationships>'
+)
+_STYLES = (
+    '<w:styles xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">'
+    '<w:style w:type="paragraph" w:styleId="Heading1"><w:name w:val="heading 1"/></w:style></w:styles>'
+)
+
+
+def docx(body: str = _DOCUMENT) -> bytes:
+    """A Word file of a heading and a sentence."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("[Content_Types].xml", _CONTENT_TYPES)
+        archive.writestr("_rels/.rels", _RELATIONS)
+        archive.writestr("word/document.xml", body)
+        archive.writestr("word/styles.xml", _STYLES)
+    return stream.getvalue()
+
+
+def pptx() -> bytes:
+    """A slide of a title and a line."""
+    from pptx import Presentation
+
+    presentation = Presentation()
+    slide = presentation.slides.add_slide(presentation.slide_layouts[1])
+    slide.shapes.title.text = "Pumps"
+    slide.placeholders[1].text = "A pump starts at two bar."
+    stream = io.BytesIO()
+    presentation.save(stream)
+    return stream.getvalue()
+
+
+def pdf(line: str = "A gauge shows nine bar.") -> bytes:
+    """A page of one line, written by hand."""
+    drawn = f"BT /F1 12 Tf 72 720 Td ({line}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 9 9] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(drawn), drawn),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    body, offsets = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, start=1):
+        offsets.append(len(body))
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    tail = b"xref\n0 6\n0000000000 65535 f \n%strailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n"
+    return body + tail % (table, len(body))
+
+
+@pytest.fixture(scope="module")
+def office():
+    with OfficeReader(Corpus()) as reader:
+        yield reader
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.docx", docx(), "# Valves\n\nA valve opens at three bar."),
+        ("a.PPTX", pptx(), "# Pumps\nA pump starts at two bar."),
+        ("a.pdf", pdf(), "A gauge shows nine bar."),
+    ],
+    ids=["docx", "pptx", "pdf"],
+)
+def test_an_office_file_becomes_markdown(office, name, content, expected):
+    assert office.read(name, content).strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.docx", b"no archive", "not_text"),
+        ("a.docx", docx()[:-200], "not_text"),
+        ("a.pdf", b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog /Pages 9 0 R >>\nendobj", "not_text"),
+        ("a.pptx", docx(), "not_text"),
+    ],
+    ids=["no archive", "cut archive", "broken pdf", "another format"],
+)
+def test_a_damaged_file_is_set_aside_and_the_next_is_read(office, name, content, reason):
+    with pytest.raises(UnreadableError) as caught:
+        office.read(name, content)
+    assert caught.value.reason == reason
+    assert "valve" in office.read("b.docx", docx())
+
+
+def bomb(megabytes: int) -> bytes:
+    """A Word file of a few kilobytes for each megabyte that it unpacks to."""
+    return docx(_DOCUMENT.replace("three bar", "a" * (megabytes * 1_000_000)))
+
+
+def test_an_archive_that_unpacks_to_too_much_is_never_unpacked(office):
+    content = bomb(300)
+    assert len(content) < 1_000_000
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(UnreadableError, match=r"it unpacks to 300\d+ bytes, over corpus.max_unpacked_bytes") as caught:
+        office.read("bomb.docx", content)
+    assert caught.value.reason == "too_large"
+    assert psutil.Process().memory_info().rss - before < 256_000_000
+
+
+def test_a_conversion_that_takes_too_much_memory_ends_and_the_next_is_read():
+    with OfficeReader(Corpus(conversion_megabytes=64)) as reader:
+        with pytest.raises(UnreadableError) as caught:
+            reader.read("large.docx", bomb(100))
+        assert caught.value.reason in {"too_large", "not_text"}
+        assert "valve" in reader.read("b.docx", docx())
+
+
+def test_a_conversion_that_takes_too_long_is_ended_and_the_next_is_read(monkeypatch):
+    with OfficeReader(Corpus(conversion_seconds=60)) as reader:
+        reader.read("a.docx", docx())
+        os.kill(reader._process.pid, 19)  # SIGSTOP: it answers no more
+        reader._corpus = Corpus(conversion_seconds=0.2)
+        started = time.monotonic()
+        with pytest.raises(UnreadableError, match=r"over corpus.conversion_seconds = 0.2") as caught:
+            reader.read("a.docx", docx())
+        assert time.monotonic() - started < 10
+        assert caught.value.reason == "too_large"
+        reader._corpus = Corpus()
+        assert "valve" in reader.read("b.docx", docx())
+
+
+def test_a_conversion_process_that_dies_is_started_again():
+    with OfficeReader(Corpus()) as reader:
+        reader.read("a.docx", docx())
+        reader._process.kill()
+        reader._process.wait()
+        with pytest.raises(UnreadableError, match="ended the process"):
+            reader.read("a.docx", docx())
+        assert "valve" in reader.read("b.docx", docx())
+
+
+def test_no_process_is_left_behind():
+    with OfficeReader(Corpus()) as reader:
+        reader.read("a.docx", docx())
+        process = psutil.Process(reader._process.pid)
+    assert not process.is_running()
+
+
+def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(readers, "_EXTRA", "no_such_module")
+    with OfficeReader(Corpus()) as reader, pytest.raises(CorpusError, match=r"install embed-pipeline\[documents\]"):
+        reader.read("a.pdf", pdf())
+
+
+def test_office_files_are_documents_beside_text(folder: Path, make_settings):
+    (folder / "a.md").write_text("# Pipes\n\nA pipe.")
+    (folder / "b.docx").write_bytes(docx())
+    (folder / "c.pdf").write_bytes(b"%PDF-1.7 broken")
+    (folder / "d.csv").write_text("name,bar\nvalve,3\n")
+    settings = make_settings(suffixes=(".md", ".docx", ".pdf", ".csv"))
+    (batch,), _ = cut_batches(settings)
+    documents, rejected = read_documents(batch, settings)
+    assert documents.select("path", "title").rows() == [("a.md", "Pipes"), ("b.docx", "Valves"), ("d.csv", "valve")]
+    assert rejected.select("path", "reason").rows() == [("c.pdf", "not_text")]
+
+
+def test_rows_are_sections_named_by_their_title():
+    text = "id;title;pressure\n1;Relief valve;3 bar\n2;;4 bar\n"
+    assert rows_to_markdown("a.csv", text) == (
+        "## 1\n\ntitle: Relief valve\npressure: 3 bar\n\n## 2\n\npressure: 4 bar\n"
+    )
+    lines = '{"title": "Pump", "bar": 2, "parts": ["seal", "shaft"], "note": null}\n\n{"bar": 5}\n'
+    assert rows_to_markdown("a.jsonl", lines) == '## Pump\n\nbar: 2\nparts: ["seal", "shaft"]\n\n## Row 2\n\nbar: 5\n'
+
+
+def test_quoted_values_keep_their_separators_and_lines():
+    assert rows_to_markdown("a.csv", 'name,text\nvalve,"opens, then\ncloses"\n') == (
+        "## valve\n\ntext: opens, then\ncloses\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not JSON"),
+        ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("a.csv", "a,b\n" + "x" * 200_000 + ",2\n", "it is not CSV"),
+    ],
+)
+def test_what_is_no_table_is_refused(name, text, says):
+    with pytest.raises(UnreadableError, match=says):
+        rows_to_markdown(name, text)
