@@ -89,9 +89,16 @@ class Corpus(_Stage):
     """Files to documents to segments."""
 
     suffixes: tuple[str, ...] = (".md", ".txt", ".rst", ".html")
-    """File name endings that are read; others are left alone and counted."""
+    """File name endings that are read; others are left alone and counted. Also known: .csv, .jsonl, and with the extra
+    ``documents`` .pdf, .docx and .pptx."""
     max_file_bytes: int = Field(default=20_000_000, ge=1)
     """A larger file is set aside unread."""
+    max_unpacked_bytes: int = Field(default=200_000_000, ge=1)
+    """An Office file that unpacks to more is set aside."""
+    conversion_megabytes: int = Field(default=256, ge=64, le=65_536)
+    """Memory that the conversion of a PDF or Office file may take."""
+    conversion_seconds: float = Field(default=120, gt=0)
+    """Time that the conversion of a PDF or Office file may take."""
     max_files: Positive = 500_000
     """The scan stops with an error beyond this many files and folders."""
     documents_per_batch: Positive = 200
@@ -230,7 +237,7 @@ class TrainingData(_Stage):
     """A passage is a positive's duplicate when this share of the shorter one's word 5-grams stands in the other."""
     max_group_share: float = Field(default=0.1, gt=0, le=1)
     """Multi-hop questions join documents only while the group stays under this share of all documents (or is two)."""
-    num_negatives: int = Field(default=2, ge=0, le=100)
+    num_negatives: int = Field(default=4, ge=0, le=100)
     """Hard negatives wanted for each question; fewer where fewer survive."""
     relative_margin: float = Field(default=0.05, ge=0, lt=1)
     """A negative lies below ``1 - relative_margin`` of the least similar positive's similarity (95 %)."""
@@ -255,7 +262,7 @@ class TrainingData(_Stage):
     augmentations: tuple[Augmentation, ...] = ("keywords", "title", "heading", "link", "crop")
     """What augmented examples are made of, in this order until there are enough: a question's content words, a title
     and the document's opening, a heading and its section, a link's text and its target, a sentence and its segment."""
-    max_augmented_share: Share = 0.5
+    max_augmented_share: Share = 0.25
     """Augmented examples are at most this share of the training examples."""
 
     @model_validator(mode="after")
@@ -307,7 +314,10 @@ class Training(_Stage):
     """AdamW weight decay."""
     max_tokens: int = Field(default=0, ge=0, le=32768)
     """Longest text in training, in tokens; 0: the model's own limit."""
-    evaluations_per_epoch: int = Field(default=2, ge=1, le=100)
+    negatives: int = Field(default=0, ge=0, le=100)
+    """Mined negatives used of each example, most similar first; 0: one on a CPU, where a step's time goes to passages,
+    else all."""
+    evaluations_per_epoch: int = Field(default=1, ge=1, le=100)
     """How often dev nDCG@10 is measured; the best checkpoint is kept."""
     seeds: int = Field(default=1, ge=1, le=16)
     """Trainings with seeds in a row; the best on dev wins, or the mean of their weights where that does better."""
