@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 CUTOFF = 10
-MAX_POOL = 1_500
+MAX_POOL = 400
 _LEXICAL_HITS = 10
 
 

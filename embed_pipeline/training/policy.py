@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 SMALL_DATA = 2_000
 # Under this many steps a contrastive fine-tuning at 2e-5 has hardly moved; more passes than this overfit.
-_LEAST_STEPS = 75
+_LEAST_STEPS = 30
 _MOST_EPOCHS = 8
 _SMALL_EPOCHS = 3.0
 _BATCHES = ((SMALL_DATA, 32), (20_000, 64), (100_000, 128))
@@ -45,7 +45,7 @@ class Plan:
 def plan(examples: int, training: Training) -> Plan:
     """Fill in what the settings leave open (``batch_size`` 0, ``epochs`` 0).
 
-    Few examples get small batches, for enough steps, and up to eight passes to reach 75 steps; many get large
+    Few examples get small batches, for enough steps, and up to eight passes to reach 30 steps; many get large
     batches, for more negatives at once, and a single pass.
 
     Args:
