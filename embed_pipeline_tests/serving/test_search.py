@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from embed_pipeline.release.current import promote
 from embed_pipeline.serving import search
 from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TEXTS = [f"class {index} of python value {'in ' * (index % 20)}" for index in range(60)]
 
 
@@ -125,6 +127,18 @@ def test_the_page_has_nothing_from_elsewhere_and_runs_nothing_else(endpoint):
     assert not re.findall(r"""(?:src|href)=|url\(|https?://|@import|innerHTML|\son\w+=""", answer.text)
     assert 'lang="en"' in answer.text
     assert all(f'aria-label="{name}"' in answer.text for name in ("Query", "API key", "Results"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_shows_both_models_side_by_side(compared, tmp_path):
+    found(compared, "value of 7")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    page = f"{compared.url}/?q=value%20of%207"
+    done = subprocess.run([*command, "--virtual-time-budget=20000", page], capture_output=True, text=True, check=True)
+    assert re.findall(r'<section aria-label="([^"]+)"', done.stdout) == [f"{MODEL}-base", MODEL]
+    assert done.stdout.count("<li ") == 20
+    assert "60 segments searched" in done.stdout
+    assert "<mark" in done.stdout
 
 
 def test_the_key_guards_the_search_and_not_the_empty_page(bundle, tmp_path):
