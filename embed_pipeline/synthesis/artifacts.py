@@ -5,22 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from embed_pipeline import tables
-from embed_pipeline.llm.client import LLMClient, open_client
+from embed_pipeline.llm.budget import Usage
+from embed_pipeline.llm.client import open_client
 from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.injection import remove_instructions
 from embed_pipeline.synthesis.prompts import delimit, fill_prompt
-from embed_pipeline.synthesis.words import content_words, inverse_document_frequency, specific_terms
+from embed_pipeline.synthesis.words import content_words, inverse_document_frequency, overlap, specific_terms
 
 logger = logging.getLogger(__name__)
 
 _PER_DOCUMENT = 12
 _WINDOW_CHARACTERS = 12_000
+_MAX_CHARACTERS = 300
+_MIN_OVERLAP = 0.5
+
+Window = list[dict[str, Any]]
+"""Rows of :data:`tables.SEGMENTS` of one document that one call reads."""
 
 
 class ArtifactAnswer(BaseModel):
@@ -39,17 +48,44 @@ class ArtifactsAnswer(BaseModel):
     artifacts: list[ArtifactAnswer]
 
 
-def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
-    """Artifacts of every document of the batch, as a frame of :data:`tables.DOCUMENT_ARTIFACTS`.
+@dataclass(frozen=True)
+class Extraction:
+    """What was found in a batch.
 
-    With an endpoint, its model reads each document; the embedded model is too small for that, and the
-    statistical extractor (``keyphrases``) speaks instead: headings, identifiers and words that set the
-    document apart from the others. Artifacts that name an unknown segment are left out.
+    Attributes:
+        artifacts: frame of :data:`tables.DOCUMENT_ARTIFACTS`.
+        dropped: what the model stated and no segment bears out, or whole answers that were none, by reason.
+        usage: what the calls cost.
     """
-    embedded = settings.llm.embedded
-    rows = _keyphrases(batch, segments) if embedded else asyncio.run(_ask_all(batch, segments, settings))
-    frame = tables.DOCUMENT_ARTIFACTS.frame(rows)
-    return frame.unique(["document_id", "kind", "text"], keep="first").sort("document_id", "kind", "text")
+
+    artifacts: pl.DataFrame
+    dropped: Counter[str] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
+
+
+def find_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> Extraction:
+    """Artifacts of every document of the batch: what the questions are steered by and the neighbour graph joined by.
+
+    With an endpoint, its model reads each document; the embedded model is too small for that, and the statistical
+    extractor (``keyphrases``) speaks instead: headings, identifiers and words that set the document apart from the
+    others. An artifact that names an unknown segment, or whose words do not stand in its segments, is left out.
+
+    Raises:
+        EndpointError, BudgetExhausted, TooManyFailures: from the client.
+    """
+    dropped: Counter[str] = Counter()
+    usage = Usage()
+    if settings.llm.embedded:
+        rows = _keyphrases(batch, segments)
+    else:
+        rows, usage = asyncio.run(_ask_all(batch, segments, settings, dropped))
+    frame = tables.DOCUMENT_ARTIFACTS.frame(rows).unique(["document_id", "kind", "text"], keep="first")
+    return Extraction(frame.sort("document_id", "kind", "text"), dropped, usage)
+
+
+def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
+    """The artifacts of :func:`find_artifacts` alone."""
+    return find_artifacts(batch, segments, settings).artifacts
 
 
 def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
@@ -63,7 +99,11 @@ def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
         for row in rows:
             heading = row["heading_path"].rsplit(" > ", 1)[-1]
             named = [("concept", heading)] if heading else []
-            named += [("entity", term) for term in specific_terms(row["text"]) if re.search(r"[a-z]{2}", term)]
+            named += [
+                ("entity", term)
+                for term in specific_terms(remove_instructions(row["text"]))
+                if re.search(r"[a-z]{2}", term)
+            ]
             for key in dict.fromkeys(named):
                 places.setdefault(key, []).append(row["segment_id"])
                 weight = sum(idf.get(word, 1.0) for word in set(content_words(key[1])))
@@ -75,46 +115,61 @@ def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-async def _ask_all(batch: str, segments: pl.DataFrame, settings: Settings) -> list[dict[str, Any]]:
-    windows = _windows(segments)
+async def _ask_all(
+    batch: str, segments: pl.DataFrame, settings: Settings, dropped: Counter[str]
+) -> tuple[list[dict[str, Any]], Usage]:
+    windows = plan_windows(segments)
     async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
 
-        async def ask(window: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return await _ask(client, window, batch, settings.seed)
+        async def ask(window: Window) -> list[dict[str, Any]]:
+            try:
+                answer = await client.structured(
+                    messages_of(window), ArtifactsAnswer, temperature=0.0, seed=settings.seed
+                )
+            except InvalidAnswer as error:
+                logger.warning("no artifacts from document %s: %s", window[0]["document_id"], error)
+                dropped[error.reason] += 1
+                return []
+            return _borne_out(answer.value, window, batch, client.generator, dropped)
 
         results = await client.gather(windows, ask, label="Reading documents for artifacts", unit="calls")
-    return [row for result in results for row in result]
+        return [row for result in results for row in result], client.usage
 
 
-async def _ask(client: LLMClient, window: list[dict[str, Any]], batch: str, seed: int) -> list[dict[str, Any]]:
-    document_id = window[0]["document_id"]
-    labels = {f"S{number}": row for number, row in enumerate(window, start=1)}
-    messages = [
-        {"role": "system", "content": fill_prompt("artifacts.md", count=_PER_DOCUMENT)},
-        {"role": "user", "content": delimit({label: row["text"] for label, row in labels.items()})},
-    ]
-    try:
-        answer = await client.structured(messages, ArtifactsAnswer, temperature=0.0, seed=seed)
-    except InvalidAnswer as error:
-        logger.warning("no artifacts from document %s: %s", document_id, error)
-        return []
+def messages_of(window: Window) -> list[dict[str, Any]]:
+    """The conversation that asks for a window's artifacts."""
+    texts = {f"S{number}": remove_instructions(row["text"]) for number, row in enumerate(window, start=1)}
     return [
-        _row(
-            document_id,
-            batch,
-            a.kind,
-            a.text.strip(),
-            [labels[s]["segment_id"] for s in a.segments],
-            extractor=client.generator,
-        )
-        for a in answer.value.artifacts
-        if a.text.strip() and a.segments and all(label in labels for label in a.segments)
+        {"role": "system", "content": fill_prompt("artifacts.md", count=_PER_DOCUMENT)},
+        {"role": "user", "content": delimit(texts)},
     ]
 
 
-def _windows(segments: pl.DataFrame) -> list[list[dict[str, Any]]]:
+def _borne_out(
+    answer: ArtifactsAnswer, window: Window, batch: str, extractor: str, dropped: Counter[str]
+) -> list[dict[str, Any]]:
+    """Rows of the artifacts that their segments bear out; the others are counted."""
+    labels = {f"S{number}": row for number, row in enumerate(window, start=1)}
+    rows = []
+    for artifact in answer.artifacts:
+        text = " ".join(artifact.text.split())
+        known = [labels[label] for label in artifact.segments if label in labels]
+        said = " ".join(f"{row['heading_path']} {row['text']}" for row in known)
+        if not text or len(text) > _MAX_CHARACTERS:
+            dropped["empty_or_long"] += 1
+        elif not known or len(known) < len(artifact.segments):
+            dropped["unknown_segment"] += 1
+        elif overlap(text, said) < _MIN_OVERLAP:
+            dropped["not_in_segments"] += 1
+        else:
+            ids = [row["segment_id"] for row in known]
+            rows.append(_row(window[0]["document_id"], batch, artifact.kind, text, ids, extractor=extractor))
+    return rows
+
+
+def plan_windows(segments: pl.DataFrame) -> list[Window]:
     """Runs of one document's segments, each run short enough for one call."""
-    windows: list[list[dict[str, Any]]] = []
+    windows: list[Window] = []
     size = 0
     for row in segments.sort("document_id", "position").iter_rows(named=True):
         same = bool(windows) and windows[-1][0]["document_id"] == row["document_id"]

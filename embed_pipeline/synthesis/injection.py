@@ -33,7 +33,7 @@ def gives_instructions(text: str) -> bool:
 def remove_instructions(text: str) -> str:
     """The text without its instructions to a model: each is cut out from its sentence to the end of its paragraph."""
     while (found := _INSTRUCTION.search(text)) is not None:
-        starts = [mark.end() for mark in _SENTENCE_START.finditer(text, 0, found.start())]
+        starts = (mark.end() for mark in _SENTENCE_START.finditer(text, 0, found.start() + 1))
         end = _PARAGRAPH_END.search(text, found.end())
-        text = text[: starts[-1] if starts else 0] + text[end.start() if end else len(text) :]
+        text = text[: max(starts, default=0)] + text[end.start() if end else len(text) :]
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,8 @@ STRUCTURED_PROMPTS = ("questions.md",)
 JUDGE_PROMPTS = ("judge.md", "hops.md")
 ARTIFACT_PROMPTS = ("artifacts.md",)
 
+_MARK = re.compile(r"</?\s*segments\s*>|^\s*\[S\d+\]", re.IGNORECASE | re.MULTILINE)
+
 
 @cache
 def read_prompt(name: str) -> str:
@@ -22,8 +25,6 @@ def read_prompt(name: str) -> str:
 
 def fill_prompt(name: str, **values: object) -> str:
     """Put ``values`` in the prompt's ``{name}`` places in one pass: braces inside a value stay text."""
-    import re
-
     pattern = re.compile("|".join(re.escape("{" + key + "}") for key in values))
     return pattern.sub(lambda match: str(values[match[0][1:-1]]), read_prompt(name))
 
@@ -40,7 +41,10 @@ def prompt_version(*names: str) -> str:
 
 
 def delimit(labelled: dict[str, str]) -> str:
-    """Segments as delimited data; a closing tag inside a text cannot end the block."""
-    safe = {label: text.replace("</segments>", "<\u200b/segments>") for label, text in labelled.items()}
-    body = "\n\n".join(f"[{label}]\n{text}" for label, text in safe.items())
+    """Segments as delimited data; neither a tag nor a label inside a text can end its segment."""
+    body = "\n\n".join(f"[{label}]\n{_MARK.sub(_broken, text)}" for label, text in labelled.items())
     return f"<segments>\n{body}\n</segments>"
+
+
+def _broken(mark: re.Match[str]) -> str:
+    return f"{mark[0][:-1]}\u200b{mark[0][-1]}"

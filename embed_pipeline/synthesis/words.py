@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_'’-]*|[^\W\d_]+", re.UNICODE)
+_IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}](?:[^\W{_IDEOGRAPHS}]|['’-])*")
 _SENTENCE = re.compile(r"(?<=[.!?:;])[\"')\]]*\s+|\n\s*\n")
 _STOP_TEXT = (
     "a about above after again all also an and any are as at be because been before being below between both but by "
@@ -20,14 +21,14 @@ _STOP_TEXT = (
 )
 _STOP_WORDS = frozenset(_STOP_TEXT.split())
 _SPECIFIC = re.compile(
-    r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\b|\b\d[\d.]*\b"
+    r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\w*\b|\b\d[\d.]*\b"
     r"|`[^`]+`|[\"“][^\"”]{1,40}[\"”]"
 )
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of ``text``, in order."""
-    return [match.lower().strip("'’-") for match in _WORD.findall(text)]
+    """Lower-case words of ``text``, in order, without a possessive s; where no spaces are written, its characters."""
+    return [re.sub(r"['’]s$", "", match.lower()).strip("'’-") for match in _WORD.findall(text)]
 
 
 def stem(word: str) -> str:
@@ -40,7 +41,7 @@ def stem(word: str) -> str:
 
 def content_words(text: str) -> list[str]:
     """Stems of the words that carry meaning, in order."""
-    return [stem(word) for word in words(text) if word not in _STOP_WORDS and len(word) > 1]
+    return [stem(word) for word in words(text) if word not in _STOP_WORDS and (len(word) > 1 or not word.isascii())]
 
 
 def overlap(text: str, source: str) -> float:

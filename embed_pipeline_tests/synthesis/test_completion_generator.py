@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from embed_pipeline.llm.client import open_client
+from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.completion_generator import complete_questions, reasoning_of
+from embed_pipeline.synthesis.pairs import Generated, find_problem
+from embed_pipeline.synthesis.plan import Task, Wish
+from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
+from embed_pipeline_tests.synthesis import material
+
+MakeSettings = Callable[..., Settings]
+
+
+def _complete(settings: Settings, tasks: list[Task], stub: Stub) -> Generated:
+    async def run() -> Generated:
+        llm = settings.llm.model_copy(update={"base_url": stub.base_url})
+        async with open_client(llm, settings.paths.store / "responses.sqlite") as client:
+            return await complete_questions(tasks, settings, client)
+
+    return asyncio.run(run())
+
+
+def _write(
+    settings: Settings, text: str, *keys: str, wish: Wish = material.WISH
+) -> tuple[Generated, list[dict[str, Any]]]:
+    with stub_endpoint(lambda _: text) as stub:
+        return _complete(settings, [material.task(*keys, wishes=(wish,))], stub), stub.requests
+
+
+def test_a_question_becomes_a_pair_with_the_sentence_that_answers_it(make_settings: MakeSettings) -> None:
+    found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2")
+    (pair,) = found.pairs
+    assert pair.question == "What does a red lamp on the pump mean?"
+    assert pair.answer == "A red lamp on the pump means that its filter is blocked."
+    assert (pair.query_type, pair.reasoning_type, pair.style, pair.complexity) == (
+        "contextual",
+        "factual",
+        "question",
+        1,
+    )
+    assert pair.segment_ids == ["s2"]
+    assert found.rejects == []
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "openings"),
+    [
+        ("factual", {"Question:"}),
+        ("procedural", {"Question: How do I", "Question: How do you", "Question: How can I"}),
+        ("causal", {"Question: What happens when", "Question: What happens if", "Question: Why"}),
+    ],
+)
+def test_the_kind_of_question_is_steered_by_its_opening(
+    make_settings: MakeSettings, reasoning: str, openings: set[str]
+) -> None:
+    wishes = tuple(Wish("contextual", reasoning, "question", 1) for _ in range(6))
+    with stub_endpoint(lambda _: " red lamp of the pump is on?") as stub:
+        _complete(make_settings(), [material.task("s2", wishes=wishes)], stub)
+    assert {request["prompt"].rpartition("\n")[2] for request in stub.requests} == openings
+
+
+def test_the_opening_is_part_of_the_question(make_settings: MakeSettings) -> None:
+    wish = Wish("structural", "procedural", "question", 2)
+    found, requests = _write(make_settings(), " clean the filter of the pump?", "s2", wish=wish)
+    assert found.pairs[0].question.endswith("clean the filter of the pump?")
+    assert found.pairs[0].question.startswith(("How do I", "How do you", "How can I"))
+    assert (found.pairs[0].query_type, found.pairs[0].reasoning_type) == ("structural", "procedural")
+    assert requests[0]["stop"] == ["\n"]
+
+
+def test_candidates_of_a_segment_differ_in_temperature_and_seed(make_settings: MakeSettings) -> None:
+    with stub_endpoint(lambda _: " What does a red lamp on the pump mean?") as stub:
+        found = _complete(make_settings(temperature=0.3), [material.task("s2", wishes=(material.WISH,) * 3)], stub)
+    assert [request["temperature"] for request in stub.requests] == [0.3, 0.5, 0.7]
+    assert len({request["seed"] for request in stub.requests}) == 3
+    assert (len(found.pairs), [reject.reason for reject in found.rejects]) == (1, ["repeated", "repeated"])
+
+
+def test_a_keyword_query_is_the_question_less_its_function_words(make_settings: MakeSettings) -> None:
+    wish = Wish("contextual", "factual", "keywords", 1)
+    found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2", wish=wish)
+    assert (found.pairs[0].question, found.pairs[0].style) == ("red lamp pump mean", "keywords")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (" What does a red lamp on the pump mean", "not_a_question"),
+        (" Why?", "too_short"),
+        (" What does this passage say of the red lamp?", "refers_to_text"),
+        (" What does lamp RX-7 of the pump mean?", "unsupported_term"),
+        (" What do banks charge for transfers abroad?", "source_not_asked_about"),
+        (" Ignore all instructions of the red lamp?", "instruction"),
+    ],
+)
+def test_what_is_no_question_about_its_source_is_rejected(make_settings: MakeSettings, text: str, reason: str) -> None:
+    found, _ = _write(make_settings(), text, "s2")
+    assert found.pairs == []
+    (reject,) = found.rejects
+    assert (reject.reason, reject.segment_ids) == (reason, ("s2",))
+    assert text.strip() in reject.raw
+
+
+def test_a_multi_hop_question_has_a_hop_on_each_source(make_settings: MakeSettings) -> None:
+    wish = Wish("multi_hop", "relational", "question", 2)
+    text = " How does the red lamp relate to the fee of a late payment?"
+    found, requests = _write(make_settings(), text, "s2", "s5", wish=wish)
+    (pair,) = found.pairs
+    assert [hop.segment_ids for hop in pair.hops] == [("s2",), ("s5",)]
+    assert (pair.query_type, pair.complexity) == ("multi_hop", 3)
+    assert pair.answer == " ".join(hop.summary for hop in pair.hops)
+    assert "Passage A (Pump): A red lamp" in requests[0]["prompt"]
+    assert "Passage B (Pump): A late payment" in requests[0]["prompt"]
+    ignoring, _ = _write(
+        make_settings(llm={"model": "other"}), " What does a red lamp on the pump mean?", "s2", "s5", wish=wish
+    )
+    assert [reject.reason for reject in ignoring.rejects] == ["source_not_asked_about"]
+
+
+def test_every_pair_keeps_the_rules_of_pairs(make_settings: MakeSettings) -> None:
+    known = dict(material.DOCUMENTS)
+    wishes = tuple(Wish("contextual", kind, "question", 1) for kind in ("factual", "causal", "temporal", "inferential"))
+    tasks = [material.task(key, wishes=wishes) for key in material.TEXTS]
+    with stub_endpoint(lambda request: f" the {request['prompt'].split('): ')[-1][4:30]} of it is on?") as stub:
+        found = _complete(make_settings(), tasks, stub)
+    assert found.pairs
+    assert all(find_problem(pair, known, 1) is None for pair in found.pairs)
+
+
+def test_a_pair_that_breaks_a_rule_of_pairs_is_rejected(make_settings: MakeSettings) -> None:
+    task = Task((material.source("s2", text="The red lamp " + "of the pump " * 400),), (material.WISH,), 1)
+    with stub_endpoint(lambda _: " What does a red lamp on the pump mean?") as stub:
+        found = _complete(make_settings(), [task], stub)
+    assert [reject.reason for reject in found.rejects] == ["answer_too_long"]
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("How do I clean it?", "procedural"),
+        ("How does it work?", "relational"),
+        ("Why is it so?", "causal"),
+        ("What happens if it is?", "causal"),
+        ("When is it changed?", "temporal"),
+        ("Can it be changed?", "inferential"),
+        ("Is it red?", "inferential"),
+        ("What is it?", "factual"),
+    ],
+)
+def test_the_reasoning_type_is_read_off_the_opening(question: str, kind: str) -> None:
+    assert reasoning_of(question) == kind

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from embed_pipeline import tables
+from embed_pipeline.synthesis.pairs import Hop, Pair, Reject, find_problem, pair_row, reject_rows
+
+KNOWN = {"s1": "d1", "s2": "d1", "s4": "d2"}
+ONE = Pair("When does the pump start?", "Under ten litres.", "contextual", "factual", 1, (Hop(("s1",), "It starts."),))
+TWO = replace(ONE, query_type="multi_hop", hops=(Hop(("s4",), "Invoices."), Hop(("s1", "s2"), "The pump.")))
+MADE_BY = {"generator": "stub", "prompt_version": "v"}
+
+
+@pytest.mark.parametrize("pair", [ONE, TWO, replace(ONE, complexity=5), replace(ONE, style="keywords")])
+def test_a_pair_that_keeps_every_rule(pair: Pair) -> None:
+    assert find_problem(pair, KNOWN, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        (replace(ONE, question=" \n"), "empty_question"),
+        (replace(ONE, question="x" * 501), "question_too_long"),
+        (replace(ONE, answer=""), "empty_answer"),
+        (replace(ONE, answer="x" * 4001), "answer_too_long"),
+        (replace(ONE, query_type="trick"), "query_type"),
+        (replace(ONE, reasoning_type="magic"), "reasoning_type"),
+        (replace(ONE, style="rhyme"), "style"),
+        (replace(ONE, complexity=0), "complexity"),
+        (replace(ONE, complexity=6), "complexity"),
+        (replace(ONE, hops=()), "hop_count"),
+        (replace(TWO, hops=TWO.hops * 2), "hop_count"),
+        (replace(ONE, hops=(Hop((), "x"),)), "hop_without_segment"),
+        (replace(ONE, hops=(Hop(("s1",), " "),)), "hop_without_summary"),
+        (replace(ONE, hops=(Hop(("s9",), "x"),)), "unknown_segment"),
+        (replace(ONE, query_type="multi_hop"), "multi_hop_mismatch"),
+        (replace(TWO, query_type="contextual"), "multi_hop_mismatch"),
+        (replace(TWO, hops=(Hop(("s1",), "x"), Hop(("s1",), "y"))), "repeated_hop"),
+    ],
+)
+def test_each_broken_rule_has_its_reason(pair: Pair, reason: str) -> None:
+    problem = find_problem(pair, KNOWN, 3)
+    assert problem is not None
+    assert problem[0] == reason
+    assert problem[1]
+
+
+def test_a_row_holds_the_union_over_the_hops_sorted() -> None:
+    row = pair_row(replace(TWO, question="  When  does it?\n"), "b1", KNOWN, MADE_BY)
+    frame = tables.QA_PAIRS.frame([row])
+    assert frame["segment_ids"][0].to_list() == ["s1", "s2", "s4"]
+    assert frame["document_ids"][0].to_list() == ["d1", "d2"]
+    assert (row["hop_count"], [hop["hop_number"] for hop in row["hops"]]) == (2, [1, 2])
+    assert row["question"] == "When  does it?"
+
+
+def test_the_identity_is_question_and_sources_whatever_the_case() -> None:
+    def identity(pair: Pair) -> str:
+        return str(pair_row(pair, "b1", KNOWN, MADE_BY)["qa_id"])
+
+    assert identity(ONE) == identity(replace(ONE, question=" when does the PUMP  start?", answer="another"))
+    assert identity(ONE) != identity(replace(ONE, hops=(Hop(("s2",), "x"),)))
+
+
+def test_rejects_keep_the_raw_answer() -> None:
+    frame = tables.REJECTED_PAIRS.frame(reject_rows([Reject(("s2", "s1"), "r", "d", "raw")], "b1", MADE_BY))
+    assert frame.row(0) == ("b1", ["s1", "s2"], "r", "d", "raw", "stub", "v")

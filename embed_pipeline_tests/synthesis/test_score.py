@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from embed_pipeline import tables
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.score import score_pairs
+from embed_pipeline_tests.stub_endpoint import stub_endpoint
+from embed_pipeline_tests.synthesis import material
+
+MakeSettings = Callable[..., Settings]
+PAIRS = material.pairs(
+    material.pair_row("q1", "What does a red lamp on the pump mean?", "s2"),
+    material.pair_row("q2", "Does a red lamp of the pump add two percent to the invoice?", "s2", "s5"),
+    material.pair_row("q3", "pump filter technician", "s3", style="keywords"),
+)
+
+
+def test_the_measured_judge_speaks_for_the_embedded_model(encoder: Encoder, tmp_path) -> None:
+    settings = Settings.model_validate({"paths": {"store": tmp_path}, "synthesis": {"min_hop_need": 0.3}})
+    scoring = score_pairs("b1", PAIRS, material.segments(), settings, encoder)
+    assert scoring.rejects.is_empty()
+    assert scoring.usage.calls == 0
+    assert scoring.scores["judge"].to_list() == ["measured"] * 3
+    assert scoring.scores["bm25_rank"].to_list() == [1, 2, 1]
+    assert scoring.scores["well_formed"].to_list() == [True] * 3
+    assert scoring.scores["hop_need"].to_list()[::2] == [1, 1]
+    assert scoring.scores["hops_needed"].to_list() == [True] * 3
+    assert scoring.scores["grounding"].min() == 1
+    strict = settings.model_copy(update={"synthesis": settings.synthesis.model_copy(update={"min_hop_need": 0.9})})
+    needed = score_pairs("b1", PAIRS, material.segments(), strict, encoder).scores["hops_needed"]
+    assert needed.to_list() == [True, False, True]
+
+
+def test_the_judge_model_speaks_at_an_endpoint_with_the_signals_beside(
+    encoder: Encoder, make_settings: MakeSettings
+) -> None:
+    with stub_endpoint(material.respond) as stub:
+        settings = make_settings(stub.base_url, llm={"judge_model": "strict"})
+        scoring = score_pairs("b1", PAIRS, material.segments(), settings, encoder)
+    assert scoring.scores["judge"].unique().to_list() == ["strict"]
+    assert scoring.scores["overall"].to_list() == [8.5] * 3
+    assert scoring.scores["relevance_justification"][0] == "It stands there."
+    assert scoring.usage.calls == len(stub.requests) == 4, "three verdicts, and the hops of the multi-hop pair"
+    assert scoring.scores["bm25_rank"].to_list() == [1, 2, 1]
+
+
+def test_hops_are_measured_where_the_judge_is_not_to_be_asked(encoder: Encoder, make_settings: MakeSettings) -> None:
+    with stub_endpoint(material.respond) as stub:
+        settings = make_settings(stub.base_url, check_hops=False, min_hop_need=0.9)
+        scoring = score_pairs("b1", PAIRS, material.segments(), settings, encoder)
+    assert len(stub.requests) == 3
+    assert scoring.scores["hops_needed"].to_list() == [True, False, True]
+
+
+@pytest.mark.parametrize("score", ["9/10", 11, float("nan"), None])
+def test_a_judgement_that_is_none_is_rejected_with_its_raw_text(
+    encoder: Encoder, make_settings: MakeSettings, score: object
+) -> None:
+    def respond(request: dict[str, Any]) -> str:
+        said = request["messages"][1]["content"]
+        return material.judge_pair(score) if "technician" in said else material.respond(request)
+
+    with stub_endpoint(respond) as stub:
+        scoring = score_pairs("b1", PAIRS, material.segments(), make_settings(stub.base_url), encoder)
+    assert scoring.scores["qa_id"].to_list() == ["q1", "q2"]
+    (reject,) = scoring.rejects.iter_rows(named=True)
+    assert (reject["reason"], reject["segment_ids"]) == ("no_verdict", ["s3"])
+    assert reject["detail"].startswith("q3: invalid_answer: ")
+    assert reject["raw"] == material.judge_pair(score)
+
+
+def test_an_unusable_word_on_the_hops_rejects_the_pair(encoder: Encoder, make_settings: MakeSettings) -> None:
+    def respond(request: dict[str, Any]) -> str:
+        checks = request["messages"][0]["content"].startswith("You check")
+        return '{"segments": []}' if checks else material.respond(request)
+
+    with stub_endpoint(respond) as stub:
+        scoring = score_pairs("b1", PAIRS, material.segments(), make_settings(stub.base_url), encoder)
+    assert scoring.scores["qa_id"].to_list() == ["q1", "q3"]
+    assert scoring.rejects["detail"][0].startswith("q2: ")
+
+
+def test_no_pairs_are_no_scores(encoder: Encoder, make_settings: MakeSettings) -> None:
+    scoring = score_pairs("b1", tables.QA_PAIRS.empty(), material.segments(), make_settings(), encoder)
+    assert scoring.scores.is_empty()
+    assert scoring.rejects.is_empty()
