@@ -14,8 +14,9 @@ from embed_pipeline.settings import Settings
 
 
 def settings(**training_data: Any) -> Settings:
-    """Settings of the room alone; segments of any length may be asked about."""
-    return Settings.model_validate({"corpus": {"min_segment_tokens": 1}, "training_data": training_data})
+    """Settings of the room alone: two negatives, half augmented, and segments of any length may be asked about."""
+    chosen = {"num_negatives": 2, "max_augmented_share": 0.5, **training_data}
+    return Settings.model_validate({"corpus": {"min_segment_tokens": 1}, "training_data": chosen})
 
 
 def prose(topic: int, words: int = 60) -> str:
