@@ -134,7 +134,9 @@ def _problem(question: str, sources: tuple[Source, ...], found: Generated) -> tu
     if invented:
         return "unsupported_term", ", ".join(invented)
     asked = set(content_words(question))
-    missing = [s.title for s in sources if not asked & set(content_words(f"{s.title} {s.text}"))]
+    # A title alone anchors a question in its one source, but not in one of several: those may share it.
+    said = [source.text if len(sources) > 1 else f"{source.title} {source.text}" for source in sources]
+    missing = [s.title for s, text in zip(sources, said, strict=True) if not asked & set(content_words(text))]
     return ("source_not_asked_about", ", ".join(missing)) if missing else None
 
 
