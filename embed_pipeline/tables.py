@@ -382,13 +382,30 @@ QUESTION_RESULTS = Table(
     key=("query_set", "query_id"),
 )
 
+CHAMPION_COMPARISON = Table(
+    "champion_comparison",
+    "The candidate release against the one served now, on the frozen test questions and every labelled set.",
+    (
+        _text("query_set", "`generated` for the held-out questions, else the labelled set's name."),
+        _text("champion", "Version of the release served now."),
+        _text("candidate", "Version of the release that may take its place."),
+        _count("queries", "Queries measured."),
+        _real("champion_ndcg_10", "nDCG@10 of the champion, 0 to 1."),
+        _real("candidate_ndcg_10", "nDCG@10 of the candidate."),
+        _real("difference_low", "Lower end of the paired bootstrap 95 % interval of candidate less champion."),
+        _real("difference_high", "Upper end of that interval."),
+    ),
+    key=("query_set",),
+)
+
 DEPLOYMENT = Table(
     "deployment",
     "The last deployment: what was served, where, and what its verification measured.",
     (
         _text("release_version", "Version of the release bundle that was served."),
+        _text("precision", "Which export answered: fp32 or int8."),
         _text("url", "Base URL of the endpoint."),
-        Column("left_running", pl.Boolean(), "True where the endpoint was left running."),
+        Column("left_running", pl.Boolean(), "True where an endpoint was left running there."),
         _count("texts_compared", "Texts whose served vectors were compared with the model's."),
         _real("min_cosine", "Least cosine between served and original vector."),
         _real("top10_overlap", "Mean overlap of the ten best passages, served against original."),
@@ -415,6 +432,7 @@ TABLES: dict[str, Table] = {
         TRAINING_EXAMPLES,
         RETRIEVAL_EVALUATION,
         QUESTION_RESULTS,
+        CHAMPION_COMPARISON,
         DEPLOYMENT,
     )
 }

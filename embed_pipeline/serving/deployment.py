@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -22,8 +21,8 @@ from embed_pipeline.embedding.encoder import Encoder, Kind
 from embed_pipeline.embedding.search import search
 from embed_pipeline.progress import Bar, progress
 from embed_pipeline.release.bundle import read_manifest
-from embed_pipeline.release.current import write_atomically
 from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.kept import Kept, keep_endpoint, kept_endpoint, served_release
 from embed_pipeline.serving.process import free_port, start_endpoint
 from embed_pipeline.settings import Settings, serving_api_key
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEPLOYMENT_FILE = "deployment.json"
 LOG_FILE = "deployment.log"
 
 MAX_TEXTS = 500
@@ -50,12 +48,14 @@ class Verification:
     """What a comparison of served and original vectors found.
 
     Attributes:
+        precision: which export answered.
         texts_compared: queries and passages.
         min_cosine: least cosine of a text's two vectors.
         top10_overlap: mean over the queries of the share of the ten best passages that both find.
         median_milliseconds: median time of a request of one query.
     """
 
+    precision: str
     texts_compared: int
     min_cosine: float
     top10_overlap: float
@@ -72,8 +72,9 @@ def deploy(
         corpus: the ``corpus`` table; a seeded sample of it is embedded and searched.
         queries: questions to search with.
         settings: address, limits, seed and store.
-        keep: leave the endpoint running on ``serving.port``, with its process id and URL in
-            ``<store>/deployment.json``; else it runs on any free port for the comparison only.
+        keep: leave an endpoint running where the comparison stands (:mod:`embed_pipeline.serving.kept`): the one
+            that is kept running already, which takes the release up when it becomes current, else the one
+            compared, on ``serving.port``.
 
     Returns:
         One row of the ``deployment`` table. Whether its figures are good enough, :func:`deployment_failures` says.
@@ -88,31 +89,27 @@ def deploy(
     if not passages or not asked:
         message = f"a deployment is verified with passages and queries, got {len(passages)} and {len(asked)}"
         raise ServingError(message)
-    version = read_manifest(bundle).version
-    port = settings.serving.port if keep and settings.serving.port else free_port(settings.serving.host)
+    version, store, serving = read_manifest(bundle).version, settings.paths.store, settings.serving
+    running = kept_endpoint(store) if keep else None
+    stays = keep and running is None
     with tempfile.TemporaryDirectory() as folder:
-        log = settings.paths.store / LOG_FILE if keep else Path(folder) / LOG_FILE
+        log = (store if stays else Path(folder)) / LOG_FILE
         log.parent.mkdir(parents=True, exist_ok=True)
+        port = serving.port if stays and serving.port else free_port(serving.host)
         endpoint = start_endpoint(bundle, settings, port=port, log=log)
         kept = False
         try:
             found = verify_deployment(endpoint.url, bundle, passages, asked, settings)
-            if keep:
-                _record(settings.paths.store, endpoint.process.pid, endpoint.url, version)
+            frame = _row(version, endpoint.url, found, left_running=keep)
+            if stays and not deployment_failures(frame, settings):
+                keep_endpoint(store, Kept(endpoint.process.pid, endpoint.url, version))
                 kept = True
         finally:
             if not kept:
-                endpoint.stop(settings.serving.drain_seconds)
-    row: dict[str, object] = {
-        "release_version": version,
-        "url": endpoint.url,
-        "left_running": kept,
-        "texts_compared": found.texts_compared,
-        "min_cosine": found.min_cosine,
-        "top10_overlap": found.top10_overlap,
-        "median_milliseconds": found.median_milliseconds,
-    }
-    return tables.DEPLOYMENT.frame([row])
+                endpoint.stop(serving.drain_seconds)
+    if running is not None:
+        return frame.with_columns(url=pl.lit(running.url))
+    return frame.with_columns(left_running=pl.lit(kept))
 
 
 def verify_deployment(
@@ -123,6 +120,7 @@ def verify_deployment(
     The endpoint is asked with the ``openai`` client as its users have it; the original is computed in fp32.
 
     Raises:
+        ServingError: the endpoint does not say what it serves.
         openai.OpenAIError: the endpoint refuses a request.
         ModelError: the original model cannot be loaded.
     """
@@ -133,6 +131,7 @@ def verify_deployment(
         # The bundle's own prefixes: they are a property of the model.
         settings.embedding.model_copy(update={"precision": "fp32", "query_prefix": None, "passage_prefix": None}),
     )
+    precision = str(served_release(url)["precision"])
     with OpenAI(base_url=f"{url}/v1", api_key=serving_api_key() or "none") as client:
         probe = _Probe(client, settings.serving.model_name)
         with progress("embed through the endpoint", len(passages) + len(queries), "texts") as bar:
@@ -144,6 +143,7 @@ def verify_deployment(
     served = np.concatenate([served_queries, served_passages])
     cosines = _cosines(served, np.concatenate([query_vectors, passage_vectors]))
     return Verification(
+        precision=precision,
         texts_compared=len(served),
         min_cosine=float(cosines.min()),
         top10_overlap=_overlap(
@@ -155,14 +155,30 @@ def verify_deployment(
 
 
 def deployment_failures(frame: pl.DataFrame, settings: Settings) -> list[str]:
-    """What of a ``deployment`` table misses its bound, a sentence each; empty: the deployment stands."""
+    """What of a ``deployment`` table misses its bound, a sentence each; empty: the deployment stands.
+
+    In fp32 both the vectors and the rankings must be the original's. An int8 export has other vectors by design,
+    and was released for its rankings; they are what is held to a bound.
+    """
     found = []
     for row in tables.validate(frame, tables.DEPLOYMENT).iter_rows(named=True):
-        for name, bound in (("min_cosine", "min_cosine"), ("top10_overlap", "min_top10_overlap")):
-            least = getattr(settings.release, bound)
+        bounds = {
+            "min_cosine": settings.release.min_cosine,
+            "top10_overlap": settings.release.min_top10_overlap,
+        }
+        if row["precision"] == "int8":
+            bounds = {"top10_overlap": settings.serving.min_int8_top10_overlap}
+        for name, least in bounds.items():
+            # Written so that a value that is not a number fails.
             if not row[name] >= least:
                 found.append(f"release {row['release_version']} as served: {name} {row[name]:.7f} is below {least}")
     return found
+
+
+def _row(version: str, url: str, found: Verification, *, left_running: bool) -> pl.DataFrame:
+    return tables.DEPLOYMENT.frame(
+        [{"release_version": version, "url": url, "left_running": left_running, **asdict(found)}]
+    )
 
 
 class _Probe:
@@ -195,12 +211,6 @@ def _sample(texts: Sequence[str], seed: int) -> list[str]:
     if len(texts) <= MAX_TEXTS:
         return list(texts)
     return random.Random(seed).sample(list(texts), MAX_TEXTS)  # noqa: S311 - a choice to be repeated, not a secret
-
-
-def _record(store: Path, pid: int, url: str, version: str) -> None:
-    text = json.dumps({"pid": pid, "url": url, "release_version": version}, indent=2)
-    write_atomically(store / DEPLOYMENT_FILE, text + "\n")
-    logger.info("release %s stays served at %s by process %d", version, url, pid)
 
 
 def _cosines(left: Floats, right: Floats) -> NDArray[np.float64]:

@@ -13,11 +13,13 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
+from embed_pipeline.release.current import promote
 from embed_pipeline.serving.deployment import deploy, deployment_failures
 from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.kept import Kept, confirm_release, keep_endpoint, kept_endpoint, served_release
 from embed_pipeline.serving.process import free_port, start_endpoint
 from embed_pipeline.settings import Embedding, Paths, Serving, Settings
-from embed_pipeline_tests.serving.endpoint import changed
+from embed_pipeline_tests.serving.endpoint import changed, running
 
 QUERIES = ["what is a class", "value of python", "how to object"]
 
@@ -39,29 +41,55 @@ def settings(store: Path, **serving) -> Settings:
     )
 
 
-@pytest.fixture(scope="module")
-def deployed(bundle, corpus, tmp_path_factory):
-    store = tmp_path_factory.mktemp("store")
-    chosen = settings(store, model_name="other-name", port=free_port("127.0.0.1"))
-    return store, chosen, deploy(bundle, corpus, QUERIES, chosen, keep=True)
+def stop(pid: int) -> int:
+    os.kill(pid, signal.SIGTERM)
+    return os.waitpid(pid, 0)[1]
 
 
-def test_a_faithful_endpoint_passes_and_stays_where_it_is_to(deployed):
-    store, chosen, frame = deployed
+def test_a_faithful_endpoint_is_kept_and_takes_up_the_next_release(bundle, corpus, tmp_path):
+    chosen = settings(tmp_path, model_name="other-name", port=free_port("127.0.0.1"), reload_seconds=0.05)
+    releases = tmp_path / "release"
+    shutil.copytree(bundle, releases / "1")
+    frame = deploy(releases / "1", corpus, QUERIES, chosen, keep=True)
     row = frame.row(0, named=True)
-    assert deployment_failures(frame, chosen) == []
-    assert (row["release_version"], row["left_running"], row["texts_compared"]) == ("1", True, 43)
-    assert row["min_cosine"] > 0.99999
-    assert row["top10_overlap"] == 1.0
-    assert row["median_milliseconds"] > 0
-    record = json.loads((store / "deployment.json").read_text())
-    assert record["url"] == row["url"] == f"http://127.0.0.1:{chosen.serving.port}"
+    kept = kept_endpoint(tmp_path)
     try:
-        assert httpx.get(f"{record['url']}/v1/models").json()["data"][0]["id"] == "other-name"
+        assert deployment_failures(frame, chosen) == []
+        assert (row["release_version"], row["precision"], row["left_running"]) == ("1", "fp32", True)
+        assert row["texts_compared"] == 43
+        assert row["min_cosine"] > 0.99999
+        assert row["top10_overlap"] == 1.0
+        assert row["median_milliseconds"] > 0
+        assert kept is not None
+        assert kept.url == row["url"] == f"http://127.0.0.1:{chosen.serving.port}"
+        assert httpx.get(f"{kept.url}/v1/models").json()["data"][0]["id"] == "other-name"
+
+        changed(bundle, releases / "2", "onnx/config.json")
+        frame = deploy(releases / "2", corpus, QUERIES, chosen, keep=True)
+        assert frame.row(0, named=True)["url"] == kept.url
+        assert served_release(kept.url)["version"] == "1"
+        promote(tmp_path, "2")
+        confirm_release("2", chosen)
+        assert served_release(kept.url)["version"] == "2"
+        assert kept_endpoint(tmp_path) == Kept(kept.pid, kept.url, "2")
     finally:
-        os.kill(record["pid"], signal.SIGTERM)
-        _, status = os.waitpid(record["pid"], 0)
-    assert status == 0
+        assert stop(json.loads((tmp_path / "deployment.json").read_text())["pid"]) == 0
+    assert kept_endpoint(tmp_path) is None
+
+
+def test_a_release_that_an_endpoint_does_not_take_up_is_reported(bundle, tmp_path):
+    confirm_release("2", settings(tmp_path))
+    with running(bundle) as served:
+        keep_endpoint(tmp_path, Kept(os.getpid(), served.url, "1"))
+        confirm_release("1", settings(tmp_path))
+        with pytest.raises(ServingError, match=r"still serves 1 after serving\.start_seconds = 0\.3, not 2"):
+            confirm_release("2", settings(tmp_path, start_seconds=0.3))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pid": 1}', '{"pid": "x", "url": "", "release_version": ""}'])
+def test_a_damaged_note_of_an_endpoint_is_none(tmp_path, text):
+    (tmp_path / "deployment.json").write_text(text)
+    assert kept_endpoint(tmp_path) is None
 
 
 def test_a_release_that_serves_other_vectors_is_found_out(bundle, corpus, tmp_path, monkeypatch):
@@ -70,21 +98,35 @@ def test_a_release_that_serves_other_vectors_is_found_out(bundle, corpus, tmp_pa
     other = changed(bundle, tmp_path / "2", "model/config_sentence_transformers.json", prompts=prompts)
     monkeypatch.setenv("EMBED_PIPELINE_SERVING_API_KEY", "clef")
     chosen = settings(tmp_path / "store")
-    frame = deploy(other, corpus, QUERIES, chosen)
+    frame = deploy(other, corpus, QUERIES, chosen, keep=True)
     failures = deployment_failures(frame, chosen)
     assert any("min_cosine" in failure and "below 0.99999" in failure for failure in failures)
     assert not frame["left_running"][0]
+    assert kept_endpoint(tmp_path / "store") is None
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{frame['url'][0]}/v1/health/live")
 
 
-def test_bounds_are_the_settings(deployed):
-    _, chosen, frame = deployed
-    worse = frame.with_columns(min_cosine=pl.lit(0.9), top10_overlap=pl.lit(0.5))
-    assert [failure.split(": ")[1].split()[0] for failure in deployment_failures(worse, chosen)] == [
-        "min_cosine",
-        "top10_overlap",
+def test_bounds_are_the_settings():
+    row = {
+        "release_version": "1",
+        "precision": "fp32",
+        "url": "u",
+        "left_running": False,
+        "texts_compared": 3,
+        "min_cosine": 0.99,
+        "top10_overlap": 0.9,
+        "median_milliseconds": 1.0,
+    }
+    failures = deployment_failures(tables.DEPLOYMENT.frame([row]), Settings())
+    assert [failure.split(": ")[1] for failure in failures] == [
+        "min_cosine 0.9900000 is below 0.99999",
+        "top10_overlap 0.9000000 is below 0.99",
     ]
+    # Other vectors are in the nature of int8; other rankings are not.
+    assert deployment_failures(tables.DEPLOYMENT.frame([{**row, "precision": "int8"}]), Settings()) == []
+    worse = tables.DEPLOYMENT.frame([{**row, "precision": "int8", "top10_overlap": 0.7}])
+    assert len(deployment_failures(worse, Settings())) == 1
 
 
 def test_an_endpoint_that_dies_early_is_reported_with_its_log(bundle, corpus, tmp_path):
