@@ -8,6 +8,7 @@ from embed_pipeline.orchestration.checks import all_checks
 from embed_pipeline.orchestration.executors import stage_executor
 from embed_pipeline.orchestration.io_managers import ModelFolderIOManager, ParquetIOManager
 from embed_pipeline.orchestration.jobs import all_assets, all_jobs
+from embed_pipeline.orchestration.promotion import champion
 from embed_pipeline.orchestration.resources import MLflow
 from embed_pipeline.settings import load_settings
 
@@ -15,7 +16,7 @@ _settings = load_settings()
 _store = _settings.paths.store
 
 defs = dg.Definitions(
-    assets=all_assets,
+    assets=[*all_assets, champion],
     asset_checks=all_checks,
     jobs=all_jobs,
     sensors=all_sensors,

@@ -414,7 +414,7 @@ class Serving(_Stage):
     reload_seconds: float = Field(default=2, ge=0)
     """How often to look whether another release of the store is current; 0: never."""
     search_page: bool = True
-    """Offer a page at / that searches the corpus with the models served."""
+    """Offer a page at / that searches the corpus, and so shows its text to whoever may use the endpoint."""
     header_seconds: float = Field(default=10, gt=0)
     """A connection whose request headers take longer is closed."""
     body_seconds: float = Field(default=30, gt=0)
@@ -478,6 +478,9 @@ class Orchestration(_Stage):
     max_deleted_share: Share = 0.5
     """Where more than this share of the known files is gone at once, the sensor takes none for deleted: a mount may be
     missing. ``embed-pipeline sdg`` takes them."""
+    min_champion_gain: float = Field(default=0.0, ge=-1, le=1)
+    """Least gain in nDCG@10 over the release served now, relative, on the generated test questions; below it that one
+    stays. On labelled sets ``evaluation.max_labelled_loss`` is the bound."""
     fresh_days: float = Field(default=8, ge=0.01, le=3650)
     """The UI warns when the corpus, the model or the deployment is older than so many days; twice that is an alarm."""
 

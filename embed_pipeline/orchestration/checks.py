@@ -8,6 +8,7 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline.evaluation.gates import release_failures
+from embed_pipeline.evaluation.promotion import promotion_failures
 from embed_pipeline.orchestration.presentation import markdown_table
 from embed_pipeline.release.manifest import BundleError, verify_bundle
 from embed_pipeline.release.parity import read_parity
@@ -132,6 +133,14 @@ def bundle_is_whole(release: Path) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=True, description=f"{len(manifest.files)} files, version {manifest.version}")
 
 
+@dg.asset_check(
+    asset="champion_comparison", blocking=True, description="The new release is no worse than the one that is served."
+)
+def no_worse_than_champion(champion_comparison: pl.DataFrame) -> dg.AssetCheckResult:
+    """``orchestration.min_champion_gain`` and ``evaluation.max_labelled_loss``."""
+    return _none_of(promotion_failures(champion_comparison, load_settings()))
+
+
 @dg.asset_check(asset="deployment", blocking=True, description="The endpoint gives the model's vectors and rankings.")
 def endpoint_is_faithful(deployment: pl.DataFrame) -> dg.AssetCheckResult:
     """``release.min_cosine`` and ``min_top10_overlap``, through the endpoint."""
@@ -148,5 +157,6 @@ all_checks = [
     tuned_is_better,
     export_is_faithful,
     bundle_is_whole,
+    no_worse_than_champion,
     endpoint_is_faithful,
 ]

@@ -1,8 +1,10 @@
 """When the cheap stages run by themselves: after what they read has changed and its blocking checks have passed."""
 
+from typing import Any
+
 import dagster as dg
 
-Condition = dg.AutomationCondition[dg.AssetKey]
+Condition = dg.AutomationCondition[Any]
 
 
 def follow_inputs() -> Condition:

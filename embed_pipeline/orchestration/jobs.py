@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import dagster as dg
 
-from embed_pipeline.orchestration.assets.deploy import deployment
+from embed_pipeline.orchestration.assets.deploy import champion_comparison, deployment
 from embed_pipeline.orchestration.assets.evaluation import retrieval_evaluation
 from embed_pipeline.orchestration.assets.export import onnx_model, release, tensorrt_engine
 from embed_pipeline.orchestration.assets.finetune import finetuned_model
@@ -27,7 +27,7 @@ STAGES: Mapping[str, Sequence[dg.AssetsDefinition]] = MappingProxyType(
         "finetune": (finetuned_model,),
         "eval": (retrieval_evaluation,),
         "export": (onnx_model, tensorrt_engine, release),
-        "deploy": (deployment,),
+        "deploy": (champion_comparison, deployment),
     }
 )
 """Stage name to its assets, both in the order in which data flows."""

@@ -1,4 +1,4 @@
-"""The release behind an endpoint, verified through it."""
+"""The release against the one that is served, then behind an endpoint and verified through it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,16 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from embed_pipeline.evaluation.query_sets import generated_set
+from embed_pipeline import tables
+from embed_pipeline.evaluation.promotion import compare_with_champion, promotion_failures
+from embed_pipeline.evaluation.query_sets import generated_set, labelled_set
+from embed_pipeline.orchestration.executors import gpu_step
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.presentation import described
+from embed_pipeline.orchestration.promotion import record_promotion, record_refusal
 from embed_pipeline.orchestration.resources import MLflow
-from embed_pipeline.release.current import promote
+from embed_pipeline.release.current import current_bundle, current_version, promote
 from embed_pipeline.release.manifest import read_manifest
 from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.serving.deployment import deploy, deployment_failures
@@ -28,8 +32,40 @@ class DeploymentConfig(dg.Config):
 
 
 @dg.asset(
+    **described("champion_comparison", GROUP, {"pytorch", "mlflow"}),
+    code_version=load_settings().digest("evaluation", "embedding"),
+    op_tags=gpu_step(),
+    pool="gpu",
+)
+def champion_comparison(
+    context: dg.AssetExecutionContext,
+    mlflow: MLflow,
+    release: Path,
+    corpus: pl.DataFrame,
+    qa_dataset: pl.DataFrame,
+    dataset_split: pl.DataFrame,
+) -> dg.Output[Any]:
+    """Measure the new release against the one that is served now; where it may not take its place, record why."""
+    settings = load_settings()
+    candidate, served = read_manifest(release), current_version(settings.paths.store)
+    frame = tables.CHAMPION_COMPARISON.empty()
+    if served is not None and served != candidate.version:
+        with explained():
+            own = [labelled_set(folder, corpus) for folder in settings.evaluation.labelled]
+            sets = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
+            champion = (served, current_bundle(settings.paths.store))
+            frame = compare_with_champion(champion, (candidate.version, release), corpus, sets, settings)
+    reasons = promotion_failures(frame, settings)
+    if reasons:
+        record_refusal(context, mlflow.tracker(), candidate, served, reasons)
+    facts = {"champion": served or "nothing is served yet", "candidate": candidate.version}
+    return stored(context, frame, settings, metadata=facts)
+
+
+@dg.asset(
     **described("deployment", GROUP, {"openai", "mlflow"}),
     code_version=load_settings().digest("serving", "release"),
+    deps=["champion_comparison"],
 )
 def deployment(
     context: dg.AssetExecutionContext,
@@ -49,6 +85,7 @@ def deployment(
         failures = deployment_failures(frame, settings)
         if failures:
             raise ReleaseError(f"not deployed, the release served before stays: {'; '.join(failures)}")
+        before = current_version(settings.paths.store)
         promote(settings.paths.store, manifest.version)
-        mlflow.tracker().set_alias(manifest.mlflow["model"], "champion", manifest.mlflow["version"])
+        record_promotion(context, mlflow.tracker(), manifest, before)
     return stored(context, frame, settings, metadata=frame.row(0, named=True))
