@@ -74,3 +74,10 @@ def test_batches_depend_on_seed_and_epoch_alone_and_differ_by_at_most_one() -> N
     batches.set_epoch(0)
     assert list(batches) == first
     assert list(ShuffledBatches(10, 4, seed=2)) != first
+
+
+def test_several_processes_get_as_many_batches_each() -> None:
+    batches = list(ShuffledBatches(10, 4, seed=1, processes=2))
+    assert sorted(len(batch) for batch in batches) == [2, 2, 3, 3]
+    assert sorted(i for batch in batches for i in batch) == list(range(10))
+    assert len(ShuffledBatches(3, 4, seed=1, processes=2)) == 2

@@ -13,6 +13,7 @@ from embed_pipeline.training import loss as loss_module
 from embed_pipeline.training.curves import best_step, stalled
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.train import TrainingResult, finetune
+from embed_pipeline.training.weights import RunningMean
 from embed_pipeline_tests.training import small
 
 
@@ -89,6 +90,19 @@ def test_killed_training_resumes_to_the_same_loss_and_weights(
     assert resumed.dev_curve == whole.dev_curve
     assert resumed.final_loss == pytest.approx(whole.final_loss, abs=1e-6)
     assert same(weights, again)
+
+
+def test_the_mean_of_the_later_steps_outlives_a_kill(tiny_model: Path, tmp_path: Path) -> None:
+    settings = small.settings(tiny_model, evaluations_per_epoch=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, settings, with_dev=False, stop_at=8)
+    [checkpoint] = (tmp_path / "work").glob("seed-*/checkpoint-7")
+    # Measured at every step; steps 5, 6 and 7 are of the second half.
+    kept = RunningMean.load(checkpoint / "mean.safetensors")
+    assert kept.count == 3
+    weights = load_file(checkpoint / "model.safetensors")
+    name, mean = next(iter(kept.value().items()))
+    assert mean.shape == weights[name.removeprefix("0.model.")].shape
 
 
 def test_a_checkpoint_of_other_examples_or_settings_is_not_taken_up(tiny_model: Path, tmp_path: Path) -> None:

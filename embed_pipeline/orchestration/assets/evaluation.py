@@ -69,6 +69,7 @@ def retrieval_evaluation(
             run.log_metrics(_headline_figures(comparison))
             run.log_artifact(page)
             run.log_artifact(text)
+            run.log_artifact(headline_bars(comparison.metrics), "headline.png")
             links = dagster_links(context.run_id, settings)
             run.set_tags({name.replace("dagster.", "dagster.evaluation_"): link for name, link in links.items()})
         if version:
