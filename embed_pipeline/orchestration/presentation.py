@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -9,6 +10,7 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.evaluation.plots import markdown_image
+from embed_pipeline.settings import load_settings
 
 OWNERS = ["team:search"]
 _SAMPLE_ROWS = 8
@@ -26,6 +28,12 @@ def described(name: str, group: str, kinds: set[str]) -> dict[str, Any]:
         "kinds": {"polars", *kinds},
         "io_manager_key": "tables",
     }
+
+
+def kept_fresh() -> dg.FreshnessPolicy:
+    """The UI warns when an asset was not made for ``orchestration.fresh_days``, and alarms at twice that."""
+    days = load_settings().orchestration.fresh_days
+    return dg.FreshnessPolicy.time_window(fail_window=timedelta(days=2 * days), warn_window=timedelta(days=days))
 
 
 def column_schema(table: tables.Table) -> dg.TableSchema:

@@ -12,7 +12,7 @@ from embed_pipeline.evaluation.query_sets import generated_set, labelled_set
 from embed_pipeline.orchestration.executors import gpu_step
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.outputs import stored
-from embed_pipeline.orchestration.presentation import described
+from embed_pipeline.orchestration.presentation import described, kept_fresh
 from embed_pipeline.orchestration.promotion import record_promotion, record_refusal
 from embed_pipeline.orchestration.resources import MLflow
 from embed_pipeline.release.current import current_bundle, current_version, promote
@@ -66,6 +66,7 @@ def champion_comparison(
     **described("deployment", GROUP, {"openai", "mlflow"}),
     code_version=load_settings().digest("serving", "release"),
     deps=["champion_comparison"],
+    freshness_policy=kept_fresh(),
 )
 def deployment(
     context: dg.AssetExecutionContext,

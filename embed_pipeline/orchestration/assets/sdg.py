@@ -18,7 +18,7 @@ from embed_pipeline.orchestration.conditions import Condition, follow_batches
 from embed_pipeline.orchestration.failures import explained, transient
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.partitions import all_batches, document_batches
-from embed_pipeline.orchestration.presentation import described, figures, picture, traced_pairs
+from embed_pipeline.orchestration.presentation import described, figures, kept_fresh, picture, traced_pairs
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
@@ -161,6 +161,7 @@ def qa_scores(
     ins={"documents": all_batches(), "segments": all_batches()},
     code_version="1",
     automation_condition=follow_batches(),
+    freshness_policy=kept_fresh(),
 )
 def corpus(
     context: dg.AssetExecutionContext, documents: dict[str, pl.DataFrame], segments: dict[str, pl.DataFrame]
