@@ -59,7 +59,7 @@ class Endpoint:
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/models", self.models),
-            Route("/v1/models/{name}", self.model),
+            Route("/v1/models/{name:path}", self.model),
             Route("/v1/health/live", self.live),
             Route("/v1/health/ready", self.ready),
             Route("/v1/metrics", self.metrics),

@@ -23,7 +23,8 @@ from embed_pipeline.progress import Bar, progress
 from embed_pipeline.release.bundle import read_manifest
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.kept import Kept, keep_endpoint, kept_endpoint, served_release
-from embed_pipeline.serving.process import free_port, start_endpoint
+from embed_pipeline.serving.listener import free_port
+from embed_pipeline.serving.process import start_endpoint
 from embed_pipeline.settings import Settings, serving_api_key
 
 if TYPE_CHECKING:

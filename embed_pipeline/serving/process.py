@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.listener import bind
 from embed_pipeline.settings import CONFIG_VARIABLE, ENVIRONMENT_PREFIX, SERVING_KEY_VARIABLE, Settings
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def start_endpoint(bundle: Path, settings: Settings, *, port: int, log: Path) ->
     Raises:
         ServingError: the port is taken, or the process ended or was not ready in time; with its last log lines.
     """
+    # Another server there might answer in place of the one started.
+    bind(settings.serving, port).close()
     command = [sys.executable, "-m", "embed_pipeline.serving", str(bundle.resolve()), "--port", str(port)]
     with log.open("wb") as file:
         process = subprocess.Popen(  # noqa: S603 - this interpreter, and a path that is an argument
@@ -85,13 +87,6 @@ def start_endpoint(bundle: Path, settings: Settings, *, port: int, log: Path) ->
         process.wait()
         raise
     return endpoint
-
-
-def free_port(host: str) -> int:
-    """A port of ``host`` that is free now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:

@@ -14,14 +14,14 @@ import uvicorn
 
 from embed_pipeline.serving.application import create_application
 from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.listener import bind
 from embed_pipeline.serving.protocol import guarded_protocol
 from embed_pipeline.serving.reload import LOAD_ERRORS, Follower
 from embed_pipeline.serving.service import Service
-from embed_pipeline.settings import Serving, Settings, serving_api_key
+from embed_pipeline.settings import Settings, serving_api_key
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 # Ready answers 503 for at least so long before the listener closes, so that a load balancer can see it.
 _NOTICE_SECONDS = 0.5
@@ -41,21 +41,6 @@ def serve(bundle: Path, settings: Settings, *, port: int | None = None) -> None:
     """
     listener = bind(settings.serving, port)
     EmbeddingServer(bundle, Service(settings, serving_api_key()), listener).run_until_stopped()
-
-
-def bind(serving: Serving, port: int | None = None) -> socket.socket:
-    """A listening socket on ``serving.host`` and ``port`` (None: ``serving.port``; 0: any free one).
-
-    Raises:
-        ServingError: naming host and port.
-    """
-    wanted = serving.port if port is None else port
-    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
-    try:
-        return socket.create_server((serving.host, wanted), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        message = f"cannot listen on {serving.host} port {wanted}: {error.strerror}"
-        raise ServingError(f"{message}; set serving.host and serving.port") from error
 
 
 class EmbeddingServer(uvicorn.Server):

@@ -17,7 +17,8 @@ import httpx
 import numpy as np
 
 from embed_pipeline.release.manifest import file_hash
-from embed_pipeline.serving.server import EmbeddingServer, bind
+from embed_pipeline.serving.listener import bind
+from embed_pipeline.serving.server import EmbeddingServer
 from embed_pipeline.serving.service import Service
 from embed_pipeline.settings import Paths, Serving, Settings
 

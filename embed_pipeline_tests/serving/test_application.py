@@ -167,6 +167,11 @@ def test_models_and_metadata_say_what_is_served(client, endpoint):
     assert release["model"]["dimensions"] == 32
 
 
+def test_a_model_may_have_a_slash_in_its_name(bundle):
+    with running(bundle, model_name="org/model") as served:
+        assert served.client.get("/v1/models/org/model-passage").json()["id"] == "org/model"
+
+
 def test_health_answers(endpoint):
     assert endpoint.client.get("/v1/health/live").status_code == 200
     assert endpoint.client.get("/v1/health/ready").json()["message"] == "ready"

@@ -17,7 +17,8 @@ from embed_pipeline.release.current import promote
 from embed_pipeline.serving.deployment import deploy, deployment_failures
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.kept import Kept, confirm_release, keep_endpoint, kept_endpoint, served_release
-from embed_pipeline.serving.process import free_port, start_endpoint
+from embed_pipeline.serving.listener import free_port
+from embed_pipeline.serving.process import start_endpoint
 from embed_pipeline.settings import Embedding, Paths, Serving, Settings
 from embed_pipeline_tests.serving.endpoint import changed, running
 
@@ -134,6 +135,13 @@ def test_an_endpoint_that_dies_early_is_reported_with_its_log(bundle, corpus, tm
     (broken / "onnx" / "model.onnx").write_bytes(b"x")
     with pytest.raises(ServingError, match=r"(?s)exit code 1 before it was ready; its log ends:.*model\.onnx is not"):
         deploy(broken, corpus, QUERIES, settings(tmp_path / "store"))
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(bundle, corpus, tmp_path):
+    with running(bundle) as served:
+        chosen = settings(tmp_path, port=int(served.url.rsplit(":", 1)[1]))
+        with pytest.raises(ServingError, match=f"cannot listen on 127.0.0.1 port {chosen.serving.port}"):
+            deploy(bundle, corpus, QUERIES, chosen, keep=True)
 
 
 def test_an_endpoint_that_is_never_ready_is_ended(bundle, tmp_path):

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.process import free_port
-from embed_pipeline.serving.server import bind, serve
+from embed_pipeline.serving.listener import bind, free_port
+from embed_pipeline.serving.server import serve
 from embed_pipeline.settings import Serving, Settings
 from embed_pipeline_tests.serving.endpoint import MODEL, eventually, gated, running
 
