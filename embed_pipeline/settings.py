@@ -144,6 +144,8 @@ class LLM(_Stage):
     """Price of a million prompt tokens; the embedded model costs nothing."""
     price_per_million_completion_tokens: float = Field(default=0, ge=0)
     """Price of a million completion tokens."""
+    seconds_per_call: float = Field(default=5, gt=0)
+    """Expected time of one call at an endpoint, for ``embed-pipeline estimate``."""
 
     @property
     def embedded(self) -> bool:
@@ -330,7 +332,8 @@ class Training(_Stage):
     gradient_checkpointing: bool = False
     """Keep few activations and compute them again: less memory, a third more time."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention kernels; auto: flash attention on a GPU that has it installed, else the model's own choice."""
+    """Attention kernels; auto: flash attention on a GPU that has it installed, fp32 attention in bf16 training on a CPU,
+    else the model's own choice."""
     teacher: str = "none"
     """Who scores each question's candidates softly: none, ``hybrid`` (BM25 and the base model), or a cross-encoder
     folder or hub name."""

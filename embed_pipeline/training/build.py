@@ -5,7 +5,6 @@ Imports torch and transformers: import it inside functions from modules that the
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -20,6 +19,7 @@ from embed_pipeline.embedding.models import load_model, torch_device
 from embed_pipeline.settings import Settings, Training
 from embed_pipeline.training import hardware
 from embed_pipeline.training.adapters import add_adapters
+from embed_pipeline.training.attention import choose_attention
 from embed_pipeline.training.batches import Collator, ShuffledBatches
 from embed_pipeline.training.dev import DevMeasure
 from embed_pipeline.training.dimensions import declare_dimensions
@@ -34,7 +34,6 @@ from embed_pipeline.training.trainer import ContrastiveTrainer
 
 _MICRO_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 _NO_ROW_LIMIT = 1_000_000
-_FLASH = "flash_attention_2"
 
 
 def world_size() -> int:
@@ -53,40 +52,14 @@ def prepare_model(settings: Settings) -> SentenceTransformer:
     model = load_model(settings.embedding.model, settings.embedding, device="cpu")
     turn_off_dropout(model)
     declare_dimensions(model, training.matryoshka_dimensions)
-    choose_attention(model, training, torch_device(settings.embedding))
+    device = torch_device(settings.embedding)
+    bf16 = hardware.training_precision(settings.embedding, torch.device(device)) == "bf16"
+    choose_attention(model, training, device, bf16=bf16)
     if training.lora_rank:
         add_adapters(model, training.lora_rank)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def choose_attention(model: SentenceTransformer, training: Training, device: str) -> str | None:
-    """Give the encoder the attention kernels of ``training.attention``; returns what was chosen, None: left alone.
-
-    Raises:
-        TrainingError: flash attention is asked for and is not installed, or the model does not have the kernels.
-    """
-    encoder = getattr(model[0], "auto_model", None)
-    installed = importlib.util.find_spec("flash_attn") is not None
-    wanted: str | None = training.attention
-    if training.attention == "auto":
-        able = installed and device == "cuda" and bool(getattr(encoder, "_supports_flash_attn", False))
-        wanted = _FLASH if able else None
-    if wanted is None:
-        return None
-    if wanted == _FLASH and (not installed or device != "cuda"):
-        message = f"training.attention = {wanted!r} needs a CUDA device and the package flash-attn"
-        raise TrainingError(message)
-    if encoder is None:
-        message = f"training.attention = {wanted!r}: {type(model[0]).__name__} has no attention to choose"
-        raise TrainingError(message)
-    try:
-        encoder.set_attn_implementation(wanted)
-    except ValueError as error:
-        message = f"training.attention = {wanted!r}: {error}"
-        raise TrainingError(message) from error
-    return wanted
 
 
 def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[ContrastiveTrainer, Supervisor]:

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
-from embed_pipeline.settings import Settings, Training
-from embed_pipeline.training.build import choose_attention, prepare_model
+from embed_pipeline.settings import Settings
+from embed_pipeline.training.build import prepare_model
 from embed_pipeline.training.dimensions import declare_dimensions, declared_dimensions
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.record import read_record
@@ -90,15 +90,6 @@ def test_checkpointed_activations_give_the_same_weights(tiny_model: Path, tmp_pa
         0
     ].auto_model.is_gradient_checkpointing
     assert [loss for _, loss in spared.loss_curve] == pytest.approx([loss for _, loss in plain.loss_curve], abs=1e-5)
-
-
-def test_attention_is_chosen_where_it_can_be(tiny_model: Path) -> None:
-    model = load_model(tiny_model, small.settings(tiny_model).embedding)
-    assert choose_attention(model, Training(), "cpu") is None
-    assert choose_attention(model, Training(attention="eager"), "cpu") == "eager"
-    assert model[0].auto_model.config._attn_implementation == "eager"
-    with pytest.raises(TrainingError, match="needs a CUDA device"):
-        choose_attention(model, Training(attention="flash_attention_2"), "cpu")
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
