@@ -11,6 +11,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -129,6 +130,27 @@ class ResponseStore:
             " VALUES (?, ?, ?, ?, ?, ?)",
             (key, *values, _checksum(key, values)),
         )
+
+    def remove_holding(self, fragments: Collection[str]) -> int:
+        """Remove every answer that holds one of these texts, as it is or escaped for JSON, and return how many.
+
+        Nothing of them is left in the file.
+
+        Raises:
+            ResponseStoreError: if the file cannot be written or turns out damaged.
+        """
+        wanted = {form for text in fragments for form in (text, json.dumps(text)[1:-1])}
+        try:
+            with self._lock:
+                rows = self._database.execute("SELECT key, text FROM responses").fetchall()
+                keys = [(key,) for key, text in rows if any(form in text for form in wanted)]
+                self._database.execute("PRAGMA secure_delete = ON")
+                self._database.executemany("DELETE FROM responses WHERE key = ?", keys)
+                self._database.execute("VACUUM")
+                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        return len(keys)
 
     def __len__(self) -> int:
         row = self._execute("SELECT count(*) FROM responses", ())

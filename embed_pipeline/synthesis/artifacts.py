@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from embed_pipeline import tables
 from embed_pipeline.llm.budget import Usage
-from embed_pipeline.llm.client import open_client
+from embed_pipeline.llm.client import LLMClient, open_client
 from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.injection import remove_instructions
@@ -79,8 +79,13 @@ def find_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> Ex
         rows = _keyphrases(batch, segments)
     else:
         rows, usage = asyncio.run(_ask_all(batch, segments, settings, dropped))
+    return Extraction(artifact_frame(rows), dropped, usage)
+
+
+def artifact_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """The rows as a frame of :data:`tables.DOCUMENT_ARTIFACTS`, each artifact once."""
     frame = tables.DOCUMENT_ARTIFACTS.frame(rows).unique(["document_id", "kind", "text"], keep="first")
-    return Extraction(frame.sort("document_id", "kind", "text"), dropped, usage)
+    return frame.sort("document_id", "kind", "text")
 
 
 def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
@@ -118,22 +123,30 @@ def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
 async def _ask_all(
     batch: str, segments: pl.DataFrame, settings: Settings, dropped: Counter[str]
 ) -> tuple[list[dict[str, Any]], Usage]:
-    windows = plan_windows(segments)
     async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
+        return await ask_artifacts(batch, segments, settings, client, dropped), client.usage
 
-        async def ask(window: Window) -> list[dict[str, Any]]:
-            try:
-                answer = await client.structured(
-                    messages_of(window), ArtifactsAnswer, temperature=0.0, seed=settings.seed
-                )
-            except InvalidAnswer as error:
-                logger.warning("no artifacts from document %s: %s", window[0]["document_id"], error)
-                dropped[error.reason] += 1
-                return []
-            return _borne_out(answer.value, window, batch, client.generator, dropped)
 
-        results = await client.gather(windows, ask, label="Reading documents for artifacts", unit="calls")
-        return [row for result in results for row in result], client.usage
+async def ask_artifacts(
+    batch: str, segments: pl.DataFrame, settings: Settings, client: LLMClient, dropped: Counter[str]
+) -> list[dict[str, Any]]:
+    """Have every document read; rows of :data:`tables.DOCUMENT_ARTIFACTS`, what is left out counted in ``dropped``.
+
+    Raises:
+        EndpointError, BudgetExhausted, TooManyFailures: from the client.
+    """
+
+    async def ask(window: Window) -> list[dict[str, Any]]:
+        try:
+            answer = await client.structured(messages_of(window), ArtifactsAnswer, temperature=0.0, seed=settings.seed)
+        except InvalidAnswer as error:
+            logger.info("no artifacts from document %s: %s", window[0]["document_id"], error)
+            dropped[error.reason] += 1
+            return []
+        return _borne_out(answer.value, window, batch, client.generator, dropped)
+
+    results = await client.gather(plan_windows(segments), ask, label="Reading documents for artifacts", unit="calls")
+    return [row for result in results for row in result]
 
 
 def messages_of(window: Window) -> list[dict[str, Any]]:

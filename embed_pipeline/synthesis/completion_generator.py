@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from embed_pipeline.llm.client import LLMClient
+from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.form import form_problem
 from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem
@@ -62,14 +63,19 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
         found = Generated()
         for number, wish in enumerate(task.wishes):
             opening = _opening(wish, task.seed + number)
-            answer = await client.complete(
-                *_parts(task.sources),
-                f"Question: {opening}".rstrip(),
-                stop=["\n"],
-                max_tokens=_MAX_TOKENS,
-                temperature=settings.synthesis.temperature + _TEMPERATURE_STEP * number,
-                seed=task.seed + number,
-            )
+            try:
+                answer = await client.complete(
+                    *_parts(task.sources),
+                    f"Question: {opening}".rstrip(),
+                    stop=["\n"],
+                    max_tokens=_MAX_TOKENS,
+                    temperature=settings.synthesis.temperature + _TEMPERATURE_STEP * number,
+                    seed=task.seed + number,
+                )
+            except InvalidAnswer as error:
+                ids = tuple(source.segment_id for source in task.sources)
+                found.rejects.append(Reject(ids, error.reason, str(error), error.raw))
+                continue
             _sort(f"{opening} {answer.text}", task, wish, found, idf)
         accepted[0] += len(found.pairs)
         accepted[1] += len(task.wishes)

@@ -15,7 +15,14 @@ from embed_pipeline.llm.client import open_client
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.completion_generator import complete_questions
 from embed_pipeline.synthesis.pairs import Generated, pair_row, reject_rows
-from embed_pipeline.synthesis.plan import Source, askable_sources, multi_hop_count, plan_multi_hop, plan_single_hop
+from embed_pipeline.synthesis.plan import (
+    Source,
+    Task,
+    askable_sources,
+    multi_hop_count,
+    plan_multi_hop,
+    plan_single_hop,
+)
 from embed_pipeline.synthesis.prompts import COMPLETION_PROMPTS, STRUCTURED_PROMPTS, prompt_version
 from embed_pipeline.synthesis.structured_generator import ask_questions
 
@@ -51,16 +58,7 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
         EndpointError, BudgetExhausted, TooManyFailures, EmbeddedModelError: from the client.
     """
     sources = askable_sources(segments, titles, artifacts, settings)
-    tasks = plan_single_hop(sources, settings)
-    wanted = multi_hop_count(tasks, settings.synthesis)
-    if wanted and len(sources) > 1:
-        # All texts in the order of the later searches, whose vectors these then are.
-        texts = segments.sort("segment_id")["text"].unique(maintain_order=True).to_list()
-        place = {text: index for index, text in enumerate(texts)}
-        text_of = dict(segments.select("segment_id", "text").iter_rows())
-        every = load_encoder().encode(texts, "passage", label="Finding neighbours")
-        vectors = every[[place[text_of[source.segment_id]] for source in sources]]
-        tasks += plan_multi_hop(sources, vectors, wanted, settings)
+    tasks = plan_tasks(sources, segments, settings, load_encoder)
 
     async def run() -> tuple[Generated, str, Usage]:
         async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
@@ -73,6 +71,30 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
     found, generator, usage = asyncio.run(run()) if tasks else (Generated(), settings.llm.model, Usage())
     version = prompt_version(*(COMPLETION_PROMPTS if settings.llm.embedded else STRUCTURED_PROMPTS))
     return _frames(batch, found, sources, {"generator": generator, "prompt_version": version}, usage)
+
+
+def plan_tasks(
+    sources: list[Source], segments: pl.DataFrame, settings: Settings, load_encoder: Callable[[], Encoder]
+) -> list[Task]:
+    """What to ask: of every source, and of paths of neighbours.
+
+    Args:
+        sources: from :func:`askable_sources`.
+        segments: the frame that they come from.
+        settings: counts and shares.
+        load_encoder: gives the base encoder, called only where multi-hop questions are wanted.
+    """
+    tasks = plan_single_hop(sources, settings)
+    wanted = multi_hop_count(tasks, settings.synthesis)
+    if not wanted or len(sources) == 1:
+        return tasks
+    # All texts in the order of the later searches, whose vectors these then are.
+    texts = segments.sort("segment_id")["text"].unique(maintain_order=True).to_list()
+    place = {text: index for index, text in enumerate(texts)}
+    text_of = dict(segments.select("segment_id", "text").iter_rows())
+    every = load_encoder().encode(texts, "passage", label="Finding neighbours")
+    vectors = every[[place[text_of[source.segment_id]] for source in sources]]
+    return tasks + plan_multi_hop(sources, vectors, wanted, settings)
 
 
 def _frames(batch: str, found: Generated, sources: list[Source], made_by: dict[str, str], usage: Usage) -> Generation:
