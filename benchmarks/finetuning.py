@@ -22,7 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ from embed_pipeline.evaluation.significance import bootstrap_intervals
 from embed_pipeline.settings import Settings
 from embed_pipeline.training.build import build_trainer
 from embed_pipeline.training.policy import Plan
-from embed_pipeline.training.task import Task
+from embed_pipeline.training.task import Task, used_negatives
 from embed_pipeline.training.train import finetune
 from embed_pipeline.training_data.examples import unroll
 from embed_pipeline.training_data.negatives import mine_hard_negatives
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results" / "finetuning.json"
 BATCH, STOCK_EPOCHS, CUTOFF = 32, 3, 10
 MEASURES = ("nDCG", "Recall")
+_SEARCHED = 600
 
 
 @dataclass(frozen=True)
@@ -246,17 +247,23 @@ def _interval(differences: np.ndarray) -> dict[str, float]:
 
 
 def throughput(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Median examples a second of both over the same examples with the same two negatives, rounds interleaved."""
+    """Median examples a second of both over the same examples with the same negatives, rounds interleaved."""
     settings = settings_of(arguments)
     corpus = corpus_of(data)
-    mined = examples_of(data, corpus, settings, arguments.tokens, titles=0)
-    full = mined.filter(pl.col("negative_segment_ids").list.len() == settings.training_data.num_negatives)
+    # A part of the data is enough for the clock: so many questions, and passages to find their negatives among.
+    asked = sorted(data.train)[: 2 * BATCH * arguments.steps]
+    part = replace(data, train={query: data.train[query] for query in asked})
+    answers = {item for items in part.train.values() for item in items}
+    searched = corpus.filter(pl.col("segment_id").is_in(list({*answers, *sorted(data.texts)[:_SEARCHED]})))
+    mined = examples_of(part, searched, settings, arguments.tokens, titles=0)
+    negatives = used_negatives(settings) or settings.training_data.num_negatives
+    full = mined.filter(pl.col("negative_segment_ids").list.len() >= negatives)
     examples = full.head(BATCH * arguments.steps)
     texts = dict(corpus.select("segment_id", "text").iter_rows())
     rates: dict[str, list[float]] = {"ours": [], "stock": []}
     runs: dict[str, Callable[[], float]] = {
         "ours": lambda: _time_ours(examples, texts, settings),
-        "stock": lambda: _time_stock(examples, texts, settings, arguments.tokens),
+        "stock": lambda: _time_stock(examples, texts, settings, (arguments.tokens, negatives)),
     }
     for number in range(arguments.rounds + 1):
         for system in ("ours", "stock") if number % 2 else ("stock", "ours"):
@@ -269,6 +276,7 @@ def throughput(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens": arguments.tokens,
         "batch": BATCH,
         "examples": examples.height,
+        "negatives": negatives,
         "rounds": arguments.rounds,
         "examples_per_second": {system: round(value, 2) for system, value in medians.items()},
         "ratio": round(medians["ours"] / medians["stock"], 3),
@@ -291,17 +299,15 @@ def _time_ours(examples: pl.DataFrame, texts: dict[str, str], settings: Settings
     return seconds
 
 
-def _time_stock(examples: pl.DataFrame, texts: dict[str, str], settings: Settings, tokens: int) -> float:
+def _time_stock(examples: pl.DataFrame, texts: dict[str, str], settings: Settings, limits: tuple[int, int]) -> float:
+    tokens, negatives = limits
     model = load_model(settings.embedding.model, settings.embedding)
     model.max_seq_length = tokens
     rows = examples.select("question", "positive_segment_id", "negative_segment_ids").rows()
     columns = {
         "anchor": [question for question, _, _ in rows],
         "positive": [texts[item] for _, item, _ in rows],
-        **{
-            f"negative_{place}": [texts[items[place]] for _, _, items in rows]
-            for place in range(settings.training_data.num_negatives)
-        },
+        **{f"negative_{place}": [texts[items[place]] for _, _, items in rows] for place in range(negatives)},
     }
     with tempfile.TemporaryDirectory() as folder:
         trainer = _stock_trainer(model, columns, Path(folder), settings.seed, 1)
