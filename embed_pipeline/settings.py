@@ -204,6 +204,16 @@ class Synthesis(_Stage):
     """The dataset check warns below this share of segments with an accepted question."""
     min_accepted_pairs: Positive = 20
     """The dataset check fails below this many accepted pairs."""
+    min_pairs_per_document: float = Field(default=1, ge=0)
+    """The yield check warns below this many accepted pairs for each document, on average."""
+    max_share_deviation: Share = 0.3
+    """The mix check warns where a type's or hop count's share of the accepted pairs is farther from what was asked."""
+    min_mean_score: Score = 6
+    """The score check warns where the mean of a criterion over all judged pairs is below."""
+    max_duplicate_rate: Share = 0.3
+    """The duplicate check warns above this share of duplicates among the pairs that pass every threshold."""
+    min_round_trip_rate: Share = 0.3
+    """The round-trip check warns below this share of pairs whose sources are all among the ten best."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Synthesis:

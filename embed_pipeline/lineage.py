@@ -1,0 +1,239 @@
+"""Where a question-answer pair comes from and where it went: from its documents to the models trained on it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from embed_pipeline import tables
+
+Row = dict[str, Any]
+ReadTable = Callable[[str], pl.DataFrame | None]
+"""A table's name to its rows, of all batches where it has batches; None: it was never materialized."""
+
+_LEAST_PREFIX = 4
+_WIDTH = 110
+
+
+class LineageError(LookupError):
+    """There is no such pair, or no table to look it up in."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered model version, and the data versions that it was made from, by table."""
+
+    name: str
+    version: str
+    data_versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A hard negative of the question."""
+
+    segment_id: str
+    path: str
+    similarity: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The whole chain of one pair; what was not materialized or does not apply is None or empty.
+
+    Attributes:
+        pair: row of :data:`tables.QA_PAIRS`.
+        documents: rows of :data:`tables.DOCUMENTS` of its sources, each in the version that it was written from.
+        segments: rows of :data:`tables.SEGMENTS` of its sources.
+        scores: row of :data:`tables.QA_SCORES`.
+        decision: row of :data:`tables.QA_DECISIONS`.
+        split: row of :data:`tables.DATASET_SPLIT`.
+        positive_similarities: cosine of the question and each positive segment.
+        negatives: its hard negatives.
+        examples: ids of its training examples.
+        models: the model versions trained on those.
+    """
+
+    pair: Row
+    documents: list[Row]
+    segments: list[Row]
+    scores: Row | None
+    decision: Row | None
+    split: Row | None
+    positive_similarities: dict[str, float]
+    negatives: list[Negative]
+    examples: list[str]
+    models: list[Model]
+
+
+def trace(qa_id: str, read: ReadTable, models: Sequence[Model] = ()) -> Trace:
+    """Follow a pair from its documents to the models trained on it.
+
+    Args:
+        qa_id: the pair, or the first four letters or more of its id.
+        read: gives the tables.
+        models: every registered version; those made from the present ``training_examples`` count.
+
+    Raises:
+        LineageError: no pair, or more than one, has that id, or there are no pairs yet.
+    """
+    pair = _find_pair(qa_id, read)
+    by_id = pl.col("qa_id") == pair["qa_id"]
+    in_batch = by_id & (pl.col("batch") == pair["batch"])
+    segments = _rows(read, "segments", pl.col("segment_id").is_in(pair["segment_ids"]))
+    documents = _rows(read, "documents", pl.col("document_id").is_in(pair["document_ids"]) & ~pl.col("deleted"))
+    mined = _first(_rows(read, "hard_negatives", by_id))
+    examples = read("training_examples")
+    own = [] if examples is None else examples.filter(by_id)["example_id"].to_list()
+    version = tables.content_hash(examples) if own and examples is not None else ""
+    return Trace(
+        pair=pair,
+        documents=_one_each(documents, "document_id", pair["batch"]),
+        segments=_one_each(segments, "segment_id", pair["batch"]),
+        scores=_first(_rows(read, "qa_scores", in_batch)),
+        decision=_first(_rows(read, "qa_decisions", by_id)),
+        split=_first(_rows(read, "dataset_split", by_id)),
+        positive_similarities=dict(zip(mined["positive_segment_ids"], mined["positive_similarities"], strict=True))
+        if mined
+        else {},
+        negatives=_negatives(mined, read) if mined else [],
+        examples=own,
+        models=[model for model in models if own and model.data_versions.get("training_examples") == version],
+    )
+
+
+def stored_tables(store: Path) -> ReadTable:
+    """The tables of a local store: ``tables/<name>.parquet``, and ``tables/<name>/<batch>.parquet``."""
+
+    def read(name: str) -> pl.DataFrame | None:
+        table = tables.TABLES[name]
+        whole = store / "tables" / f"{name}.parquet"
+        files = [whole] if whole.is_file() else sorted((store / "tables" / name).glob("*.parquet"))
+        if not files:
+            return None
+        return pl.concat([tables.validate(pl.read_parquet(file), table) for file in files])
+
+    return read
+
+
+def format_trace(found: Trace) -> str:
+    """The chain as text for a terminal."""
+    return "\n".join([*_origin(found), *_question(found), *_judgement(found), *_use(found)])
+
+
+def _origin(found: Trace) -> list[str]:
+    lines = ["DOCUMENTS"]
+    lines += [
+        f"  {row['path']}  version {row['document_id']}, batch {row['batch']}: {row['title']}"
+        for row in found.documents
+    ]
+    paths = {row["document_id"]: row["path"] for row in found.documents}
+    lines.append("SEGMENTS")
+    for row in found.segments:
+        place = f"{paths.get(row['document_id'], row['document_id'])} #{row['position']}"
+        lines.append(f"  {row['segment_id']}  {place}  {row['heading_path']}")
+        lines += _wrapped(row["text"])
+    return lines
+
+
+def _question(found: Trace) -> list[str]:
+    pair = found.pair
+    lines = ["HOPS"]
+    for hop in pair["hops"]:
+        lines += _wrapped(f"{hop['hop_number']}. on {', '.join(hop['segment_ids'])}: {hop['summary']}", indent=2)
+    kinds = f"{pair['query_type']}, {pair['reasoning_type']}, complexity {pair['complexity']}, style {pair['style']}"
+    return [
+        *lines,
+        f"QUESTION  {pair['qa_id']}  ({kinds}; by {pair['generator']}, prompt {pair['prompt_version']})",
+        *_wrapped(f"Q: {pair['question']}", indent=2),
+        *_wrapped(f"A: {pair['answer']}", indent=2),
+    ]
+
+
+def _judgement(found: Trace) -> list[str]:
+    scores = found.scores
+    if scores is None:
+        return ["SCORES  none: not judged, or no usable verdict (see rejected_judgements)"]
+    ranks = f"base {scores['dense_rank']}, BM25 {scores['bm25_rank']}"
+    lines = [f"SCORES  overall {scores['overall']:g}, by {scores['judge']}"]
+    for name in tables.CRITERIA:
+        lines += _wrapped(f"{name} {scores[name]:g}: {scores[f'{name}_justification']}", indent=2)
+    lines.append(
+        f"  rank of its sources: {ranks}; grounding {scores['grounding']:.2f}, lexical overlap "
+        f"{scores['lexical_overlap']:.2f}, hop need {scores['hop_need']:.2f}"
+    )
+    if found.decision is not None:
+        detail = f" ({found.decision['detail']})" if found.decision["detail"] else ""
+        twin = f", kept instead: {found.decision['duplicate_of']}" if found.decision["duplicate_of"] else ""
+        lines.append(f"DECISION  {found.decision['reason']}{detail}{twin}")
+    return lines
+
+
+def _use(found: Trace) -> list[str]:
+    side = found.split["split"] if found.split else "none: not in the dataset"
+    lines = [f"SPLIT  {side}"]
+    if found.negatives or found.positive_similarities:
+        closeness = ", ".join(f"{key} {value:.3f}" for key, value in found.positive_similarities.items())
+        lines.append(f"NEGATIVES  positives: {closeness}")
+        for negative in found.negatives:
+            lines.append(f"  {negative.similarity:.3f}  {negative.segment_id}  {negative.path}")
+            lines += _wrapped(negative.text, most=2)
+    trained = ", ".join(f"{model.name} version {model.version}" for model in found.models)
+    lines.append(f"TRAINED ON  {len(found.examples)} examples; models: {trained or 'none of the present data'}")
+    return lines
+
+
+def _find_pair(qa_id: str, read: ReadTable) -> Row:
+    pairs = read("qa_pairs")
+    if pairs is None or pairs.is_empty():
+        message = "there are no question-answer pairs yet; run: embed-pipeline sdg"
+        raise LineageError(message)
+    if len(qa_id) < _LEAST_PREFIX:
+        message = f"qa_id is {qa_id!r}; give at least its first {_LEAST_PREFIX} letters"
+        raise LineageError(message)
+    found = pairs.filter(pl.col("qa_id").str.starts_with(qa_id)).unique("qa_id", keep="last", maintain_order=True)
+    if found.height != 1:
+        several = ", ".join(found["qa_id"].head(5))
+        message = f"{found.height} pairs have an id that starts with {qa_id!r}{': ' + several if several else ''}"
+        raise LineageError(message)
+    return found.row(0, named=True)
+
+
+def _negatives(mined: Row, read: ReadTable) -> list[Negative]:
+    ids = mined["negative_segment_ids"]
+    known = {row["segment_id"]: row for row in _rows(read, "corpus", pl.col("segment_id").is_in(ids))}
+    missing = {"path": "no longer in the corpus", "text": ""}
+    return [
+        Negative(key, known.get(key, missing)["path"], similarity, known.get(key, missing)["text"])
+        for key, similarity in zip(ids, mined["negative_similarities"], strict=True)
+    ]
+
+
+def _rows(read: ReadTable, name: str, condition: pl.Expr) -> list[Row]:
+    frame = read(name)
+    return [] if frame is None else frame.filter(condition).to_dicts()
+
+
+def _first(rows: list[Row]) -> Row | None:
+    return rows[-1] if rows else None
+
+
+def _one_each(rows: list[Row], key: str, batch: str) -> list[Row]:
+    """A row for each key: the pair's own batch before others, which hold copies of the same text."""
+    chosen: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: row["batch"] != batch):
+        chosen.setdefault(row[key], row)
+    return [chosen[name] for name in sorted(chosen)]
+
+
+def _wrapped(text: str, *, indent: int = 6, most: int = 12) -> list[str]:
+    pad = " " * indent
+    return textwrap.wrap(
+        " ".join(text.split()), _WIDTH, initial_indent=pad, subsequent_indent=pad, max_lines=most, placeholder=" ..."
+    )
