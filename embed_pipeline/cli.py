@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embed_pipeline import settings as settings_module
+from embed_pipeline.record_commands import COMMANDS
 from embed_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -135,6 +136,10 @@ def status() -> None:
         out.print(table)
 
 
+for _command in COMMANDS:
+    app.command()(_command)
+
+
 @contextmanager
 def _runner() -> Iterator[StageRunner]:
     """Settings first, so that a wrong one is refused before Dagster loads."""
@@ -179,7 +184,7 @@ def main() -> None:
     """Run the command; what the product itself refuses is one message on standard error and exit status 1."""
     try:
         app(standalone_mode=True)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, LookupError) as error:
         if not type(error).__module__.startswith("embed_pipeline."):
             raise
         err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)

@@ -100,6 +100,31 @@ def test_status_shows_every_stage(finished):
     assert "missing" not in output
 
 
+def test_a_question_is_followed_from_its_document_to_the_model(finished):
+    project, _, _ = finished
+    trained = project.table("training_examples").filter(pl.col("origin") == "generated").row(0, named=True)
+    pair = project.table("qa_pairs").filter(pl.col("qa_id") == trained["qa_id"]).row(0, named=True)
+    status, output = project.command("lineage", trained["qa_id"][:6])
+    assert status == 0, output
+    for shown in (pair["question"], "topic-", "It stands there.", "stub", "train", "embed-pipeline"):
+        assert shown in output, shown
+    status, output = project.command("lineage", "nobody")
+    assert status == 1
+    assert "Traceback" not in output
+
+
+def test_the_made_data_is_exported_and_a_run_is_estimated(finished):
+    project, stub, _ = finished
+    status, output = project.command("dataset", "beir", str(project.root / "beir"))
+    assert status == 0, output
+    assert (project.root / "beir" / "queries.jsonl").is_file()
+    calls = len(stub.requests)
+    status, output = project.command("estimate")
+    assert status == 0, output
+    assert "total" in output
+    assert len(stub.requests) == calls
+
+
 def kill_after(project: Project, stub: Stub, requests: int) -> None:
     """Start generation and kill it with no warning once so many requests have arrived."""
     process = project.start("sdg")

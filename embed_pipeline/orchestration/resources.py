@@ -2,8 +2,12 @@
 
 import dagster as dg
 
+from embed_pipeline.lineage import Model
 from embed_pipeline.settings import Settings
 from embed_pipeline.tracking import Tracker
+
+_INPUT = "dagster/input_data_version/"
+_PAGE = 200
 
 
 class MLflow(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster leaves the parameter to subclasses
@@ -27,3 +31,21 @@ def newest_metadata(instance: dg.DagsterInstance, asset: str, name: str) -> str 
     event = instance.get_latest_materialization_event(dg.AssetKey(asset))
     value = event.asset_materialization.metadata.get(name) if event and event.asset_materialization else None
     return str(value.value) if value is not None else None
+
+
+def trained_models(instance: dg.DagsterInstance, registered_model: str) -> list[Model]:
+    """Every registered version of the model, with the data versions that it was trained on, oldest first."""
+    found: list[Model] = []
+    cursor = None
+    while True:
+        page = instance.fetch_materializations(dg.AssetKey("finetuned_model"), limit=_PAGE, cursor=cursor)
+        for record in page.records:
+            event = record.asset_materialization
+            version = event.metadata.get("mlflow_version") if event else None
+            if event and version is not None:
+                tags = event.tags or {}
+                used = {n.removeprefix(_INPUT): v for n, v in tags.items() if n.startswith(_INPUT)}
+                found.append(Model(registered_model, str(version.value), used))
+        if not page.has_more:
+            return found[::-1]
+        cursor = page.cursor
