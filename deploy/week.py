@@ -34,7 +34,7 @@ PAID = "paid.txt"
 FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stdout)
-for _name in ("dagster", "httpx", "sentence_transformers"):
+for _name in ("alembic", "dagster", "httpx", "sentence_transformers"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 logger = logging.getLogger("week")
 

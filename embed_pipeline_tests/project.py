@@ -15,6 +15,7 @@ import polars as pl
 
 _SYLLABLES = ("ba", "de", "ki", "lo", "mu", "na", "po", "ri", "su", "te", "vo", "za")
 _LABEL = re.compile(r"^\[(S\d+)\]\n(.*?)(?=^\[S\d+\]|^</segments>)", re.MULTILINE | re.DOTALL)
+_REQUEST = re.compile(r"^(\d+)\. on ((?:S\d+, )*S\d+): (\w+), (\w+), style (\w+), complexity (\d)$", re.MULTILINE)
 _NAME = re.compile(r"\b[A-Z][a-z]{5}\b")
 
 
@@ -108,26 +109,30 @@ def well_behaved(request: dict[str, Any]) -> str:
     """Answer like a good model: questions about what stands in the segments, high scores, artifacts."""
     kind = request.get("response_format", {}).get("json_schema", {}).get("name")
     text = request["messages"][-1]["content"]
-    shown = [(label, _NAME.findall(body) or ["Nothing"]) for label, body in _LABEL.findall(text + "\n</segments>")]
+    shown = {label: _NAME.findall(body) or ["Nothing"] for label, body in _LABEL.findall(text)}
     if kind == "ArtifactsAnswer":
         return json.dumps(
-            {"artifacts": [{"kind": "concept", "text": names[0], "segments": [label]} for label, names in shown]}
+            {"artifacts": [{"kind": "concept", "text": names[-1], "segments": [key]} for key, names in shown.items()]}
         )
     if kind == "JudgeAnswer":
         verdict = {"score": 9.0, "justification": "It stands there."}
         return json.dumps(dict.fromkeys(("relevance", "accuracy", "context_support", "clarity"), verdict))
-    apart = "has exactly one hop" in request["messages"][0]["content"]
-    groups = [[entry] for entry in shown] if apart else [shown]
-    return json.dumps({"pairs": [_pair(group) for group in groups]})
+    if kind == "NeedsAnswer":
+        return json.dumps({"segments": [{"segment": key, "needed": True, "reason": "It is."} for key in shown]})
+    return json.dumps({"pairs": [_pair(asked, shown) for asked in _REQUEST.findall(text)]})
 
 
-def _pair(group: list[tuple[str, list[str]]]) -> dict[str, Any]:
-    names = " and ".join(dict.fromkeys(names[-1] for _, names in group))
+def _pair(asked: tuple[str, ...], shown: dict[str, list[str]]) -> dict[str, Any]:
+    number, labels, query_type, reasoning_type, style, complexity = asked
+    own = labels.split(", ")
+    names = " and ".join(dict.fromkeys(shown[label][-1] for label in own))
     return {
+        "request": int(number),
         "question": f"In which order does the {names} give objects back?",
         "answer": f"In the order of {names} statements.",
-        "query_type": "contextual" if len(group) == 1 else "multi_hop",
-        "reasoning_type": "factual",
-        "complexity": 2,
-        "hops": [{"segments": [label], "summary": f"{found[-1]} keeps an order."} for label, found in group],
+        "query_type": query_type,
+        "reasoning_type": reasoning_type,
+        "style": style,
+        "complexity": int(complexity),
+        "hops": [{"segments": [label], "summary": f"{shown[label][-1]} keeps an order."} for label in own],
     }

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from embed_pipeline.corpus.files import UNREADABLE_FOLDER, CorpusError, Scan, SourceFile, read_regular, scan_folder
+from embed_pipeline.corpus.touched import TouchedFiles
 from embed_pipeline.settings import Settings
 
 _NOTES = ".touched"
@@ -118,6 +119,24 @@ def load_batch(store: Path, name: str) -> Batch:
     return _read(path)
 
 
+def forget_path(store: Path, path: str) -> None:
+    """Take a path out of every manifest, as if it had never been seen.
+
+    Raises:
+        CorpusError: a manifest is damaged.
+    """
+    folder = batch_folder(store)
+    with _locked(folder):
+        for batch in load_batches(store):
+            kept = tuple(file for file in batch.files if file.path != path)
+            deleted = tuple(gone for gone in batch.deleted if gone != path)
+            if (kept, deleted) != (batch.files, batch.deleted):
+                _write_manifest(folder, batch.name, _body(kept, deleted))
+        notes = TouchedFiles(folder / _NOTES)
+        notes.forget(path)
+        notes.save()
+
+
 def cut_batches(settings: Settings) -> tuple[list[Batch], Scan]:
     """Look at the documents folder and cut all that is new, changed or gone into batches.
 
@@ -181,7 +200,7 @@ def _cut(scan: Scan, settings: Settings, pace: Pace, now: float) -> Look:
         known.update({file.path: file for file in batch.files})
         for path in batch.deleted:
             known.pop(path, None)
-    notes = _Notes(batch_folder(settings.paths.store) / _NOTES)
+    notes = TouchedFiles(batch_folder(settings.paths.store) / _NOTES)
     candidates = [file for file in scan.files if not _is_known(file, known.get(file.path), notes)]
     youngest = int((now - pace.settle_seconds) * 1e9)
     settled = [file for file in candidates if not pace.settle_seconds or file.touched_ns <= youngest]
@@ -221,46 +240,14 @@ def _write_all(
     )
 
 
-class _Notes:
-    """Files whose time changed and whose content did not, so that they are not read at every look."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._seen: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            self._seen = {}  # only a shortcut: what it said is found out again
-        self._changed = False
-
-    def holds(self, file: SourceFile) -> bool:
-        """True where the file was read as it is now and found to be as its batch has it."""
-        return self._seen.get(file.path) == [file.size, file.mtime_ns]
-
-    def add(self, file: SourceFile) -> None:
-        """Note that the file, as it is now, is as its batch has it."""
-        self._seen[file.path] = [file.size, file.mtime_ns]
-        self._changed = True
-
-    def forget(self, path: str) -> None:
-        """The file has a new version."""
-        self._changed |= self._seen.pop(path, None) is not None
-
-    def save(self) -> None:
-        """Write in one step, if there is anything new."""
-        if self._changed:
-            staging = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-            staging.write_text(json.dumps(self._seen, ensure_ascii=False), encoding="utf-8")
-            staging.replace(self._path)
-
-
-def _is_known(file: SourceFile, known: BatchFile | None, notes: _Notes) -> bool:
+def _is_known(file: SourceFile, known: BatchFile | None, notes: TouchedFiles) -> bool:
     """True where size and time say that the file was read already."""
     if known is None or not known.sha256:
         return False
     return (known.size, known.mtime_ns) == (file.size, file.mtime_ns) or notes.holds(file)
 
 
-def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings, notes: _Notes) -> BatchFile | None:
+def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings, notes: TouchedFiles) -> BatchFile | None:
     """The file with the hash of its content; None where it is as its batch has it."""
     digest = ""
     if file.size <= settings.corpus.max_file_bytes:
@@ -280,14 +267,22 @@ def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings, n
 
 
 def _write(store: Path, number: int, files: tuple[BatchFile, ...], deleted: tuple[str, ...]) -> Batch:
-    body = {"files": [asdict(file) for file in files], "deleted": list(deleted)}
-    text = json.dumps(body, indent=1, ensure_ascii=False)
+    text = _body(files, deleted)
     name = f"{number:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    folder = batch_folder(store)
+    _write_manifest(batch_folder(store), name, text)
+    return Batch(name, files, deleted)
+
+
+def _body(files: Sequence[BatchFile], deleted: Sequence[str]) -> str:
+    body = {"files": [asdict(file) for file in files], "deleted": list(deleted)}
+    return json.dumps(body, indent=1, ensure_ascii=False)
+
+
+def _write_manifest(folder: Path, name: str, text: str) -> None:
+    """Write in one step."""
     staging = folder / f".{name}.{os.getpid()}"
     staging.write_text(text, encoding="utf-8")
     staging.replace(folder / f"{name}.json")
-    return Batch(name, files, deleted)
 
 
 def _read(path: Path) -> Batch:

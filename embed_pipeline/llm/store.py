@@ -131,19 +131,23 @@ class ResponseStore:
             (key, *values, _checksum(key, values)),
         )
 
-    def remove_holding(self, fragments: Collection[str]) -> int:
-        """Remove every answer that holds one of these texts, as it is or escaped for JSON, and return how many.
+    def remove_holding(self, groups: Collection[Collection[str]]) -> int:
+        """Remove every answer that holds all texts of a group, as they are or escaped for JSON, and return how many.
 
         Nothing of them is left in the file.
 
         Raises:
             ResponseStoreError: if the file cannot be written or turns out damaged.
         """
-        wanted = {form for text in fragments for form in (text, json.dumps(text)[1:-1])}
+        wanted = [[(text, json.dumps(text)[1:-1]) for text in group] for group in groups]
+
+        def is_meant(answer: str) -> bool:
+            return any(all(any(form in answer for form in forms) for forms in group) for group in wanted)
+
         try:
             with self._lock:
                 rows = self._database.execute("SELECT key, text FROM responses").fetchall()
-                keys = [(key,) for key, text in rows if any(form in text for form in wanted)]
+                keys = [(key,) for key, text in rows if is_meant(text)]
                 self._database.execute("PRAGMA secure_delete = ON")
                 self._database.executemany("DELETE FROM responses WHERE key = ?", keys)
                 self._database.execute("VACUUM")

@@ -88,3 +88,18 @@ def test_processes_write_side_by_side(tmp_path: Path) -> None:
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     with ResponseStore(path) as store:
         assert len(store) == 300
+
+
+def test_answers_that_hold_all_of_a_groups_texts_are_removed_for_good(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with ResponseStore(path) as store:
+        store.put("plain", Answer("What is a quern?", "stop", 1, 1))
+        store.put("escaped", Answer('{"question": "Who wrote \\"Emma\\"?"}', "stop", 1, 1))
+        store.put("one of two", Answer("a quern", "stop", 1, 1))
+        store.put("both", Answer("a quern and a kiln", "stop", 1, 1))
+        assert store.remove_holding([["What is a quern?"], ['Who wrote "Emma"?'], ["quern", "kiln"]]) == 3
+        assert store.get("one of two") is not None
+        assert len(store) == 1
+    held = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"kiln" not in held
+    assert b"Emma" not in held

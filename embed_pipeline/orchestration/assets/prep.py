@@ -9,6 +9,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.orchestration import plots
 from embed_pipeline.orchestration.conditions import follow_inputs
 from embed_pipeline.orchestration.failures import explained
+from embed_pipeline.orchestration.forgetting import remember_examples
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.presentation import described, figures, picture
 from embed_pipeline.settings import load_settings
@@ -74,5 +75,6 @@ def training_examples(context: dg.AssetExecutionContext, hard_negatives: pl.Data
     """Unroll each question into one example for each positive."""
     with explained():
         frame = unroll(hard_negatives)
+    remember_examples(load_settings().paths.store, frame)
     origins = dict(frame["origin"].value_counts(sort=True).iter_rows())
     return stored(context, frame, load_settings(), metadata=figures({"origins": origins}))
