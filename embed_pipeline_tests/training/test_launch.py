@@ -47,6 +47,7 @@ def store(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         "EMBEDDING__DEVICE": "cpu",
         "TRAINING__EPOCHS": 2,
         "TRAINING__BATCH_SIZE": 2,
+        "TRAINING__EVALUATIONS_PER_EPOCH": 2,
         "TRAINING__LEARNING_RATE": 1e-3,
         "TRAINING__PROCESSES": 2,
         "EVALUATION__GENERAL_QUESTIONS": 0,
