@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from embed_pipeline.corpus.batches import Look, Pace, batch_names, batch_number, look_at_documents
 from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.orchestration.abandoned import close_abandoned
 from embed_pipeline.orchestration.assets.sdg import PAIRS_BY_BATCH
 from embed_pipeline.orchestration.freshness import is_current
 from embed_pipeline.orchestration.gates import failed_gates
@@ -41,6 +42,7 @@ def new_documents(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
     settings.paths.store.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(settings.paths.store / ".lock").acquire(timeout=0):
+            close_abandoned(context.instance, settings.paths.store)
             look = look_at_documents(settings, _pace(settings.orchestration))
     except Timeout:
         return dg.SkipReason(f"an embed-pipeline command is at work on {settings.paths.store}")

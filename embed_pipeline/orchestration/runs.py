@@ -11,6 +11,7 @@ import dagster as dg
 from filelock import FileLock, Timeout
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
+from embed_pipeline.orchestration.abandoned import close_abandoned, command_tags
 from embed_pipeline.orchestration.freshness import is_current
 from embed_pipeline.orchestration.gates import failed_check, failed_gates
 from embed_pipeline.orchestration.jobs import STAGES
@@ -107,7 +108,7 @@ class StageRunner:
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
                 "ops": {name: {"config": values} for name, values in config.items() if name in names},
             },
-            tags={"embed_pipeline/command": stage},
+            tags=command_tags(stage, self._settings.paths.store),
         )
         if not result.success:
             raise StageFailed(_explain(result))
@@ -154,6 +155,7 @@ class StageRunner:
         lock = FileLock(store / ".lock")
         try:
             with lock.acquire(timeout=0):
+                close_abandoned(self._instance, store)
                 yield
         except Timeout as error:
             message = f"another command is at work on {store}; wait for it to end, or set paths.store to another folder"

@@ -1,0 +1,38 @@
+"""Runs of commands that were killed: they stay "started" for ever, and what waits for them would wait for ever."""
+
+import logging
+from pathlib import Path
+
+import dagster as dg
+
+logger = logging.getLogger(__name__)
+
+COMMAND_TAG = "embed_pipeline/command"
+"""Tag of a run that a command executes in its own process: the stage."""
+_STORE_TAG = "embed_pipeline/store"
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def command_tags(stage: str, store: Path) -> dict[str, str]:
+    """Tags of a run of the command ``stage`` on a store."""
+    return {COMMAND_TAG: stage, _STORE_TAG: str(store.resolve())}
+
+
+def close_abandoned(instance: dg.DagsterInstance, store: Path) -> list[str]:
+    """Record as failed the runs of commands on this store that have not ended, and return their ids.
+
+    Only for who holds the store's lock: then no command is at work on it, and such a run has no process any more.
+    """
+    wanted = dg.RunsFilter(statuses=_UNFINISHED, tags={_STORE_TAG: str(store.resolve())})
+    closed = []
+    for run in instance.get_runs(filters=wanted):
+        if COMMAND_TAG in run.tags:
+            instance.report_run_failed(run, "the command that executed it ended without a word; run it again")
+            logger.warning("run %s of %s was abandoned; it is recorded as failed", run.run_id, run.job_name)
+            closed.append(run.run_id)
+    return closed
