@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,22 +115,38 @@ def _export_graph(model: SentenceTransformer, path: Path, opset: int) -> None:
     mask = torch.ones_like(ids)
     mask[1, 10:] = 0
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    program = torch.onnx.export(
-        _sentence_encoder(model),
-        (ids, mask),
-        dynamo=True,
-        opset_version=opset,
-        input_names=["input_ids", "attention_mask"],
-        output_names=["embeddings"],
-        dynamic_shapes=(axes, axes),
-        verbose=False,
-    )
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            _sentence_encoder(model),
+            (ids, mask),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["embeddings"],
+            dynamic_shapes=(axes, axes),
+            verbose=False,
+        )
     if program is None:
         message = f"torch.onnx gave no program for operator set {opset}"
         raise ReleaseError(message)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     program.save(str(path), external_data=size > _INLINE_BYTES)
     _strip(path)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's warnings, which are about its own code, an absent torchvision and names of shared axes."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (UserWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        registration.setLevel(before)
 
 
 def _sentence_encoder(model: SentenceTransformer) -> torch.nn.Module:

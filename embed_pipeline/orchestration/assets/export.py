@@ -68,12 +68,12 @@ def tensorrt_engine(context: dg.AssetExecutionContext, onnx_model: Path) -> dg.O
     """Build the engine, or record why this machine cannot."""
     settings = load_settings()
     staged = stage_folder(settings.paths.store / "models", "tensorrt_engine")
-    try:
-        with explained():
+    with explained():
+        try:
             status = build_engine(onnx_model, staged).name
-    except TensorRTUnavailable as unavailable:
-        status = f"not built: {unavailable}"
-        (staged / UNAVAILABLE_FILE).write_text(f"{unavailable}\n", encoding="utf-8")
+        except TensorRTUnavailable as unavailable:
+            status = f"not built: {unavailable}"
+            (staged / UNAVAILABLE_FILE).write_text(f"{unavailable}\n", encoding="utf-8")
     context.log.info(status)
     return stored(context, name_by_content(staged), settings, metadata={"status": status})
 
