@@ -18,7 +18,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from embed_pipeline.training import checkpoints, hardware
 from embed_pipeline.training.build import build_trainer, world_size
 from embed_pipeline.training.curves import best_step, dev_curve, loss_curve, stalled
-from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.policy import plan
 from embed_pipeline.training.supervisor import Supervisor
 from embed_pipeline.training.task import Task
@@ -140,16 +139,11 @@ def _result(task: Task, trainer: ContrastiveTrainer, seed: int, checkpoint: Path
 def _write(trainer: ContrastiveTrainer, work: Path, target: Path, result: SeedResult) -> None:
     """Put the winning weights and the result into ``target`` and remove what only the training needed."""
     shutil.rmtree(target, ignore_errors=True)
-    if result.averaged or result.dev_ndcg_10 is None:
-        trainer.write_model(target)
-    else:
+    if not result.averaged and result.dev_ndcg_10 is not None:
         if result.best_step == 0:
             logger.warning("no step beat the base model on the dev questions; the base's weights are kept")
-        folder = work / f"best-{result.best_step}"
-        if not checkpoints.is_whole(folder):
-            message = f"the best weights in {folder} are not whole; remove {work} and train again"
-            raise TrainingError(message)
-        shutil.copytree(folder, target)
+        trainer.take(work / f"best-{result.best_step}")
+    trainer.write_model(target)
     (target / RESULT_FILE).write_text(json.dumps(asdict(result)), encoding="utf-8")
     checkpoints.seal(target)
     shutil.rmtree(work)

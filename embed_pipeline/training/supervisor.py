@@ -158,7 +158,7 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
             self._record(state.global_step, {DEV_METRIC: value})
         logger.info("step %d: dev nDCG@10 %.4f", state.global_step, value)
         if state.global_step in {0, best_step(dev_curve(state), trained_only=True)} and state.is_world_process_zero:
-            trainer.write_model(self._work / f"best-{state.global_step}")
+            trainer.keep(self._work / f"best-{state.global_step}")
 
     def _measured(self, measure: Callable[[SentenceTransformer], float], state: TrainerState) -> float:
         """The first process's measurement, for all of them: they must agree on when to stop."""

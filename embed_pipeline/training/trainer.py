@@ -111,10 +111,25 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
             torch.cuda.empty_cache()
 
     def write_model(self, folder: Path) -> None:
-        """Write the model as it is now, adapters folded in, and seal the folder."""
-        shutil.rmtree(folder, ignore_errors=True)
+        """Write the model as it is now, adapters folded in: a whole model that needs nothing else."""
         save_model(self.model, folder, self._load_base() if has_adapters(self.model) else None)
+
+    def keep(self, folder: Path) -> None:
+        """Write the weights as they are now for :meth:`take`, adapters alone where there are some, and seal them."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self._save(str(folder))
         checkpoints.seal(folder)
+
+    def take(self, folder: Path) -> None:
+        """Go back to weights that :meth:`keep` wrote.
+
+        Raises:
+            TrainingError: they are not whole.
+        """
+        if not checkpoints.is_whole(folder):
+            message = f"the weights in {folder} are not whole; remove {self._work} and train again"
+            raise TrainingError(message)
+        self._load_from_checkpoint(str(folder))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002 - the parent's signature
         folder = Path(output_dir or self.args.output_dir)
