@@ -275,8 +275,7 @@ class LLMClient:
 
             with self.budget.call():
                 got = await self._transport.ask(path, word, self._dialect.adapt, parts)
-                self._store.put(key, got)
-            return got
+                return self._store.put(key, got)
 
 
 @asynccontextmanager

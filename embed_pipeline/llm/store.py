@@ -118,18 +118,22 @@ class ResponseStore:
             raise self._unusable(f"the row {key} does not match its checksum")
         return Answer(row[0], row[1], row[2], row[3], cached=True)
 
-    def put(self, key: str, answer: Answer) -> None:
+    def put(self, key: str, answer: Answer) -> Answer:
         """Store an answer durably against the death of this process; the first answer to a request stays.
+
+        Returns:
+            The answer that stays: that of another process, where it was there first.
 
         Raises:
             ResponseStoreError: if the file cannot be written or turns out damaged.
         """
         values = (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens)
-        self._execute(
+        stored = self._execute(
             "INSERT OR IGNORE INTO responses (key, text, finish_reason, prompt_tokens, completion_tokens, checksum)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            " VALUES (?, ?, ?, ?, ?, ?) RETURNING key",
             (key, *values, _checksum(key, values)),
         )
+        return answer if stored else self.get(key) or answer
 
     def remove_holding(self, groups: Collection[Collection[str]]) -> int:
         """Remove every answer that holds all texts of a group, as they are or escaped for JSON, and return how many.
@@ -189,10 +193,10 @@ class ResponseStore:
     def _execute(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
         try:
             with self._lock:
-                row: tuple[Any, ...] | None = self._database.execute(statement, values).fetchone()
+                rows: list[tuple[Any, ...]] = self._database.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise self._unusable(error) from error
-        return row
+        return rows[0] if rows else None
 
     def _unusable(self, problem: object) -> ResponseStoreError:
         what = " ".join(str(problem).split())

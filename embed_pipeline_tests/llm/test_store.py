@@ -31,8 +31,8 @@ def test_the_key_depends_on_every_part_and_not_on_order() -> None:
 
 
 def test_the_first_answer_stays(store: ResponseStore) -> None:
-    store.put("k", ANSWER)
-    store.put("k", Answer("another", "stop", 1, 1))
+    assert store.put("k", ANSWER) == ANSWER
+    assert store.put("k", Answer("another", "stop", 1, 1)).text == "an answer"
     assert store.get("k").text == "an answer"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -192,6 +193,21 @@ def test_a_killed_run_ends_in_the_same_tables_and_repeats_only_what_was_in_fligh
         )
     assert [tables.content_hash(frame) for frame in resumed] == [tables.content_hash(frame) for frame in whole]
     assert asked <= len(seen) <= asked + 2, "at most the two in flight are asked twice"
+
+
+def test_two_runs_at_once_on_one_store_end_in_the_same_tables(tmp_path: Path) -> None:
+    """Even where the model never says the same twice: the answer that is stored first counts for both."""
+    said = itertools.count()
+
+    def respond(request: dict[str, Any]) -> str:
+        return material.write_pairs(request, lambda pair: pair | {"question": f"What is said {next(said)} of it?"})
+
+    with stub_endpoint(respond, latency=0.02) as stub:
+        outs = [tmp_path / "out-1", tmp_path / "out-2"]
+        runs = [_start(tmp_path / "store", stub.base_url, out) for out in outs]
+        first, second = (_finish(run, out) for run, out in zip(runs, outs, strict=True))
+    assert first[0].height > 10
+    assert [tables.content_hash(frame) for frame in first] == [tables.content_hash(frame) for frame in second]
 
 
 @pytest.mark.skipif(
