@@ -51,7 +51,7 @@ def prepare(folder: Path) -> None:
         write_tiny_model(folder / "model"),
         f"http://127.0.0.1:{port + 1}/v1",
         corpus__suffixes=".md,.pdf,.docx",
-        corpus__documents_per_batch="10",
+        corpus__documents_per_batch="15",
         orchestration__automatic="true",
         orchestration__poll_seconds="3",
         orchestration__settle_seconds="2",

@@ -465,8 +465,9 @@ class Tracking(_Stage):
 class Orchestration(_Stage):
     """Dagster."""
 
-    executor: Literal["multiprocess", "docker"] = "multiprocess"
-    """Where the steps of a run started from the UI, a sensor or a schedule run: processes here, or containers."""
+    executor: Literal["multiprocess", "docker", "kubernetes"] = "multiprocess"
+    """Where the steps of a run started from the UI, a sensor or a schedule run: processes here, containers, or
+    Kubernetes jobs (extra ``k8s``)."""
     max_parallel_steps: int = Field(default=2, ge=1, le=256)
     """Steps of one run at a time; steps that use the GPU always run one by one."""
     gpus: int = Field(default=0, ge=0, le=64)

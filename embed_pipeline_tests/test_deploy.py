@@ -221,6 +221,22 @@ class TestDockerfile:
         assert not re.search(r"(PASSWORD|API_KEY|TOKEN)\s*=", path.read_text(encoding="utf-8"))
 
 
+def test_kubernetes_runs_the_same_definitions_under_the_same_limits(tmp_path):
+    values = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text(encoding="utf-8"))
+    [deployment] = values["dagster-user-deployments"]["deployments"]
+    [server] = [entry["grpc_server"] for entry in yaml.safe_load((DEPLOY / "workspace.yaml").read_text())["load_from"]]
+    assert deployment["port"] == server["port"]
+    assert deployment["dagsterApiGrpcArgs"] == ["--module-name", "embed_pipeline.definitions"]
+    settings = tmp_path / "settings.toml"
+    settings.write_text("")
+    loaded = load_settings(settings, {entry["name"]: entry["value"] for entry in deployment["env"]})
+    assert loaded.orchestration.executor == "kubernetes"
+    limits = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]["tagConcurrencyLimits"]
+    assert limits == DAGSTER["concurrency"]["runs"]["tag_concurrency_limits"]
+    mounts = {mount["mountPath"] for mount in deployment["volumeMounts"]}
+    assert mounts == {volume.split(":")[1] for volume in SERVICES["code"]["volumes"]} - {"/settings"}
+
+
 def test_the_image_installs_extras_that_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     [named] = re.findall(r'"\.\[\$\{VARIANT\},([\w,]+)\]"', (DEPLOY / "Dockerfile").read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ def gpu_step() -> dict[str, Any]:
 
 
 def stage_executor(orchestration: Orchestration) -> dg.ExecutorDefinition:
-    """The executor that the settings name: steps as processes of this machine, or as containers."""
+    """The executor that the settings name: steps as processes of this machine, as containers, or as Kubernetes jobs."""
     limits = {
         "max_concurrent": orchestration.max_parallel_steps,
         "tag_concurrency_limits": [{"key": GPU_TAG, "value": "true", "limit": 1}],
@@ -37,4 +37,8 @@ def stage_executor(orchestration: Orchestration) -> dg.ExecutorDefinition:
         from embed_pipeline.orchestration.docker_executor import gpu_docker_executor
 
         return gpu_docker_executor.configured(limits)
+    if orchestration.executor == "kubernetes":
+        from dagster_k8s import k8s_job_executor
+
+        return k8s_job_executor.configured(limits)
     return dg.multiprocess_executor.configured(limits)

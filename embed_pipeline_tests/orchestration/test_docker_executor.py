@@ -93,6 +93,8 @@ def test_kubernetes_is_asked_for_the_same(with_gpu):
 def test_the_settings_name_the_executor():
     assert stage_executor(Orchestration()).name == "multiprocess"
     assert stage_executor(Orchestration(executor="docker")).name == gpu_docker_executor.name
+    pytest.importorskip("dagster_k8s")
+    assert stage_executor(Orchestration(executor="kubernetes")).name == "k8s"
 
 
 def test_the_training_step_carries_the_tag_into_its_op():
