@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}](?:[^\W{_IDEOGRAPHS}]|['’-])*")
-_SENTENCE = re.compile(r"(?<=[.!?:;])[\"')\]]*\s+|\n\s*\n")
+_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n(?=\s*(?:[*+-]|\d+\.)\s)")
+_HEADING = re.compile(r"^\s{0,3}#{1,6}\s.*$", re.MULTILINE)
+_BULLET = re.compile(r"^(?:[*+-]|\d+\.)\s+")
 _STOP_TEXT = (
     "a about above after again all also an and any are as at be because been before being below between both but by "
     "can could did do does doing done down during each else every few for from further get give given had has have "
@@ -69,8 +71,8 @@ def keywords(question: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of ``text`` on one line each, headings' underlines and fences left out."""
-    pieces = (" ".join(piece.split()) for piece in _SENTENCE.split(text))
+    """Sentences and list items of ``text`` on one line each, without headings, rules and fences."""
+    pieces = (_BULLET.sub("", " ".join(piece.split())) for piece in _SENTENCE.split(_HEADING.sub("\n", text)))
     return [piece for piece in pieces if re.search(r"[^\W_]{2}", piece) and not re.fullmatch(r"[#`~=*\-\s]*", piece)]
 
 

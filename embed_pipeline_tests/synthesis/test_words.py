@@ -39,12 +39,10 @@ def test_keywords_keep_the_words_as_written() -> None:
     assert keywords("How do I set a custom attribute on the Module class?") == "set custom attribute Module class"
 
 
-def test_sentences_leave_markup_rows_out() -> None:
-    assert sentences("# Head\n\nOne is here. Two\nis there!\n\n-----\n\n```\nx\n") == [
-        "# Head",
-        "One is here.",
-        "Two is there!",
-    ]
+def test_sentences_leave_headings_rules_and_fences_out() -> None:
+    text = "# Head\nOne is here: or not. Two\nis there!\n\n-----\n\n* an item\n  goes on\n* another; item\n\n```\nxy\n"
+    expected = ["One is here: or not.", "Two is there!", "an item goes on", "another; item", "``` xy"]
+    assert sentences(text) == expected
 
 
 def test_rare_words_weigh_more() -> None:
