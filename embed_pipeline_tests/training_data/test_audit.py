@@ -100,6 +100,11 @@ def test_a_negative_that_words_and_vectors_point_to_is_suspected():
     (unlike,) = mined(asked | {"negative_segment_ids": ["s7", "s8"]}).to_dicts()
     found = estimate_false_negatives([suspected, far, unlike], texts, seed=1)
     assert (found.sampled, found.suspected) == (3, 1)
+    nearer = {f"n{i}": "python yield statement" for i in range(2)} | {
+        "n2": "statement yield python",
+        "n3": "yield python statement",
+    }
+    assert estimate_false_negatives([suspected], texts | nearer, seed=1).suspected == 0
     assert found.low < found.rate < found.high
     assert estimate_false_negatives([], texts, seed=1).rate == 0
     assert estimate_false_negatives([far] * 5, texts, seed=1, sampled=2).sampled == 2

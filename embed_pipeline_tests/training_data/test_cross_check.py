@@ -62,14 +62,14 @@ def test_what_answers_is_dropped_and_the_next_takes_its_place(monkeypatch):
 
 
 def test_what_answers_is_promoted_and_lowers_the_ceiling(monkeypatch):
-    corpus, vectors = around(10, 40, 44, 50, 55, 60, 65)
+    corpus, vectors = around(10, 40, 44, 45, 50, 55, 60)
     check = Names(list(vectors)[2], list(vectors)[3])
     options = {"num_negatives": 2, "false_negatives": "promote"}
     (row,) = mine(monkeypatch, check, corpus, vectors, ("a", "q", ["00#0"]), **options).to_dicts()
     assert row["positive_segment_ids"] == ["00#0", "01#0", "02#0"]
     assert row["answering_segment_ids"] == ["01#0", "02#0"]
     assert row["ceiling"] == pytest.approx(0.95 * min(row["positive_similarities"]))
-    assert row["negative_segment_ids"] == ["03#0", "04#0"]
+    assert row["negative_segment_ids"] == ["04#0", "05#0"]
 
 
 def test_a_copy_of_what_is_promoted_is_no_negative(monkeypatch):

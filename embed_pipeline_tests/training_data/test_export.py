@@ -118,5 +118,21 @@ def test_a_failed_export_leaves_the_earlier_one(tmp_path, data, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_the_earlier_export_is_back_where_the_new_one_cannot_take_its_place(tmp_path, data, monkeypatch):
+    folder = export_dataset("beir", tmp_path / "out", **data)
+    before = contents(folder)
+    rename = Path.rename
+
+    def refuse_new(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise PermissionError(13, os.strerror(13))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(ExportError, match="Permission denied"):
+        export_dataset("nemo", folder, **data)
+    assert contents(folder) == before
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

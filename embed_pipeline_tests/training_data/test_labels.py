@@ -81,7 +81,7 @@ def test_two_sets_of_one_name_are_refused(tmp_path):
 def labelled_task(tmp_path: Path, **rows: str):
     corpus, qa = many_documents(30)
     labels = [
-        {"question": f"label {side} number{i}?", "positive_ids": ["d000.md#0"], "split": side}
+        {"question": f"label {side} number{i}?", "positive_ids": [f"d{i:03}.md#0"], "split": side}
         for side in ("train", "dev", "test")
         for i in range(4)
     ]
@@ -107,6 +107,8 @@ def test_a_labels_own_split_is_respected_and_moves_no_document(tmp_path):
     assert split.join(alone, on="qa_id", how="semi").equals(alone)
     again = split_dataset(everything, corpus, options, previous=split)
     assert again.equals(split)
+    labels_alone = split_dataset(everything.filter(pl.col("generator") == "labelled"), corpus, options)
+    assert split_dataset(qa, corpus, options, previous=labels_alone).equals(alone)
 
 
 def test_labels_alone_without_a_split_are_split_here(tmp_path):

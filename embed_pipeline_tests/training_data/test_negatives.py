@@ -79,6 +79,13 @@ def test_fewer_survive_fewer_are_returned():
     assert row["negative_segment_ids"] == ["01#0"]
 
 
+def test_negatives_far_below_many_that_come_too_close_are_found():
+    corpus, vectors = around(60, *np.linspace(1, 40, 60), 80, 70)
+    (row,) = mine(questions(("a", "q", ["00#0"])), corpus, vectors, num_negatives=2)
+    assert row["negative_segment_ids"] == ["62#0", "61#0"]
+    assert row["above_ceiling"] == 60
+
+
 def test_copies_of_a_positive_are_no_negatives_and_copies_of_a_negative_one():
     copied = prose(1).split()
     copied[-1] = "edited"
