@@ -14,7 +14,7 @@ test: install  ## the whole test suite
 	$(BIN)/python -m pytest
 
 ui: install  ## Dagster's web UI on this project
-	$(BIN)/dagster dev --port $(PORT)
+	$(BIN)/embed-pipeline ui --port $(PORT)
 
 check: lint test  ## what CI runs
 

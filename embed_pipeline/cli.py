@@ -127,6 +127,20 @@ def serve(
 
 
 @app.command()
+def ui(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
+) -> None:
+    """Dagster's web UI on this project's store, with its sensors and schedules."""
+    settings = load_settings()
+    from embed_pipeline.orchestration.instance import prepare_home
+
+    os.environ["DAGSTER_HOME"] = str(prepare_home(settings.paths.store))
+    program = [sys.executable, "-m", "dagster", "dev", "--module-name", "embed_pipeline.definitions"]
+    os.execv(sys.executable, [*program, "--host", host, "--port", str(port)])  # noqa: S606 - no shell is wanted
+
+
+@app.command()
 def status() -> None:
     """What is there, stage by stage, and whether it is current."""
     with _runner() as runner:

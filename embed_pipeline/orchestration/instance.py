@@ -4,26 +4,38 @@ import os
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.instance.ref import InstanceRef
+import yaml
+from upath import UPath
+
+from embed_pipeline.orchestration.io_managers import write_whole
 
 _CONFIG = "dagster.yaml"
 
 
 def open_instance(store: Path) -> dg.DagsterInstance:
-    """The instance of ``DAGSTER_HOME``, else SQLite in ``<store>/dagster`` under this folder's ``dagster.yaml``."""
-    if os.environ.get("DAGSTER_HOME"):
-        return dg.DagsterInstance.get()
+    """The instance of :func:`prepare_home`."""
+    return dg.DagsterInstance.from_config(str(prepare_home(store)))
+
+
+def prepare_home(store: Path) -> Path:
+    """Dagster's home: ``DAGSTER_HOME``, else ``<store>/dagster`` under the ``dagster.yaml`` of the working directory.
+
+    That file's storage may be a relative path, which only fits the default store; here it is always this home.
+    """
+    named = os.environ.get("DAGSTER_HOME")
+    if named:
+        return Path(named)
     home = (store / "dagster").resolve()
-    home.mkdir(parents=True, exist_ok=True)
-    here = Path.cwd()
-    config = here if (here / _CONFIG).is_file() else home
-    return dg.DagsterInstance.from_ref(
-        InstanceRef.from_dir(str(home), config_dir=str(config), overrides=_storage(home))
-    )
+    here = Path.cwd() / _CONFIG
+    config = (yaml.safe_load(here.read_text(encoding="utf-8")) or {}) if here.is_file() else {}
+    text = yaml.safe_dump({**config, **_storage(home)}, sort_keys=False)
+    path = home / _CONFIG
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_whole(UPath(path), text.encode())
+    return home
 
 
 def _storage(home: Path) -> dict[str, object]:
-    """Storage in ``home``, whatever relative path the configuration names."""
     return {
         "storage": {"sqlite": {"base_dir": str(home)}},
         "local_artifact_storage": {
