@@ -70,3 +70,17 @@ def test_micro_batches_keep_the_bounds_and_trim_the_padding(*, left: bool) -> No
     parts = list(MicroBatches(rows=2, tokens=8).split({"input_ids": ids, "attention_mask": (ids > 0).long()}))
     assert [part["input_ids"].shape for part in parts] == [(1, 6), (2, 4), (2, 3)]
     assert [int(n) for part in parts for n in part["attention_mask"].sum(dim=1)] == lengths
+
+
+def test_the_loss_is_the_mean_over_the_cut_lengths(tiny_model: Path) -> None:
+    model = load_model(tiny_model, Embedding(device="cpu"))
+    sides = [features(model, [f"what is {i}" for i in range(3)]), features(model, [f"value {i}" for i in range(3)])]
+    relations = torch.eye(3, dtype=torch.int8)
+    with torch.no_grad():
+        questions, passages = (model(dict(side))["sentence_embedding"] for side in sides)
+        expected = []
+        for length in (8, 16, 32):
+            left, right = (nn.functional.normalize(side[:, :length], dim=-1) for side in (questions, passages))
+            expected.append(info_nce(left @ right.T / 0.05, relations))
+        loss = MaskedInfoNCE(model, temperature=0.05, micro=MicroBatches(9, 4096), dimensions=(16, 8))
+        assert loss(sides, relations).item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5)
