@@ -54,10 +54,11 @@ def _convert(converter: Any, content: bytes, suffix: str) -> dict[str, str]:  # 
                 detail = f"it unpacks to {size} bytes, over corpus.max_unpacked_bytes = {most}"
                 return {"reason": "too_large", "detail": detail}
         result = converter.convert(io.BytesIO(content), StreamInfo(extension=suffix))
-    except (MemoryError, RecursionError) as error:
-        return {"reason": "too_large", "detail": f"its conversion needs over {sys.argv[1]} MB ({type(error).__name__})"}
     except Exception as error:  # noqa: BLE001 - parsers of foreign files raise anything; the file is set aside by name
-        return {"reason": "not_text", "detail": f"it cannot be converted: {type(error).__name__}: {error}"[:500]}
+        said = f"{type(error).__name__}: {error}"[:500]
+        if isinstance(error, MemoryError) or _was_short_of_memory():
+            return {"reason": "too_large", "detail": f"it cannot be converted in {sys.argv[1]} MB of memory: {said}"}
+        return {"reason": "not_text", "detail": f"it cannot be converted: {said}"}
     return {"markdown": _IMAGE.sub(r"\1", _SLIDE.sub("", result.markdown))}
 
 
@@ -69,6 +70,13 @@ def unpacked_size(content: bytes) -> int:
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return sum(entry.file_size for entry in archive.infolist())
+
+
+def _was_short_of_memory() -> bool:
+    """True where over half of the memory was in use: parsers swallow that error and stumble over what comes of it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmPeak:"))
+    return peak * 1024 > resource.getrlimit(resource.RLIMIT_AS)[0] - int(sys.argv[1]) * 500_000
 
 
 def _memory() -> int:

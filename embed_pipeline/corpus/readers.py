@@ -68,6 +68,7 @@ class OfficeReader:
             raise CorpusError(message)
         answer = self._ask(suffix, content)
         if "markdown" not in answer:
+            self._end()  # what a failed conversion left in memory does not count for the next
             raise UnreadableError(answer["reason"], answer["detail"])
         return answer["markdown"]
 
