@@ -24,6 +24,7 @@ from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import described, markdown_table, picture
 from embed_pipeline.orchestration.resources import MLflow, newest_metadata
 from embed_pipeline.settings import Settings, load_settings
+from embed_pipeline.tracking import TrackedRun
 from embed_pipeline.training.record import read_record
 
 GROUP = "4_eval"
@@ -50,33 +51,41 @@ def retrieval_evaluation(
 ) -> Iterator[dg.Output[Any]]:
     """Compare, write the report, and add the figures to the training's MLflow run."""
     settings = load_settings()
+    times = modification_times(documents)
     with explained():
         own = [labelled_set(folder, corpus) for folder in settings.evaluation.labelled]
         known = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
-        times = modification_times(documents)
         sets = [with_document_slices(query_set, corpus, times) for query_set in known]
         vectors = settings.paths.store / "vectors"
         comparison = compare(settings.embedding.model, finetuned_model, corpus, sets, settings, vectors=vectors)
         record = read_record(finetuned_model)
-        gate = release_failures(comparison.metrics, settings.evaluation)
-        gate += forgetting_failures(record, settings.evaluation)
+    gate = release_failures(comparison.metrics, settings.evaluation) + forgetting_failures(record, settings.evaluation)
     run_id = newest_metadata(context.instance, "finetuned_model", "mlflow_run_id")
-    version = newest_metadata(context.instance, "finetuned_model", "mlflow_version")
     facts = {**_training_facts(record), "Dagster run": context.run_id, "MLflow run": run_id or "none"}
     page, text = _report(comparison, settings, facts, gate)
     if run_id:
         with mlflow.tracker().run("", {}, run_id=run_id) as run:
-            run.log_metrics(_headline_figures(comparison))
-            run.log_artifact(page)
-            run.log_artifact(text)
-            run.log_artifact(headline_bars(comparison.metrics), "headline.png")
-            links = dagster_links(context.run_id, settings)
-            run.set_tags({name.replace("dagster.", "dagster.evaluation_"): link for name, link in links.items()})
-        if version:
-            mlflow.tracker().record_gate(settings.tracking.registered_model, version, gate)
+            _track(run, comparison, (page, text), dagster_links(context.run_id, settings))
+    version = newest_metadata(context.instance, "finetuned_model", "mlflow_version")
+    if version:
+        mlflow.tracker().record_gate(settings.tracking.registered_model, version, gate)
+    shown = {"gate": "; ".join(gate) or "passed", "report": dg.MetadataValue.path(str(page)), **_shown(comparison)}
+    yield stored(context, comparison.metrics, settings, asset="retrieval_evaluation", metadata=shown)
+    yield stored(context, comparison.questions, settings, asset="question_results")
+
+
+def _track(run: TrackedRun, comparison: Comparison, reports: tuple[Path, Path], links: dict[str, str]) -> None:
+    """Add figures, reports and the way back to Dagster to the training's run."""
+    run.log_metrics(_headline_figures(comparison))
+    for report in reports:
+        run.log_artifact(report)
+    run.log_artifact(headline_bars(comparison.metrics), "headline.png")
+    run.set_tags({name.replace("dagster.", "dagster.evaluation_"): link for name, link in links.items()})
+
+
+def _shown(comparison: Comparison) -> dict[str, Any]:
+    """Tables, verdicts and pictures for the asset's page."""
     metadata: dict[str, Any] = {
-        "gate": "; ".join(gate) or "passed",
-        "report": dg.MetadataValue.path(str(page)),
         "comparison": markdown_table(COLUMNS, headline_rows(comparison.metrics)),
         "headline": picture(headline_bars(comparison.metrics), "nDCG@10"),
         **{f"verdict_{name}": verdict.sentence for name, verdict in comparison.verdicts.items()},
@@ -84,8 +93,7 @@ def retrieval_evaluation(
     }
     if comparison.warnings:
         metadata["cautions"] = dg.MetadataValue.md("\n".join(f"- {caution}" for caution in comparison.warnings))
-    yield stored(context, comparison.metrics, settings, asset="retrieval_evaluation", metadata=metadata)
-    yield stored(context, comparison.questions, settings, asset="question_results")
+    return metadata
 
 
 def _report(comparison: Comparison, settings: Settings, facts: dict[str, str], gate: list[str]) -> tuple[Path, Path]:
