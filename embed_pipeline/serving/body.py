@@ -29,7 +29,7 @@ async def read_body(request: Request, serving: Serving) -> bytes:
         message = f"the body took longer than {serving.body_seconds:g} s"
         raise RequestError(408, message, code="request_timeout") from error
     if request.headers.get("content-encoding", "identity").strip().lower() == "gzip":
-        return await asyncio.to_thread(_unpack, body, serving.max_body_bytes)
+        return await asyncio.to_thread(unpack, body, serving.max_body_bytes)
     return body
 
 
@@ -63,7 +63,12 @@ async def _receive(request: Request, limit: int) -> bytes:
             return bytes(body)
 
 
-def _unpack(body: bytes, limit: int) -> bytes:
+def unpack(body: bytes, limit: int) -> bytes:
+    """Unpack gzip, never to more than ``limit`` bytes.
+
+    Raises:
+        RequestError: 413 when it would be more, 400 when it is not one whole gzip stream.
+    """
     unpacker = zlib.decompressobj(_GZIP)
     try:
         plain = unpacker.decompress(body, limit + 1)

@@ -84,6 +84,23 @@ def test_batches_keep_the_budget_and_hold_like_lengths_of_all_requests():
     assert all(max(batch) * len(batch) <= 64 or len(batch) == 1 for batch in waited)
 
 
+@pytest.mark.parametrize("lengths", [(20, 9, 9, 10, 20), (9, 9, 20, 20, 10)])
+def test_short_rows_are_not_padded_to_twice_their_length(lengths):
+    model = Model()
+
+    async def scenario():
+        queue = batcher(model, batch_tokens=1000)
+        await held(queue, model)
+        jobs = [queue.submit(rows(length), 0) for length in lengths]
+        model.opened.set()
+        await asyncio.gather(*(job.future for job in jobs))
+        queue.close()
+
+    asyncio.run(scenario())
+    assert all(max(batch) <= 2 * min(batch) for batch in model.batches)
+    assert len(model.batches) == 3
+
+
 def test_a_short_request_does_not_wait_for_a_long_one_that_came_before():
     model = Model()
 
@@ -217,3 +234,17 @@ def test_closing_finishes_what_waits_and_what_is_about_to():
 
     asyncio.run(scenario())
     assert sum(map(len, model.batches)) == 7
+
+
+def test_closing_waits_for_a_request_that_is_being_tokenised():
+    async def scenario():
+        queue = batcher(Model())
+        with queue.reservation(5):
+            closing = asyncio.create_task(asyncio.to_thread(queue.close))
+            await asyncio.sleep(0.05)
+            assert not closing.done()
+            late = queue.submit(rows(5), 5)
+        assert (await late.future).tolist() == [[1, 5]]
+        await closing
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))

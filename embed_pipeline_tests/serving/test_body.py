@@ -6,10 +6,13 @@ import gzip
 import json
 import socket
 import time
+import tracemalloc
 
 import httpx
 import pytest
 
+from embed_pipeline.serving.body import unpack
+from embed_pipeline.serving.errors import RequestError
 from embed_pipeline_tests.serving.endpoint import MODEL, drip, running
 
 LIMIT = 20_000
@@ -70,11 +73,31 @@ def test_a_client_still_sending_gets_its_413_and_a_closed_connection(small):
         assert (answer.status_code, answer.headers["connection"]) == (413, "close")
 
 
+def test_a_client_that_sends_everything_before_it_reads_is_not_reset(small):
+    with small.connect() as connection:
+        connection.sendall(HEAD + b"content-length: 5000000\r\n\r\n")
+        for _ in range(100):
+            connection.sendall(b"x" * 50_000)
+        assert status(connection) == 413
+        assert connection.recv(65536) == b""
+
+
 def test_gzip_is_unpacked_and_a_bomb_is_refused(small):
     assert post(small, gzip.compress(request_of(2000)), content_encoding="gzip").status_code == 200
     bomb = gzip.compress(b"x" * 10_000_000)
     assert len(bomb) < LIMIT
     assert post(small, bomb, content_encoding="gzip").status_code == 413
+
+
+def test_a_bomb_takes_no_memory_beyond_the_limit():
+    bomb = gzip.compress(bytes(50_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError, match="larger than 20000 bytes"):
+            unpack(bomb, LIMIT)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
