@@ -259,6 +259,9 @@ def throughput(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
     negatives = used_negatives(settings) or settings.training_data.num_negatives
     full = mined.filter(pl.col("negative_segment_ids").list.len() >= negatives)
     examples = full.head(BATCH * arguments.steps)
+    if examples.height < BATCH * arguments.steps:
+        message = f"{examples.height} examples have {negatives} negatives, too few for --steps {arguments.steps}"
+        raise SystemExit(message)
     texts = dict(corpus.select("segment_id", "text").iter_rows())
     if arguments.threads:
         import torch
@@ -366,7 +369,7 @@ def main() -> None:
     kept["summary"] = summarise(kept)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    print(json.dumps({**kept["summary"], **kept.get("throughput", {})}, indent=1))
+    print(json.dumps({"summary": kept["summary"], "throughput": kept.get("throughput", {})}, indent=1))
 
 
 if __name__ == "__main__":
