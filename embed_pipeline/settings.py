@@ -338,17 +338,17 @@ class Training(_Stage):
     lora_rank: int = Field(default=0, ge=0, le=1024)
     """Rank of LoRA adapters on every linear layer (needs peft); 0: all weights are trained."""
     matryoshka_dimensions: tuple[Positive, ...] = ()
-    """Shorter lengths that vectors may be cut to: each is trained beside the full length and declared with the model."""
+    """Shorter lengths that vectors may be cut to: each is trained beside the full one and declared with the model."""
     gradient_checkpointing: bool = False
     """Keep few activations and compute them again: less memory, a third more time."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention kernels; auto: flash attention on a GPU that has it installed, fp32 attention in bf16 training on a CPU,
-    else the model's own choice."""
+    """Attention kernels; auto: flash attention on a GPU that has it installed, fp32 attention in bf16 training on a
+    CPU, else the model's own choice."""
     teacher: str = "none"
     """Who scores each question's candidates softly: none, ``hybrid`` (BM25 and the base model), or a cross-encoder
     folder or hub name."""
     teacher_loss: Literal["kl", "margin"] = "kl"
-    """How a teacher is followed: its distribution over the candidates, or its margins between positive and negatives."""
+    """How a teacher is followed: its distribution over the candidates, or its margins of positive over negatives."""
     teacher_weight: float = Field(default=0.5, gt=0, le=100)
     """Weight of the teacher's loss beside InfoNCE."""
     processes: int = Field(default=1, ge=1, le=64)
@@ -370,7 +370,7 @@ class Evaluation(_Stage):
     """Greatest loss in nDCG@10 on any labelled set, absolute; beyond it, or where a loss is significant, nothing is
     released."""
     max_forgetting: float = Field(default=0.02, ge=0, le=1)
-    """Greatest loss in nDCG@10 on the general check set, absolute; beyond it tuned weights are merged with the base's."""
+    """Greatest loss in nDCG@10 on the general check set, absolute; beyond it weights are merged with the base's."""
     general_questions: int = Field(default=400, ge=0, le=10_000)
     """Questions of the general check set, from the standard library's docstrings; 0: nothing is checked."""
     hybrid_dense_weight: Share = 0.65

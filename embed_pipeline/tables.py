@@ -300,9 +300,9 @@ DATASET_SPLIT = Table(
         _text("question", "The question."),
         _ids("document_ids", "Documents of its source segments."),
         _ids("paths", "Files of those documents, in the same order: an edited document keeps its side."),
-        _text("group_id", "Document group: documents joined by near-duplicate text or multi-hop questions; empty: several."),
+        _text("group_id", "Document group: joined by near-duplicate text or multi-hop questions; empty: several."),
         _text("split", "train, dev or test; held_out: on no side."),
-        _text("reason", "Why it is held out: spans_sides, repeats_test or repeats_dev; given: by the labels' own split."),
+        _text("reason", "Held out for: spans_sides, repeats_test or repeats_dev; given: by the labels' own split."),
     ),
     key=("qa_id",),
 )
@@ -312,16 +312,18 @@ HARD_NEGATIVES = Table(
     "For each training question its positives and the most similar wrong segments under the ceiling.",
     (
         _text("qa_id", "The pair, or the structure pair, that is the question."),
-        _text("origin", "generated, labelled, or how an augmented question came to be: see training_data.augmentations."),
+        _text("origin", "generated, labelled, or how it was augmented: see training_data.augmentations."),
         _text("question", "The question."),
         _ids("positive_segment_ids", "Segments that answer it; of those that say the same, one."),
         Column("positive_similarities", pl.List(pl.Float64), "Cosine of question and positive, in the same order."),
         _real("ceiling", "Greatest similarity that a mined negative may have."),
-        _ids("negative_segment_ids", "Hard negatives: labelled ones, then mined, most similar first; few where few survive."),
+        _ids(
+            "negative_segment_ids", "Hard negatives: labelled, then mined, most similar first; few where few survive."
+        ),
         Column("negative_similarities", pl.List(pl.Float64), "Cosine of question and negative, in the same order."),
-        _count("labelled_negatives", "How many of the negatives, at the front, come with the labels: no ceiling holds for them."),
+        _count("labelled_negatives", "Negatives at the front that come with the labels: no ceiling holds for them."),
         _count("above_ceiling", "Candidates turned away because they came too close to the positive."),
-        _ids("answering_segment_ids", "Candidates that a cross-check says answer the question: dropped, or positives now."),
+        _ids("answering_segment_ids", "Candidates that a cross-check says answer it: dropped, or positives now."),
         _text("cross_check", "Who checked and what became of answers, such as `drop by judge gpt-x`; empty: nobody."),
     ),
     key=("qa_id",),
@@ -333,7 +335,7 @@ TRAINING_EXAMPLES = Table(
     (
         _text("example_id", "Example: hash of question id and positive."),
         _text("qa_id", "The original question; examples that share it are siblings."),
-        _text("origin", "generated, labelled, or how an augmented question came to be: see training_data.augmentations."),
+        _text("origin", "generated, labelled, or how it was augmented: see training_data.augmentations."),
         _text("question", "The question."),
         _text("positive_segment_id", "The segment that answers it."),
         _ids("negative_segment_ids", "Hard negatives, the same for all siblings."),
@@ -372,7 +374,9 @@ QUESTION_RESULTS = Table(
         _real("tuned_ndcg_10", "nDCG@10 under the tuned model."),
         _real("base_recall_10", "Recall@10 under the base model."),
         _real("tuned_recall_10", "Recall@10 under the tuned model."),
-        _count("base_rank", "Rank of the first answer under the base model; null: not within the deepest cut-off.", nullable=True),
+        _count(
+            "base_rank", "Rank of the base model's first answer; null: not within the deepest cut-off.", nullable=True
+        ),
         _count("tuned_rank", "Rank of the first answer under the tuned model; null as above.", nullable=True),
         _real("change", "nDCG@10 under the tuned model less that under the base model."),
         _text("outcome", "won, lost or same: the sign of the change."),
