@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embed_pipeline.embedding.search import Floats, search
+from embed_pipeline.embedding.search import Floats, Hits, search
+from embed_pipeline.progress import progress
 from embed_pipeline.settings import Settings, TrainingData
 from embed_pipeline.training_data.near_duplicates import Passages
 
-_BLOCK = 16_384
+_BLOCK = 4_096
 
 
 @dataclass(frozen=True)
@@ -87,22 +88,29 @@ def mine_candidates(
     questions, passages = vectors
     rules = _Rules(texts, wanted, settings)
     mined: dict[int, Mined] = {}
-    pending = asked
-    for looked_at in _depths(wanted, settings.training_data):
-        for depth, block in _blocks(pending, looked_at):
-            own = np.ascontiguousarray(questions[[question.row for question in block]])
-            hits = search(own, passages, depth)
-            for place, question in enumerate(block):
-                left_out = question.known | set(question.labelled)
-                ranked = [
-                    (number, score)
-                    for number, score in zip(hits.indices[place].tolist(), hits.scores[place].tolist(), strict=True)
-                    if number not in left_out
-                ]
-                positive = similarities(own[place], passages[question.positives])
-                mined[question.row] = rules.judge(question, positive, ranked[:looked_at])
-        pending = [question for question in pending if len(mined[question.row].negatives) < wanted]
+    with progress("Mining", len(asked), "questions") as bar:
+        pending = list(asked)
+        for looked_at in _depths(wanted, settings.training_data):
+            short: list[Question] = []
+            for depth, block in _blocks(pending, looked_at):
+                own = np.ascontiguousarray(questions[[question.row for question in block]])
+                hits = search(own, passages, depth)
+                for place, question in enumerate(block):
+                    ranked = _left_in(question, hits, place)[:looked_at]
+                    positive = similarities(own[place], passages[question.positives])
+                    mined[question.row] = rules.judge(question, positive, ranked)
+                unfinished = [question for question in block if len(mined[question.row].negatives) < wanted]
+                bar.advance(len(block) - len(unfinished))
+                short += unfinished
+            pending = short
     return [mined[question.row] for question in asked]
+
+
+def _left_in(question: Question, hits: Hits, place: int) -> list[tuple[int, float]]:
+    """A question's hits and their scores, but for what answers it or people have judged already."""
+    left_out = question.known | set(question.labelled)
+    found = zip(hits.indices[place].tolist(), hits.scores[place].tolist(), strict=True)
+    return [(number, score) for number, score in found if number not in left_out]
 
 
 def similarities(question: Floats, passages: Floats) -> list[float]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline.progress import Bar, progress
 from embed_pipeline.synthesis.words import content_words, words
 from embed_pipeline.training_data.groups import DisjointSets
 
@@ -111,20 +112,21 @@ def join_near_duplicates(texts: Sequence[str], threshold: float, sets: DisjointS
         sets: one element for each text.
     """
     source = _HashedTexts(texts)
-    probes = [source[index][:_PROBES] for index in range(len(texts))]
-    known, postings, offsets = _postings(source, probes)
-    for index, own in enumerate(probes):
-        if not len(own):
-            continue
-        near = [
-            _neighbours(postings[offsets[place] : offsets[place + 1]], index) for place in np.searchsorted(known, own)
-        ]
-        others, hits = np.unique(np.concatenate(near), return_counts=True)
-        least = max(1, int(np.ceil(len(own) * threshold / 2)))
-        for other in others[hits >= least]:
-            apart = sets.find(index) != sets.find(int(other))
-            if apart and containment(source[index], source[int(other)]) >= threshold:
-                sets.join(index, int(other))
+    with progress("Comparing documents", 3 * len(texts), "steps") as bar:
+        probes = [source.hashes(index, bar)[:_PROBES] for index in range(len(texts))]
+        known, postings, offsets = _postings(source, probes, bar)
+        for index, own in enumerate(probes):
+            bar.advance()
+            if not len(own):
+                continue
+            places = np.searchsorted(known, own)
+            near = [_neighbours(postings[offsets[place] : offsets[place + 1]], index) for place in places]
+            others, hits = np.unique(np.concatenate(near), return_counts=True)
+            least = max(1, int(np.ceil(len(own) * threshold / 2)))
+            for other in others[hits >= least]:
+                apart = sets.find(index) != sets.find(int(other))
+                if apart and containment(source.hashes(index), source.hashes(int(other))) >= threshold:
+                    sets.join(index, int(other))
 
 
 def normalise_question(question: str) -> str:
@@ -178,7 +180,10 @@ class _HashedTexts:
     def __len__(self) -> int:
         return len(self._texts)
 
-    def __getitem__(self, index: int) -> Hashes:
+    def hashes(self, index: int, bar: Bar | None = None) -> Hashes:
+        """Those of one text; ``bar`` counts it."""
+        if bar is not None:
+            bar.advance()
         kept = self._kept.get(index)
         if kept is not None:
             return kept
@@ -189,12 +194,14 @@ class _HashedTexts:
         return hashes
 
 
-def _postings(source: _HashedTexts, probes: list[Hashes]) -> tuple[Hashes, NDArray[np.int64], NDArray[np.int64]]:
+def _postings(
+    source: _HashedTexts, probes: list[Hashes], bar: Bar
+) -> tuple[Hashes, NDArray[np.int64], NDArray[np.int64]]:
     """The distinct probes, and for each the texts that hold it: a run of the postings, texts in order."""
     known = np.unique(np.concatenate(probes)) if probes else np.empty(0, np.uint64)
     places, holders = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for index in range(len(source)):
-        own = source[index]
+        own = source.hashes(index, bar)
         if len(own):
             at = np.searchsorted(known, own)
             held = at[known[np.minimum(at, len(known) - 1)] == own]
