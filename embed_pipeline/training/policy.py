@@ -15,7 +15,7 @@ SMALL_DATA = 2_000
 # Under this many steps a contrastive fine-tuning at 2e-5 has hardly moved; more passes than this overfit.
 _LEAST_STEPS = 30
 _MOST_EPOCHS = 8
-_SMALL_EPOCHS = 3.0
+_SMALL_EPOCHS = 2.0
 _BATCHES = ((SMALL_DATA, 32), (20_000, 64), (100_000, 128))
 _LARGEST_BATCH = 256
 _EPOCHS = ((SMALL_DATA, _SMALL_EPOCHS), (20_000, 2.0))

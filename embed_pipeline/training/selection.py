@@ -102,7 +102,8 @@ def _keep_general(
     if not evaluation.general_questions:
         return None
     questions, passages = general_set(evaluation.general_questions)
-    measure = DevMeasure(questions, passages, seed=task.settings.seed)
+    # All passages, not dev's smaller pool: the answers alone would be too easy to find.
+    measure = DevMeasure(questions, passages, seed=task.settings.seed, max_pool=len(passages[0]))
 
     def general(current: SentenceTransformer) -> float:
         return measure(current, embedding)
