@@ -168,7 +168,7 @@ class Synthesis(_Stage):
     """Weights of the reasoning types asked for; ``visual`` too where documents describe figures."""
     styles: Weights = Field(default={"question": 4, "keywords": 2, "symptom": 1, "paraphrase": 1})
     """Weights of the styles asked for: full question, keyword query, error message or symptom, other words."""
-    multi_hop_share: Share = 0.15
+    multi_hop_share: Share = 0.1
     """Multi-hop questions as a share of the single-hop ones."""
     cross_document_share: Share = 0.5
     """Share of the multi-hop questions that join different documents, as far as neighbours allow."""

@@ -52,7 +52,7 @@ class Encoder:
         self._tokenizer = model.tokenizer
         self._batch_tokens = embedding.batch_tokens
         self._bf16 = embedding.precision == "bf16"
-        arithmetic = f"{embedding.precision} {embedding.batch_tokens} {self.max_tokens} {model.device}"
+        arithmetic = f"{'bf16' if self._bf16 else 'fp32'} {embedding.batch_tokens} {self.max_tokens} {model.device}"
         self._stored = VectorStore(store, model, arithmetic) if store else None
 
     @classmethod

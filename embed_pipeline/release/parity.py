@@ -108,6 +108,7 @@ def measure_parity(
     qrels: Mapping[str, Mapping[str, int]],
     *,
     embedding: Embedding,
+    vectors: Path | None = None,
 ) -> Parity:
     """Encode corpus and queries with both models and compare vectors, rankings and metrics.
 
@@ -118,6 +119,7 @@ def measure_parity(
         queries: query id to text.
         qrels: query id to relevant passage ids with their grade, for some or all of the queries.
         embedding: how the original is encoded; always in fp32 here.
+        vectors: folder in which the original's vectors of earlier stages are found; None: they are computed.
 
     Raises:
         ReleaseError: there is nothing to compare: no passage, no query, or no relevant passage of the corpus.
@@ -127,7 +129,7 @@ def measure_parity(
     if not corpus or not any(passage in corpus for grades in judged.values() for passage in grades):
         message = f"parity needs passages, queries and qrels: got {len(corpus)}, {len(queries)}, {len(judged)} that fit"
         raise ReleaseError(message)
-    original = Encoder.load(model, embedding.model_copy(update={"precision": "fp32"}))
+    original = Encoder.load(model, embedding.model_copy(update={"precision": "fp32"}), vectors)
     exported = OnnxBackend(onnx_folder, batch_tokens=embedding.batch_tokens)
     if (original.dimensions, original.max_tokens) != (exported.dimensions, exported.max_tokens):
         message = (

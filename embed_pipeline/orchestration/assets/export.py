@@ -49,7 +49,15 @@ def onnx_model(
     texts = dict(corpus.select("segment_id", "text").iter_rows())
     with explained():
         export_onnx(finetuned_model, staged, settings.release, settings.embedding)
-        parity = measure_parity(finetuned_model, staged, texts, test.queries, test.qrels, embedding=settings.embedding)
+        parity = measure_parity(
+            finetuned_model,
+            staged,
+            texts,
+            test.queries,
+            test.qrels,
+            embedding=settings.embedding,
+            vectors=settings.paths.store / "vectors",
+        )
     (staged / PARITY_FILE).write_text(json.dumps(parity.as_dict(), indent=2) + "\n", encoding="utf-8")
     return stored(context, name_by_content(staged), settings, metadata=_shown(parity))
 
