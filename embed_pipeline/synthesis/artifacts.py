@@ -107,7 +107,7 @@ def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
             named += [
                 ("entity", term)
                 for term in specific_terms(remove_instructions(row["text"]))
-                if re.search(r"[a-z]{2}", term)
+                if re.search(r"[^\W\d_]{2}", term)
             ]
             for key in dict.fromkeys(named):
                 places.setdefault(key, []).append(row["segment_id"])

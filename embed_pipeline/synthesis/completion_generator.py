@@ -8,6 +8,7 @@ other fields are read off its form. What does not look like a question about its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from embed_pipeline.llm.client import LLMClient
@@ -18,6 +19,7 @@ from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_pr
 from embed_pipeline.synthesis.passages import readable
 from embed_pipeline.synthesis.plan import Source, Task, Wish, work_order
 from embed_pipeline.synthesis.prompts import COMPLETION_PROMPTS, fill_prompt, shared_beginning
+from embed_pipeline.synthesis.subjects import subjects_of
 from embed_pipeline.synthesis.words import (
     content_words,
     inverse_document_frequency,
@@ -39,6 +41,13 @@ _OPENINGS = {
     "relational": ("How does", "How is"),
     "temporal": ("When should", "When is"),
 }
+_JOINING = (
+    "What is the difference between {first} and {last}",
+    "How does {first} affect {last}",
+    "How do {first} and {last} work together",
+)
+_JOINING_MANY = ("How do {first} and {last} differ", "How do {first} and {last} work together")
+_SPACED_MARK = re.compile(r"\s+([?.,])")
 _REASONING = (
     ("procedural", ("how do i", "how do you", "how can", "how to", "how should")),
     ("causal", ("why", "what causes", "what happens", "what makes")),
@@ -61,8 +70,12 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
 
     async def ask(task: Task) -> Generated:
         found = Generated()
+        if len(task.sources) > 1 and not all(subjects_of(task.sources, task.seed)):
+            ids = tuple(source.segment_id for source in task.sources)
+            found.rejects.append(Reject(ids, "no_subjects", "no heading or artifact tells the sources apart", ""))
+            return found
         for number, wish in enumerate(task.wishes):
-            opening = _opening(wish, task.seed + number)
+            opening = _opening(task, wish, task.seed + number)
             try:
                 answer = await client.complete(
                     *_parts(task.sources),
@@ -93,10 +106,18 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
     )
 
 
-def _opening(wish: Wish, seed: int) -> str:
-    """The words that a question of the wished kind begins with; none for one that may begin anyhow."""
-    choices = _OPENINGS.get(wish.reasoning_type, ("",))
-    return choices[seed % len(choices)] if wish.query_type != "multi_hop" else ""
+def _opening(task: Task, wish: Wish, seed: int) -> str:
+    """The words that a question of the wished kind begins with; none for one that may begin anyhow.
+
+    Left to itself the model asks about one of several passages. So a question over several begins with the subjects of
+    all of them.
+    """
+    if len(task.sources) == 1:
+        choices = _OPENINGS.get(wish.reasoning_type, ("",))
+        return choices[seed % len(choices)]
+    *first, last = subjects_of(task.sources, task.seed)
+    joining = _JOINING if len(first) == 1 else _JOINING_MANY
+    return joining[seed % len(joining)].format(first=", ".join(first), last=last)
 
 
 def _parts(sources: tuple[Source, ...]) -> tuple[str, str]:
@@ -118,7 +139,7 @@ def _parts(sources: tuple[Source, ...]) -> tuple[str, str]:
 
 def _sort(text: str, task: Task, wish: Wish, found: Generated, idf: Mapping[str, float]) -> None:
     """Put a candidate among the pairs or the rejects of ``found``."""
-    question = " ".join(text.split())
+    question = _SPACED_MARK.sub(r"\1", " ".join(text.split()))
     pair = _pair(question, wish, task.sources, idf)
     ids = tuple(source.segment_id for source in task.sources)
     known = {source.segment_id: source.document_id for source in task.sources}
@@ -140,8 +161,8 @@ def _problem(question: str, sources: tuple[Source, ...], found: Generated) -> tu
     if invented:
         return "unsupported_term", ", ".join(invented)
     asked = set(content_words(question))
-    # A title alone anchors a question in its one source, but not in one of several: those may share it.
-    said = [source.text if len(sources) > 1 else f"{source.title} {source.text}" for source in sources]
+    # The outer headings do not anchor a question in one of several sources: those may share them.
+    said = [f"{source.heading if len(sources) > 1 else source.title} {source.text}" for source in sources]
     missing = [s.title for s, text in zip(sources, said, strict=True) if not asked & set(content_words(text))]
     return ("source_not_asked_about", ", ".join(missing)) if missing else None
 

@@ -40,7 +40,7 @@ def hop_need(pair: Mapping[str, Any], segments: Mapping[str, str], idf: Mapping[
 
     Args:
         pair: row of :data:`tables.QA_PAIRS`.
-        segments: segment id to text.
+        segments: segment id to heading and text.
         idf: inverse document frequency of content words.
     """
     if len(pair["hops"]) == 1:

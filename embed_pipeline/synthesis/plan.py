@@ -41,6 +41,11 @@ class Source:
     text: str
     artifacts: tuple[str, ...] = ()
 
+    @property
+    def heading(self) -> str:
+        """The innermost heading of the title."""
+        return self.title.rsplit(" > ", 1)[-1]
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -156,7 +161,8 @@ def plan_multi_hop(
         path = _walk(first, chance.randint(2, synthesis.max_hops), graph, sources, vectors, across=across)
         if len(path) > 1:
             members = tuple(sources[index] for index in path)
-            key = tuple(sorted(member.segment_id for member in members))
+            # Segments under the same headings would be joined by much the same question.
+            key = tuple(sorted(member.title for member in members))
             tasks.setdefault(key, Task(members, (wishes[len(tasks)],), _seed(settings.seed, members)))
     return list(tasks.values())
 
@@ -170,7 +176,10 @@ def _walk(
     *,
     across: bool,
 ) -> list[int]:
-    """A path from ``first`` over closest neighbours; ``across``: into other documents where there are such."""
+    """A path from ``first`` over closest neighbours; ``across``: into other documents where there are such.
+
+    Where there is a choice, each segment stands under another heading: those can be told apart in a question.
+    """
     path = [first]
     while len(path) < hops:
         open_ends = [
@@ -179,10 +188,12 @@ def _walk(
             if edge.index not in path and not any(near_duplicate(vectors, edge.index, seen) for seen in path)
         ]
         documents = {sources[index].document_id for index in path}
-        preferred = [index for index in open_ends if (sources[index].document_id not in documents) == across]
+        headings = {sources[index].heading for index in path}
+        placed = [index for index in open_ends if (sources[index].document_id not in documents) == across] or open_ends
+        apart = [index for index in placed if sources[index].heading not in headings]
         if not open_ends:
             break
-        path.append((preferred or open_ends)[0])
+        path.append((apart or placed)[0])
     return path
 
 

@@ -70,7 +70,9 @@ def score_pairs(
     if pairs.is_empty():
         return Scoring(tables.QA_SCORES.empty(), tables.REJECTED_PAIRS.empty(), Usage())
     texts = dict(segments.select("segment_id", "text").iter_rows())
-    signals = _measure(pairs, texts, encoder)
+    headings = segments["heading_path"].str.split(" > ").list.last()
+    titled = {key: f"{heading}\n{texts[key]}" for key, heading in zip(segments["segment_id"], headings, strict=True)}
+    signals = _measure(pairs, texts, titled, encoder)
     verdicts: list[Verdict | NoVerdict]
     asked: dict[str, bool | InvalidAnswer] = {}
     if settings.llm.embedded:
@@ -121,7 +123,7 @@ def _signs(signals: _Signals, index: int) -> dict[str, Any]:
     }
 
 
-def _measure(pairs: pl.DataFrame, texts: dict[str, str], encoder: Encoder) -> _Signals:
+def _measure(pairs: pl.DataFrame, texts: dict[str, str], titled: dict[str, str], encoder: Encoder) -> _Signals:
     questions = pairs["question"].to_list()
     sources = pairs["segment_ids"].to_list()
     trip = measure_round_trip(questions, sources, texts, encoder)
@@ -136,7 +138,7 @@ def _measure(pairs: pl.DataFrame, texts: dict[str, str], encoder: Encoder) -> _S
         groundings=[overlap(a, text) for a, text in zip(pairs["answer"], joined, strict=True)],
         overlaps=[overlap(q, text) for q, text in zip(questions, joined, strict=True)],
         problems=[form_problem(question, style) for question, style in pairs.select("question", "style").iter_rows()],
-        hop_needs=[hop_need(pair, texts, idf) for pair in pairs.iter_rows(named=True)],
+        hop_needs=[hop_need(pair, titled, idf) for pair in pairs.iter_rows(named=True)],
         idf=idf,
     )
 

@@ -54,14 +54,14 @@ def overlap(text: str, source: str) -> float:
 
 
 def specific_terms(question: str) -> list[str]:
-    """Identifiers, acronyms, numbers and quoted terms of a question: what a model invents when it invents."""
-    return [term.strip('`"“”()').lower() for term in _SPECIFIC.findall(question)]
+    """Identifiers, acronyms, numbers and quoted terms, as written: what a model invents when it invents."""
+    return [term.strip('`"“”()') for term in _SPECIFIC.findall(question)]
 
 
 def unsupported_terms(question: str, source: str) -> list[str]:
     """Specific terms of the question that do not stand in the source."""
     text = source.lower()
-    return [term for term in specific_terms(question) if term and term not in text]
+    return [term for term in specific_terms(question) if term and term.lower() not in text]
 
 
 def keywords(question: str) -> str:

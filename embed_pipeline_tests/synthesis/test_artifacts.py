@@ -24,7 +24,7 @@ def test_key_phrases_are_headings_and_identifiers_of_a_document() -> None:
     found = {(row["document_id"], row["text"]): row for row in frame.iter_rows(named=True)}
     assert found["d1", "open_valve"]["segment_ids"] == ["s1", "s2"]
     assert found["d1", "open_valve"]["extractor"] == "keyphrases"
-    assert ("d1", "valveerror") in found
+    assert ("d1", "ValveError") in found
     assert all(document == "d1" for document, _ in found)
 
 

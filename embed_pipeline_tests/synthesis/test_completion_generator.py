@@ -107,20 +107,38 @@ def test_what_is_no_question_about_its_source_is_rejected(make_settings: MakeSet
     assert text.strip() in reject.raw
 
 
-def test_a_multi_hop_question_has_a_hop_on_each_source(make_settings: MakeSettings) -> None:
-    wish = Wish("multi_hop", "relational", "question", 2)
-    text = " How does the red lamp relate to the fee of a late payment?"
-    found, requests = _write(make_settings(), text, "s2", "s5", wish=wish)
+JOIN = Wish("multi_hop", "relational", "question", 2)
+
+
+def _join(*keys: str, seed: int = 0) -> Task:
+    titles = {"s2": "Pump > Lamps", "s5": "Billing > Late payment", "s1": "Pump > Tank"}
+    return Task(tuple(material.source(key, title=titles[key]) for key in keys), (JOIN,), seed)
+
+
+def test_a_multi_hop_question_names_its_subjects_and_has_a_hop_on_each_source(make_settings: MakeSettings) -> None:
+    with stub_endpoint(lambda _: " ?") as stub:
+        found = _complete(make_settings(), [_join("s2", "s5")], stub)
     (pair,) = found.pairs
+    assert pair.question == "What is the difference between Lamps and Late payment?"
     assert [hop.segment_ids for hop in pair.hops] == [("s2",), ("s5",)]
     assert (pair.query_type, pair.complexity) == ("multi_hop", 3)
     assert pair.answer == " ".join(hop.summary for hop in pair.hops)
-    assert "Passage A (Pump): A red lamp" in requests[0]["prompt"]
-    assert "Passage B (Pump): A late payment" in requests[0]["prompt"]
-    ignoring, _ = _write(
-        make_settings(llm={"model": "other"}), " What does a red lamp on the pump mean?", "s2", "s5", wish=wish
-    )
-    assert [reject.reason for reject in ignoring.rejects] == ["source_not_asked_about"]
+    prompt = stub.requests[0]["prompt"]
+    assert "Passage A (Pump > Lamps): A red lamp" in prompt
+    assert "Passage B (Billing > Late payment): A late payment" in prompt
+
+
+def test_three_sources_are_all_named(make_settings: MakeSettings) -> None:
+    with stub_endpoint(lambda _: "?") as stub:
+        found = _complete(make_settings(), [_join("s1", "s2", "s5")], stub)
+    assert found.pairs[0].question == "How do Tank, Lamps and Late payment differ?"
+
+
+def test_sources_that_nothing_tells_apart_are_not_asked_about(make_settings: MakeSettings) -> None:
+    with stub_endpoint(lambda _: "?") as stub:
+        found = _complete(make_settings(), [material.task("s2", "s3", wishes=(JOIN,))], stub)
+    assert [reject.reason for reject in found.rejects] == ["no_subjects"]
+    assert stub.requests == []
 
 
 def test_every_pair_keeps_the_rules_of_pairs(make_settings: MakeSettings) -> None:

@@ -26,7 +26,7 @@ NO_ARTIFACTS = tables.DOCUMENT_ARTIFACTS.empty()
 
 
 def _sources(count: int, documents: int = 1) -> list[Source]:
-    return [Source(f"s{n:03}", f"d{n % documents}", "T", f"text {n}") for n in range(count)]
+    return [Source(f"s{n:03}", f"d{n % documents}", f"T{n}", f"text {n}") for n in range(count)]
 
 
 def _wishes(tasks: list[Task], field: str) -> Counter[str]:
@@ -137,11 +137,21 @@ def test_multi_hop_tasks_join_distinct_neighbours(make_settings: MakeSettings) -
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_so_many_join_different_documents(make_settings: MakeSettings, share: float) -> None:
     # Documents alternate in pairs, so that each segment has a neighbour in its own document and one outside.
-    sources = [Source(f"s{n:03}", f"d{n // 2}", "T", f"text {n}") for n in range(12)]
+    sources = [Source(f"s{n:03}", f"d{n // 2}", f"T{n}", f"text {n}") for n in range(12)]
     settings = make_settings(max_hops=2, cross_document_share=share)
     tasks = plan_multi_hop(sources, _ring(12), 6, settings)
     crossing = sum(len({source.document_id for source in task.sources}) > 1 for task in tasks)
     assert crossing == round(share * len(tasks))
+
+
+def test_segments_under_the_same_headings_are_joined_once_and_rather_under_others(make_settings: MakeSettings) -> None:
+    sources = [Source(f"s{n:03}", "d", ("A", "B", "C")[n % 3], f"text {n}") for n in range(12)]
+    tasks = plan_multi_hop(sources, _ring(12), 12, make_settings(max_hops=2, cross_document_share=0))
+    assert sorted(sorted(source.title for source in task.sources) for task in tasks) == [
+        ["A", "B"],
+        ["A", "C"],
+        ["B", "C"],
+    ]
 
 
 def test_nothing_is_joined_where_nothing_is_wanted_or_near(make_settings: MakeSettings) -> None:

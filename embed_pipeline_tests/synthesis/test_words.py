@@ -31,7 +31,7 @@ def test_overlap_is_a_share_of_the_first_text() -> None:
 
 def test_specific_terms_are_what_a_model_may_invent() -> None:
     question = 'Does open_file() raise OSError 13 or __init__ set "mode" in `argv`?'
-    assert specific_terms(question) == ["open_file", "oserror", "13", "__init__", "mode", "argv"]
+    assert specific_terms(question) == ["open_file", "OSError", "13", "__init__", "mode", "argv"]
     assert unsupported_terms("Does FooBar return 12?", "foobar returns 3") == ["12"]
 
 
