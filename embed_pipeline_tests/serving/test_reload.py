@@ -71,6 +71,29 @@ def test_no_request_is_lost_while_releases_change(store):
     assert set(statuses) == {200}
 
 
+def test_models_change_between_two_steps_of_the_event_loop(store, monkeypatch):
+    with running(store / "release" / "1", store=store, reload_seconds=0) as served:
+        held, released, opened = threading.Event(), threading.Event(), threading.Event()
+        opens = served.service._open
+
+        def note(*arguments):
+            models = opens(*arguments)
+            opened.set()
+            return models
+
+        monkeypatch.setattr(served.service, "_open", note)
+        served.service.loop.call_soon_threadsafe(lambda: (held.set(), released.wait(30)))
+        assert held.wait(30)
+        loading = threading.Thread(target=served.service.load, args=(store / "release" / "2",))
+        loading.start()
+        assert opened.wait(30)
+        loading.join(0.2)
+        before = served.service.version
+        released.set()
+        loading.join()
+        assert (before, served.service.version) == ("1", "2")
+
+
 def test_what_the_old_release_has_begun_it_finishes(store):
     with following(store) as served, gated(served.service) as gate:
         answers: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -17,7 +19,8 @@ import pytest
 
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.listener import bind, free_port
-from embed_pipeline.serving.server import serve
+from embed_pipeline.serving.server import EmbeddingServer, serve
+from embed_pipeline.serving.service import Service
 from embed_pipeline.settings import Serving, Settings
 from embed_pipeline_tests.serving.endpoint import MODEL, eventually, gated, running
 
@@ -68,6 +71,21 @@ def test_while_draining_ready_and_new_work_are_503_and_work_in_flight_finishes(b
         assert int(refused.headers["retry-after"]) > 0
         gate.opened.set()
         assert flying.result().status_code == 200
+
+
+def test_it_stops_when_nothing_is_in_flight_or_the_time_for_it_is_over(bundle):
+    serving = Serving(port=0, threads=1, drain_seconds=30)
+    service = Service(Settings(serving=serving))
+    with bind(serving) as listener:
+        server = EmbeddingServer(bundle, service, listener)
+
+        def stops(seconds_ago: float, in_flight: int) -> bool:
+            server.should_exit, server._drain_since = False, time.monotonic() - seconds_ago
+            service.open_requests = in_flight
+            return asyncio.run(server.on_tick(1))
+
+        assert [stops(0, 0), stops(1, 0), stops(1, 1), stops(29, 1), stops(31, 1)] == [False, True, False, False, True]
+    service.close()
 
 
 def test_while_loading_it_lives_and_is_not_ready(bundle, monkeypatch):
