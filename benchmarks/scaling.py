@@ -235,6 +235,7 @@ def simulate(documents: int, unit: UnitCosts, assumed: Assumptions) -> dict[str,
 def _first_limit(documents: int, memory: float, unit: UnitCosts, assumed: Assumptions) -> str:
     """What breaks first, where anything does."""
     limits = {
+        "corpus.max_files stops the scan (raise it)": Settings().corpus.max_files,
         "the corpus no longer fits in memory": assumed.machine_memory_bytes / unit.memory_bytes_per_document,
         "a look at the folder takes over 60 s": 60 / unit.look_seconds_per_known_file,
     }

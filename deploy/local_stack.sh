@@ -35,7 +35,7 @@ as_owner() { # Postgres refuses to run as root
 
 postgres_programs() {
     local found
-    found=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)
+    found=$(find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -1)
     echo "${found:?no Postgres server found; on Debian: apt-get install postgresql}"
 }
 
@@ -78,6 +78,8 @@ start() {
             --artifacts-destination "$folder/mlflow" --allowed-hosts "localhost:*,127.0.0.1:*"
         ;;
     code)
+        # Its runs are its children: those that had not ended when it did have no process any more.
+        "$bin/python" "$here/deploy/week.py" orphans "$folder"
         launch code "$bin/dagster" code-server start --host 127.0.0.1 --port $((port + 3)) \
             --module-name embed_pipeline.definitions
         ;;

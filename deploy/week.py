@@ -86,6 +86,15 @@ def serve_endpoint(folder: Path) -> None:
             time.sleep(3600)
 
 
+def close_orphans(_: Path) -> None:
+    """Record as failed the runs whose code location ended; the daemon runs them again (``run_retries``)."""
+    unfinished = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    with dg.DagsterInstance.get() as instance:
+        for entry in instance.get_runs(filters=dg.RunsFilter(statuses=unfinished)):
+            instance.report_run_failed(entry, "the code location that executed it ended")
+            logger.info("run %s of %s had lost its code location", entry.run_id, entry.job_name)
+
+
 class Week:
     """The stack as it is watched."""
 
@@ -99,7 +108,7 @@ class Week:
         logger.info("local_stack.sh %s", " ".join(arguments))
         subprocess.run([HERE / "local_stack.sh", *arguments, self.folder], check=True)  # noqa: S603 - the script beside
 
-    def until(self, what: str, holds: Callable[[], bool], seconds: float = 600) -> None:
+    def until(self, what: str, holds: Callable[[], bool], seconds: float = 1800) -> None:
         """Wait until something holds, and say how long it took.
 
         Raises:
@@ -247,7 +256,7 @@ def main() -> None:
     """Do what the first argument says with the folder that the second names."""
     action, folder = sys.argv[1], Path(sys.argv[2]).resolve()
     try:
-        {"prepare": prepare, "endpoint": serve_endpoint, "run": run}[action](folder)
+        {"prepare": prepare, "endpoint": serve_endpoint, "orphans": close_orphans, "run": run}[action](folder)
     except WrongOutcomeError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is for a person
         sys.exit(1)
