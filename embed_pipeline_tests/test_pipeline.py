@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from embed_pipeline.llm.store import ResponseStore
+from embed_pipeline.tracking import Tracker
 from embed_pipeline_tests.manuals import MANUALS
 from embed_pipeline_tests.project import Project, small_project, well_behaved, write_document
 from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
@@ -61,8 +62,6 @@ def test_the_endpoint_was_asked_with_the_key_and_the_key_is_nowhere_else(finishe
 
 
 def test_the_model_version_and_the_run_know_each_other(finished):
-    from embed_pipeline.tracking import Tracker
-
     project, _, _ = finished
     tracker = Tracker(f"sqlite:///{project.store / 'mlflow.db'}", "embed-pipeline")
     assert tracker.get_version("embed-pipeline", "candidate") == "1"
@@ -123,6 +122,26 @@ def test_the_made_data_is_exported_and_a_run_is_estimated(finished):
     assert status == 0, output
     assert "total" in output
     assert len(stub.requests) == calls
+
+
+def test_a_second_release_is_compared_with_the_first_and_may_be_rolled_back(finished):
+    project, _, _ = finished
+    pointer = project.store / "release" / "current"
+    first = pointer.read_text().strip()
+    status, output = project.command("--set", "training.epochs=2", "run")
+    assert status == 0, output
+    second = pointer.read_text().strip()
+    assert second.startswith("v2-")
+    compared = project.table("champion_comparison").row(0, named=True)
+    assert (compared["champion"], compared["candidate"]) == (first, second)
+    status, output = project.command("rollback")
+    assert status == 0, output
+    assert pointer.read_text().strip() == first
+    tracker = Tracker(f"sqlite:///{project.store / 'mlflow.db'}", "embed-pipeline")
+    assert (tracker.get_version("embed-pipeline", "candidate"), tracker.get_version("embed-pipeline", "champion")) == (
+        "2",
+        "1",
+    )
 
 
 def kill_after(project: Project, stub: Stub, requests: int) -> None:

@@ -53,8 +53,8 @@ def champion_comparison(
         with explained():
             own = [labelled_set(folder, corpus) for folder in settings.evaluation.labelled]
             sets = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
-            champion = (served, current_bundle(settings.paths.store))
-            frame = compare_with_champion(champion, (candidate.version, release), corpus, sets, settings)
+            champion = (served, current_bundle(settings.paths.store) / "model")
+            frame = compare_with_champion(champion, (candidate.version, release / "model"), corpus, sets, settings)
     reasons = promotion_failures(frame, settings)
     if reasons:
         record_refusal(context, mlflow.tracker(), candidate, served, reasons)
