@@ -43,9 +43,12 @@ def test_a_promoted_release_is_served_and_a_promoted_back_one_too(store):
     assert not np.allclose(expected["1"], expected["2"], atol=1e-3)
     with following(store) as served:
         for name in ("1", "2", "1"):
+            before = served.service.models[0]
             promote(store, name)
             eventually(lambda name=name: version(served) == name)
             assert np.allclose(served.vectors("class"), expected[name], atol=1e-6)
+            # What is served no more holds no thread.
+            eventually(lambda before=before: before in served.service.models or not before._batcher._thread.is_alive())
 
 
 def test_no_request_is_lost_while_releases_change(store):
