@@ -13,6 +13,7 @@ from embed_pipeline.settings import Settings
 from embed_pipeline.tracking import Tracker
 
 CHAMPION = "champion"
+_PROMOTED = "promoted"
 _PAGE = 200
 
 champion = dg.AssetSpec(
@@ -32,7 +33,7 @@ def record_promotion(
     name, version = manifest.mlflow["model"], manifest.mlflow["version"]
     tracker.set_alias(name, CHAMPION, version)
     tracker.set_version_tags(name, version, {"decision": f"promoted {_now()}"})
-    context.log_event(_event("promoted", manifest.version, before, "it passed every gate", context.run_id))
+    context.log_event(_event(_PROMOTED, manifest.version, before, "it passed every gate", context.run_id))
 
 
 def record_refusal(
@@ -54,7 +55,7 @@ def roll_back(instance: dg.DagsterInstance, tracker: Tracker, settings: Settings
         instance: where the history is.
         tracker: where the alias is.
         settings: ``paths.store`` holds the releases.
-        version: which; None: the one that the present one took the place of.
+        version: which; None: the one that was promoted before the present one.
 
     Raises:
         BundleError: there is no such release, or no earlier one.
@@ -72,9 +73,10 @@ def roll_back(instance: dg.DagsterInstance, tracker: Tracker, settings: Settings
 
 
 def _earlier(instance: dg.DagsterInstance, settings: Settings, now: str | None) -> str:
-    """The newest version in the history, before the present one's latest promotion, whose bundle is still there."""
+    """The newest version promoted before the present one whose bundle is still there; rollbacks do not count."""
     records = instance.fetch_materializations(dg.AssetKey(CHAMPION), limit=_PAGE).records
-    versions = [_text(record.asset_materialization, "version") for record in records if record.asset_materialization]
+    events = [record.asset_materialization for record in records if record.asset_materialization]
+    versions = [_text(event, "version") for event in events if _text(event, "decision") == _PROMOTED]
     later = versions.index(now) + 1 if now in versions else 0
     for version in versions[later:]:
         if version and version != now and release_folder(settings.paths.store, version).is_dir():

@@ -91,6 +91,16 @@ def test_a_tick_that_was_lost_after_its_batches_were_cut_is_made_good(instance, 
     assert [request.run_key for request in again.run_requests] == [request.run_key for request in result.run_requests]
 
 
+def test_a_batch_that_got_a_number_again_is_run(instance, folder):
+    # A person removed the newest manifests, to have their files read again.
+    write(folder, "a.md")
+    result = tick(instance, cursor="5")
+    assert [request.partition_key for request in result.run_requests] == instance.get_dynamic_partitions(
+        document_batches.name
+    )
+    assert result.cursor == "5"
+
+
 def test_changed_and_deleted_files_are_a_batch(instance, folder):
     write(folder, "a.md", "b.md")
     cursor = tick(instance).cursor

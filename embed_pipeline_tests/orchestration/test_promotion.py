@@ -37,7 +37,7 @@ class Store:
     def release(self, number, reasons=()):
         """A new release that is promoted, or refused for the reasons given."""
         folder = self.settings.paths.store / "release" / f"v{number}"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").write_text(manifest(number).model_dump_json())
         tracker, before = self.tracker, current_version(self.settings.paths.store)
 
@@ -95,8 +95,17 @@ def test_the_way_back_leads_to_the_release_before_and_then_to_the_one_before_tha
     assert current_version(store.settings.paths.store) == "v2"
     assert store.tracker.aliases == {"champion": "2"}
     assert store.history()[0]["decision"] == "rolled back"
-    assert store.back("v1") == "v1"
+    assert store.back() == "v1"
     assert current_version(store.settings.paths.store) == "v1"
+    assert store.back("v3") == "v3"
+    assert store.tracker.aliases == {"champion": "3"}
+
+
+def test_a_release_that_was_promoted_twice_is_no_way_back_from_itself(store):
+    store.release(1)
+    store.release(2)
+    store.release(2)
+    assert store.back() == "v1"
 
 
 def test_without_an_earlier_release_nothing_changes(store):
