@@ -188,12 +188,11 @@ def _stock_trainer(
 def train(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
     """One training, scored on the test judgements; the base's scores come along where they are not known yet."""
     settings = settings_of(arguments)
-    kept = _read_results()
     name = f"{arguments.tokens} tokens"
-    known = kept.setdefault("quality", {}).setdefault(name, {"runs": []})
-    if "base" not in known:
-        base = score(load_model(settings.embedding.model, settings.embedding), data, settings, arguments.tokens)
-        known["base"] = {measure: values.round(5).tolist() for measure, values in base.items()}
+    base = _read_results().get("quality", {}).get(name, {}).get("base")
+    if base is None:
+        found = score(load_model(settings.embedding.model, settings.embedding), data, settings, arguments.tokens)
+        base = {measure: values.round(5).tolist() for measure, values in found.items()}
     with tempfile.TemporaryDirectory() as folder:
         run = train_ours if arguments.system == "ours" else train_stock
         model, seconds = run(data, arguments, Path(folder))
@@ -206,6 +205,10 @@ def train(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         **{measure: values.round(5).tolist() for measure, values in scores.items()},
     }
+    # Read again: another run may have added its own meanwhile.
+    kept = _read_results()
+    known = kept.setdefault("quality", {}).setdefault(name, {"runs": []})
+    known["base"] = base
     same = (entry["system"], entry["seed"])
     known["runs"] = [run for run in known["runs"] if (run["system"], run["seed"]) != same] + [entry]
     return kept
