@@ -87,6 +87,12 @@ def test_a_release_that_an_endpoint_does_not_take_up_is_reported(bundle, tmp_pat
             confirm_release("2", settings(tmp_path, start_seconds=0.3))
 
 
+def test_a_process_that_serves_nothing_is_no_endpoint(tmp_path):
+    # The process id may be another's by now.
+    keep_endpoint(tmp_path, Kept(os.getpid(), f"http://127.0.0.1:{free_port('127.0.0.1')}", "1"))
+    assert kept_endpoint(tmp_path) is None
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"pid": 1}', '{"pid": "x", "url": "", "release_version": ""}'])
 def test_a_damaged_note_of_an_endpoint_is_none(tmp_path, text):
     (tmp_path / "deployment.json").write_text(text)
