@@ -62,8 +62,8 @@ class Follower:
         try:
             self._service.load(release_folder(self._store, version))
         except LOAD_ERRORS as error:
-            self._service.metrics.failed_reloads.inc()
             logger.error("release %s cannot be served, %s stays: %s", version, self._service.version, error)  # noqa: TRY400 - the message is the whole of it
+            self._service.metrics.failed_reloads.inc()
 
     def _look(self) -> str | None:
         try:
