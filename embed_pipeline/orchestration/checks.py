@@ -7,13 +7,14 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from embed_pipeline.evaluation.gates import release_failures
+from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.promotion import promotion_failures
 from embed_pipeline.orchestration.presentation import markdown_table
 from embed_pipeline.release.manifest import BundleError, verify_bundle
 from embed_pipeline.release.parity import read_parity
 from embed_pipeline.serving.deployment import deployment_failures
 from embed_pipeline.settings import load_settings
+from embed_pipeline.training.record import read_record
 from embed_pipeline.training_data.audit import full_share, negatives_failures
 from embed_pipeline.training_data.split import split_failures
 
@@ -117,6 +118,14 @@ def tuned_is_better(retrieval_evaluation: pl.DataFrame) -> dg.AssetCheckResult:
     return _none_of(release_failures(retrieval_evaluation, load_settings().evaluation))
 
 
+@dg.asset_check(
+    asset="finetuned_model", blocking=True, description="The model still knows what its base knew of general text."
+)
+def base_is_not_forgotten(finetuned_model: Path) -> dg.AssetCheckResult:
+    """``evaluation.max_forgetting``, on questions from the standard library's documentation."""
+    return _none_of(forgetting_failures(read_record(finetuned_model), load_settings().evaluation))
+
+
 @dg.asset_check(asset="onnx_model", blocking=True, description="The export gives the original's vectors and rankings.")
 def export_is_faithful(onnx_model: Path) -> dg.AssetCheckResult:
     """``release.min_cosine``, ``max_ndcg_delta`` and ``min_top10_overlap``."""
@@ -154,6 +163,7 @@ all_checks = [
     split_is_sound,
     negatives_are_wrong,
     negatives_suffice,
+    base_is_not_forgotten,
     tuned_is_better,
     export_is_faithful,
     bundle_is_whole,

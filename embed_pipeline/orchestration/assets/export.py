@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from embed_pipeline.evaluation.gates import release_failures
+from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.query_sets import generated_set
 from embed_pipeline.orchestration.executors import gpu_step
 from embed_pipeline.orchestration.failures import explained
@@ -21,6 +21,8 @@ from embed_pipeline.release.onnx_export import ReleaseError, export_onnx
 from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
 from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailable, build_engine
 from embed_pipeline.settings import load_settings
+from embed_pipeline.training.dimensions import declared_dimensions
+from embed_pipeline.training.record import read_record
 
 GROUP = "5_export"
 _SETTINGS = load_settings()
@@ -107,7 +109,11 @@ def release(
     version = newest_metadata(context.instance, "finetuned_model", "mlflow_version") or "0"
     staged = stage_folder(settings.paths.store, "release")
     with explained():
-        failures = release_failures(retrieval_evaluation, settings.evaluation) + parity.failures(settings.release)
+        failures = [
+            *release_failures(retrieval_evaluation, settings.evaluation),
+            *forgetting_failures(read_record(finetuned_model), settings.evaluation),
+            *parity.failures(settings.release),
+        ]
         if failures:
             raise ReleaseError(f"not released: {'; '.join(failures)}")
         made_from = {"finetuned_model": finetuned_model.name, "onnx_model": onnx_model.name}
@@ -118,6 +124,7 @@ def release(
             metrics=_headline(retrieval_evaluation),
             parity={name: value for name, value in parity.as_dict().items() if name != "worst"},
             mlflow={"model": settings.tracking.registered_model, "version": version},
+            matryoshka_dimensions=declared_dimensions(finetuned_model),
         )
         built = not (tensorrt_engine / UNAVAILABLE_FILE).exists()
         engine = tensorrt_engine if built else None
