@@ -64,24 +64,7 @@ def select_pairs(
     ]
     passed = [index for index, failure in enumerate(failures) if failure is None]
     twins = _find_twins(joined, trip.question_vectors, passed, settings.synthesis.near_duplicate_similarity)
-    rows = []
-    for index, row in enumerate(joined.iter_rows(named=True)):
-        twin = twins.get(index)
-        reason, detail = failures[index] or (("duplicate", twin.detail) if twin else (ACCEPTED, ""))
-        rows.append(
-            {
-                "qa_id": row["qa_id"],
-                "batch": row["batch"],
-                "question": row["question"],
-                "accepted": reason == ACCEPTED,
-                "reason": reason,
-                "detail": detail,
-                "overall": row["overall"],
-                "round_trip_rank": trip.ranks[index],
-                "duplicate_of": joined["qa_id"][twin.kept] if twin else None,
-            }
-        )
-    decisions = tables.QA_DECISIONS.frame(rows)
+    decisions = _decisions(joined, trip.ranks, failures, twins)
     ranked = joined.with_columns(pl.Series("round_trip_rank", trip.ranks, dtype=pl.Int64))
     accepted = ranked.filter(decisions["accepted"]).select(tables.QA_DATASET.schema.names())
     return Selection(tables.validate(accepted, tables.QA_DATASET), decisions)
@@ -98,6 +81,29 @@ def _failure(row: Mapping[str, Any], rank: int, synthesis: Synthesis) -> tuple[s
     if rank > synthesis.max_round_trip_rank:
         return "round_trip_rank", f"{rank}, bound {synthesis.max_round_trip_rank}"
     return None
+
+
+def _decisions(
+    joined: pl.DataFrame, ranks: list[int], failures: list[tuple[str, str] | None], twins: Mapping[int, _Twin]
+) -> pl.DataFrame:
+    rows = []
+    for index, row in enumerate(joined.iter_rows(named=True)):
+        twin = twins.get(index)
+        reason, detail = failures[index] or (("duplicate", twin.detail) if twin else (ACCEPTED, ""))
+        rows.append(
+            {
+                "qa_id": row["qa_id"],
+                "batch": row["batch"],
+                "question": row["question"],
+                "accepted": reason == ACCEPTED,
+                "reason": reason,
+                "detail": detail,
+                "overall": row["overall"],
+                "round_trip_rank": ranks[index],
+                "duplicate_of": joined["qa_id"][twin.kept] if twin else None,
+            }
+        )
+    return tables.QA_DECISIONS.frame(rows)
 
 
 @dataclass(frozen=True)
