@@ -20,8 +20,10 @@ import json
 import os
 import platform
 import random
+import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -80,6 +82,8 @@ def main() -> None:
     parser.add_argument("--infinity-model", type=Path, help="the packaged model's folder, with model.onnx in it")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds at twice the capacity")
     arguments = parser.parse_args()
+    # Whoever ends this ends the servers with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bundle = make_bundle(folder)
