@@ -249,6 +249,9 @@ def test_the_real_embedded_model_writes_questions_that_train_the_real_encoder(tm
         synthesis__near_duplicate_similarity="0.95",
         synthesis__questions_per_segment="2",
         training_data__min_test_questions="1",
+        # One document of the three.
+        training_data__test_share="0.34",
+        evaluation__general_questions="0",
     )
     project.environment.pop("EMBED_PIPELINE_LLM__MODEL")
     for path in project.documents.iterdir():
