@@ -89,7 +89,7 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
                 ids = tuple(source.segment_id for source in task.sources)
                 found.rejects.append(Reject(ids, error.reason, str(error), error.raw))
                 continue
-            _sort(f"{opening} {answer.text}", task, wish, found, idf)
+            _sort(opening, answer.text, task, wish, found, idf)
         accepted[0] += len(found.pairs)
         accepted[1] += len(task.wishes)
         return found
@@ -137,17 +137,21 @@ def _parts(sources: tuple[Source, ...]) -> tuple[str, str]:
     return shared, prompt.removeprefix(shared).removesuffix("Question:")
 
 
-def _sort(text: str, task: Task, wish: Wish, found: Generated, idf: Mapping[str, float]) -> None:
+def _sort(  # noqa: PLR0917 - one candidate, where it stands
+    opening: str, text: str, task: Task, wish: Wish, found: Generated, idf: Mapping[str, float]
+) -> None:
     """Put a candidate among the pairs or the rejects of ``found``."""
-    question = _SPACED_MARK.sub(r"\1", " ".join(text.split()))
-    pair = _pair(question, wish, task.sources, idf)
+    question = _SPACED_MARK.sub(r"\1", " ".join(f"{opening} {text}".split()))
+    # What a multi-hop question begins with holds its subjects.
+    short = keywords(text if len(task.sources) == 1 else question)
+    pair = _pair(question, short if wish.style == "keywords" else "", task.sources, idf)
     ids = tuple(source.segment_id for source in task.sources)
     known = {source.segment_id: source.document_id for source in task.sources}
     problem = _problem(question, task.sources, found) or find_problem(pair, known, len(task.sources))
     if problem is None:
         found.pairs.append(pair)
     else:
-        found.rejects.append(Reject(ids, *problem, text))
+        found.rejects.append(Reject(ids, *problem, f"{opening} {text}"))
 
 
 def _problem(question: str, sources: tuple[Source, ...], found: Generated) -> tuple[str, str] | None:
@@ -167,14 +171,14 @@ def _problem(question: str, sources: tuple[Source, ...], found: Generated) -> tu
     return ("source_not_asked_about", ", ".join(missing)) if missing else None
 
 
-def _pair(question: str, wish: Wish, sources: tuple[Source, ...], idf: Mapping[str, float]) -> Pair:
+def _pair(question: str, short: str, sources: tuple[Source, ...], idf: Mapping[str, float]) -> Pair:
+    """The pair that a question makes; ``short``: its keywords, which stand for it where they make a query."""
     summaries = [supporting_sentence(question, source.text, idf) for source in sources]
     hops = tuple(Hop((source.segment_id,), summary) for source, summary in zip(sources, summaries, strict=True))
     reasoning = reasoning_of(question) if len(sources) == 1 else "relational"
     complexity = min(5, len(sources) + (reasoning not in {"factual", "temporal"}))
     kind = "multi_hop" if len(sources) > 1 else ("structural" if reasoning == "procedural" else "contextual")
-    short = keywords(question)
-    style = "keywords" if wish.style == "keywords" and form_problem(short, "keywords") is None else "question"
+    style = "keywords" if form_problem(short, "keywords") is None else "question"
     said = short if style == "keywords" else question
     return Pair(said, " ".join(summaries), kind, reasoning, complexity, hops, style)
 

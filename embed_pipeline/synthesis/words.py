@@ -71,9 +71,18 @@ def keywords(question: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences and list items of ``text`` on one line each, without headings, rules and fences."""
+    """Sentences and list items of ``text`` on one line each, without headings, rules and fences.
+
+    What ends in a colon goes on in the next.
+    """
     pieces = (_BULLET.sub("", " ".join(piece.split())) for piece in _SENTENCE.split(_HEADING.sub("\n", text)))
-    return [piece for piece in pieces if re.search(r"[^\W_]{2}", piece) and not re.fullmatch(r"[#`~=*\-\s]*", piece)]
+    found: list[str] = []
+    for piece in pieces:
+        if found and found[-1].endswith(":"):
+            found[-1] = f"{found[-1]} {piece}".rstrip()
+        elif re.search(r"[^\W_]{2}", piece):
+            found.append(piece)
+    return found
 
 
 def inverse_document_frequency(texts: Iterable[str]) -> dict[str, float]:

@@ -86,6 +86,9 @@ def test_a_keyword_query_is_the_question_less_its_function_words(make_settings: 
     wish = Wish("contextual", "factual", "keywords", 1)
     found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2", wish=wish)
     assert (found.pairs[0].question, found.pairs[0].style) == ("red lamp pump mean", "keywords")
+    steered = Wish("contextual", "causal", "keywords", 1)
+    found, _ = _write(make_settings(), " the filter of the pump is blocked?", "s2", wish=steered)
+    assert found.pairs[0].question == "filter pump blocked", "without the words that steered it"
 
 
 @pytest.mark.parametrize(

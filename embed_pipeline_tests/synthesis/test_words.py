@@ -43,6 +43,7 @@ def test_sentences_leave_headings_rules_and_fences_out() -> None:
     text = "# Head\nOne is here: or not. Two\nis there!\n\n-----\n\n* an item\n  goes on\n* another; item\n\n```\nxy\n"
     expected = ["One is here: or not.", "Two is there!", "an item goes on", "another; item", "``` xy"]
     assert sentences(text) == expected
+    assert sentences("Two forms:\n\n* the first\n* the second") == ["Two forms: the first", "the second"]
 
 
 def test_rare_words_weigh_more() -> None:
