@@ -127,5 +127,9 @@ class EmbeddingServer(uvicorn.Server):
             self._failure = ServingError(f"{self._bundle} cannot be served: {error}")
             self.should_exit = True
             return
+        except BaseException:
+            # A fault of this program: better no endpoint than one that never becomes ready.
+            self.should_exit = True
+            raise
         if self._follower is not None:
             self._follower.start()

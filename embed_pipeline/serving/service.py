@@ -118,11 +118,15 @@ class Service:
             self._models = models
             done.set()
 
-        if self.loop is not None and self.loop.is_running():
-            self.loop.call_soon_threadsafe(put)
-        while not done.wait(_LOOK_SECONDS):
+        asked = False
+        while not done.is_set():
             if self.loop is None or not self.loop.is_running():
                 put()
+            elif not asked:
+                # The loop may have begun only now.
+                self.loop.call_soon_threadsafe(put)
+                asked = True
+            done.wait(_LOOK_SECONDS)
         return before
 
     def require_ready(self) -> None:

@@ -97,6 +97,29 @@ def test_models_change_between_two_steps_of_the_event_loop(store, monkeypatch):
         assert (before, served.service.version) == ("1", "2")
 
 
+class BeginningLoop:
+    """An event loop that begins to run once somebody has looked."""
+
+    looks = 0
+
+    def is_running(self) -> bool:
+        self.looks += 1
+        return self.looks > 1
+
+    def call_soon_threadsafe(self, call) -> None:
+        call()
+
+
+def test_a_release_loaded_just_before_the_event_loop_begins_is_served(bundle):
+    service = Service(Settings(serving=Serving(threads=1)))
+    service.loop = BeginningLoop()
+    loading = threading.Thread(target=service.load, args=(bundle,), daemon=True)
+    loading.start()
+    loading.join(30)
+    assert service.ready
+    service.close()
+
+
 def test_what_the_old_release_has_begun_it_finishes(store):
     with following(store) as served, gated(served.service) as gate:
         answers: list[int] = []
