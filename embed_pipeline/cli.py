@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -194,10 +195,23 @@ def _show_comparison(settings: Settings) -> None:
     out.print("start the endpoint: embed-pipeline serve")
 
 
+def _settings_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``--set`` and ``--config`` at the front: they may stand after the command too."""
+    first: list[str] = []
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument in {"--set", "--config"}:
+            first += [argument, *islice(left, 1)]
+        else:
+            (first if argument.startswith(("--set=", "--config=")) else rest).append(argument)
+    return first + rest
+
+
 def main() -> None:
     """Run the command; what the product itself refuses is one message on standard error and exit status 1."""
     try:
-        app(standalone_mode=True)
+        app(_settings_first(sys.argv[1:]), standalone_mode=True)
     except (RuntimeError, ValueError, LookupError) as error:
         if not type(error).__module__.startswith("embed_pipeline."):
             raise

@@ -395,6 +395,14 @@ class Release(_Stage):
     """Greatest change of nDCG@10 that the export may bring."""
     min_top10_overlap: Share = 0.99
     """Least mean overlap of the ten best passages, exported against original."""
+    precisions: tuple[Literal["int8", "fp16"], ...] = ("int8",)
+    """Exports beside fp32: int8 for processors, fp16 for GPUs; each is released only within its bounds."""
+    int8: Literal["dynamic", "static"] = "dynamic"
+    """How int8 takes the ranges of activations: from each batch, or from passages of the corpus once and for all."""
+    min_fp16_cosine: float = Field(default=0.999, gt=0, le=1)
+    """Least cosine between the fp16 export's and the original model's vector, over the evaluation corpus."""
+    base_export: bool = True
+    """Export the base model too: the endpoint then serves it beside the tuned one, for comparison."""
 
 
 class Serving(_Stage):
@@ -418,10 +426,10 @@ class Serving(_Stage):
     """Tokens that waiting texts are merged into; 0: 768 on a CPU, max_batch_tokens on a GPU."""
     threads: int = Field(default=0, ge=0)
     """Inference threads; 0: all cores."""
-    precision: Literal["auto", "fp32", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "int8", "fp16"] = "fp32"
     """Which export of the bundle is served; auto: the fastest on this machine of those that may be."""
     max_int8_ndcg_delta: float = Field(default=0.005, ge=0, le=1)
-    """An int8 export is served only where it changed nDCG@10 by no more than this when it was made."""
+    """An int8 export is released and served only where it changed nDCG@10 by no more than this when it was made."""
     min_int8_top10_overlap: Share = 0.8
     """Least mean overlap of the ten best passages in a deployment's check, where int8 is served."""
     reload_seconds: float = Field(default=2, ge=0)

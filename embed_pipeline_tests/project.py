@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ def small_project(root: Path, model: Path, base_url: str, **settings: str) -> Pr
     }
     project = Project(root, {f"EMBED_PIPELINE_{name}": value for name, value in values.items()})
     project.documents.mkdir(parents=True)
+    shutil.copy(Path(__file__).parent.parent / "dagster.yaml", root)
     for number in range(12):
         write_document(project, number)
     return project

@@ -49,7 +49,8 @@ def test_documents_become_a_verified_release(finished):
     assert not deployment["left_running"]
     version = (project.store / "release" / "current").read_text().strip()
     assert version == deployment["release_version"]
-    assert (project.store / "release" / version / "onnx" / "model.onnx").is_file()
+    for export in ("onnx", "base_onnx"):
+        assert (project.store / "release" / version / export / "model.onnx").is_file()
     assert (project.store / "reports" / "report.html").is_file()
 
 
@@ -128,7 +129,7 @@ def test_a_second_release_is_compared_with_the_first_and_may_be_rolled_back(fini
     project, _, _ = finished
     pointer = project.store / "release" / "current"
     first = pointer.read_text().strip()
-    status, output = project.command("--set", "training.epochs=2", "run")
+    status, output = project.command("run", "--set", "training.epochs=2")
     assert status == 0, output
     second = pointer.read_text().strip()
     assert second.startswith("v2-")

@@ -93,10 +93,14 @@ class OnnxBackend:
             if not 0 < len(row) <= self.max_tokens:
                 message = f"ids[{position}] has {len(row)} tokens, must have 1 to {self.max_tokens}"
                 raise ValueError(message)
-        tokens, mask = pad_rows(ids, self._pad_token_id, left=self._left)
-        outputs = self._session.run(["embeddings"], {"input_ids": tokens, "attention_mask": mask})
+        outputs = self._session.run(["embeddings"], self.padded(ids))
         vectors: NDArray[np.float32] = np.asarray(outputs[0], dtype=np.float32)
         return vectors
+
+    def padded(self, ids: Sequence[Sequence[int] | NDArray[np.integer[Any]]]) -> dict[str, NDArray[np.int64]]:
+        """The graph's inputs, int64 (n, longest), for rows of token ids."""
+        tokens, mask = pad_rows(ids, self._pad_token_id, left=self._left)
+        return {"input_ids": tokens, "attention_mask": mask}
 
     def encode(
         self, texts: Sequence[str], kind: Literal["query", "passage"], label: str | None = None

@@ -7,76 +7,131 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from embed_pipeline import tables
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.promotion import promotion_failures
+from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import markdown_table
 from embed_pipeline.release.manifest import BundleError, verify_bundle
 from embed_pipeline.release.parity import read_parity
+from embed_pipeline.release.precision import measured_precisions, precision_failures
 from embed_pipeline.serving.deployment import deployment_failures
 from embed_pipeline.settings import load_settings
+from embed_pipeline.synthesis import checks
 from embed_pipeline.training.record import read_record
 from embed_pipeline.training_data.audit import full_share, negatives_failures
 from embed_pipeline.training_data.split import split_failures
 
-_WORST = 10
 
-
-def _at_least(value: float, bound: float, *, hard: bool = True, **metadata: Any) -> dg.AssetCheckResult:  # noqa: ANN401 - any metadata
-    """A value against its lower bound; ``hard``: below it is an error, else a warning."""
+def _none_of(failures: Sequence[str], *, hard: bool = True) -> dg.AssetCheckResult:
+    """No failure: each is a sentence; ``hard``: one is an error, else a warning."""
     return dg.AssetCheckResult(
-        passed=value >= bound,
+        passed=not failures,
+        severity=dg.AssetCheckSeverity.ERROR if hard else dg.AssetCheckSeverity.WARN,
+        description="; ".join(failures) or "nothing found",
+        metadata={"failures": dg.MetadataValue.json(list(failures))},
+    )
+
+
+def _figure(
+    value: float,
+    bound: float,
+    *,
+    passed: bool,
+    hard: bool = False,
+    **metadata: Any,  # noqa: ANN401 - any metadata
+) -> dg.AssetCheckResult:
+    """A value held against its bound; ``hard``: a failure is an error, else a warning."""
+    return dg.AssetCheckResult(
+        passed=passed,
         severity=dg.AssetCheckSeverity.ERROR if hard else dg.AssetCheckSeverity.WARN,
         description=f"{value:.4g}, bound {bound:.4g}",
         metadata={"value": value, "bound": bound, **metadata},
     )
 
 
-def _none_of(failures: Sequence[str]) -> dg.AssetCheckResult:
-    """No failure: each is a sentence."""
-    return dg.AssetCheckResult(
-        passed=not failures,
-        description="; ".join(failures) or "nothing found",
-        metadata={"failures": dg.MetadataValue.json(list(failures))},
-    )
+def _measured(check: checks.Check, *, hard: bool = False) -> dg.AssetCheckResult:
+    """A check of the generated set, with the worst examples."""
+    worst = markdown_table(check.worst.columns, check.worst.rows())
+    return _figure(check.value, check.bound, passed=check.passed, hard=hard, worst=worst)
 
 
-def _rejected(decisions: pl.DataFrame) -> dg.MarkdownMetadataValue:
-    """The best-scored pairs that were turned away."""
-    rows = decisions.filter(~pl.col("accepted")).sort("overall", "qa_id", descending=[True, False]).head(_WORST)
-    columns = ["qa_id", "reason", "overall", "round_trip_rank", "question"]
-    return markdown_table(columns, rows.select(columns).rows())
+_DECISIONS = {"qa_decisions": dg.AssetIn("qa_decisions")}
+_CORPUS = {"corpus": dg.AssetIn("corpus")}
 
 
-@dg.asset_check(asset="qa_dataset", blocking=True, description="Enough accepted pairs to train on.")
-def enough_accepted_pairs(qa_dataset: pl.DataFrame) -> dg.AssetCheckResult:
+@dg.asset_check(
+    asset="qa_dataset", blocking=True, description="Enough accepted pairs to train on.", additional_ins=_DECISIONS
+)
+def enough_accepted_pairs(qa_dataset: pl.DataFrame, qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
     """``synthesis.min_accepted_pairs``."""
-    return _at_least(qa_dataset.height, load_settings().synthesis.min_accepted_pairs)
+    return _measured(checks.accepted_pairs(qa_dataset, qa_decisions, load_settings().synthesis), hard=True)
 
 
 @dg.asset_check(
     asset="qa_dataset",
     blocking=True,
     description="The generator's questions are good enough to be worth training on.",
-    additional_ins={"qa_decisions": dg.AssetIn("qa_decisions")},
+    additional_ins=_DECISIONS,
 )
 def acceptance_rate(qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
     """``synthesis.min_acceptance_rate``."""
-    share = float(qa_decisions["accepted"].mean() or 0.0)  # type: ignore[arg-type]  # a boolean column
-    return _at_least(share, load_settings().synthesis.min_acceptance_rate, best_rejected=_rejected(qa_decisions))
+    return _measured(checks.acceptance_rate(qa_decisions, load_settings().synthesis), hard=True)
+
+
+@dg.asset_check(
+    asset="qa_dataset", description="Every document yields pairs: accepted ones for each.", additional_ins=_CORPUS
+)
+def yield_per_document(qa_dataset: pl.DataFrame, corpus: pl.DataFrame) -> dg.AssetCheckResult:
+    """``synthesis.min_pairs_per_document``."""
+    return _measured(checks.yield_per_document(qa_dataset, corpus, load_settings().synthesis))
 
 
 @dg.asset_check(
     asset="qa_dataset",
     description="Questions cover the documents: share of segments with an accepted question.",
-    additional_ins={"corpus": dg.AssetIn("corpus")},
+    additional_ins=_CORPUS,
 )
 def segment_coverage(qa_dataset: pl.DataFrame, corpus: pl.DataFrame) -> dg.AssetCheckResult:
     """``synthesis.min_segment_coverage``."""
-    asked = set(qa_dataset["segment_ids"].explode().drop_nulls())
-    bare = corpus.filter(~pl.col("segment_id").is_in(list(asked))).group_by("path").len().sort("len", descending=True)
-    share = len(asked) / max(1, corpus.height)
-    least = markdown_table(["path", "segments without a question"], bare.head(_WORST).rows())
-    return _at_least(share, load_settings().synthesis.min_segment_coverage, hard=False, least_covered=least)
+    return _measured(checks.segment_coverage(qa_dataset, corpus, load_settings().synthesis))
+
+
+@dg.asset_check(
+    asset="qa_dataset", description="Query types, reasoning types and hop counts come in the shares asked for."
+)
+def asked_mix(qa_dataset: pl.DataFrame) -> dg.AssetCheckResult:
+    """``synthesis.max_share_deviation``."""
+    return _measured(checks.asked_mix(qa_dataset, load_settings().synthesis))
+
+
+@dg.asset_check(
+    asset="qa_dataset",
+    description="Judged pairs score well on every criterion, on average.",
+    additional_ins={**_DECISIONS, "qa_scores": all_batches()},
+)
+def mean_scores(qa_decisions: pl.DataFrame, qa_scores: dict[str, pl.DataFrame]) -> dg.AssetCheckResult:
+    """``synthesis.min_mean_score``."""
+    scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
+    return _measured(checks.mean_scores(scores, qa_decisions, load_settings().synthesis))
+
+
+@dg.asset_check(
+    asset="qa_dataset", description="The generator seldom asks the same question twice.", additional_ins=_DECISIONS
+)
+def duplicate_rate(qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
+    """``synthesis.max_duplicate_rate``."""
+    return _measured(checks.duplicate_rate(qa_decisions, load_settings().synthesis))
+
+
+@dg.asset_check(
+    asset="qa_dataset",
+    description="Questions lead back to their sources: share of pairs that find all of them among the ten best.",
+    additional_ins=_DECISIONS,
+)
+def round_trip_rate(qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
+    """``synthesis.min_round_trip_rate``."""
+    return _measured(checks.round_trip_rate(qa_decisions, load_settings().synthesis))
 
 
 @dg.asset_check(
@@ -105,7 +160,8 @@ def negatives_are_wrong(hard_negatives: pl.DataFrame, corpus: pl.DataFrame) -> d
 def negatives_suffice(hard_negatives: pl.DataFrame) -> dg.AssetCheckResult:
     """``training_data.min_negative_coverage``."""
     options = load_settings().training_data
-    return _at_least(full_share(hard_negatives, options.num_negatives), options.min_negative_coverage, hard=False)
+    share, bound = full_share(hard_negatives, options.num_negatives), options.min_negative_coverage
+    return _figure(share, bound, passed=share >= bound)
 
 
 @dg.asset_check(
@@ -130,6 +186,19 @@ def base_is_not_forgotten(finetuned_model: Path) -> dg.AssetCheckResult:
 def export_is_faithful(onnx_model: Path) -> dg.AssetCheckResult:
     """``release.min_cosine``, ``max_ndcg_delta`` and ``min_top10_overlap``."""
     return _none_of(read_parity(onnx_model).failures(load_settings().release))
+
+
+@dg.asset_check(
+    asset="onnx_precisions", description="Every other precision keeps to its bounds; one that does not is not released."
+)
+def precisions_are_faithful(onnx_precisions: Path) -> dg.AssetCheckResult:
+    """``release.min_fp16_cosine`` and ``serving.max_int8_ndcg_delta``."""
+    settings = load_settings()
+    measured = measured_precisions(onnx_precisions).items()
+    return _none_of(
+        [failure for precision, parity in measured for failure in precision_failures(precision, parity, settings)],
+        hard=False,
+    )
 
 
 @dg.asset_check(asset="release", blocking=True, description="Every file of the bundle is what its manifest says.")
@@ -159,13 +228,19 @@ def endpoint_is_faithful(deployment: pl.DataFrame) -> dg.AssetCheckResult:
 all_checks = [
     enough_accepted_pairs,
     acceptance_rate,
+    yield_per_document,
     segment_coverage,
+    asked_mix,
+    mean_scores,
+    duplicate_rate,
+    round_trip_rate,
     split_is_sound,
     negatives_are_wrong,
     negatives_suffice,
     base_is_not_forgotten,
     tuned_is_better,
     export_is_faithful,
+    precisions_are_faithful,
     bundle_is_whole,
     no_worse_than_champion,
     endpoint_is_faithful,

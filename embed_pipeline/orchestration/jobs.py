@@ -7,7 +7,13 @@ import dagster as dg
 
 from embed_pipeline.orchestration.assets.deploy import champion_comparison, deployment
 from embed_pipeline.orchestration.assets.evaluation import retrieval_evaluation
-from embed_pipeline.orchestration.assets.export import onnx_model, release, tensorrt_engine
+from embed_pipeline.orchestration.assets.export import (
+    base_onnx_model,
+    onnx_model,
+    onnx_precisions,
+    release,
+    tensorrt_engine,
+)
 from embed_pipeline.orchestration.assets.finetune import finetuned_model
 from embed_pipeline.orchestration.assets.prep import dataset_split, hard_negatives, training_examples
 from embed_pipeline.orchestration.assets.sdg import (
@@ -26,7 +32,7 @@ STAGES: Mapping[str, Sequence[dg.AssetsDefinition]] = MappingProxyType(
         "prep": (dataset_split, hard_negatives, training_examples),
         "finetune": (finetuned_model,),
         "eval": (retrieval_evaluation,),
-        "export": (onnx_model, tensorrt_engine, release),
+        "export": (onnx_model, onnx_precisions, base_onnx_model, tensorrt_engine, release),
         "deploy": (champion_comparison, deployment),
     }
 )

@@ -9,6 +9,8 @@ import dagster as dg
 from embed_pipeline.orchestration.presentation import OWNERS
 from embed_pipeline.release.current import current_version, promote, release_folder
 from embed_pipeline.release.manifest import BundleError, Manifest, read_manifest
+from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.kept import confirm_release
 from embed_pipeline.settings import Settings
 from embed_pipeline.tracking import Tracker
 
@@ -105,3 +107,18 @@ def _text(event: dg.AssetMaterialization, name: str) -> str:
 
 def _now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def put_in_service(version: str, before: str | None, settings: Settings) -> None:
+    """Make ``version`` the one that is served; where the running endpoint does not take it up, the one before again.
+
+    Raises:
+        ServingError: it did not.
+    """
+    promote(settings.paths.store, version)
+    try:
+        confirm_release(version, settings)
+    except ServingError:
+        if before is not None:
+            promote(settings.paths.store, before)
+        raise

@@ -1,7 +1,8 @@
 """The release bundle: one folder that production loads, whichever runtime it has.
 
-Layout: ``model/`` (sentence-transformers, safetensors), ``onnx/`` (the export), ``tensorrt/`` where an engine was
-built, ``manifest.json`` and a model card.
+Layout: ``model/`` (sentence-transformers, safetensors), ``onnx/`` (the export), ``manifest.json`` and a model card;
+where they were made, ``onnx_int8/`` and ``onnx_fp16/`` (the export in other precisions), ``base_onnx/`` (the base
+model's export, to compare with) and ``tensorrt/`` (an engine). Every export of the tuned model has its ``parity.json``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ __all__ = ["BundleError", "Lineage", "Manifest", "read_manifest", "verify_bundle
 
 logger = logging.getLogger(__name__)
 
+EXPORT_FOLDERS: Mapping[str, str] = {"fp32": "onnx", "int8": "onnx_int8", "fp16": "onnx_fp16"}
+"""Precision to the folder of the tuned model's export."""
+BASE_FOLDER = "base_onnx"
+"""Folder of the base model's export."""
+ENGINE_FOLDER = "tensorrt"
+
 _PROMPTS_FILE = "config_sentence_transformers.json"
 # What training leaves beside a model and no runtime loads.
 _LEFT_OUT = ("checkpoint-*", "runs", "eval", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.tmp", ".*", CARD_FILE)
@@ -58,7 +65,7 @@ class Lineage:
 
 
 def write_bundle(
-    output: Path, *, model: Path, onnx_folder: Path, lineage: Lineage, engine_folder: Path | None = None
+    output: Path, *, model: Path, onnx_folder: Path, lineage: Lineage, beside: Mapping[str, Path] | None = None
 ) -> Manifest:
     """Write the bundle to ``output`` and return its manifest, which is written last.
 
@@ -67,7 +74,8 @@ def write_bundle(
         model: the sentence-transformers folder of the tuned model.
         onnx_folder: its export.
         lineage: version, figures and origin.
-        engine_folder: a TensorRT engine folder to bring along.
+        beside: folder in the bundle (one of ``EXPORT_FOLDERS``, ``BASE_FOLDER`` or ``ENGINE_FOLDER``) to the export or
+            engine to bring along.
 
     Raises:
         BundleError: ``output`` holds something, or ``model`` or ``onnx_folder`` is not what it should be.
@@ -80,9 +88,8 @@ def write_bundle(
         message = f"model {model} is not a sentence-transformers folder with safetensors"
         raise BundleError(message)
     shutil.copytree(model, output / "model", ignore=shutil.ignore_patterns(*_LEFT_OUT), dirs_exist_ok=True)
-    shutil.copytree(onnx_folder, output / "onnx")
-    if engine_folder is not None:
-        shutil.copytree(engine_folder, output / "tensorrt", ignore=shutil.ignore_patterns("*.cache"))
+    for name, folder in {EXPORT_FOLDERS["fp32"]: onnx_folder, **(beside or {})}.items():
+        shutil.copytree(folder, output / name, ignore=shutil.ignore_patterns("*.cache"))
     _clean_model(output / "model", facts)
     card = model_card(facts, lineage.version, lineage.metrics, lineage.parity, lineage.created_from)
     for path in (output / CARD_FILE, output / "model" / CARD_FILE):

@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 # From this operator set on, ONNX has attention as one operator, which runtimes have kernels for.
 _ATTENTION_OPSET = 23
 # A protobuf message ends at 2 GiB; weights beyond this go to a file beside the graph.
-_INLINE_BYTES = 1_800_000_000
+INLINE_BYTES = 1_800_000_000
 
 
 class ReleaseError(ValueError):
     """An export, a bundle or its check failed."""
 
 
-def export_onnx(model: Path, output: Path, release: Release, embedding: Embedding) -> None:
-    """Write the model folder ``model`` as ONNX to the folder ``output``, checked.
+def export_onnx(model: str | Path, output: Path, release: Release, embedding: Embedding) -> None:
+    """Write ``model``, as ``resolve_model`` takes it, as ONNX to the folder ``output``, checked.
 
     ``model.onnx`` takes ``input_ids`` and ``attention_mask`` (int64, [batch, sequence], both dynamic) and gives
     ``embeddings`` (float32, [batch, dimensions], unit rows). Beside it: ``tokenizer.json``, the model's and the
@@ -130,7 +130,7 @@ def _export_graph(model: SentenceTransformer, path: Path, opset: int) -> None:
         message = f"torch.onnx gave no program for operator set {opset}"
         raise ReleaseError(message)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    program.save(str(path), external_data=size > _INLINE_BYTES)
+    program.save(str(path), external_data=size > INLINE_BYTES)
     _strip(path)
 
 

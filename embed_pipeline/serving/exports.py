@@ -1,7 +1,6 @@
 """Which of a bundle's exports is served: the fastest on this machine of those that the release proved good enough.
 
-``onnx/`` is the model in fp32. ``onnx_int8/``, where a release has it, is a second export in the same layout with its
-own ``parity.json``, and ``base_onnx/`` the base model, served beside the tuned one for comparison.
+The layout is that of :mod:`embed_pipeline.release.bundle`.
 """
 
 from __future__ import annotations
@@ -16,15 +15,12 @@ from statistics import median
 import numpy as np
 
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, OnnxBackend
-from embed_pipeline.release.bundle import Manifest
+from embed_pipeline.release.bundle import EXPORT_FOLDERS, Manifest
 from embed_pipeline.release.parity import read_parity
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.settings import Serving
 
 logger = logging.getLogger(__name__)
-
-FOLDERS = {"fp32": "onnx", "int8": "onnx_int8"}
-BASE_FOLDER = "base_onnx"
 
 _ROUNDS = 7
 _ROWS = 8
@@ -57,25 +53,26 @@ def open_export(bundle: Path, manifest: Manifest, serving: Serving) -> Export:
         ModelError: an export cannot be read.
         ReleaseError: the parity figures of an export are missing or damaged.
     """
-    refused = {precision: _refusal(bundle, manifest, precision, serving) for precision in FOLDERS}
-    wanted = tuple(FOLDERS) if serving.precision == "auto" else (serving.precision,)
+    refused = {precision: _refusal(bundle, manifest, precision, serving) for precision in EXPORT_FOLDERS}
+    wanted = tuple(EXPORT_FOLDERS) if serving.precision == "auto" else (serving.precision,)
     allowed = [precision for precision in wanted if refused[precision] is None]
     if not allowed:
         message = f"release {manifest.version}: {'; '.join(refused[precision] or '' for precision in wanted)}"
         raise ServingError(message)
     exports = [
-        Export(OnnxBackend(bundle / FOLDERS[precision], threads=serving.threads), precision) for precision in allowed
+        Export(OnnxBackend(bundle / EXPORT_FOLDERS[precision], threads=serving.threads), precision)
+        for precision in allowed
     ]
     return exports[0] if len(exports) == 1 else _fastest(exports)
 
 
 def _refusal(bundle: Path, manifest: Manifest, precision: str, serving: Serving) -> str | None:
     """Why an export may not be served; None: it may."""
-    folder = FOLDERS[precision]
+    folder = EXPORT_FOLDERS[precision]
     if not has_export(manifest, folder):
         return f"it holds no {folder}/{MODEL_FILE}"
-    if precision == "fp32":
-        # Its parity is a gate of the release itself.
+    if precision != "int8":
+        # Their parity is a gate of the release itself.
         return None
     delta = read_parity(bundle / folder).ndcg_delta
     # Written so that a value that is not a number is refused.

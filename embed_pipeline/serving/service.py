@@ -11,9 +11,9 @@ from pathlib import Path
 
 from embed_pipeline.embedding.encoder import Kind
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.release.bundle import Manifest, verify_bundle
+from embed_pipeline.release.bundle import BASE_FOLDER, Manifest, verify_bundle
 from embed_pipeline.serving.errors import RequestError, unavailable
-from embed_pipeline.serving.exports import BASE_FOLDER, Export, has_export, open_export
+from embed_pipeline.serving.exports import Export, has_export, open_export
 from embed_pipeline.serving.metrics import Metrics
 from embed_pipeline.serving.model import ServedModel, Shared
 from embed_pipeline.serving.request import KINDS

@@ -3,9 +3,17 @@
 import dagster as dg
 import pytest
 
-from embed_pipeline.orchestration.promotion import CHAMPION, record_promotion, record_refusal, roll_back
+from embed_pipeline.orchestration import promotion
+from embed_pipeline.orchestration.promotion import (
+    CHAMPION,
+    put_in_service,
+    record_promotion,
+    record_refusal,
+    roll_back,
+)
 from embed_pipeline.release.current import current_version, promote
 from embed_pipeline.release.manifest import BundleError, Manifest, ModelFacts
+from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.settings import Settings
 
 
@@ -115,3 +123,21 @@ def test_without_an_earlier_release_nothing_changes(store):
     with pytest.raises(BundleError):
         store.back("v9")
     assert current_version(store.settings.paths.store) == "v1"
+
+
+def test_a_release_that_the_running_endpoint_does_not_take_up_leaves_the_one_before(store, monkeypatch):
+    folder = store.settings.paths.store
+    store.release(1)
+    store.release(2)
+    promote(folder, "v1")
+    put_in_service("v2", "v1", store.settings)
+    assert current_version(folder) == "v2"
+
+    def refuse(version, settings):
+        assert current_version(folder) == version
+        raise ServingError("it still serves v2")
+
+    monkeypatch.setattr(promotion, "confirm_release", refuse)
+    with pytest.raises(ServingError):
+        put_in_service("v1", "v2", store.settings)
+    assert current_version(folder) == "v2"

@@ -1,4 +1,4 @@
-"""Half precision in the graph: close vectors, and nothing that normalises in fp16."""
+"""Other precisions: close vectors, smaller files, bounds that hold, and nothing that normalises in fp16."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.release.precision import mixed_precision
+from embed_pipeline.release.bundle import EXPORT_FOLDERS
+from embed_pipeline.release.onnx_export import ReleaseError
+from embed_pipeline.release.parity import Parity
+from embed_pipeline.release.precision import (
+    measured_precisions,
+    mixed_precision,
+    precision_failures,
+    write_precision,
+)
+from embed_pipeline.settings import Settings
 
 TEXTS = ["python class", "how does a value work in python " * 20, "a", "object function class"]
 WIDE = {"LayerNormalization", "Softmax", "ReduceL2", "ReduceSum", "Div", "Clip"}
@@ -32,3 +42,53 @@ def test_products_are_half_and_norms_are_not(tiny_export):
     assert found["MatMul"] == {onnx.TensorProto.FLOAT16}
     assert all(onnx.TensorProto.FLOAT16 not in found[kind] for kind in WIDE)
     assert types["embeddings"] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(("precision", "calibration"), [("int8", None), ("int8", TEXTS), ("fp16", None)])
+def test_another_precision_is_an_export_like_the_first(tiny_export, tmp_path, precision, calibration):
+    folder = tmp_path / "other"
+    write_precision(tiny_export, folder, precision, calibration)
+    vectors = OnnxBackend(folder, threads=1).encode(TEXTS, "passage")
+    full = OnnxBackend(tiny_export, threads=1).encode(TEXTS, "passage")
+    assert (vectors * full).sum(axis=1).min() >= 0.97
+    assert not np.array_equal(vectors, full)
+    assert (folder / "model.onnx").stat().st_size < (tiny_export / "model.onnx").stat().st_size
+    copied = {path.name for path in tiny_export.iterdir()} - {"parity.json"}
+    assert {path.name for path in folder.iterdir()} == copied
+
+
+def test_int8_weights_are_eight_bits(tiny_export, tmp_path):
+    write_precision(tiny_export, tmp_path / "int8", "int8")
+    graph = onnx.load(str(tmp_path / "int8" / "model.onnx")).graph
+    weights = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 2]
+    assert weights
+    assert {tensor.data_type for tensor in weights} <= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+
+
+def parity(**changes: float) -> Parity:
+    figures = {"min_cosine": 1.0, "mean_cosine": 1.0, "top10_overlap": 1.0, "ndcg_delta": 0.0, "recall_delta": 0.0}
+    return Parity(passages=1, queries=1, worst=(), **{**figures, **changes})
+
+
+@pytest.mark.parametrize(
+    ("precision", "figures", "missed"),
+    [
+        ("fp16", {"min_cosine": 0.9991, "ndcg_delta": 0.1}, ""),
+        ("fp16", {"min_cosine": 0.9989}, "min cosine 0.99890 is below release.min_fp16_cosine 0.999"),
+        ("fp16", {"min_cosine": float("nan")}, "min_fp16_cosine"),
+        ("int8", {"min_cosine": 0.9, "ndcg_delta": -0.0049}, ""),
+        ("int8", {"ndcg_delta": -0.0051}, "nDCG@10 changes by -0.0051, more than serving.max_int8_ndcg_delta 0.005"),
+        ("int8", {"ndcg_delta": float("nan")}, "max_int8_ndcg_delta"),
+    ],
+)
+def test_each_precision_is_held_to_its_own_bound(precision, figures, missed):
+    failures = precision_failures(precision, parity(**figures), Settings())
+    assert bool(failures) == bool(missed)
+    assert missed in "".join(failures)
+
+
+def test_what_was_converted_is_found_with_its_figures(tmp_path):
+    assert measured_precisions(tmp_path) == {}
+    (tmp_path / EXPORT_FOLDERS["int8"]).mkdir()
+    with pytest.raises(ReleaseError, match="parity"):
+        measured_precisions(tmp_path)

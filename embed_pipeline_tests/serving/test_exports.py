@@ -51,7 +51,8 @@ def quantized(bundle, tmp_path_factory) -> Path:
 
 
 def opened(bundle: Path, **serving) -> str:
-    return open_export(bundle, read_manifest(bundle), Serving(threads=1, **serving)).precision
+    options = {"precision": "auto", **serving}
+    return open_export(bundle, read_manifest(bundle), Serving(threads=1, **options)).precision
 
 
 def test_a_release_with_fp32_alone_is_served_in_fp32(bundle):
@@ -69,7 +70,7 @@ def test_left_to_itself_it_takes_the_faster(quantized, monkeypatch, faster):
     class Slowed(OnnxBackend):
         def __init__(self, folder, **options):
             super().__init__(folder, **options)
-            self.rounds = 1 if folder.name == exports.FOLDERS[faster] else 20
+            self.rounds = 1 if folder.name == exports.EXPORT_FOLDERS[faster] else 20
 
         def infer(self, ids):
             for _ in range(self.rounds - 1):

@@ -13,9 +13,9 @@ from embed_pipeline.orchestration.executors import gpu_step
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.presentation import described, kept_fresh
-from embed_pipeline.orchestration.promotion import record_promotion, record_refusal
+from embed_pipeline.orchestration.promotion import put_in_service, record_promotion, record_refusal
 from embed_pipeline.orchestration.resources import MLflow
-from embed_pipeline.release.current import current_bundle, current_version, promote
+from embed_pipeline.release.current import current_bundle, current_version
 from embed_pipeline.release.manifest import read_manifest
 from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.serving.deployment import deploy, deployment_failures
@@ -87,6 +87,6 @@ def deployment(
         if failures:
             raise ReleaseError(f"not deployed, the release served before stays: {'; '.join(failures)}")
         before = current_version(settings.paths.store)
-        promote(settings.paths.store, manifest.version)
+        put_in_service(manifest.version, before, settings)
         record_promotion(context, mlflow.tracker(), manifest, before)
     return stored(context, frame, settings, metadata=frame.row(0, named=True))

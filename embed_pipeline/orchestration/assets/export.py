@@ -1,4 +1,4 @@
-"""The fine-tuned model as ONNX and, where it can be built, as a TensorRT engine; then the release bundle."""
+"""The fine-tuned model as ONNX in several precisions and, where it can be built, as a TensorRT engine; the bundle."""
 
 import hashlib
 import json
@@ -9,18 +9,19 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
-from embed_pipeline.evaluation.query_sets import generated_set
+from embed_pipeline.evaluation.query_sets import QuerySet, generated_set
 from embed_pipeline.orchestration.executors import gpu_step
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.io_managers import name_by_content, stage_folder
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.presentation import OWNERS, figures, markdown_table
 from embed_pipeline.orchestration.resources import newest_metadata
-from embed_pipeline.release.bundle import Lineage, write_bundle
+from embed_pipeline.release.bundle import BASE_FOLDER, ENGINE_FOLDER, EXPORT_FOLDERS, Lineage, write_bundle
 from embed_pipeline.release.onnx_export import ReleaseError, export_onnx
 from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
+from embed_pipeline.release.precision import measured_precisions, precision_failures, write_precision
 from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailable, build_engine
-from embed_pipeline.settings import load_settings
+from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.training.dimensions import declared_dimensions
 from embed_pipeline.training.record import read_record
 
@@ -47,21 +48,63 @@ def onnx_model(
     """Export, then measure vectors and rankings against the original on the evaluation corpus."""
     settings = load_settings()
     staged = stage_folder(settings.paths.store / "models", "onnx_model")
-    test = generated_set(qa_dataset, dataset_split, "test")
-    texts = dict(corpus.select("segment_id", "text").iter_rows())
     with explained():
         export_onnx(finetuned_model, staged, settings.release, settings.embedding)
-        parity = measure_parity(
-            finetuned_model,
-            staged,
-            texts,
-            test.queries,
-            test.qrels,
-            embedding=settings.embedding,
-            vectors=settings.paths.store / "vectors",
-        )
-    (staged / PARITY_FILE).write_text(json.dumps(parity.as_dict(), indent=2) + "\n", encoding="utf-8")
+        parity = _measured(finetuned_model, staged, corpus, generated_set(qa_dataset, dataset_split, "test"), settings)
     return stored(context, name_by_content(staged), settings, metadata=_shown(parity))
+
+
+@dg.asset(
+    description="The export in other precisions, int8 for processors and fp16 for GPUs, each measured as well.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"onnx"},
+    io_manager_key="models",
+    code_version=_SETTINGS.digest("release", "embedding", "serving"),
+)
+def onnx_precisions(
+    context: dg.AssetExecutionContext,
+    finetuned_model: Path,
+    onnx_model: Path,
+    corpus: pl.DataFrame,
+    qa_dataset: pl.DataFrame,
+    dataset_split: pl.DataFrame,
+) -> dg.Output[Any]:
+    """Convert the export to each of ``release.precisions``; the release takes those within their bounds."""
+    settings = load_settings()
+    staged = stage_folder(settings.paths.store / "models", "onnx_precisions")
+    test = generated_set(qa_dataset, dataset_split, "test")
+    passages = corpus["text"].to_list() if settings.release.int8 == "static" else None
+    rows = []
+    with explained():
+        for precision in settings.release.precisions:
+            folder = staged / EXPORT_FOLDERS[precision]
+            write_precision(onnx_model, folder, precision, passages)
+            parity = _measured(finetuned_model, folder, corpus, test, settings)
+            failures = precision_failures(precision, parity, settings)
+            rows.append([precision, f"{parity.min_cosine:.5f}", f"{parity.ndcg_delta:+.4f}", "; ".join(failures)])
+    shown = markdown_table(["precision", "min cosine", "change of nDCG@10", "not released because"], rows)
+    return stored(context, name_by_content(staged), settings, metadata={"precisions": shown})
+
+
+@dg.asset(
+    description="The base model as ONNX: the endpoint serves it beside the tuned one, for comparison.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"onnx"},
+    io_manager_key="models",
+    code_version=_EXPORT_VERSION,
+)
+def base_onnx_model(context: dg.AssetExecutionContext) -> dg.Output[Any]:
+    """Export the base model, or record that ``release.base_export`` is off."""
+    settings = load_settings()
+    staged = stage_folder(settings.paths.store / "models", "base_onnx_model")
+    with explained():
+        if settings.release.base_export:
+            export_onnx(settings.embedding.model, staged, settings.release, settings.embedding)
+        else:
+            (staged / UNAVAILABLE_FILE).write_text("release.base_export is off\n", encoding="utf-8")
+    return stored(context, name_by_content(staged), settings)
 
 
 @dg.asset(
@@ -100,6 +143,8 @@ def release(
     context: dg.AssetExecutionContext,
     finetuned_model: Path,
     onnx_model: Path,
+    onnx_precisions: Path,
+    base_onnx_model: Path,
     tensorrt_engine: Path,
     retrieval_evaluation: pl.DataFrame,
 ) -> dg.Output[Any]:
@@ -117,7 +162,10 @@ def release(
         if failures:
             raise ReleaseError(f"not released: {'; '.join(failures)}")
         made_from = {"finetuned_model": finetuned_model.name, "onnx_model": onnx_model.name}
-        digest = hashlib.sha256(json.dumps([made_from, tensorrt_engine.name]).encode()).hexdigest()
+        beside = {**_released(onnx_precisions, settings), BASE_FOLDER: base_onnx_model, ENGINE_FOLDER: tensorrt_engine}
+        beside = {name: folder for name, folder in beside.items() if not (folder / UNAVAILABLE_FILE).exists()}
+        contents = [made_from, sorted((name, folder.parent.name, folder.name) for name, folder in beside.items())]
+        digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
         lineage = Lineage(
             version=f"v{version}-{digest[:8]}",
             created_from=made_from,
@@ -126,14 +174,34 @@ def release(
             mlflow={"model": settings.tracking.registered_model, "version": version},
             matryoshka_dimensions=declared_dimensions(finetuned_model),
         )
-        built = not (tensorrt_engine / UNAVAILABLE_FILE).exists()
-        engine = tensorrt_engine if built else None
-        manifest = write_bundle(
-            staged, model=finetuned_model, onnx_folder=onnx_model, lineage=lineage, engine_folder=engine
-        )
+        manifest = write_bundle(staged, model=finetuned_model, onnx_folder=onnx_model, lineage=lineage, beside=beside)
     named = staged.rename(staged.with_name(manifest.version))
     facts = figures({"version": manifest.version, "files": sorted(manifest.files), "metrics": manifest.metrics})
     return stored(context, named, settings, metadata=facts)
+
+
+def _measured(original: Path, export: Path, corpus: pl.DataFrame, test: QuerySet, settings: Settings) -> Parity:
+    """Parity of an export on the evaluation corpus, which is also written into its folder."""
+    parity = measure_parity(
+        original,
+        export,
+        dict(corpus.select("segment_id", "text").iter_rows()),
+        test.queries,
+        test.qrels,
+        embedding=settings.embedding,
+        vectors=settings.paths.store / "vectors",
+    )
+    (export / PARITY_FILE).write_text(json.dumps(parity.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return parity
+
+
+def _released(onnx_precisions: Path, settings: Settings) -> dict[str, Path]:
+    """The exports in other precisions that keep to their bounds, by their folder in the bundle."""
+    return {
+        EXPORT_FOLDERS[precision]: onnx_precisions / EXPORT_FOLDERS[precision]
+        for precision, parity in measured_precisions(onnx_precisions).items()
+        if not precision_failures(precision, parity, settings)
+    }
 
 
 def _headline(metrics: pl.DataFrame) -> dict[str, Any]:
