@@ -94,6 +94,8 @@ def onnx_precisions(
     kinds={"onnx"},
     io_manager_key="models",
     code_version=_EXPORT_VERSION,
+    # It reads nothing of it, but whoever makes everything after a training anew gets this too.
+    deps=["finetuned_model"],
 )
 def base_onnx_model(context: dg.AssetExecutionContext) -> dg.Output[Any]:
     """Export the base model, or record that ``release.base_export`` is off."""
