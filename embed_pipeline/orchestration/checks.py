@@ -1,7 +1,8 @@
 """Every threshold as an asset check: the value, its bound, and what to look at when it fails."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -38,11 +39,13 @@ def _figure(
     bound: float,
     *,
     passed: bool,
+    name: str | None = None,
     hard: bool = False,
     **metadata: Any,  # noqa: ANN401 - any metadata
 ) -> dg.AssetCheckResult:
     """A value held against its bound; ``hard``: a failure is an error, else a warning."""
     return dg.AssetCheckResult(
+        check_name=name,
         passed=passed,
         severity=dg.AssetCheckSeverity.ERROR if hard else dg.AssetCheckSeverity.WARN,
         description=f"{value:.4g}, bound {bound:.4g}",
@@ -50,88 +53,74 @@ def _figure(
     )
 
 
-def _measured(check: checks.Check, *, hard: bool = False) -> dg.AssetCheckResult:
+def _measured(check: checks.Check, *, name: str | None = None, hard: bool = False) -> dg.AssetCheckResult:
     """A check of the generated set, with the worst examples."""
     worst = markdown_table(check.worst.columns, check.worst.rows())
-    return _figure(check.value, check.bound, passed=check.passed, hard=hard, worst=worst)
+    return _figure(check.value, check.bound, passed=check.passed, name=name, hard=hard, worst=worst)
 
 
-_DECISIONS = {"qa_decisions": dg.AssetIn("qa_decisions")}
-_CORPUS = {"corpus": dg.AssetIn("corpus")}
-
-
-@dg.asset_check(
-    asset="qa_dataset", blocking=True, description="Enough accepted pairs to train on.", additional_ins=_DECISIONS
+_MEASURES: Mapping[str, tuple[str, bool]] = MappingProxyType(
+    {
+        "enough_accepted_pairs": ("Enough accepted pairs to train on.", True),
+        "acceptance_rate": ("The generator's questions are good enough to be worth training on.", True),
+        "yield_per_document": ("Every document yields pairs: accepted ones for each.", False),
+        "segment_coverage": ("Questions cover the documents: share of segments with an accepted question.", False),
+        "asked_mix": ("Query types, reasoning types and hop counts come in the shares asked for.", False),
+        "duplicate_rate": ("The generator seldom asks the same question twice.", False),
+        "round_trip_rate": (
+            "Questions lead back to their sources: share of pairs that find all in the ten best.",
+            False,
+        ),
+    }
 )
-def enough_accepted_pairs(qa_dataset: pl.DataFrame, qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
-    """``synthesis.min_accepted_pairs``."""
-    return _measured(checks.accepted_pairs(qa_dataset, qa_decisions, load_settings().synthesis), hard=True)
+"""Check of the generated set to what it says, and whether a failure is an error that blocks (else a warning)."""
 
 
-@dg.asset_check(
-    asset="qa_dataset",
-    blocking=True,
-    description="The generator's questions are good enough to be worth training on.",
-    additional_ins=_DECISIONS,
+@dg.multi_asset_check(
+    name="generated_set",
+    specs=[
+        dg.AssetCheckSpec(
+            name,
+            asset="qa_dataset",
+            additional_deps=["qa_decisions", "corpus"],
+            description=meaning,
+            blocking=hard,
+        )
+        for name, (meaning, hard) in _MEASURES.items()
+    ],
+    ins={
+        "qa_dataset": dg.AssetIn("qa_dataset"),
+        "qa_decisions": dg.AssetIn("qa_decisions"),
+        "corpus": dg.AssetIn("corpus"),
+    },
 )
-def acceptance_rate(qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
-    """``synthesis.min_acceptance_rate``."""
-    return _measured(checks.acceptance_rate(qa_decisions, load_settings().synthesis), hard=True)
-
-
-@dg.asset_check(
-    asset="qa_dataset", description="Every document yields pairs: accepted ones for each.", additional_ins=_CORPUS
-)
-def yield_per_document(qa_dataset: pl.DataFrame, corpus: pl.DataFrame) -> dg.AssetCheckResult:
-    """``synthesis.min_pairs_per_document``."""
-    return _measured(checks.yield_per_document(qa_dataset, corpus, load_settings().synthesis))
-
-
-@dg.asset_check(
-    asset="qa_dataset",
-    description="Questions cover the documents: share of segments with an accepted question.",
-    additional_ins=_CORPUS,
-)
-def segment_coverage(qa_dataset: pl.DataFrame, corpus: pl.DataFrame) -> dg.AssetCheckResult:
-    """``synthesis.min_segment_coverage``."""
-    return _measured(checks.segment_coverage(qa_dataset, corpus, load_settings().synthesis))
-
-
-@dg.asset_check(
-    asset="qa_dataset", description="Query types, reasoning types and hop counts come in the shares asked for."
-)
-def asked_mix(qa_dataset: pl.DataFrame) -> dg.AssetCheckResult:
-    """``synthesis.max_share_deviation``."""
-    return _measured(checks.asked_mix(qa_dataset, load_settings().synthesis))
+def generated_set(
+    qa_dataset: pl.DataFrame, qa_decisions: pl.DataFrame, corpus: pl.DataFrame
+) -> Iterable[dg.AssetCheckResult]:
+    """The thresholds of ``synthesis``, in one step: each of them alone would take a process of its own."""
+    options = load_settings().synthesis
+    measured = {
+        "enough_accepted_pairs": checks.accepted_pairs(qa_dataset, qa_decisions, options),
+        "acceptance_rate": checks.acceptance_rate(qa_decisions, options),
+        "yield_per_document": checks.yield_per_document(qa_dataset, corpus, options),
+        "segment_coverage": checks.segment_coverage(qa_dataset, corpus, options),
+        "asked_mix": checks.asked_mix(qa_dataset, options),
+        "duplicate_rate": checks.duplicate_rate(qa_decisions, options),
+        "round_trip_rate": checks.round_trip_rate(qa_decisions, options),
+    }
+    for name, check in measured.items():
+        yield _measured(check, name=name, hard=_MEASURES[name][1])
 
 
 @dg.asset_check(
     asset="qa_dataset",
     description="Judged pairs score well on every criterion, on average.",
-    additional_ins={**_DECISIONS, "qa_scores": all_batches()},
+    additional_ins={"qa_decisions": dg.AssetIn("qa_decisions"), "qa_scores": all_batches()},
 )
 def mean_scores(qa_decisions: pl.DataFrame, qa_scores: dict[str, pl.DataFrame]) -> dg.AssetCheckResult:
     """``synthesis.min_mean_score``."""
     scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
     return _measured(checks.mean_scores(scores, qa_decisions, load_settings().synthesis))
-
-
-@dg.asset_check(
-    asset="qa_dataset", description="The generator seldom asks the same question twice.", additional_ins=_DECISIONS
-)
-def duplicate_rate(qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
-    """``synthesis.max_duplicate_rate``."""
-    return _measured(checks.duplicate_rate(qa_decisions, load_settings().synthesis))
-
-
-@dg.asset_check(
-    asset="qa_dataset",
-    description="Questions lead back to their sources: share of pairs that find all of them among the ten best.",
-    additional_ins=_DECISIONS,
-)
-def round_trip_rate(qa_decisions: pl.DataFrame) -> dg.AssetCheckResult:
-    """``synthesis.min_round_trip_rate``."""
-    return _measured(checks.round_trip_rate(qa_decisions, load_settings().synthesis))
 
 
 @dg.asset_check(
@@ -226,14 +215,8 @@ def endpoint_is_faithful(deployment: pl.DataFrame) -> dg.AssetCheckResult:
 
 
 all_checks = [
-    enough_accepted_pairs,
-    acceptance_rate,
-    yield_per_document,
-    segment_coverage,
-    asked_mix,
+    generated_set,
     mean_scores,
-    duplicate_rate,
-    round_trip_rate,
     split_is_sound,
     negatives_are_wrong,
     negatives_suffice,
