@@ -1,6 +1,7 @@
-"""Runs of commands that were killed: they stay "started" for ever, and what waits for them would wait for ever."""
+"""Runs of commands that were killed: they stay "started", and what waits for them or for their pool waits for ever."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import dagster as dg
@@ -39,6 +40,15 @@ def close_abandoned(instance: dg.DagsterInstance, store: Path) -> list[str]:
             closed.append(run.run_id)
     _free_slots_of_ended_runs(instance)
     return closed
+
+
+def pool_holders(instance: dg.DagsterInstance, pools: Iterable[str]) -> dict[str, list[str]]:
+    """Pool to the runs whose steps are in it now; a step of another run waits for them."""
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return {}
+    held = {pool: storage.get_concurrency_info(pool).claimed_slots for pool in sorted(set(pools))}
+    return {pool: sorted({slot.run_id for slot in slots}) for pool, slots in held.items() if slots}
 
 
 def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:

@@ -11,7 +11,7 @@ import dagster as dg
 from filelock import FileLock, Timeout
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
-from embed_pipeline.orchestration.abandoned import close_abandoned, command_tags
+from embed_pipeline.orchestration.abandoned import close_abandoned, command_tags, pool_holders
 from embed_pipeline.orchestration.freshness import is_current
 from embed_pipeline.orchestration.gates import failed_check, failed_gates
 from embed_pipeline.orchestration.jobs import STAGES
@@ -99,6 +99,8 @@ class StageRunner:
             return
         names = {key.to_user_string() for key in stale}
         logger.info("%s%s: %s", stage, f" {batch}" if batch else "", ", ".join(sorted(names)))
+        for pool, runs in pool_holders(self._instance, (d.op.pool for d in assets if d.op.pool)).items():
+            logger.info("waiting for run %s, which is in pool %r: one step at a time", ", ".join(runs), pool)
         result = self._definitions.resolve_job_def(stage).execute_in_process(
             instance=self._instance,
             partition_key=batch,

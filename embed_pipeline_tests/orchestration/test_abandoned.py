@@ -5,12 +5,12 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
-from embed_pipeline.orchestration.abandoned import close_abandoned, command_tags
+from embed_pipeline.orchestration.abandoned import close_abandoned, command_tags, pool_holders
 
 
 @pytest.fixture
 def instance():
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.local_temp() as instance:
         yield instance
 
 
@@ -34,3 +34,14 @@ def test_only_unfinished_runs_of_commands_on_this_store_are_closed(instance, tmp
     assert instance.get_run_by_id(abandoned).status == dg.DagsterRunStatus.FAILURE
     assert dg.DagsterRunStatus.FAILURE not in {instance.get_run_by_id(run).status for run in others}
     assert close_abandoned(instance, here) == []
+
+
+def test_what_killed_steps_held_of_a_pool_is_given_back(instance, tmp_path):
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("llm", 2)
+    killed, working = start(instance, command_tags("sdg", tmp_path)), start(instance, {})
+    for run in (killed, working):
+        assert storage.claim_concurrency_slot("llm", run, "qa_pairs").is_claimed
+    assert pool_holders(instance, ["llm", "gpu"]) == {"llm": sorted([killed, working])}
+    close_abandoned(instance, tmp_path)
+    assert pool_holders(instance, ["llm"]) == {"llm": [working]}
