@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import polars as pl
 
@@ -38,6 +39,28 @@ def collect_pairs(generated: pl.DataFrame, corpus: pl.DataFrame, settings: Setti
     if options.labelled:
         frames.append(labelled_pairs(read_labels(options.labelled, corpus), corpus))
     return tables.validate(pl.concat(frames).sort("qa_id"), tables.QA_DATASET)
+
+
+def generates(settings: Settings) -> bool:
+    """Whether a language model is asked for pairs at all."""
+    return GENERATED in settings.training_data.sources
+
+
+def labels_version(settings: Settings) -> str:
+    """Short hash of which labels there are: names, sizes and times of their files, whose texts are not read."""
+    found = []
+    for given in settings.training_data.labelled:
+        files = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else [given]
+        stats = [(path, path.stat()) for path in files if path.exists()]
+        found.append([str(given), *((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)])
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:12]
+
+
+def sources_version(settings: Settings) -> str:
+    """Short hash of what decides which pairs there are beside the generated ones."""
+    options = settings.training_data
+    chosen = [sorted(options.sources), sorted(options.augmentations), settings.corpus.min_segment_tokens]
+    return hashlib.sha256(json.dumps([chosen, labels_version(settings)]).encode()).hexdigest()[:12]
 
 
 def structural_pairs(corpus: pl.DataFrame, settings: Settings) -> pl.DataFrame:

@@ -31,13 +31,24 @@ from embed_pipeline.synthesis.prompts import (
 )
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
+from embed_pipeline.training_data.labels import with_labelled_passages
+from embed_pipeline.training_data.pair_sources import collect_pairs, generates, labels_version, sources_version
 
 GROUP = "1_sdg"
 PAIRS_BY_BATCH = "pairs_by_batch"
 """Metadata of qa_dataset: batch to its accepted pairs, from which a schedule sees how many are new."""
 _SETTINGS = load_settings()
+_GENERATES = generates(_SETTINGS)
 _GENERATION_VERSION = "-".join(
-    [_SETTINGS.digest("llm", "synthesis", "embedding"), prompt_version(*COMPLETION_PROMPTS, *STRUCTURED_PROMPTS)]
+    [
+        _SETTINGS.digest("llm", "synthesis", "embedding"),
+        prompt_version(*COMPLETION_PROMPTS, *STRUCTURED_PROMPTS),
+        *([] if _GENERATES else ["off"]),
+    ]
+)
+_DATASET_VERSION = f"{_SETTINGS.digest('synthesis', 'embedding')}-{sources_version(_SETTINGS)}"
+_ARTIFACTS_VERSION = "-".join(
+    [_SETTINGS.digest("llm"), prompt_version(*ARTIFACT_PROMPTS), *([] if _GENERATES else ["off"])]
 )
 
 
@@ -47,6 +58,11 @@ def _encoder(settings: Settings) -> Encoder:
 
 def _out(name: str, kinds: set[str], code_version: str, condition: Condition | None = None) -> dg.AssetOut:
     return dg.AssetOut(**described(name, GROUP, kinds), code_version=code_version, automation_condition=condition)
+
+
+def _asked_about(segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
+    """The segments that the language model is asked about: none where no source of pairs is generated."""
+    return segments if generates(settings) else segments.clear()
 
 
 def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
@@ -90,7 +106,7 @@ def segments(context: dg.AssetExecutionContext, documents: pl.DataFrame) -> dg.O
 @dg.asset(
     **described("document_artifacts", GROUP, {"openai"}),
     partitions_def=document_batches,
-    code_version=f"{_SETTINGS.digest('llm')}-{prompt_version(*ARTIFACT_PROMPTS)}",
+    code_version=_ARTIFACTS_VERSION,
     retry_policy=transient,
     pool="llm",
 )
@@ -98,7 +114,7 @@ def document_artifacts(context: dg.AssetExecutionContext, segments: pl.DataFrame
     """Find what each document is about."""
     settings = load_settings()
     with explained():
-        frame = extract_artifacts(context.partition_key, segments, settings)
+        frame = extract_artifacts(context.partition_key, _asked_about(segments, settings), settings)
     return stored(context, frame, settings, metadata=_counts(frame, "kind"))
 
 
@@ -120,9 +136,10 @@ def qa_pairs(
     """Have questions written about every segment, and about groups of neighbours."""
     settings = load_settings()
     titles = dict(documents.select("document_id", "title").iter_rows())
+    asked = _asked_about(segments, settings)
     with explained():
         made = generate_pairs(
-            context.partition_key, segments, document_artifacts, titles, settings, lambda: _encoder(settings)
+            context.partition_key, asked, document_artifacts, titles, settings, lambda: _encoder(settings)
         )
     shapes = {"hops": picture(plots.counts(made.pairs["hop_count"], "hops"), "pairs by number of hops")}
     usage = figures({"usage": asdict(made.usage), "query_types": _counts(made.pairs, "query_type")})
@@ -159,25 +176,29 @@ def qa_scores(
 @dg.asset(
     **described("corpus", GROUP, {"python"}),
     ins={"documents": all_batches(), "segments": all_batches()},
-    code_version="1",
+    code_version=labels_version(_SETTINGS),
     automation_condition=follow_batches(),
     freshness_policy=kept_fresh(),
 )
 def corpus(
     context: dg.AssetExecutionContext, documents: dict[str, pl.DataFrame], segments: dict[str, pl.DataFrame]
 ) -> dg.Output[Any]:
-    """Put together the newest version of every document still there."""
+    """Put together the newest version of every document still there, and the passages that labels bring along."""
+    settings = load_settings()
+    labelled = settings.training_data.labelled
     with explained():
         frame = current_corpus({batch: documents[batch] for batch in documents if batch in segments}, segments)
+        if labelled:
+            frame = with_labelled_passages(frame, labelled, _encoder(settings).count_tokens)
     unfinished = sorted(documents.keys() - segments.keys())
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
     facts |= figures({"batches": len(segments), "batches_left_out": unfinished})
-    return stored(context, frame, load_settings(), metadata=facts)
+    return stored(context, frame, settings, metadata=facts)
 
 
 @dg.multi_asset(
     outs={
-        name: _out(name, {"python"}, _SETTINGS.digest("synthesis", "embedding"), follow_batches("corpus"))
+        name: _out(name, {"python"}, _DATASET_VERSION, follow_batches("corpus"))
         for name in ("qa_dataset", "qa_decisions")
     },
     ins={"qa_pairs": all_batches(), "qa_scores": all_batches()},
@@ -188,21 +209,22 @@ def qa_dataset(
     qa_scores: dict[str, pl.DataFrame],
     corpus: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
-    """Accept the pairs over the thresholds whose questions find their sources, one of each question."""
+    """Accept the pairs over the thresholds, one of each question; add those of the other sources and of labels."""
     settings = load_settings()
     with explained():
         selection = select_pairs(qa_pairs, qa_scores, corpus, settings, _encoder(settings))
+        dataset = collect_pairs(selection.dataset, corpus, settings)
     asked = selection.dataset["segment_ids"].explode().drop_nulls().n_unique()
     facts = {
         "accepted_share": selection.dataset.height / max(1, selection.decisions.height),
         "segment_coverage": asked / max(1, corpus.height),
-        **figures({"query_types": _counts(selection.dataset, "query_type")}),
-        PAIRS_BY_BATCH: dg.MetadataValue.json(_counts(selection.dataset, "batch")),
+        **figures({"query_types": _counts(dataset, "query_type")}),
+        PAIRS_BY_BATCH: dg.MetadataValue.json(_counts(dataset, "batch")),
     }
     shapes = {
-        "hops": picture(plots.counts(selection.dataset["hop_count"], "hops"), "accepted pairs by hops"),
-        "traced": traced_pairs(selection.dataset, corpus, settings.seed),
+        "hops": picture(plots.counts(dataset["hop_count"], "hops"), "accepted pairs by hops"),
+        "traced": traced_pairs(dataset, corpus, settings.seed),
     }
-    yield stored(context, selection.dataset, settings, asset="qa_dataset", metadata={**facts, **shapes})
+    yield stored(context, dataset, settings, asset="qa_dataset", metadata={**facts, **shapes})
     reasons = figures({"reasons": _counts(selection.decisions, "reason")})
     yield stored(context, selection.decisions, settings, asset="qa_decisions", metadata=reasons)
