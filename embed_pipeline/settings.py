@@ -277,6 +277,11 @@ class TrainingData(_Stage):
     max_augmented_share: Share = 0.25
     """Augmented examples are at most this share of the training examples."""
 
+    @property
+    def generates(self) -> bool:
+        """Whether a language model is asked for pairs at all."""
+        return "generated" in self.sources
+
     @model_validator(mode="after")
     def _leaves_training_data(self) -> TrainingData:
         if self.dev_share + self.test_share >= 1:

@@ -56,6 +56,9 @@ def test_structure_alone_needs_no_language_model(tiny_model, tmp_path):
         for stage in ("sdg", "prep"):
             status, output = project.command(stage)
             assert status == 0, output
+        status, output = project.command("estimate")
+        assert status == 0, output
+        assert "0 questions to be asked for" in output
         assert stub.requests == []
     assert set(project.table("qa_dataset")["batch"]) == {"structure"}
     assert project.table("training_examples").height > 0

@@ -22,7 +22,6 @@ from embed_pipeline.synthesis import checks
 from embed_pipeline.training.record import read_record
 from embed_pipeline.training_data.audit import full_share, negatives_failures
 from embed_pipeline.training_data.labels import LABELS
-from embed_pipeline.training_data.pair_sources import generates
 from embed_pipeline.training_data.split import split_failures
 
 
@@ -108,7 +107,7 @@ def generated_set(
     options = settings.synthesis
     enough = checks.accepted_pairs(qa_dataset, qa_decisions, options)
     yield _measured(enough, name="enough_accepted_pairs", hard=True)
-    if not generates(settings):
+    if not settings.training_data.generates:
         for name in _MEASURES.keys() - {"enough_accepted_pairs"}:
             yield dg.AssetCheckResult(passed=True, check_name=name, description=_NOTHING_GENERATED)
         return
@@ -133,7 +132,7 @@ def generated_set(
 )
 def mean_scores(qa_decisions: pl.DataFrame, qa_scores: dict[str, pl.DataFrame]) -> dg.AssetCheckResult:
     """``synthesis.min_mean_score``."""
-    if not generates(load_settings()):
+    if not load_settings().training_data.generates:
         return dg.AssetCheckResult(passed=True, description=_NOTHING_GENERATED)
     scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
     return _measured(checks.mean_scores(scores, qa_decisions, load_settings().synthesis))

@@ -138,7 +138,8 @@ def estimate_folder(settings: Settings, encoder: Encoder) -> Estimate:
         for batch in load_batches(paths.store):
             documents, _ = read_documents(batch, aside)
             titles.update(documents.select("document_id", "title").iter_rows())
-            segments[batch.name] = split_segments(documents, settings.corpus, encoder.count_tokens)
+            cut = split_segments(documents, settings.corpus, encoder.count_tokens)
+            segments[batch.name] = cut if settings.training_data.generates else cut.clear()
     return estimate(segments, titles, settings, lambda: encoder)
 
 

@@ -32,18 +32,13 @@ def collect_pairs(generated: pl.DataFrame, corpus: pl.DataFrame, settings: Setti
     """
     options = settings.training_data
     frames = [tables.QA_DATASET.empty()]
-    if GENERATED in options.sources:
+    if options.generates:
         frames.append(generated)
     if _STRUCTURE in options.sources:
         frames.append(structural_pairs(corpus, settings))
     if options.labelled:
         frames.append(labelled_pairs(read_labels(options.labelled, corpus), corpus))
     return tables.validate(pl.concat(frames).sort("qa_id"), tables.QA_DATASET)
-
-
-def generates(settings: Settings) -> bool:
-    """Whether a language model is asked for pairs at all."""
-    return GENERATED in settings.training_data.sources
 
 
 def labels_version(settings: Settings) -> str:

@@ -32,13 +32,13 @@ from embed_pipeline.synthesis.prompts import (
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
 from embed_pipeline.training_data.labels import with_labelled_passages
-from embed_pipeline.training_data.pair_sources import collect_pairs, generates, labels_version, sources_version
+from embed_pipeline.training_data.pair_sources import collect_pairs, labels_version, sources_version
 
 GROUP = "1_sdg"
 PAIRS_BY_BATCH = "pairs_by_batch"
 """Metadata of qa_dataset: batch to its accepted pairs, from which a schedule sees how many are new."""
 _SETTINGS = load_settings()
-_GENERATES = generates(_SETTINGS)
+_GENERATES = _SETTINGS.training_data.generates
 _GENERATION_VERSION = "-".join(
     [
         _SETTINGS.digest("llm", "synthesis", "embedding"),
@@ -62,7 +62,7 @@ def _out(name: str, kinds: set[str], code_version: str, condition: Condition | N
 
 def _asked_about(segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     """The segments that the language model is asked about: none where no source of pairs is generated."""
-    return segments if generates(settings) else segments.clear()
+    return segments if settings.training_data.generates else segments.clear()
 
 
 def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
