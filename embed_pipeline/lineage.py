@@ -48,7 +48,7 @@ class Trace:
     """The whole chain of one pair; what was not materialized or does not apply is None or empty.
 
     Attributes:
-        pair: row of :data:`tables.QA_PAIRS`.
+        pair: row of :data:`tables.QA_PAIRS`; of a pair that was not generated, what :data:`tables.QA_DATASET` has of it.
         documents: rows of :data:`tables.DOCUMENTS` of its sources, each in the version that it was written from.
         segments: rows of :data:`tables.SEGMENTS` of its sources.
         scores: row of :data:`tables.QA_SCORES`.
@@ -86,8 +86,15 @@ def trace(qa_id: str, read: ReadTable, models: Sequence[Model] = ()) -> Trace:
     pair = _find_pair(qa_id, read)
     by_id = pl.col("qa_id") == pair["qa_id"]
     in_batch = by_id & (pl.col("batch") == pair["batch"])
-    segments = _rows(read, "segments", pl.col("segment_id").is_in(pair["segment_ids"]))
-    documents = _rows(read, "documents", pl.col("document_id").is_in(pair["document_ids"]) & ~pl.col("deleted"))
+    # Passages that labels brought along are in the corpus alone.
+    in_corpus = [
+        {**row, "batch": pair["batch"]}
+        for row in _rows(read, "corpus", pl.col("segment_id").is_in(pair["segment_ids"]))
+    ]
+    segments = _rows(read, "segments", pl.col("segment_id").is_in(pair["segment_ids"])) or in_corpus
+    documents = (
+        _rows(read, "documents", pl.col("document_id").is_in(pair["document_ids"]) & ~pl.col("deleted")) or in_corpus
+    )
     mined = _first(_rows(read, "hard_negatives", by_id))
     examples = read("training_examples")
     own = [] if examples is None else examples.filter(by_id)["example_id"].to_list()
@@ -147,7 +154,7 @@ def _question(found: Trace) -> list[str]:
     lines = ["HOPS"]
     for hop in pair["hops"]:
         lines += _wrapped(f"{hop['hop_number']}. on {', '.join(hop['segment_ids'])}: {hop['summary']}", indent=2)
-    kinds = f"{pair['query_type']}, {pair['reasoning_type']}, complexity {pair['complexity']}, style {pair['style']}"
+    kinds = f"{pair['query_type']}, {pair['reasoning_type']}, complexity {pair['complexity']}, style {pair['style'] or 'none'}"
     return [
         *lines,
         f"QUESTION  {pair['qa_id']}  ({kinds}; by {pair['generator']}, prompt {pair['prompt_version']})",
@@ -158,6 +165,8 @@ def _question(found: Trace) -> list[str]:
 
 def _judgement(found: Trace) -> list[str]:
     scores = found.scores
+    if scores is None and found.pair["style"] is None:
+        return [f"SCORES  none: not generated, but {found.pair['generator']}"]
     if scores is None:
         return ["SCORES  none: not judged, or no usable verdict (see rejected_judgements)"]
     ranks = f"base {scores['dense_rank']}, BM25 {scores['bm25_rank']}"
@@ -190,8 +199,10 @@ def _use(found: Trace) -> list[str]:
 
 
 def _find_pair(qa_id: str, read: ReadTable) -> Row:
-    pairs = read("qa_pairs")
-    if pairs is None or pairs.is_empty():
+    # What is not generated is in the dataset alone, which lacks a column or two.
+    found_in = [table for table in (read("qa_dataset"), read("qa_pairs")) if table is not None]
+    pairs = pl.concat(found_in, how="diagonal") if found_in else tables.QA_PAIRS.empty()
+    if pairs.is_empty():
         message = "there are no question-answer pairs yet; run: embed-pipeline sdg"
         raise LineageError(message)
     if len(qa_id) < _LEAST_PREFIX:

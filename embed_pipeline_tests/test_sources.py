@@ -47,6 +47,10 @@ def test_labels_alone_become_training_examples_and_nobody_is_asked(tiny_model, t
     assert pairs.height == 40
     assert set(pairs["batch"].str.split("/").list.first()) == {"labels"}
     assert corpus["path"].str.starts_with("labels/turns/").sum() == 40
+    status, output = project.command("lineage", pairs["qa_id"][0])
+    assert status == 0, output
+    assert "labels/turns/p" in output
+    assert "SCORES  none: not generated, but labelled" in output
     assert len(set(project.table("training_examples")["question"]) & set(pairs["question"])) > 20
 
 
