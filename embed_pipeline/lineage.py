@@ -48,7 +48,7 @@ class Trace:
     """The whole chain of one pair; what was not materialized or does not apply is None or empty.
 
     Attributes:
-        pair: row of :data:`tables.QA_PAIRS`; of a pair that was not generated, what :data:`tables.QA_DATASET` has of it.
+        pair: row of :data:`tables.QA_PAIRS`; what was not generated has only what :data:`tables.QA_DATASET` holds.
         documents: rows of :data:`tables.DOCUMENTS` of its sources, each in the version that it was written from.
         segments: rows of :data:`tables.SEGMENTS` of its sources.
         scores: row of :data:`tables.QA_SCORES`.
@@ -154,7 +154,8 @@ def _question(found: Trace) -> list[str]:
     lines = ["HOPS"]
     for hop in pair["hops"]:
         lines += _wrapped(f"{hop['hop_number']}. on {', '.join(hop['segment_ids'])}: {hop['summary']}", indent=2)
-    kinds = f"{pair['query_type']}, {pair['reasoning_type']}, complexity {pair['complexity']}, style {pair['style'] or 'none'}"
+    style = pair["style"] or "none"
+    kinds = f"{pair['query_type']}, {pair['reasoning_type']}, complexity {pair['complexity']}, style {style}"
     return [
         *lines,
         f"QUESTION  {pair['qa_id']}  ({kinds}; by {pair['generator']}, prompt {pair['prompt_version']})",
