@@ -154,16 +154,6 @@ def negatives_failures(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, setti
     return [f"{len(ids)} questions have {problem}, first {ids[0]!r}" for problem, ids in sorted(found.items())]
 
 
-def coverage_warnings(hard_negatives: pl.DataFrame, settings: Settings) -> list[str]:
-    """What does not forbid training but should be seen: too few questions with all the negatives wanted."""
-    options = settings.training_data
-    share = full_share(hard_negatives, options.num_negatives)
-    if share >= options.min_negative_coverage:
-        return []
-    bound = f"training_data.min_negative_coverage = {options.min_negative_coverage:.0%}"
-    return [f"{share:.0%} of the questions have all {options.num_negatives} negatives, below {bound}: widen range_max"]
-
-
 def full_share(hard_negatives: pl.DataFrame, num_negatives: int) -> float:
     """Share of the questions with all the negatives wanted; 1 where there are no questions."""
     if hard_negatives.is_empty():

@@ -8,8 +8,8 @@ import pytest
 from embed_pipeline import tables
 from embed_pipeline.training_data.audit import (
     audit_negatives,
-    coverage_warnings,
     estimate_false_negatives,
+    full_share,
     negatives_failures,
     ratio_histogram,
 )
@@ -62,13 +62,12 @@ def test_a_positive_of_the_same_question_elsewhere_is_a_failure():
     assert failures == ["2 questions have a positive among the negatives, first 'a'"]
 
 
-def test_coverage_warns():
+def test_the_share_of_questions_with_all_their_negatives():
     rows = mined(
         {}, *({"qa_id": f"x{i}", "negative_segment_ids": ["s8"], "negative_similarities": [0.5]} for i in range(3))
     )
-    assert "25% of the questions" in coverage_warnings(rows, settings())[0]
-    assert coverage_warnings(rows, settings(min_negative_coverage=0.25)) == []
-    assert coverage_warnings(tables.HARD_NEGATIVES.empty(), settings()) == []
+    assert full_share(rows, settings().training_data.num_negatives) == 0.25
+    assert full_share(tables.HARD_NEGATIVES.empty(), 1) == 1
 
 
 def test_figures():
