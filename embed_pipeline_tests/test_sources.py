@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from embed_pipeline_tests.project import small_project
-from embed_pipeline_tests.stub_endpoint import stub_endpoint
+from embed_pipeline_tests.project import Project, small_project
+from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
 
 
 def write_labels(folder: Path, count: int) -> Path:
@@ -25,20 +25,20 @@ def write_labels(folder: Path, count: int) -> Path:
     return folder
 
 
+def labelled_project(root: Path, model: Path, stub: Stub, count: int) -> Project:
+    """A project that learns from the labels in ``root/turns`` alone."""
+    labels = str(write_labels(root / "turns", count))
+    sources = {"training_data__labelled": labels, "training_data__sources": ""}
+    return small_project(root / "project", model, stub.base_url, **sources)
+
+
 def nobody(request: dict) -> object:
     raise AssertionError("the language model was asked")
 
 
 def test_labels_alone_become_training_examples_and_nobody_is_asked(tiny_model, tmp_path):
     with stub_endpoint(nobody) as stub:
-        labels = write_labels(tmp_path / "turns", 40)
-        project = small_project(
-            tmp_path / "project",
-            tiny_model,
-            stub.base_url,
-            training_data__labelled=str(labels),
-            training_data__sources="",
-        )
+        project = labelled_project(tmp_path, tiny_model, stub, 40)
         for stage in ("sdg", "prep"):
             status, output = project.command(stage)
             assert status == 0, output
@@ -70,18 +70,11 @@ def test_structure_alone_needs_no_language_model(tiny_model, tmp_path):
 
 def test_labels_that_change_are_read_again(tiny_model, tmp_path):
     with stub_endpoint(nobody) as stub:
-        labels = write_labels(tmp_path / "turns", 20)
-        project = small_project(
-            tmp_path / "project",
-            tiny_model,
-            stub.base_url,
-            training_data__labelled=str(labels),
-            training_data__sources="",
-        )
+        project = labelled_project(tmp_path, tiny_model, stub, 20)
         assert project.command("sdg")[0] == 0
         status, output = project.command("sdg")
         assert "sdg  0 made" in output, output
-        judged = labels / "qrels" / "train.tsv"
+        judged = tmp_path / "turns" / "qrels" / "train.tsv"
         judged.write_text("".join(judged.read_text().splitlines(keepends=True)[:-5]))
         status, output = project.command("sdg")
         assert status == 0, output

@@ -38,18 +38,13 @@ GROUP = "1_sdg"
 PAIRS_BY_BATCH = "pairs_by_batch"
 """Metadata of qa_dataset: batch to its accepted pairs, from which a schedule sees how many are new."""
 _SETTINGS = load_settings()
-_GENERATES = _SETTINGS.training_data.generates
-_GENERATION_VERSION = "-".join(
-    [
-        _SETTINGS.digest("llm", "synthesis", "embedding"),
-        prompt_version(*COMPLETION_PROMPTS, *STRUCTURED_PROMPTS),
-        *([] if _GENERATES else ["off"]),
-    ]
+_ASKS = "" if _SETTINGS.training_data.generates else "-off"
+_GENERATION_VERSION = (
+    f"{_SETTINGS.digest('llm', 'synthesis', 'embedding')}-"
+    f"{prompt_version(*COMPLETION_PROMPTS, *STRUCTURED_PROMPTS)}{_ASKS}"
 )
 _DATASET_VERSION = f"{_SETTINGS.digest('synthesis', 'embedding')}-{sources_version(_SETTINGS)}"
-_ARTIFACTS_VERSION = "-".join(
-    [_SETTINGS.digest("llm"), prompt_version(*ARTIFACT_PROMPTS), *([] if _GENERATES else ["off"])]
-)
+_ARTIFACTS_VERSION = f"{_SETTINGS.digest('llm')}-{prompt_version(*ARTIFACT_PROMPTS)}{_ASKS}"
 
 
 def _encoder(settings: Settings) -> Encoder:
