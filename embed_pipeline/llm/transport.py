@@ -276,7 +276,7 @@ def _read(data: Any, body: dict[str, Any]) -> Answer:  # noqa: ANN401 - whatever
     if not isinstance(text, str):
         raise TypeError(f"the answer's text is a {type(text).__name__}")
     usage = data.get("usage") or {}
-    asked = json.dumps(body.get("messages", body.get("prompt")), ensure_ascii=False)
+    asked = body.get("messages", body.get("prompt"))
     return Answer(
         text=text,
         finish_reason=str(finish_reason),
@@ -285,9 +285,12 @@ def _read(data: Any, body: dict[str, Any]) -> Answer:  # noqa: ANN401 - whatever
     )
 
 
-def _tokens(reported: int | None, text: str) -> int:
+def _tokens(reported: int | None, said: object) -> int:
     """Tokens as reported; where an endpoint reports none, four characters a token, so that caps still hold."""
-    return int(reported) if reported is not None else math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+    if reported is not None:
+        return int(reported)
+    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
 
 
 def _said(error: openai.APIStatusError) -> str:
