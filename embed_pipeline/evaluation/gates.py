@@ -11,6 +11,16 @@ from embed_pipeline.evaluation.query_sets import GENERATED
 from embed_pipeline.settings import Evaluation
 
 
+def headline(metrics: pl.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """The row of nDCG@10, the figure that gates, for each (query set, system).
+
+    Args:
+        metrics: table ``retrieval_evaluation``.
+    """
+    rows = metrics.filter((pl.col("slice") == "all") & (pl.col("metric") == "nDCG") & (pl.col("k") == 10))  # noqa: PLR2004 - nDCG@10
+    return {(row["query_set"], row["system"]): row for row in rows.sort("query_set", "system").to_dicts()}
+
+
 def release_failures(metrics: pl.DataFrame, evaluation: Evaluation) -> list[str]:
     """Why the tuned model may not be released, a sentence for each reason; empty: it may.
 
@@ -22,8 +32,7 @@ def release_failures(metrics: pl.DataFrame, evaluation: Evaluation) -> list[str]
         metrics: table ``retrieval_evaluation``.
         evaluation: the bounds, ``min_gain`` and ``max_labelled_loss``.
     """
-    headline = metrics.filter((pl.col("slice") == "all") & (pl.col("metric") == "nDCG") & (pl.col("k") == 10))  # noqa: PLR2004 - nDCG@10 is the figure that gates
-    rows = {(row["query_set"], row["system"]): row for row in headline.to_dicts()}
+    rows = headline(metrics)
     figures = {key: row["value"] for key, row in rows.items()}
     sets = sorted({name for name, _ in figures})
     if GENERATED not in sets:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from embed_pipeline.evaluation.gates import headline
 from embed_pipeline.evaluation.query_sets import GENERATED, QuerySet
 from embed_pipeline.evaluation.retrieval import compare
 from embed_pipeline.settings import Settings
@@ -36,9 +37,7 @@ def compare_with_champion(
         EvaluationError: as :func:`.retrieval.compare`.
         ModelError: a release cannot be loaded.
     """
-    metrics = compare(champion[1], candidate[1], corpus, sets, settings).metrics
-    headline = metrics.filter((pl.col("slice") == "all") & (pl.col("metric") == "nDCG") & (pl.col("k") == 10))  # noqa: PLR2004 - nDCG@10 is the figure that gates
-    found = {(row["query_set"], row["system"]): row for row in headline.to_dicts()}
+    found = headline(compare(champion[1], candidate[1], corpus, sets, settings).metrics)
     return CHAMPION_COMPARISON.frame(
         [
             {

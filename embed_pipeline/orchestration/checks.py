@@ -9,7 +9,7 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline import tables
-from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
+from embed_pipeline.evaluation.gates import forgetting_failures, headline, release_failures
 from embed_pipeline.evaluation.promotion import promotion_failures
 from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import markdown_table
@@ -25,13 +25,18 @@ from embed_pipeline.training_data.labels import LABELS
 from embed_pipeline.training_data.split import split_failures
 
 
-def _none_of(failures: Sequence[str], *, hard: bool = True) -> dg.AssetCheckResult:
-    """No failure: each is a sentence; ``hard``: one is an error, else a warning."""
+def _none_of(failures: Sequence[str], figures: Mapping[str, float | None], *, hard: bool = True) -> dg.AssetCheckResult:
+    """No failure: each is a sentence; ``hard``: one is an error, else a warning.
+
+    ``figures`` are what was measured, and the bounds: shown, and drawn over time; None: not measured.
+    """
+    measured = {name: value for name, value in figures.items() if value is not None}
+    said = ", ".join(f"{name} {value:.6g}" for name, value in measured.items())
     return dg.AssetCheckResult(
         passed=not failures,
         severity=dg.AssetCheckSeverity.ERROR if hard else dg.AssetCheckSeverity.WARN,
-        description="; ".join(failures) or "nothing found",
-        metadata={"failures": dg.MetadataValue.json(list(failures))},
+        description="; ".join(failures) or said,
+        metadata={"failures": dg.MetadataValue.json(list(failures)), **measured},
     )
 
 
@@ -146,7 +151,12 @@ def mean_scores(qa_decisions: pl.DataFrame, qa_scores: dict[str, pl.DataFrame]) 
 )
 def split_is_sound(dataset_split: pl.DataFrame, qa_dataset: pl.DataFrame) -> dg.AssetCheckResult:
     """``training_data.min_test_questions``, and the rules of the split."""
-    return _none_of(split_failures(dataset_split, qa_dataset, load_settings()))
+    settings = load_settings()
+    tested = dataset_split.filter(pl.col("split") == "test").height
+    return _none_of(
+        split_failures(dataset_split, qa_dataset, settings),
+        {"test_questions": tested, "min_test_questions": settings.training_data.min_test_questions},
+    )
 
 
 @dg.asset_check(
@@ -157,7 +167,11 @@ def split_is_sound(dataset_split: pl.DataFrame, qa_dataset: pl.DataFrame) -> dg.
 )
 def negatives_are_wrong(hard_negatives: pl.DataFrame, corpus: pl.DataFrame) -> dg.AssetCheckResult:
     """``training_data.relative_margin`` and ``absolute_margin``."""
-    return _none_of(negatives_failures(hard_negatives, corpus, load_settings()))
+    found = {
+        "questions": hard_negatives.height,
+        "negatives": int(hard_negatives["negative_segment_ids"].list.len().sum()),
+    }
+    return _none_of(negatives_failures(hard_negatives, corpus, load_settings()), found)
 
 
 @dg.asset_check(asset="hard_negatives", description="Most questions have all the hard negatives that were wanted.")
@@ -175,7 +189,13 @@ def negatives_suffice(hard_negatives: pl.DataFrame) -> dg.AssetCheckResult:
 )
 def tuned_is_better(retrieval_evaluation: pl.DataFrame) -> dg.AssetCheckResult:
     """``evaluation.min_gain`` and ``evaluation.max_labelled_loss``."""
-    return _none_of(release_failures(retrieval_evaluation, load_settings().evaluation))
+    options = load_settings().evaluation
+    figures = {
+        f"{query_set}_{system}_ndcg_10": row["value"]
+        for (query_set, system), row in headline(retrieval_evaluation).items()
+        if system in {"base", "tuned"}
+    }
+    return _none_of(release_failures(retrieval_evaluation, options), figures | {"min_gain": options.min_gain})
 
 
 @dg.asset_check(
@@ -183,13 +203,16 @@ def tuned_is_better(retrieval_evaluation: pl.DataFrame) -> dg.AssetCheckResult:
 )
 def base_is_not_forgotten(finetuned_model: Path) -> dg.AssetCheckResult:
     """``evaluation.max_forgetting``, on questions from the standard library's documentation."""
-    return _none_of(forgetting_failures(read_record(finetuned_model), load_settings().evaluation))
+    options, record = load_settings().evaluation, read_record(finetuned_model)
+    figures = {name: record.get(name) for name in ("general_before", "general_after")}
+    return _none_of(forgetting_failures(record, options), figures | {"max_forgetting": options.max_forgetting})
 
 
 @dg.asset_check(asset="onnx_model", blocking=True, description="The export gives the original's vectors and rankings.")
 def export_is_faithful(onnx_model: Path) -> dg.AssetCheckResult:
     """``release.min_cosine``, ``max_ndcg_delta`` and ``min_top10_overlap``."""
-    return _none_of(read_parity(onnx_model).failures(load_settings().release))
+    parity = read_parity(onnx_model)
+    return _none_of(parity.failures(load_settings().release), parity.figures)
 
 
 @dg.asset_check(
@@ -201,6 +224,7 @@ def precisions_are_faithful(onnx_precisions: Path) -> dg.AssetCheckResult:
     measured = measured_precisions(onnx_precisions).items()
     return _none_of(
         [failure for precision, parity in measured for failure in precision_failures(precision, parity, settings)],
+        {f"{precision}_{name}": value for precision, parity in measured for name, value in parity.figures.items()},
         hard=False,
     )
 
@@ -211,7 +235,7 @@ def bundle_is_whole(release: Path) -> dg.AssetCheckResult:
     try:
         manifest = verify_bundle(release)
     except BundleError as error:
-        return _none_of([str(error)])
+        return _none_of([str(error)], {})
     return dg.AssetCheckResult(passed=True, description=f"{len(manifest.files)} files, version {manifest.version}")
 
 
@@ -220,13 +244,22 @@ def bundle_is_whole(release: Path) -> dg.AssetCheckResult:
 )
 def no_worse_than_champion(champion_comparison: pl.DataFrame) -> dg.AssetCheckResult:
     """``orchestration.min_champion_gain`` and ``evaluation.max_labelled_loss``."""
-    return _none_of(promotion_failures(champion_comparison, load_settings()))
+    figures = {
+        f"{row['query_set']}_{system}_ndcg_10": row[f"{system}_ndcg_10"]
+        for row in champion_comparison.sort("query_set").to_dicts()
+        for system in ("champion", "candidate")
+    }
+    settings = load_settings()
+    bound = {"min_champion_gain": settings.orchestration.min_champion_gain}
+    return _none_of(promotion_failures(champion_comparison, settings), figures | bound)
 
 
 @dg.asset_check(asset="deployment", blocking=True, description="The endpoint gives the model's vectors and rankings.")
 def endpoint_is_faithful(deployment: pl.DataFrame) -> dg.AssetCheckResult:
     """``release.min_cosine`` and ``min_top10_overlap``, through the endpoint."""
-    return _none_of(deployment_failures(deployment, load_settings()))
+    served = deployment.row(0, named=True)
+    figures = {name: served[name] for name in ("texts_compared", "min_cosine", "top10_overlap", "median_milliseconds")}
+    return _none_of(deployment_failures(deployment, load_settings()), figures)
 
 
 all_checks = [

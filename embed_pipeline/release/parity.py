@@ -80,6 +80,12 @@ class Parity:
             )
         return found
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The measured figures, by name."""
+        names = ("min_cosine", "mean_cosine", "top10_overlap", "ndcg_delta", "recall_delta")
+        return {name: getattr(self, name) for name in names}
+
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values, as the manifest keeps them."""
         return asdict(self) | {"worst": [asdict(text) for text in self.worst]}
