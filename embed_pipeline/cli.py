@@ -124,7 +124,7 @@ def serve(
     from embed_pipeline.serving.server import serve as serve_bundle
 
     settings = load_settings()
-    serve_bundle(bundle or current_bundle(settings.paths.store), settings, port=port)
+    serve_bundle(bundle or current_bundle(settings.paths), settings, port=port)
 
 
 @app.command()
@@ -180,15 +180,13 @@ def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str,
 
 
 def _show_comparison(settings: Settings) -> None:
-    from upath import UPath
-
     from embed_pipeline import tables
     from embed_pipeline.evaluation.summary import COLUMNS, headline_rows
-    from embed_pipeline.orchestration.io_managers import read_table
+    from embed_pipeline.storage import read_table
 
     metrics = tables.RETRIEVAL_EVALUATION
     table = Table(*COLUMNS, title="Base against tuned")
-    for row in headline_rows(read_table(UPath(settings.paths.store / "tables" / f"{metrics.name}.parquet"), metrics)):
+    for row in headline_rows(read_table(settings.paths.root / "tables" / f"{metrics.name}.parquet", metrics)):
         table.add_row(*row)
     out.print(table)
     out.print(f"report: {settings.paths.store / 'reports' / 'report.html'}")

@@ -1,7 +1,6 @@
 """The Dagster entry point: assets in the order in which data flows, checks, jobs, automation, storage, executor."""
 
 import dagster as dg
-from upath import UPath
 
 from embed_pipeline.orchestration.automation import all_schedules, all_sensors
 from embed_pipeline.orchestration.checks import all_checks
@@ -11,9 +10,9 @@ from embed_pipeline.orchestration.jobs import all_assets, all_jobs
 from embed_pipeline.orchestration.promotion import champion
 from embed_pipeline.orchestration.resources import MLflow
 from embed_pipeline.settings import load_settings
+from embed_pipeline.shelf import Shelf
 
 _settings = load_settings()
-_store = _settings.paths.store
 
 defs = dg.Definitions(
     assets=[*all_assets, champion],
@@ -22,9 +21,9 @@ defs = dg.Definitions(
     sensors=all_sensors,
     schedules=all_schedules,
     resources={
-        "tables": ParquetIOManager(UPath(_store / "tables"), _settings.seed),
-        "models": ModelFolderIOManager(_store / "models"),
-        "bundles": ModelFolderIOManager(_store),
+        "tables": ParquetIOManager(_settings.paths.root / "tables", _settings.seed),
+        "models": ModelFolderIOManager(Shelf.of(_settings.paths).under("models")),
+        "bundles": ModelFolderIOManager(Shelf.of(_settings.paths)),
         "mlflow": MLflow.of(_settings),
     },
     executor=stage_executor(_settings.orchestration),

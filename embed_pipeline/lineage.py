@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from upath import UPath
 
 from embed_pipeline import tables
+from embed_pipeline.storage import list_folder, parse_table, read_all, read_table
 
 Row = dict[str, Any]
 ReadTable = Callable[[str], pl.DataFrame | None]
@@ -115,16 +117,18 @@ def trace(qa_id: str, read: ReadTable, models: Sequence[Model] = ()) -> Trace:
     )
 
 
-def stored_tables(store: Path) -> ReadTable:
-    """The tables of a local store: ``tables/<name>.parquet``, and ``tables/<name>/<batch>.parquet``."""
+def stored_tables(root: UPath | Path) -> ReadTable:
+    """The tables of a store: ``tables/<name>.parquet``, and ``tables/<name>/<batch>.parquet``."""
 
     def read(name: str) -> pl.DataFrame | None:
         table = tables.TABLES[name]
-        whole = store / "tables" / f"{name}.parquet"
-        files = [whole] if whole.is_file() else sorted((store / "tables" / name).glob("*.parquet"))
-        if not files:
-            return None
-        return pl.concat([tables.validate(pl.read_parquet(file), table) for file in files])
+        base = UPath(root) / "tables"
+        try:
+            return read_table(base / f"{name}.parquet", table)
+        except FileNotFoundError:
+            files = list_folder(base / name, "*.parquet")
+        frames = [parse_table(file, content, table) for file, content in zip(files, read_all(files), strict=True)]
+        return pl.concat(frames) if frames else None
 
     return read
 

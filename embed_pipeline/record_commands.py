@@ -56,7 +56,7 @@ def lineage(qa_id: Annotated[str, typer.Argument(help="The pair's id, or its fir
     settings = load_settings()
     with open_instance(settings.paths.store) as instance:
         models = trained_models(instance, settings.tracking.registered_model)
-    typer.echo(format_trace(trace(qa_id, stored_tables(settings.paths.store), models)))
+    typer.echo(format_trace(trace(qa_id, stored_tables(settings.paths.root), models)))
 
 
 def dataset(
@@ -64,15 +64,13 @@ def dataset(
     folder: Annotated[Path, typer.Argument(help="Where to write; an earlier export there is replaced.")],
 ) -> None:
     """Export the made questions, judgements and negatives for other tools."""
-    from upath import UPath
-
     from embed_pipeline import tables
-    from embed_pipeline.orchestration.io_managers import read_table
+    from embed_pipeline.storage import read_table
     from embed_pipeline.training_data.export import export_dataset
 
-    store = load_settings().paths.store / "tables"
+    folder_of_tables = load_settings().paths.root / "tables"
     named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
-    qa, split, corpus, negatives = (read_table(UPath(store / f"{table.name}.parquet"), table) for table in named)
+    qa, split, corpus, negatives = (read_table(folder_of_tables / f"{table.name}.parquet", table) for table in named)
     export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives)
     out.print(f"{qa.height} questions on {corpus.height} segments in {folder}")
 

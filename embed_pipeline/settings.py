@@ -15,8 +15,9 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +30,9 @@ from pydantic import (
     model_validator,
 )
 
+if TYPE_CHECKING:
+    from upath import UPath
+
 ENVIRONMENT_PREFIX = "EMBED_PIPELINE_"
 CONFIG_VARIABLE = "EMBED_PIPELINE_CONFIG"
 LLM_KEY_VARIABLE = "EMBED_PIPELINE_LLM_API_KEY"
@@ -36,6 +40,16 @@ SERVING_KEY_VARIABLE = "EMBED_PIPELINE_SERVING_API_KEY"
 _NOT_SETTINGS = {CONFIG_VARIABLE, LLM_KEY_VARIABLE, SERVING_KEY_VARIABLE}
 
 _URL_PASSWORD = re.compile(r"(://[^/@:\"]*:)[^/@\"]+@")
+_URL_QUERY = re.compile(r"(://[^\s?'\"]*\?)[^\s'\"]+")
+# Protocol to its driver and the extra that brings it. All of them put an object in one step.
+_STORAGE_DRIVERS: dict[str, tuple[str | None, str]] = {
+    "s3": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "az": ("adlfs", "azure"),
+    "abfs": ("adlfs", "azure"),
+    "file": (None, ""),
+    "memory": (None, ""),
+}
 _CRON_BOUNDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -65,6 +79,25 @@ Weights = Annotated[
     BeforeValidator(_read_weights),
     AfterValidator(_some_weight),
 ]
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with what URLs in it may carry to sign in, passwords and queries, masked."""
+    return _URL_QUERY.sub(r"\1***", _URL_PASSWORD.sub(r"\1***@", text))
+
+
+def _folder_or_url(value: object) -> object:
+    """A folder as a path, an address as text; ``file://`` is a folder."""
+    text = str(value)
+    if "://" not in text:
+        return Path(text)
+    protocol, _, place = text.partition("://")
+    if "::" in text or "?" in text or _URL_PASSWORD.search(text):
+        message = "must be a plain address, without chained protocols, a query or a password; credentials come from "
+        raise ValueError(message + "the environment (see docs/operations.md)")
+    return Path(place) if protocol in {"file", "local"} else text.rstrip("/")
+
+
 Augmentation = Literal["keywords", "title", "heading", "link", "crop"]
 
 
@@ -79,10 +112,56 @@ class _Stage(BaseModel):
 class Paths(_Stage):
     """Where documents are read from and where everything made is kept."""
 
-    documents: Path = Path("data/documents")
-    """Folder of input documents, read recursively."""
+    documents: Annotated[Path | str, BeforeValidator(_folder_or_url)] = Path("data/documents")
+    """Folder of input documents, read recursively; or an address that fsspec can list, such as ``s3://bucket/prefix``,
+    ``gs://``, ``az://`` or ``https://``."""
     store: Path = Path("data/store")
-    """Folder of tables, models, releases, the response store and run history."""
+    """Folder of this machine for tables, models, releases, the response store, run history and work in progress."""
+    assets: str | None = None
+    """Where tables, models, releases and batch manifests are kept instead, such as ``s3://bucket/prefix``; the store
+    then keeps the rest, and copies of the models and releases in use. None: in the store."""
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _is_a_folder(cls, value: object) -> object:
+        if "://" in str(value):
+            message = "must be a folder of this machine; paths.assets puts tables, models and releases elsewhere"
+            raise ValueError(message)
+        return value
+
+    @field_validator("assets")
+    @classmethod
+    def _is_object_storage(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        protocol, separator, rest = value.partition("://")
+        if "?" in value or _URL_PASSWORD.search(value):
+            message = "must be without a query or a password; credentials come from the environment (docs/scaling.md)"
+            raise ValueError(message)
+        if protocol not in _STORAGE_DRIVERS or not separator or not rest.strip("/"):
+            known = ", ".join(f"{name}://" for name in _STORAGE_DRIVERS)
+            message = f"must be an address of object storage, one of {known}, with a bucket or folder"
+            raise ValueError(message)
+        driver, extra = _STORAGE_DRIVERS[protocol]
+        if driver is not None and find_spec(driver) is None:
+            message = f"{protocol}:// needs {driver}; install embed-pipeline[{extra}]"
+            raise ValueError(message)
+        return value.rstrip("/")
+
+    @property
+    def remote(self) -> UPath | None:
+        """``assets`` as a path; None: all is in the store."""
+        from upath import UPath
+
+        # A driver's listings, once cached, would hide what other processes store.
+        return UPath(self.assets, use_listings_cache=False) if self.assets else None
+
+    @property
+    def root(self) -> UPath:
+        """The folder that tables, models, releases and batch manifests are kept in."""
+        from upath import UPath
+
+        return self.remote or UPath(self.store)
 
 
 class Corpus(_Stage):
@@ -101,6 +180,13 @@ class Corpus(_Stage):
     """Time that the conversion of a PDF or Office file may take."""
     max_files: Positive = 500_000
     """The scan stops with an error beyond this many files and folders."""
+    boilerplate_share: Share = 0.3
+    """Lines that this share of the documents has are boilerplate (menus, page heads and feet, licences): a paragraph of
+    such lines stays in the first document and is taken out of the others; 0: nothing is."""
+    boilerplate_documents: int = Field(default=10, ge=2)
+    """Least number of documents that must have a line for it to be boilerplate."""
+    near_duplicates: Share = 0.95
+    """A document that shares more of its word 5-grams with an earlier one is left out of the corpus; 0: none is."""
     documents_per_batch: Positive = 200
     """A drop of more new files than this is cut into several batches."""
     segment_tokens: int = Field(default=200, ge=16, le=8192)
@@ -644,7 +730,7 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {name!r}{_suggestion([str(p) for p in problem['loc']])}")
         else:
-            value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+            value = "" if isinstance(problem["input"], dict) else f" = {without_secrets(repr(problem['input']))}"
             lines.append(f"setting {name or 'group'}{value}: {problem['msg']}")
     return "; ".join(lines)
 

@@ -47,7 +47,7 @@ def new_documents(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
     except Timeout:
         return dg.SkipReason(f"an embed-pipeline command is at work on {settings.paths.store}")
     except CorpusError as error:
-        if batch_names(settings.paths.store):
+        if batch_names(settings.paths.root):
             raise  # what was there is not: an alarm
         return dg.SkipReason(str(error))
     if look.held_back:
@@ -68,7 +68,7 @@ def _asked_for(context: dg.SensorEvaluationContext, look: Look, settings: Settin
     """Partitions and run requests of the batches that have had none, oldest first."""
     known = set(context.instance.get_dynamic_partitions(_PARTITIONS))
     last = int(context.cursor or 0)
-    names = batch_names(settings.paths.store)
+    names = batch_names(settings.paths.root)
     due = [name for name in names if batch_number(name) > last or name not in known][
         : settings.orchestration.runs_per_tick
     ]

@@ -14,8 +14,8 @@ from embed_pipeline import tables
 from embed_pipeline.corpus.batches import forget_path
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
-from embed_pipeline.orchestration.io_managers import read_table, write_whole
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Paths, Settings
+from embed_pipeline.storage import list_folder, reaching, read_table, read_whole, write_whole
 
 _TRAINED_ON = "trained_on"
 _LEAST_FRAGMENT = 12
@@ -80,19 +80,19 @@ def forget_document(
     Raises:
         ForgettingError: no such document is stored, its file is still there, or a command is at work.
     """
-    store = settings.paths.store
+    store, root = settings.paths.store, settings.paths.root
     try:
         with FileLock(store / ".lock").acquire(timeout=0):
-            traces = find_traces(name, store)
+            traces = find_traces(name, root)
             present = [path for path in sorted(traces.paths) if (settings.paths.documents / path).exists()]
             if present:
                 message = f"{', '.join(present)} is still in {settings.paths.documents} and would be read again: "
                 raise ForgettingError(message + "remove it first")
-            models, unknown = models_trained_on(traces, store, instance)
-            answers = _forget_answers(traces, store)
+            models, unknown = models_trained_on(traces, root, instance)
+            answers = _forget_answers(traces, settings.paths)
             for path in sorted(traces.paths):
-                forget_path(store, path)
-            rows = _forget_rows(traces, store, instance, assets)
+                forget_path(settings.paths, path)
+            rows = _forget_rows(traces, root, instance, assets)
             _remove_derived(store)
     except Timeout as error:
         message = f"a command is at work on {store}; wait for it to end"
@@ -100,37 +100,37 @@ def forget_document(
     return Forgotten(traces, rows, answers, models, unknown)
 
 
-def find_traces(name: str, store: Path) -> Traces:
+def find_traces(name: str, root: UPath) -> Traces:
     """Everything that came from a document, by id.
 
     Raises:
         ForgettingError: no such document is stored.
     """
-    documents = _whole(store, tables.DOCUMENTS)
+    documents = _whole(root, tables.DOCUMENTS)
     paths = frozenset(documents.filter((pl.col("path") == name) | (pl.col("document_id") == name))["path"])
     if not paths:
-        message = f"no document {name!r} is stored in {store}; name its path in the documents folder, or its id"
+        message = f"no document {name!r} is stored in {root}; name its path in the documents folder, or its id"
         raise ForgettingError(message)
     own = set(documents.filter(pl.col("path").is_in(paths))["document_id"])
     elsewhere = set(documents.filter(~pl.col("path").is_in(paths))["document_id"])
     document_ids = frozenset(own - elsewhere)
-    segments = _whole(store, tables.SEGMENTS).filter(pl.col("document_id").is_in(document_ids))
-    pairs = _whole(store, tables.QA_PAIRS)
+    segments = _whole(root, tables.SEGMENTS).filter(pl.col("document_id").is_in(document_ids))
+    pairs = _whole(root, tables.QA_PAIRS)
     qa_ids = frozenset(pairs.filter(_any_of("document_ids", document_ids))["qa_id"])
     return Traces(paths, document_ids, frozenset(segments["segment_id"]), qa_ids)
 
 
-def remember_examples(store: Path, examples: pl.DataFrame) -> None:
+def remember_examples(root: UPath, examples: pl.DataFrame) -> None:
     """Keep which segments a version of ``training_examples`` holds, so that a model's material is known later."""
     used = examples.select(
         pl.concat_list("positive_segment_id", "negative_segment_ids").alias("segment_id"), "qa_id"
     ).explode("segment_id")
-    path = UPath(store / _TRAINED_ON / f"{tables.content_hash(examples)}.parquet")
+    path = root / _TRAINED_ON / f"{tables.content_hash(examples)}.parquet"
     write_whole(path, _parquet(used.unique().sort("segment_id", "qa_id")))
 
 
 def models_trained_on(
-    traces: Traces, store: Path, instance: dg.DagsterInstance
+    traces: Traces, root: UPath, instance: dg.DagsterInstance
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """MLflow versions that were trained on the document, and those of which it is not known; oldest first."""
     trained, unknown = [], []
@@ -138,11 +138,11 @@ def models_trained_on(
         version = event.metadata.get("mlflow_version")
         named = str(version.value) if version is not None else "unregistered"
         examples = (event.tags or {}).get("dagster/input_data_version/training_examples", "")
-        path = store / _TRAINED_ON / f"{examples}.parquet"
-        if not path.is_file():
+        try:
+            used = pl.read_parquet(io.BytesIO(read_whole(root / _TRAINED_ON / f"{examples}.parquet")))
+        except FileNotFoundError:
             unknown.append(named)
             continue
-        used = pl.read_parquet(path)
         touched = used.filter(pl.col("segment_id").is_in(traces.segment_ids) | pl.col("qa_id").is_in(traces.qa_ids))
         if touched.height:
             trained.append(named)
@@ -150,7 +150,7 @@ def models_trained_on(
 
 
 def _forget_rows(
-    traces: Traces, store: Path, instance: dg.DagsterInstance, assets: list[dg.AssetsDefinition]
+    traces: Traces, root: UPath, instance: dg.DagsterInstance, assets: list[dg.AssetsDefinition]
 ) -> dict[str, int]:
     """Rewrite every table without the rows, and record each as a new version; rows removed by table."""
     removed: dict[str, int] = {}
@@ -160,7 +160,7 @@ def _forget_rows(
             condition = _condition(table, traces) if table is not None else None
             if table is None or condition is None:
                 continue
-            for path, batch in _files(store, table):
+            for path, batch in _files(root, table):
                 frame = read_table(path, table)
                 kept = frame.filter(~condition)
                 if kept.height < frame.height:
@@ -215,9 +215,9 @@ def _any_of(column: str, ids: frozenset[str]) -> pl.Expr:
     return pl.col(column).list.set_intersection(sorted(ids)).list.len() > 0
 
 
-def _forget_answers(traces: Traces, store: Path) -> int:
+def _forget_answers(traces: Traces, paths: Paths) -> int:
     """Remove what the language model said about the document, known by the words that its rows hold."""
-    path = store / "responses.sqlite"
+    path = paths.store / "responses.sqlite"
     if not path.is_file():
         return 0
     groups: set[tuple[str, ...]] = set()
@@ -227,9 +227,9 @@ def _forget_answers(traces: Traces, store: Path) -> int:
             continue
         texts = [name for name, dtype in table.schema.items() if dtype == pl.String and name in _SAID]
         for column in texts:
-            said = _whole(store, table).filter(condition)[column]
+            said = _whole(paths.root, table).filter(condition)[column]
             groups.update((text,) for text in said if len(text) >= _LEAST_FRAGMENT)
-    artifacts = _whole(store, tables.DOCUMENT_ARTIFACTS).filter(pl.col("document_id").is_in(traces.document_ids))
+    artifacts = _whole(paths.root, tables.DOCUMENT_ARTIFACTS).filter(pl.col("document_id").is_in(traces.document_ids))
     # Artifacts are short; an answer that holds all of a document's is about it.
     groups.update(tuple(own) for own in artifacts.group_by("document_id").agg("text")["text"].to_list())
     with ResponseStore(path) as responses:
@@ -246,20 +246,21 @@ def _remove_derived(store: Path) -> None:
             path.unlink() if path.is_file() else path.rmdir()
 
 
-def _whole(store: Path, table: tables.Table) -> pl.DataFrame:
+def _whole(root: UPath, table: tables.Table) -> pl.DataFrame:
     """A table over all its batches."""
-    frames = [read_table(path, table) for path, _ in _files(store, table)]
+    frames = [read_table(path, table) for path, _ in _files(root, table)]
     return pl.concat(frames) if frames else table.empty()
 
 
-def _files(store: Path, table: tables.Table) -> Iterator[tuple[UPath, str | None]]:
+def _files(root: UPath, table: tables.Table) -> Iterator[tuple[UPath, str | None]]:
     """Where a table is stored: file and batch."""
-    base = UPath(store / "tables")
-    if (base / f"{table.name}.parquet").is_file():
+    base = root / "tables"
+    with reaching(base):
+        whole = (base / f"{table.name}.parquet").is_file()
+    if whole:
         yield base / f"{table.name}.parquet", None
-    if (base / table.name).is_dir():
-        for path in sorted((base / table.name).glob("*.parquet")):
-            yield path, path.stem
+    for path in list_folder(base / table.name, "*.parquet"):
+        yield path, path.stem
 
 
 def _parquet(frame: pl.DataFrame) -> bytes:

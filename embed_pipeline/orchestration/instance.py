@@ -5,9 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 import yaml
-from upath import UPath
 
-from embed_pipeline.orchestration.io_managers import write_whole
+from embed_pipeline.storage import write_whole
 
 _CONFIG = "dagster.yaml"
 
@@ -31,7 +30,7 @@ def prepare_home(store: Path) -> Path:
     text = yaml.safe_dump({**config, **_storage(home)}, sort_keys=False)
     path = home / _CONFIG
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_whole(UPath(path), text.encode())
+        write_whole(path, text.encode())
     return home
 
 

@@ -1,8 +1,6 @@
 """Storage: tables as Parquet on any fsspec path, models as folders. Writes are whole or not there."""
 
-import hashlib
 import io
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,8 @@ from upath import UPath
 
 from embed_pipeline import tables
 from embed_pipeline.orchestration.presentation import readable_sample
-from embed_pipeline.release.manifest import file_hash
-
-LATEST_FILE = "latest"
-"""Beside a model asset's folders: the name of the newest one."""
-_KEPT_FOLDERS = 5
-
-
-class StorageError(RuntimeError):
-    """Stored data is missing, damaged or of another shape; the message says what to materialize again."""
+from embed_pipeline.shelf import LATEST, Shelf, content_name, file_hashes
+from embed_pipeline.storage import StorageError, list_folder, parse_table, reaching, read_all, read_table, write_whole
 
 
 class ParquetIOManager(dg.UPathIOManager):
@@ -39,6 +30,18 @@ class ParquetIOManager(dg.UPathIOManager):
         buffer = io.BytesIO()
         frame.write_parquet(buffer, compression="zstd")
         write_whole(path, buffer.getvalue())
+
+    def make_directory(self, path: UPath) -> None:
+        """Nothing: the write makes what folders it needs, and object storage has none."""
+
+    def path_exists(self, path: UPath) -> bool:
+        """Whether a table is stored.
+
+        Raises:
+            StorageError: the storage cannot be reached.
+        """
+        with reaching(path):
+            return path.exists()
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> pl.DataFrame:
         """Read and validate a table.
@@ -59,8 +62,15 @@ class ParquetIOManager(dg.UPathIOManager):
         if not (context.definition_metadata or {}).get("by_batch"):
             return super().load_partitions(context)
         paths = self._get_paths_for_partitions(context)
-        present = {batch: path for batch, path in paths.items() if self.path_exists(path)}
-        return {batch: self.load_from_path(context, path) for batch, path in sorted(present.items())}
+        # One listing and one fetch, where a request for each of many batches would take minutes.
+        stored = set(list_folder(self._base_path / context.asset_key.path[-1], "*.parquet"))
+        present = {batch: path for batch, path in sorted(paths.items()) if path in stored}
+        table = _table(context)
+        contents = read_all(list(present.values()))
+        return {
+            batch: parse_table(path, content, table)
+            for (batch, path), content in zip(present.items(), contents, strict=True)
+        }
 
     def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401 - as load_partitions
         """Load, and explain a table that is not there yet."""
@@ -81,45 +91,25 @@ class ParquetIOManager(dg.UPathIOManager):
         }
 
 
-def read_table(path: UPath, table: tables.Table) -> pl.DataFrame:
-    """Read and validate a stored table.
-
-    Raises:
-        FileNotFoundError: it was never materialized.
-        StorageError: the file is damaged or of another schema.
-    """
-    content = path.read_bytes()
-    try:
-        return tables.validate(pl.read_parquet(io.BytesIO(content)), table)
-    except (pl.exceptions.PolarsError, tables.TableError) as error:
-        message = f"{path} cannot be used ({error}); materialize {table.name} again"
-        raise StorageError(message) from error
-
-
 class ModelFolderIOManager(dg.IOManager):
     """Folders as ``<base>/<asset>/<name>``; the asset returns a staged folder (:func:`stage_folder`), moved here."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Shelf) -> None:
         self._base = base
 
     def handle_output(self, context: dg.OutputContext, obj: Path) -> None:
         """Move the staged folder into place, then point ``latest`` at it; older ones are kept, five in all."""
-        home = self._base / context.asset_key.path[-1]
-        target = home / obj.name
+        shelf = self._base.under(context.asset_key.path[-1])
+        target = shelf.local / obj.name
         if target.exists():
             shutil.rmtree(target)
         obj.replace(target)
-        write_whole(UPath(home / LATEST_FILE), obj.name.encode())
-        others = sorted(
-            (folder for folder in home.iterdir() if folder.is_dir() and not folder.name.startswith(".")),
-            key=lambda folder: folder.stat().st_mtime,
-        )
-        pinned = {path.read_text(encoding="utf-8").strip() for path in home.iterdir() if path.is_file()}
-        for folder in others[:-_KEPT_FOLDERS]:
-            if folder.name not in pinned:
-                shutil.rmtree(folder)
+        shelf.publish(obj.name)
+        shelf.point(LATEST, obj.name)
+        shelf.prune()
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-        context.add_output_metadata({"path": dg.MetadataValue.path(str(target)), "megabytes": round(size / 1e6, 1)})
+        kept = str(shelf.address / obj.name)
+        context.add_output_metadata({"path": dg.MetadataValue.path(kept), "megabytes": round(size / 1e6, 1)})
 
     def load_input(self, context: dg.InputContext) -> Path:
         """The newest folder.
@@ -130,16 +120,17 @@ class ModelFolderIOManager(dg.IOManager):
         return latest_folder(self._base, context.asset_key.path[-1])
 
 
-def latest_folder(base: Path, asset: str) -> Path:
-    """The folder that the asset's newest materialization wrote.
+def latest_folder(base: Shelf, asset: str) -> Path:
+    """The folder that the asset's newest materialization wrote, on this machine.
 
     Raises:
-        StorageError: there is none.
+        StorageError: there is none, or it cannot be fetched.
     """
-    pointer = base / asset / LATEST_FILE
-    folder = base / asset / pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+    shelf = base.under(asset)
+    name = shelf.pointed(LATEST)
+    folder = shelf.fetch(name) if name else None
     if folder is None or not folder.is_dir():
-        message = f"{asset} is not there yet ({pointer}); materialize it first"
+        message = f"{asset} is not there yet ({shelf.address / LATEST}); materialize it first"
         raise StorageError(message)
     return folder
 
@@ -155,28 +146,7 @@ def stage_folder(base: Path, asset: str) -> Path:
 
 def name_by_content(staged: Path) -> Path:
     """Rename a staged folder to the hash of its files, which becomes its name in storage and its data version."""
-    digest = hashlib.sha256()
-    for path in sorted(staged.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(staged).as_posix()}\0{file_hash(path)}\0".encode())
-    return staged.rename(staged.with_name(digest.hexdigest()[:16]))
-
-
-def write_whole(path: UPath, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step; object stores do so by themselves."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not isinstance(path, Path):
-        path.write_bytes(content)
-        return
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with staged.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    return staged.rename(staged.with_name(content_name(file_hashes(staged))))
 
 
 def _table(context: dg.OutputContext | dg.InputContext) -> tables.Table:

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from embed_pipeline.orchestration.presentation import OWNERS
-from embed_pipeline.release.current import current_version, promote, release_folder
+from embed_pipeline.release.current import current_version, has_release, promote, release_folder
 from embed_pipeline.release.manifest import BundleError, Manifest, read_manifest
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.kept import confirm_release
@@ -56,17 +56,16 @@ def roll_back(instance: dg.DagsterInstance, tracker: Tracker, settings: Settings
     Args:
         instance: where the history is.
         tracker: where the alias is.
-        settings: ``paths.store`` holds the releases.
+        settings: ``paths`` says where the releases are.
         version: which; None: the one that was promoted before the present one.
 
     Raises:
         BundleError: there is no such release, or no earlier one.
     """
-    store = settings.paths.store
-    now = current_version(store)
+    now = current_version(settings.paths)
     target = version or _earlier(instance, settings, now)
-    manifest = read_manifest(release_folder(store, target))
-    promote(store, target)
+    manifest = read_manifest(release_folder(settings.paths, target))
+    promote(settings.paths, target)
     name, model_version = manifest.mlflow["model"], manifest.mlflow["version"]
     tracker.set_alias(name, CHAMPION, model_version)
     tracker.set_version_tags(name, model_version, {"decision": f"rolled back to {_now()}"})
@@ -81,9 +80,9 @@ def _earlier(instance: dg.DagsterInstance, settings: Settings, now: str | None) 
     versions = [_text(event, "version") for event in events if _text(event, "decision") == _PROMOTED]
     later = versions.index(now) + 1 if now in versions else 0
     for version in versions[later:]:
-        if version and version != now and release_folder(settings.paths.store, version).is_dir():
+        if version and version != now and has_release(settings.paths, version):
             return version
-    message = f"no release before {now} is kept in {settings.paths.store / 'release'}; name one of its folders"
+    message = f"no release before {now} is kept in {settings.paths.root / 'release'}; name one of its folders"
     raise BundleError(message)
 
 
@@ -115,10 +114,10 @@ def put_in_service(version: str, before: str | None, settings: Settings) -> None
     Raises:
         ServingError: it did not.
     """
-    promote(settings.paths.store, version)
+    promote(settings.paths, version)
     try:
         confirm_release(version, settings)
     except ServingError:
         if before is not None:
-            promote(settings.paths.store, before)
+            promote(settings.paths, before)
         raise

@@ -61,7 +61,7 @@ class StageRunner:
             per_batch = [assets for assets in STAGES[stage] if assets.partitions_def is not None]
             overall = [assets for assets in STAGES[stage] if assets.partitions_def is None]
             if per_batch:
-                for batch in load_batches(self._settings.paths.store):
+                for batch in load_batches(self._settings.paths.root):
                     self._make(stage, per_batch, batch.name, outcome, force=force, config={})
             self._make(stage, overall, None, outcome, force=force, config=config or {})
         return outcome
@@ -72,7 +72,7 @@ class StageRunner:
             "%s: %d files, %d new batches; skipped %s", scan.folder, len(scan.files), len(new), scan.describe_skipped()
         )
         known = set(self._instance.get_dynamic_partitions(str(document_batches.name)))
-        names = [batch.name for batch in load_batches(self._settings.paths.store) if batch.name not in known]
+        names = [batch.name for batch in load_batches(self._settings.paths.root) if batch.name not in known]
         if names:
             self._instance.add_dynamic_partitions(str(document_batches.name), names)
 
@@ -135,7 +135,7 @@ class StageRunner:
 
     def status(self) -> list[tuple[str, str, str, str]]:
         """Stage, asset, state (current, stale, failed or missing) and time made of every asset, in flow order."""
-        batches = [batch.name for batch in load_batches(self._settings.paths.store)]
+        batches = [batch.name for batch in load_batches(self._settings.paths.root)]
         rows = []
         for stage, group in STAGES.items():
             for definition in group:

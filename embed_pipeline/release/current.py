@@ -1,90 +1,102 @@
-"""Which release is served: ``<store>/release/current`` holds its version, ``<store>/release/<version>/`` its bundle."""
+"""Which release is served: ``release/current`` holds its version, ``release/<version>/`` its bundle.
+
+Both are in the store or, where ``paths.assets`` is set, on object storage; then a bundle is fetched to the store first.
+"""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path, PurePosixPath
 
 from embed_pipeline.release.manifest import BundleError, read_manifest
+from embed_pipeline.settings import Paths
+from embed_pipeline.shelf import CURRENT, LATEST, Shelf
+from embed_pipeline.storage import StorageError
 
 RELEASES = "release"
-CURRENT_FILE = "current"
 
 
-def release_folder(store: Path, version: str) -> Path:
-    """Where the bundle of ``version`` lies.
+def release_folder(paths: Paths, version: str) -> Path:
+    """The bundle of ``version`` on this machine, fetched where it is kept elsewhere.
 
     Raises:
-        BundleError: the version is not a plain folder name.
+        BundleError: the version is not a plain folder name, or its bundle cannot be fetched.
     """
-    if not version or PurePosixPath(version).parts != (version,) or version in {"..", CURRENT_FILE}:
-        message = f"release version {version!r} is not a folder name"
-        raise BundleError(message)
-    return store / RELEASES / version
+    shelf = _releases(paths, version)
+    try:
+        return shelf.fetch(version)
+    except StorageError as error:
+        message = f"release {version} cannot be fetched: {error}"
+        raise BundleError(message) from error
 
 
-def current_version(store: Path) -> str | None:
+def has_release(paths: Paths, version: str) -> bool:
+    """Whether the bundle of ``version`` is kept.
+
+    Raises:
+        BundleError: the version is not a plain folder name, or its storage cannot be reached.
+    """
+    shelf = _releases(paths, version)
+    try:
+        return shelf.holds(version)
+    except StorageError as error:
+        raise BundleError(str(error)) from error
+
+
+def current_version(paths: Paths) -> str | None:
     """The version that is to be served; None before the first :func:`promote`.
 
     Raises:
         BundleError: the file that names it cannot be read.
     """
-    path = store / RELEASES / CURRENT_FILE
+    shelf = Shelf.of(paths).under(RELEASES)
+    path = shelf.address / CURRENT
     try:
-        version = path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
+        version = shelf.pointed(CURRENT)
+    except (OSError, UnicodeDecodeError, StorageError) as error:
         message = f"{path} cannot be read: {error}"
         raise BundleError(message) from error
-    if not version:
+    if version is not None and not version:
         message = f"{path} is empty"
         raise BundleError(message)
     return version
 
 
-def current_bundle(store: Path) -> Path:
-    """The bundle that is to be served.
+def current_bundle(paths: Paths) -> Path:
+    """The bundle that is to be served, on this machine.
 
     Raises:
-        BundleError: nothing was promoted, or the bundle that was is gone.
+        BundleError: nothing was promoted, or the bundle that was is gone or cannot be fetched.
     """
-    version = current_version(store)
+    version = current_version(paths)
     if version is None:
-        message = f"{store / RELEASES} names no current release; promote one first"
+        message = f"{paths.root / RELEASES} names no current release; promote one first"
         raise BundleError(message)
-    folder = release_folder(store, version)
+    folder = release_folder(paths, version)
     if not folder.is_dir():
         message = f"{folder}, the current release, is not there"
         raise BundleError(message)
     return folder
 
 
-def promote(store: Path, version: str) -> Path:
+def promote(paths: Paths, version: str) -> Path:
     """Make ``version`` the release that is served, at once or not at all, and return its bundle.
 
     Raises:
         BundleError: there is no such bundle, or its manifest names another version.
+        OSError: the disk is full.
+        StorageError: the object storage refused it or cannot be reached.
     """
-    folder = release_folder(store, version)
+    folder = release_folder(paths, version)
     manifest = read_manifest(folder)
     if manifest.version != version:
         message = f"{folder} holds release {manifest.version!r}, not {version!r}"
         raise BundleError(message)
-    write_atomically(store / RELEASES / CURRENT_FILE, f"{version}\n")
+    Shelf.of(paths).under(RELEASES).point(CURRENT, version)
     return folder
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Put ``text`` in place of ``path``: a reader, or a crash, sees the old file or the new one whole."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _releases(paths: Paths, version: str) -> Shelf:
+    if not version or PurePosixPath(version).parts != (version,) or version in {"..", CURRENT, LATEST}:
+        message = f"release version {version!r} is not a folder name"
+        raise BundleError(message)
+    return Shelf.of(paths).under(RELEASES)

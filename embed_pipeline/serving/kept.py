@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 
-from embed_pipeline.release.current import write_atomically
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.settings import Settings, serving_api_key
+from embed_pipeline.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Kept:
 
 def keep_endpoint(store: Path, kept: Kept) -> None:
     """Note in ``<store>/deployment.json`` what was left running."""
-    write_atomically(store / KEPT_FILE, json.dumps(asdict(kept), indent=2) + "\n")
+    write_whole(store / KEPT_FILE, (json.dumps(asdict(kept), indent=2) + "\n").encode())
     logger.info("release %s stays served at %s by process %d", kept.release_version, kept.url, kept.pid)
 
 

@@ -99,7 +99,10 @@ def _environment(settings: Settings, environment: Mapping[str, str]) -> dict[str
         f"{ENVIRONMENT_PREFIX}SERVING__{name.upper()}": "none" if value is None else str(value)
         for name, value in settings.serving.model_dump(mode="json").items()
     }
-    store = {f"{ENVIRONMENT_PREFIX}PATHS__STORE": str(settings.paths.store.resolve())}
+    store = {
+        f"{ENVIRONMENT_PREFIX}PATHS__STORE": str(settings.paths.store.resolve()),
+        f"{ENVIRONMENT_PREFIX}PATHS__ASSETS": settings.paths.assets or "none",
+    }
     # Everything the endpoint reads is above; the settings file of this folder might be another's.
     return {**kept, **values, **store, CONFIG_VARIABLE: os.devnull}
 

@@ -12,6 +12,7 @@ from embed_pipeline.release.current import RELEASES, current_version, release_fo
 from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.service import Service
+from embed_pipeline.settings import Paths
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +21,14 @@ LOAD_ERRORS = (BundleError, ModelError, ReleaseError, ServingError)
 
 
 class Follower:
-    """Looks now and then which release of ``store`` is current and has ``service`` load it when that changes.
+    """Looks now and then which release is current and has ``service`` load it when that changes.
 
     A release that cannot be served leaves the one before in place, and is not tried again until the pointer moves.
     """
 
-    def __init__(self, service: Service, store: Path) -> None:
+    def __init__(self, service: Service, paths: Paths) -> None:
         """Take what is current now for known: only a later change is followed."""
-        self._service, self._store = service, store
+        self._service, self._paths = service, paths
         self._seen: str | None = None
         self._seen = self._look()
         self._stopping = threading.Event()
@@ -36,9 +37,9 @@ class Follower:
     @classmethod
     def of(cls, service: Service, bundle: Path) -> Follower | None:
         """A follower of the store that ``bundle`` lies in; None where it lies in none, or nothing is to be followed."""
-        store = service.settings.paths.store
-        inside = bundle.resolve().parent == (store / RELEASES).resolve()
-        return cls(service, store) if inside and service.settings.serving.reload_seconds else None
+        paths = service.settings.paths
+        inside = bundle.resolve().parent == (paths.store / RELEASES).resolve()
+        return cls(service, paths) if inside and service.settings.serving.reload_seconds else None
 
     def start(self) -> None:
         """Begin to look."""
@@ -60,14 +61,14 @@ class Follower:
 
     def _load(self, version: str) -> None:
         try:
-            self._service.load(release_folder(self._store, version))
+            self._service.load(release_folder(self._paths, version))
         except LOAD_ERRORS as error:
             logger.error("release %s cannot be served, %s stays: %s", version, self._service.version, error)  # noqa: TRY400 - the message is the whole of it
             self._service.metrics.failed_reloads.inc()
 
     def _look(self) -> str | None:
         try:
-            return current_version(self._store)
+            return current_version(self._paths)
         except BundleError as error:
             logger.warning("%s", error)
             return self._seen

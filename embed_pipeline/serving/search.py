@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from embed_pipeline.serving.service import Service
 
 if TYPE_CHECKING:
     import polars as pl
+    from upath import UPath
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Search:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._path = service.settings.paths.store / "tables" / "corpus.parquet"
+        self._path = service.settings.paths.root / "tables" / "corpus.parquet"
         self._index: Index | None = None
         self._building: asyncio.Task[None] | None = None
         self._choosing = asyncio.Lock()
@@ -128,15 +128,15 @@ class Search:
                 await asyncio.sleep(float(error.headers["Retry-After"]))
 
 
-def _empty(models: tuple[ServedModel, ...], path: Path) -> Index:
-    import polars as pl
-
+def _empty(models: tuple[ServedModel, ...], path: UPath) -> Index:
     from embed_pipeline import tables
+    from embed_pipeline.storage import read_table
 
-    if not path.is_file():
+    try:
+        corpus = read_table(path, tables.CORPUS)
+    except FileNotFoundError as error:
         message = f"there is no corpus at {path}; run the pipeline up to the corpus first"
-        raise RequestError(404, message, code="no_corpus")
-    corpus = tables.validate(pl.read_parquet(path), tables.CORPUS)
+        raise RequestError(404, message, code="no_corpus") from error
     shown = corpus.head(MAX_SEGMENTS)
     vectors = [np.zeros((shown.height, model.dimensions), dtype=np.float32) for model in models]
     return Index(models, shown, corpus.height, vectors)

@@ -8,7 +8,6 @@ write are judged in the estimate at the size of the prompts around them. Tokens 
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from embed_pipeline.corpus.batches import batch_folder, cut_batches, load_batches
+from embed_pipeline.corpus.batches import copy_batches, cut_batches, load_batches
 from embed_pipeline.corpus.documents import read_documents
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
@@ -130,10 +129,9 @@ def estimate_folder(settings: Settings, encoder: Encoder) -> Estimate:
     segments: dict[str, pl.DataFrame] = {}
     titles: dict[str, str] = {}
     with TemporaryDirectory() as temporary:
-        paths = settings.paths.model_copy(update={"store": Path(temporary)})
+        paths = settings.paths.model_copy(update={"store": Path(temporary), "assets": None})
         aside = settings.model_copy(update={"paths": paths})
-        if batch_folder(settings.paths.store).is_dir():
-            shutil.copytree(batch_folder(settings.paths.store), batch_folder(paths.store))
+        copy_batches(settings.paths, paths)
         cut_batches(aside)
         for batch in load_batches(paths.store):
             documents, _ = read_documents(batch, aside)

@@ -11,6 +11,7 @@ import polars as pl
 from embed_pipeline import tables
 from embed_pipeline.evaluation.query_sets import generated_set
 from embed_pipeline.settings import Settings
+from embed_pipeline.storage import read_table
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.task import Task
 
@@ -56,8 +57,9 @@ def train_in_processes(settings: Settings) -> None:
 
 
 def _read(settings: Settings, table: tables.Table) -> pl.DataFrame:
-    path = settings.paths.store / "tables" / f"{table.name}.parquet"
-    if not path.is_file():
+    path = settings.paths.root / "tables" / f"{table.name}.parquet"
+    try:
+        return read_table(path, table)
+    except FileNotFoundError as error:
         message = f"{table.name} is not there yet ({path}); materialize it first"
-        raise TrainingError(message)
-    return tables.validate(pl.read_parquet(path), table)
+        raise TrainingError(message) from error

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import dagster as dg
 import polars as pl
 import pytest
 from upath import UPath
 
-from embed_pipeline import tables
-from embed_pipeline.orchestration import io_managers
+from embed_pipeline import storage, tables
 from embed_pipeline.orchestration.io_managers import (
     ModelFolderIOManager,
     ParquetIOManager,
-    StorageError,
     latest_folder,
     name_by_content,
-    read_table,
     stage_folder,
-    write_whole,
 )
+from embed_pipeline.shelf import CURRENT, Shelf
+from embed_pipeline.storage import StorageError, read_table
 from embed_pipeline.tables import TableError
 
 
@@ -73,7 +69,7 @@ def test_a_failed_write_leaves_the_previous_version(manager, tmp_path, monkeypat
     def disk_is_full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(io_managers.os, "fsync", disk_is_full)
+    monkeypatch.setattr(storage.os, "fsync", disk_is_full)
     with pytest.raises(OSError, match="No space left"):
         manager.handle_output(output_context("segments"), segments(text="other"))
     assert [path.name for path in tmp_path.iterdir()] == ["segments.parquet"]
@@ -111,7 +107,7 @@ def test_an_object_store_holds_tables_too():
 
 
 def test_model_folders_are_moved_into_place_and_few_are_kept(tmp_path):
-    manager = ModelFolderIOManager(tmp_path)
+    manager = ModelFolderIOManager(Shelf(tmp_path))
     names = []
     for number in range(8):
         staged = stage_folder(tmp_path, "onnx_model")
@@ -120,8 +116,8 @@ def test_model_folders_are_moved_into_place_and_few_are_kept(tmp_path):
         names.append(named.name)
         manager.handle_output(output_context("onnx_model"), named)
         if number == 0:
-            write_whole(UPath(tmp_path / "onnx_model" / "current"), named.name.encode())
-    assert latest_folder(tmp_path, "onnx_model").name == names[-1]
+            Shelf(tmp_path).under("onnx_model").point(CURRENT, named.name)
+    assert latest_folder(Shelf(tmp_path), "onnx_model").name == names[-1]
     assert manager.load_input(input_context("onnx_model")) == tmp_path / "onnx_model" / names[-1]
     kept = {path.name for path in (tmp_path / "onnx_model").iterdir() if path.is_dir() and path.name != ".staging"}
     assert kept == {*names[-5:], names[0]}, "the newest five, and the one that is in use"
@@ -139,4 +135,4 @@ def test_a_folder_is_named_for_its_content(tmp_path):
 
 def test_a_missing_model_says_what_to_do(tmp_path):
     with pytest.raises(StorageError, match="finetuned_model is not there yet"):
-        latest_folder(Path(tmp_path), "finetuned_model")
+        latest_folder(Shelf(tmp_path), "finetuned_model")

@@ -47,7 +47,7 @@ class Store:
         folder = self.settings.paths.store / "release" / f"v{number}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").write_text(manifest(number).model_dump_json())
-        tracker, before = self.tracker, current_version(self.settings.paths.store)
+        tracker, before = self.tracker, current_version(self.settings.paths)
 
         @dg.asset
         def deployment(context: dg.AssetExecutionContext) -> None:
@@ -57,7 +57,7 @@ class Store:
                 record_promotion(context, tracker, manifest(number), before)
 
         if not reasons:
-            promote(self.settings.paths.store, f"v{number}")
+            promote(self.settings.paths, f"v{number}")
         assert dg.materialize([deployment], instance=self.instance).success
 
     def history(self):
@@ -100,11 +100,11 @@ def test_the_way_back_leads_to_the_release_before_and_then_to_the_one_before_tha
     for number in (1, 2, 3):
         store.release(number)
     assert store.back() == "v2"
-    assert current_version(store.settings.paths.store) == "v2"
+    assert current_version(store.settings.paths) == "v2"
     assert store.tracker.aliases == {"champion": "2"}
     assert store.history()[0]["decision"] == "rolled back"
     assert store.back() == "v1"
-    assert current_version(store.settings.paths.store) == "v1"
+    assert current_version(store.settings.paths) == "v1"
     assert store.back("v3") == "v3"
     assert store.tracker.aliases == {"champion": "3"}
 
@@ -122,22 +122,22 @@ def test_without_an_earlier_release_nothing_changes(store):
         store.back()
     with pytest.raises(BundleError):
         store.back("v9")
-    assert current_version(store.settings.paths.store) == "v1"
+    assert current_version(store.settings.paths) == "v1"
 
 
 def test_a_release_that_the_running_endpoint_does_not_take_up_leaves_the_one_before(store, monkeypatch):
-    folder = store.settings.paths.store
+    paths = store.settings.paths
     store.release(1)
     store.release(2)
-    promote(folder, "v1")
+    promote(paths, "v1")
     put_in_service("v2", "v1", store.settings)
-    assert current_version(folder) == "v2"
+    assert current_version(paths) == "v2"
 
     def refuse(version, settings):
-        assert current_version(folder) == version
+        assert current_version(paths) == version
         raise ServingError("it still serves v2")
 
     monkeypatch.setattr(promotion, "confirm_release", refuse)
     with pytest.raises(ServingError):
         put_in_service("v1", "v2", store.settings)
-    assert current_version(folder) == "v2"
+    assert current_version(paths) == "v2"

@@ -69,7 +69,7 @@ def test_a_faithful_endpoint_is_kept_and_takes_up_the_next_release(bundle, corpu
         frame = deploy(releases / "2", corpus, QUERIES, chosen, keep=True)
         assert frame.row(0, named=True)["url"] == kept.url
         assert served_release(kept.url)["version"] == "1"
-        promote(tmp_path, "2")
+        promote(Paths(store=tmp_path), "2")
         confirm_release("2", chosen)
         assert served_release(kept.url)["version"] == "2"
         assert kept_endpoint(tmp_path) == Kept(kept.pid, kept.url, "2")

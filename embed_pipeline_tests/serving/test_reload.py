@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.release.current import promote, write_atomically
+from embed_pipeline.release.current import promote
 from embed_pipeline.serving.reload import Follower
 from embed_pipeline.serving.service import Service
 from embed_pipeline.settings import Paths, Serving, Settings
+from embed_pipeline.storage import write_whole
 from embed_pipeline_tests.serving.endpoint import Running, changed, eventually, gated, running
 
 
@@ -24,7 +25,7 @@ def store(bundle, tmp_path) -> Path:
     releases = tmp_path / "store" / "release"
     shutil.copytree(bundle, releases / "1")
     changed(bundle, releases / "2", "onnx/embedding_config.json", query_prefix="how ")
-    promote(tmp_path / "store", "1")
+    promote(Paths(store=tmp_path / "store"), "1")
     return tmp_path / "store"
 
 
@@ -44,7 +45,7 @@ def test_a_promoted_release_is_served_and_a_promoted_back_one_too(store):
     with following(store) as served:
         for name in ("1", "2", "1"):
             before = served.service.models[0]
-            promote(store, name)
+            promote(Paths(store=store), name)
             eventually(lambda name=name: version(served) == name)
             assert np.allclose(served.vectors("class"), expected[name], atol=1e-6)
             # What is served no more holds no thread.
@@ -65,7 +66,7 @@ def test_no_request_is_lost_while_releases_change(store):
             client.start()
         for name in ("2", "1", "2", "1"):
             before = len(statuses)
-            promote(store, name)
+            promote(Paths(store=store), name)
             eventually(lambda name=name: served.service.version == name)
             eventually(lambda before=before: len(statuses) > before + 8)
         stop.set()
@@ -126,7 +127,7 @@ def test_what_the_old_release_has_begun_it_finishes(store):
         asking = threading.Thread(target=lambda: answers.append(served.embed(["class"] * 3).status_code))
         asking.start()
         eventually(lambda: bool(gate.batches))
-        promote(store, "2")
+        promote(Paths(store=store), "2")
         eventually(lambda: served.service.version == "2")
         assert not answers
         gate.opened.set()
@@ -137,13 +138,13 @@ def test_what_the_old_release_has_begun_it_finishes(store):
 def broken(store: Path, fault: str) -> None:
     """Make release "3" current, which cannot be served."""
     if fault == "gone":
-        write_atomically(store / "release" / "current", "3\n")
+        write_whole(store / "release" / "current", b"3\n")
         return
     tokens = 512 if fault == "too wide" else 64
     three = changed(store / "release" / "1", store / "release" / "3", "onnx/embedding_config.json", max_tokens=tokens)
     if fault == "changed":
         (three / "onnx" / "model.onnx").write_bytes(b"x")
-    promote(store, "3")
+    promote(Paths(store=store), "3")
 
 
 @pytest.mark.parametrize("fault", ["changed", "gone", "too wide"])
@@ -153,7 +154,7 @@ def test_a_release_that_cannot_be_served_leaves_the_one_before(store, caplog, fa
         eventually(lambda: served.metric("failed_reloads_total") == 1)
         assert "release 3 cannot be served, 1 stays" in caplog.text
         assert served.embed("class").status_code == 200
-        promote(store, "2")
+        promote(Paths(store=store), "2")
         eventually(lambda: served.service.version == "2")
         assert served.metric("failed_reloads_total") == 1
 

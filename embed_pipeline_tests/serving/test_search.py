@@ -16,6 +16,7 @@ from embed_pipeline import tables
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.current import promote
 from embed_pipeline.serving import search
+from embed_pipeline.settings import Paths
 from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -94,7 +95,7 @@ def test_another_release_is_indexed_anew(bundle, tmp_path):
     changed(bundle, store / "release" / "2", "onnx/embedding_config.json", query_prefix="how ")
     with running(store / "release" / "1", store=store, reload_seconds=0.02) as served:
         before = found(served, "class")["systems"][0]
-        promote(store, "2")
+        promote(Paths(store=store), "2")
         eventually(lambda: served.service.version == "2")
         after = found(served, "class")["systems"][0]
     assert (before["version"], after["version"]) == ("1", "2")

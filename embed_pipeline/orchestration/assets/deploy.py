@@ -47,13 +47,13 @@ def champion_comparison(
 ) -> dg.Output[Any]:
     """Measure the new release against the one that is served now; where it may not take its place, record why."""
     settings = load_settings()
-    candidate, served = read_manifest(release), current_version(settings.paths.store)
+    candidate, served = read_manifest(release), current_version(settings.paths)
     frame = tables.CHAMPION_COMPARISON.empty()
     if served is not None and served != candidate.version:
         with explained():
             own = [labelled_set(folder, corpus) for folder in settings.evaluation.labelled]
             sets = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
-            champion = (served, current_bundle(settings.paths.store) / "model")
+            champion = (served, current_bundle(settings.paths) / "model")
             frame = compare_with_champion(champion, (candidate.version, release / "model"), corpus, sets, settings)
     reasons = promotion_failures(frame, settings)
     if reasons:
@@ -86,7 +86,7 @@ def deployment(
         failures = deployment_failures(frame, settings)
         if failures:
             raise ReleaseError(f"not deployed, the release served before stays: {'; '.join(failures)}")
-        before = current_version(settings.paths.store)
+        before = current_version(settings.paths)
         put_in_service(manifest.version, before, settings)
         record_promotion(context, mlflow.tracker(), manifest, before)
     return stored(context, frame, settings, metadata=frame.row(0, named=True))

@@ -75,6 +75,6 @@ def training_examples(context: dg.AssetExecutionContext, hard_negatives: pl.Data
     """Unroll each question into one example for each positive."""
     with explained():
         frame = unroll(hard_negatives)
-    remember_examples(load_settings().paths.store, frame)
+    remember_examples(load_settings().paths.root, frame)
     origins = dict(frame["origin"].value_counts(sort=True).iter_rows())
     return stored(context, frame, load_settings(), metadata=figures({"origins": origins}))

@@ -76,8 +76,8 @@ def documents(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Any]]:
     """Read the files of the batch; what is no document is set aside with its reason."""
     settings = load_settings()
     with explained():
-        batch = load_batch(settings.paths.store, context.partition_key)
-        alone = len(load_batches(settings.paths.store)) == 1
+        batch = load_batch(settings.paths.root, context.partition_key)
+        alone = len(load_batches(settings.paths.root)) == 1
         read, rejected = read_documents(batch, settings, only_batch=alone)
     facts = {"deleted": int(read["deleted"].sum()), "set_aside": rejected.height, **_counts(rejected, "reason")}
     yield stored(context, read, settings, asset="documents", metadata=facts)

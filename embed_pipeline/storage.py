@@ -1,0 +1,155 @@
+"""Reading and writing what is stored, in a folder of this machine or on object storage. Writes are whole or not there.
+
+A local file is written beside its place and moved there; an object store puts an object in one step by itself. What an
+object store's driver raises has no common class: here it becomes a :class:`StorageError` that names the address.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+from upath import UPath
+
+from embed_pipeline import tables
+
+
+class StorageError(RuntimeError):
+    """Stored data is missing, damaged, of another shape or out of reach; the message says what to do."""
+
+
+def read_table(path: UPath | Path, table: tables.Table) -> pl.DataFrame:
+    """Read and validate a stored table.
+
+    Raises:
+        FileNotFoundError: it was never materialized.
+        StorageError: the file is damaged or of another schema, or its storage cannot be reached.
+    """
+    return parse_table(path, read_whole(path), table)
+
+
+def parse_table(path: UPath | Path, content: bytes, table: tables.Table) -> pl.DataFrame:
+    """The table that ``path`` holds, from its bytes.
+
+    Raises:
+        StorageError: they are damaged or of another schema.
+    """
+    try:
+        return tables.validate(pl.read_parquet(io.BytesIO(content)), table)
+    except (pl.exceptions.PolarsError, tables.TableError) as error:
+        message = f"{path} cannot be used ({error}); materialize {table.name} again"
+        raise StorageError(message) from error
+
+
+def read_whole(path: UPath | Path) -> bytes:
+    """The bytes at ``path``.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        StorageError: its storage cannot be reached.
+    """
+    with reaching(path, FileNotFoundError):
+        return path.read_bytes()
+
+
+def read_all(paths: list[UPath]) -> list[bytes]:
+    """The bytes at each of ``paths``, fetched at the same time where they are objects.
+
+    Raises:
+        FileNotFoundError: nothing is at one of them.
+        StorageError: their storage cannot be reached.
+    """
+    if not paths or as_local(paths[0]) is not None:
+        return [path.read_bytes() for path in paths]
+    with reaching(paths[0].parent, FileNotFoundError):
+        found = paths[0].fs.cat([path.path for path in paths])
+    return [found[path.path] for path in paths]
+
+
+def list_folder(path: UPath, pattern: str) -> list[UPath]:
+    """What lies in a folder and fits the pattern, sorted; nothing where there is no such folder.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+    """
+    with reaching(path):
+        return sorted(path.glob(pattern))
+
+
+def write_whole(path: UPath | Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` in one step, or leave what was there.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+        StorageError: the object storage refused it or cannot be reached.
+    """
+    local = as_local(path)
+    if local is None:
+        with reaching(path):
+            UPath(path).fs.pipe_file(UPath(path).path, content)
+        return
+    with _staged(local) as staged, staged.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def copy_whole(source: Path, path: UPath) -> None:
+    """Put a file of this machine at ``path`` in one step, or leave what was there.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+        StorageError: the object storage refused it or cannot be reached.
+    """
+    local = as_local(path)
+    if local is None:
+        with reaching(path):
+            path.fs.put_file(str(source), path.path)
+        return
+    with _staged(local) as staged:
+        shutil.copyfile(source, staged)
+
+
+def as_local(path: UPath | Path) -> Path | None:
+    """The path as a path of this machine's file system; None: it is an object's address."""
+    if isinstance(path, Path):
+        return path
+    return Path(path.path) if path.protocol in {"file", "local"} else None
+
+
+@contextmanager
+def reaching(path: UPath | Path, *passed: type[Exception]) -> Iterator[None]:
+    """What a driver raises while ``path`` is read or written, as one error; all but the classes in ``passed``.
+
+    Raises:
+        StorageError: the storage refused it or cannot be reached.
+    """
+    if as_local(path) is not None:
+        yield
+        return
+    known: tuple[type[Exception], ...] = (StorageError, *passed)
+    try:
+        yield
+    except known:
+        raise
+    except Exception as error:
+        # Every driver has classes of its own, and its connections' and clients' besides.
+        message = f"{path} cannot be reached: {type(error).__name__}: {error}"
+        raise StorageError(message) from error
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that takes its place when it was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield staged
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
