@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.batches import pad_rows, token_budget_batches
+from embed_pipeline.embedding.forward import Precision, narrow_products, unit_vectors
 from embed_pipeline.embedding.models import ModelError, load_model
 from embed_pipeline.embedding.vector_store import VectorStore
 from embed_pipeline.progress import Bar, progress
@@ -51,8 +52,8 @@ class Encoder:
         self.passage_prefix: str = model.prompts.get("document") or ""
         self._tokenizer = model.tokenizer
         self._batch_tokens = embedding.batch_tokens
-        self._bf16 = embedding.precision == "bf16"
-        arithmetic = f"{'bf16' if self._bf16 else 'fp32'} {embedding.batch_tokens} {self.max_tokens} {model.device}"
+        self._precision: Precision = "bf16" if embedding.precision == "bf16" else "fp32"
+        arithmetic = f"{self._precision} {embedding.batch_tokens} {self.max_tokens} {model.device}"
         self._stored = VectorStore(store, model, arithmetic) if store else None
 
     @classmethod
@@ -67,7 +68,9 @@ class Encoder:
         Raises:
             ModelError: the model is not there, cannot be read, or brings code of its own.
         """
-        return cls(load_model(name, embedding), embedding, store)
+        encoder = cls(load_model(name, embedding), embedding, store)
+        narrow_products(encoder.model, encoder._precision)
+        return encoder
 
     def encode(self, texts: Sequence[str], kind: Kind, label: str | None = None) -> NDArray[np.float32]:
         """Unit vectors of ``texts``, in input order.
@@ -141,27 +144,9 @@ class Encoder:
         return [np.asarray(row, dtype=np.int32) for row in rows]
 
     def _infer(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
-        import torch
-
         left = self._tokenizer.padding_side == "left"
-        ids, mask = pad_rows(rows, self._tokenizer.pad_token_id or 0, left=left)
-        device = self.model.device
-        features = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
-        if "token_type_ids" in self._tokenizer.model_input_names:
-            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-        with torch.inference_mode(), self._arithmetic():
-            pooled = self.model(features)["sentence_embedding"]
-        cut = pooled[:, : self.dimensions].float()
-        vectors: NDArray[np.float32] = torch.nn.functional.normalize(cut, p=2, dim=-1).cpu().numpy()
-        return vectors
-
-    def _arithmetic(self) -> AbstractContextManager[object]:
-        if not self._bf16:
-            return nullcontext()
-        import torch
-
-        context: AbstractContextManager[object] = torch.autocast(self.model.device.type, dtype=torch.bfloat16)
-        return context
+        tokens, mask = pad_rows(rows, self._tokenizer.pad_token_id or 0, left=left)
+        return unit_vectors(self.model, tokens, mask, dimensions=self.dimensions, precision=self._precision)
 
 
 def embedding_dimensions(model: SentenceTransformer) -> int:

@@ -117,3 +117,14 @@ def test_the_packaged_model_equals_sentence_transformers():
     texts = ["What is a context manager?", "A generator yields values. " * 80, "naïve café 東京", "x"]
     expected = encoder.model.encode(texts, normalize_embeddings=True)
     assert (encoder.encode(texts, "passage") * expected).sum(axis=1).min() >= 0.99999
+
+
+def test_bf16_weights_are_narrowed_once_and_give_what_autocast_gives(tiny_model):
+    import torch
+
+    settings = Embedding(device="cpu", precision="bf16", batch_tokens=512)
+    narrow = Encoder.load(tiny_model, settings)
+    assert {m.weight.dtype for m in narrow.model.modules() if isinstance(m, torch.nn.Linear)} == {torch.bfloat16}
+    wide = Encoder(Encoder.load(tiny_model, Embedding(device="cpu")).model, settings)
+    texts = some_texts(40)
+    np.testing.assert_allclose(narrow.encode(texts, "query"), wide.encode(texts, "query"), atol=1e-6)
