@@ -30,7 +30,7 @@ import polars as pl
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
 from embed_pipeline.corpus.current import current_corpus
-from embed_pipeline.corpus.documents import read_documents
+from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.sample import write_sample
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
@@ -75,7 +75,7 @@ def run(settings: Settings, only: int = 0) -> tuple[dict[str, Any], Selection]:
     tables: dict[str, dict[str, pl.DataFrame]] = {name: {} for name in ("documents", "segments", "pairs", "scores")}
     seconds = processor_seconds = calls = cached = rejected = 0.0
     for batch in load_batches(settings.paths.store):
-        documents, _ = read_documents(batch, settings)
+        documents, _ = clean_documents(read_documents(batch, settings)[0], batch, settings)
         segments = split_segments(documents, settings.corpus, encoder.count_tokens, max_tokens=encoder.max_tokens)
         artifacts = extract_artifacts(batch.name, segments, settings)
         titles = dict(documents.select("document_id", "title").iter_rows())
@@ -95,7 +95,7 @@ def run(settings: Settings, only: int = 0) -> tuple[dict[str, Any], Selection]:
             ("scores", scores),
         ):
             tables[name][batch.name] = frame
-    corpus = current_corpus(tables["documents"], tables["segments"])
+    corpus, _ = current_corpus(tables["documents"], tables["segments"], settings.corpus)
     selection = select_pairs(tables["pairs"], tables["scores"], corpus, settings, encoder)
     written = selection.decisions.height
     asked_of = sum(_some_documents(segments, only).height for segments in tables["segments"].values())

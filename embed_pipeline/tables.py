@@ -126,7 +126,7 @@ DOCUMENTS = Table(
         _DOCUMENT_ID,
         _PATH,
         _text("title", "First heading, or the file's name."),
-        _text("text", "The document as plain text or Markdown, newline-normalised."),
+        _text("text", "The document as plain text or Markdown, newline-normalised, without boilerplate."),
         _count("bytes", "Size of the file in bytes."),
         Column("modified_at", _TIME, "Modification time of the file."),
         _BATCH,
@@ -145,6 +145,20 @@ REJECTED_DOCUMENTS = Table(
         _text("detail", "What was found."),
     ),
     key=("path",),
+)
+
+BOILERPLATE = Table(
+    "boilerplate",
+    "Lines that many documents have, most frequent first; each stays in one document and was taken out of others.",
+    (
+        _BATCH,
+        _text("line_id", "Line: hash of its text, by which later batches know it."),
+        _text("text", "The line, as it stands where it was met first."),
+        _count("documents", "Documents of the batch that have it."),
+        _count("removed_from", "Documents of the batch that it was taken out of."),
+        Column("known", pl.Boolean(), "True where an earlier batch found it: no document of this one keeps it."),
+    ),
+    key=("line_id",),
 )
 
 _SEGMENT_BODY = (
@@ -259,6 +273,20 @@ CORPUS = Table(
     "Segments of the newest version of every document still present: what is searched.",
     (_SEGMENT_ID, _DOCUMENT_ID, _PATH, _text("title", "The document's title."), *_SEGMENT_BODY),
     key=("segment_id",),
+)
+
+LEFT_OUT_DOCUMENTS = Table(
+    "left_out_documents",
+    "Present documents that are not in the corpus because another one says the same, and which.",
+    (
+        _PATH,
+        _DOCUMENT_ID,
+        _BATCH,
+        _text("reason", "duplicate (the same text) or near_duplicate."),
+        _text("duplicate_of", "Path of the document that is in the corpus."),
+        _real("resemblance", "Share of the longer one's word 5-grams that stands in the other."),
+    ),
+    key=("path",),
 )
 
 QA_DATASET = Table(
@@ -422,6 +450,7 @@ TABLES: dict[str, Table] = {
     for table in (
         DOCUMENTS,
         REJECTED_DOCUMENTS,
+        BOILERPLATE,
         SEGMENTS,
         DOCUMENT_ARTIFACTS,
         QA_PAIRS,
@@ -429,6 +458,7 @@ TABLES: dict[str, Table] = {
         REJECTED_JUDGEMENTS,
         QA_SCORES,
         CORPUS,
+        LEFT_OUT_DOCUMENTS,
         QA_DATASET,
         QA_DECISIONS,
         DATASET_SPLIT,

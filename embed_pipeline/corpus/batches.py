@@ -1,54 +1,32 @@
 """Document batches: what is new, changed or gone since the last look, cut into partitions.
 
-A batch is a small JSON manifest in ``<store>/batches``. The manifests together say what has been seen, so a
-scan after a crash at any point neither loses nor repeats a file.
+A batch is a small JSON manifest in ``batches``, in the store or on object storage (``paths.assets``). The manifests
+together say what has been seen, so a scan after a crash at any point neither loses nor repeats a file.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from embed_pipeline.corpus.files import UNREADABLE_FOLDER, CorpusError, Scan, SourceFile, read_regular, scan_folder
+from upath import UPath
+
+from embed_pipeline.corpus.boilerplate import learned_lines, remember_lines
+from embed_pipeline.corpus.files import UNREADABLE_FOLDER, CorpusError, Scan, SourceFile
+from embed_pipeline.corpus.manifest import Batch, BatchFile, parse_batch
+from embed_pipeline.corpus.sources import read_document, scan_documents
 from embed_pipeline.corpus.touched import TouchedFiles
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Paths, Settings
+from embed_pipeline.storage import list_folder, read_all, read_whole, write_whole
 
+_FOLDER = "batches"
 _NOTES = ".touched"
-
-
-@dataclass(frozen=True)
-class BatchFile:
-    """A file as it was when its batch was cut.
-
-    Attributes:
-        path: relative to the documents folder.
-        size: bytes.
-        mtime_ns: modification time.
-        sha256: of its bytes; empty for a file over the size limit or one that could not be read.
-        replaces: True where an earlier batch holds a version of it.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-    replaces: bool = False
-
-
-@dataclass(frozen=True)
-class Batch:
-    """New or changed files, and paths that are gone."""
-
-    name: str
-    files: tuple[BatchFile, ...]
-    deleted: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,12 +37,14 @@ class Pace:
         settle_seconds: a file is left alone until nothing about it has changed for so long.
         files: files read at most.
         bytes: bytes read at most; a single larger file is read all the same.
+        seconds: no further file is read after so long.
         max_deleted_share: where more than this share of the known files is gone, none is taken for deleted.
     """
 
     settle_seconds: float = 0.0
     files: int = 2**31
     bytes: int = 2**62
+    seconds: float = float("inf")
     max_deleted_share: float = 1.0
 
 
@@ -87,9 +67,9 @@ class Look:
     held_back: int
 
 
-def batch_folder(store: Path) -> Path:
+def batch_folder(root: UPath | Path) -> UPath:
     """Where the manifests are kept."""
-    return store / "batches"
+    return UPath(root) / _FOLDER
 
 
 def batch_number(name: str) -> int:
@@ -97,42 +77,55 @@ def batch_number(name: str) -> int:
     return int(name.partition("-")[0])
 
 
-def load_batches(store: Path) -> list[Batch]:
+def load_batches(root: UPath | Path) -> list[Batch]:
     """Every batch cut so far, oldest first.
 
     Raises:
         CorpusError: a manifest is damaged.
     """
-    return [_read(path) for path in sorted(batch_folder(store).glob("*.json"))]
+    paths = list_folder(batch_folder(root), "*.json")
+    return [parse_batch(path, content) for path, content in zip(paths, read_all(paths), strict=True)]
 
 
-def load_batch(store: Path, name: str) -> Batch:
+def load_batch(root: UPath | Path, name: str) -> Batch:
     """The batch called ``name``.
 
     Raises:
         CorpusError: there is no such batch, or its manifest is damaged.
     """
-    path = batch_folder(store) / f"{name}.json"
-    if not path.is_file():
+    path = batch_folder(root) / f"{name}.json"
+    try:
+        content = read_whole(path)
+    except FileNotFoundError as error:
         message = f"document batch {name!r} has no manifest {path}; run: embed-pipeline sdg"
-        raise CorpusError(message)
-    return _read(path)
+        raise CorpusError(message) from error
+    return parse_batch(path, content)
 
 
-def forget_path(store: Path, path: str) -> None:
+def copy_batches(source: Paths, target: Paths) -> None:
+    """Give another store all manifests, and this machine's notes, so that a look there takes the same for seen."""
+    manifests = list_folder(batch_folder(source.root), "*.json")
+    for path, content in zip(manifests, read_all(manifests), strict=True):
+        write_whole(batch_folder(target.root) / path.name, content)
+    if lines := learned_lines(source.root):
+        remember_lines(target.root, lines)
+    notes = source.store / _FOLDER / _NOTES
+    if notes.is_file():
+        write_whole(target.store / _FOLDER / _NOTES, notes.read_bytes())
+
+
+def forget_path(paths: Paths, path: str) -> None:
     """Take a path out of every manifest, as if it had never been seen.
 
     Raises:
         CorpusError: a manifest is damaged.
     """
-    folder = batch_folder(store)
-    with _locked(folder):
-        for batch in load_batches(store):
+    with _locked(paths) as notes:
+        for batch in load_batches(paths.root):
             kept = tuple(file for file in batch.files if file.path != path)
             deleted = tuple(gone for gone in batch.deleted if gone != path)
             if (kept, deleted) != (batch.files, batch.deleted):
-                _write_manifest(folder, batch.name, _body(kept, deleted))
-        notes = TouchedFiles(folder / _NOTES)
+                _write_manifest(paths.root, batch.name, replace(batch, files=kept, deleted=deleted).manifest())
         notes.forget(path)
         notes.save()
 
@@ -164,51 +157,50 @@ def look_at_documents(settings: Settings, pace: Pace, *, now: float | None = Non
     Raises:
         CorpusError: the folder is missing, holds no readable file, or a manifest is damaged.
     """
-    scan = scan_folder(settings.paths.documents, settings.corpus)
+    scan = scan_documents(settings.paths.documents, settings.corpus)
     if not scan.files:
         suffixes = ", ".join(settings.corpus.suffixes)
         message = (
             f"documents folder {scan.folder} has no usable document ({suffixes}); skipped: {scan.describe_skipped()}"
         )
         raise CorpusError(message)
-    folder = batch_folder(settings.paths.store)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        return _cut(scan, settings, pace, time.time() if now is None else now)
+    with _locked(settings.paths) as notes:
+        return _cut(scan, settings, pace, time.time() if now is None else now, notes)
 
 
-def batch_names(store: Path) -> list[str]:
+def batch_names(root: UPath | Path) -> list[str]:
     """Names of every batch cut so far, oldest first, without reading their manifests."""
-    return sorted(path.stem for path in batch_folder(store).glob("*.json"))
+    return [path.stem for path in list_folder(batch_folder(root), "*.json")]
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time cut batches; others wait."""
+def _locked(paths: Paths) -> Iterator[TouchedFiles]:
+    """Let one process of this machine at a time cut batches, and give it the machine's notes; others wait."""
+    folder = paths.store / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield TouchedFiles(folder / _NOTES)
     finally:
         os.close(descriptor)
 
 
-def _cut(scan: Scan, settings: Settings, pace: Pace, now: float) -> Look:
-    batches = load_batches(settings.paths.store)
+def _cut(scan: Scan, settings: Settings, pace: Pace, now: float, notes: TouchedFiles) -> Look:
+    batches = load_batches(settings.paths.root)
     known: dict[str, BatchFile] = {}
     for batch in batches:
         known.update({file.path: file for file in batch.files})
         for path in batch.deleted:
             known.pop(path, None)
-    notes = TouchedFiles(batch_folder(settings.paths.store) / _NOTES)
     candidates = [file for file in scan.files if not _is_known(file, known.get(file.path), notes)]
     youngest = int((now - pace.settle_seconds) * 1e9)
     settled = [file for file in candidates if not pace.settle_seconds or file.touched_ns <= youngest]
     settled.sort(key=lambda file: file.path in known and not known[file.path].sha256)  # what was unreadable comes last
     changed: list[BatchFile] = []
-    looked_at, files, size = 0, 0, 0
+    looked_at, files, size, end = 0, 0, 0, time.monotonic() + pace.seconds
     for file in settled:
-        if files >= pace.files or (files and size + file.size > pace.bytes):
+        if files >= pace.files or (files and (size + file.size > pace.bytes or time.monotonic() > end)):
             break
         looked_at += 1
         new = _as_changed(file, known.get(file.path), settings, notes)
@@ -233,9 +225,12 @@ def _write_all(
     settings: Settings, last: int, changed: Sequence[BatchFile], deleted: Sequence[str]
 ) -> tuple[Batch, ...]:
     size = settings.corpus.documents_per_batch
+    lines = learned_lines(settings.paths.root) if settings.corpus.boilerplate_share else ()
     pieces = [changed[start : start + size] for start in range(0, len(changed), size)] or ([[]] if deleted else [])
     return tuple(
-        _write(settings.paths.store, last + index + 1, tuple(piece), tuple(deleted) if index == 0 else ())
+        _write(
+            settings.paths.root, last + index + 1, Batch("", tuple(piece), tuple(deleted) if index == 0 else (), lines)
+        )
         for index, piece in enumerate(pieces)
     )
 
@@ -244,7 +239,12 @@ def _is_known(file: SourceFile, known: BatchFile | None, notes: TouchedFiles) ->
     """True where size and time say that the file was read already."""
     if known is None or not known.sha256:
         return False
-    return (known.size, known.mtime_ns) == (file.size, file.mtime_ns) or notes.holds(file)
+    return _state(known) == _state(file) or notes.holds(file)
+
+
+def _state(file: SourceFile | BatchFile) -> tuple[int, int, str]:
+    """What tells that a file was touched, without reading it."""
+    return file.size, file.mtime_ns, file.version
 
 
 def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings, notes: TouchedFiles) -> BatchFile | None:
@@ -252,7 +252,7 @@ def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings, n
     digest = ""
     if file.size <= settings.corpus.max_file_bytes:
         try:
-            content = read_regular(settings.paths.documents, file.path, settings.corpus.max_file_bytes)
+            content = read_document(settings.paths.documents, file.path, settings.corpus.max_file_bytes)
         except OSError:
             content = None  # set aside with its reason when the batch is read
         digest = hashlib.sha256(content).hexdigest() if content is not None else ""
@@ -260,35 +260,19 @@ def _as_changed(file: SourceFile, known: BatchFile | None, settings: Settings, n
         if digest:
             notes.add(file)
             return None
-        if (known.size, known.mtime_ns) == (file.size, file.mtime_ns):
+        if _state(known) == _state(file):
             return None
     notes.forget(file.path)
-    return BatchFile(file.path, file.size, file.mtime_ns, digest, replaces=known is not None)
+    return BatchFile(file.path, file.size, file.mtime_ns, digest, known is not None, file.version)
 
 
-def _write(store: Path, number: int, files: tuple[BatchFile, ...], deleted: tuple[str, ...]) -> Batch:
-    text = _body(files, deleted)
-    name = f"{number:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    _write_manifest(batch_folder(store), name, text)
-    return Batch(name, files, deleted)
+def _write(root: UPath, number: int, unnamed: Batch) -> Batch:
+    text = unnamed.manifest()
+    batch = replace(unnamed, name=f"{number:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+    _write_manifest(root, batch.name, text)
+    return batch
 
 
-def _body(files: Sequence[BatchFile], deleted: Sequence[str]) -> str:
-    body = {"files": [asdict(file) for file in files], "deleted": list(deleted)}
-    return json.dumps(body, indent=1, ensure_ascii=False)
-
-
-def _write_manifest(folder: Path, name: str, text: str) -> None:
+def _write_manifest(root: UPath, name: str, text: str) -> None:
     """Write in one step."""
-    staging = folder / f".{name}.{os.getpid()}"
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(folder / f"{name}.json")
-
-
-def _read(path: Path) -> Batch:
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        return Batch(path.stem, tuple(BatchFile(**file) for file in body["files"]), tuple(body["deleted"]))
-    except (ValueError, KeyError, TypeError) as error:
-        message = f"batch manifest {path} is damaged ({error}); restore it, or delete it to read its files again"
-        raise CorpusError(message) from error
+    write_whole(batch_folder(root) / f"{name}.json", text.encode())

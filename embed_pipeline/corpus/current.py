@@ -8,35 +8,70 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.corpus.shingles import find_copies
+from embed_pipeline.settings import Corpus
 
 
-def current_corpus(documents: Mapping[str, pl.DataFrame], segments: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Segments of the newest version of every present document.
+def current_corpus(
+    documents: Mapping[str, pl.DataFrame], segments: Mapping[str, pl.DataFrame], corpus: Corpus
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Segments of the newest version of every present document, each text once.
 
     A path's newest row (batches in name order) decides: a tombstone removes it. Documents of the same text
-    under several paths are one, the first path's.
+    under several paths are one, the first path's. Of near-duplicates the one of the earliest batch stays, so that a
+    new copy does not take the place of what questions were written about already.
 
     Args:
         documents: frame of :data:`tables.DOCUMENTS` for each batch.
         segments: frame of :data:`tables.SEGMENTS` for each batch.
+        corpus: ``near_duplicates``: the resemblance from which on a document is left out.
 
     Returns:
-        Frame of :data:`tables.CORPUS`, sorted by path and position.
+        Frames of :data:`tables.CORPUS`, sorted by path and position, and :data:`tables.LEFT_OUT_DOCUMENTS`.
 
     Raises:
         CorpusError: no document is present, or the segments of one are missing.
     """
-    ordered = [documents[batch] for batch in sorted(documents)]
-    everything = pl.concat(ordered) if ordered else tables.DOCUMENTS.empty()
-    newest = everything.unique("path", keep="last", maintain_order=True).filter(~pl.col("deleted"))
+    newest = present_documents(documents)
     if newest.is_empty():
         message = f"no usable document in any of {len(documents)} batches; see the table rejected_documents"
         raise CorpusError(message)
-    present = newest.sort("path").unique("document_id", keep="first", maintain_order=True)
+    distinct = newest.sort("path").unique("document_id", keep="first", maintain_order=True)
+    copies = _copies(newest, distinct, corpus)
+    present = distinct.join(copies, on="path", how="anti")
     pieces = pl.concat([tables.SEGMENTS.empty(), *(segments[batch] for batch in sorted(segments))])
     uncut = present.join(pieces, on=["document_id", "batch"], how="anti")
     if uncut.height:
         message = f"{uncut.height} documents have no segments, first {uncut['path'][0]} of batch {uncut['batch'][0]}"
         raise CorpusError(message)
     joined = pieces.join(present.select("document_id", "batch", "path", "title"), on=["document_id", "batch"])
-    return tables.validate(joined.select(tables.CORPUS.schema.names()).sort("path", "position"), tables.CORPUS)
+    frame = joined.select(tables.CORPUS.schema.names()).sort("path", "position")
+    return tables.validate(frame, tables.CORPUS), copies
+
+
+def present_documents(documents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """The newest row of every path that is still there, of :data:`tables.DOCUMENTS`, sorted by path."""
+    ordered = [documents[batch] for batch in sorted(documents)]
+    everything = pl.concat(ordered) if ordered else tables.DOCUMENTS.empty()
+    newest = everything.unique("path", keep="last", maintain_order=True)
+    return newest.filter(~pl.col("deleted")).sort("path")
+
+
+def _copies(newest: pl.DataFrame, distinct: pl.DataFrame, corpus: Corpus) -> pl.DataFrame:
+    """Frame of :data:`tables.LEFT_OUT_DOCUMENTS`."""
+    ordered = distinct.sort("batch", "path")
+    paths, ids = ordered["path"].to_list(), ordered["document_id"].to_list()
+    near = find_copies(ordered["text"].to_list(), corpus.near_duplicates) if corpus.near_duplicates else {}
+    first = {ids[index]: paths[near[index][0] if index in near else index] for index in range(len(ids))}
+    alike = {paths[index]: share for index, (_, share) in near.items()}
+    rows = [
+        {
+            **row,
+            "reason": "near_duplicate" if row["path"] in alike else "duplicate",
+            "duplicate_of": first[row["document_id"]],
+            "resemblance": alike.get(row["path"], 1.0),
+        }
+        for row in newest.select("path", "document_id", "batch").iter_rows(named=True)
+        if first[row["document_id"]] != row["path"]
+    ]
+    return tables.LEFT_OUT_DOCUMENTS.frame(rows)

@@ -13,8 +13,9 @@ from typing import Any
 import polars as pl
 
 from embed_pipeline import tables
-from embed_pipeline.corpus.batches import Batch, BatchFile
-from embed_pipeline.corpus.files import CorpusError, read_regular
+from embed_pipeline.corpus.boilerplate import remove_boilerplate
+from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.corpus.manifest import Batch, BatchFile
 from embed_pipeline.corpus.readers import (
     OFFICE_SUFFIXES,
     ROW_SUFFIXES,
@@ -22,6 +23,7 @@ from embed_pipeline.corpus.readers import (
     UnreadableError,
     rows_to_markdown,
 )
+from embed_pipeline.corpus.sources import read_document
 from embed_pipeline.progress import progress
 from embed_pipeline.settings import Settings
 
@@ -67,6 +69,41 @@ def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False
     return frame, tables.REJECTED_DOCUMENTS.frame(rejected)
 
 
+def clean_documents(documents: pl.DataFrame, batch: Batch, settings: Settings) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Take boilerplate out of the batch's documents: what many of them say, or what ``batch`` knows as such.
+
+    Rows of CSV and JSON Lines are left alone: what recurs in them is data.
+
+    Args:
+        documents: frame of :data:`tables.DOCUMENTS`, as read from the files of ``batch``.
+        batch: brings the lines that earlier batches found.
+        settings: ``corpus.boilerplate_share`` and ``corpus.boilerplate_documents``.
+
+    Returns:
+        The documents, those that changed with the id of their new text, and a frame of :data:`tables.BOILERPLATE`.
+    """
+    is_prose = ~pl.col("deleted") & ~pl.col("path").str.to_lowercase().str.contains(rf"({'|'.join(ROW_SUFFIXES)})$")
+    prose = documents.filter(is_prose).sort("path")
+    cleaned = remove_boilerplate(prose["text"].to_list(), settings.corpus, batch.boilerplate)
+    texts = pl.Series("text", cleaned.texts, pl.String)
+    ids = pl.Series("document_id", [_hash(text) for text in texts], pl.String)
+    rest = documents.filter(~is_prose)
+    whole = pl.concat([prose.with_columns(texts, ids), rest]).sort("path")
+    known = set(batch.boilerplate)
+    lines = [
+        {
+            "batch": batch.name,
+            "line_id": line.line_id,
+            "text": line.text,
+            "documents": line.documents,
+            "removed_from": line.removed_from,
+            "known": line.line_id in known,
+        }
+        for line in cleaned.lines
+    ]
+    return tables.validate(whole, tables.DOCUMENTS), tables.BOILERPLATE.frame(lines)
+
+
 def decode(content: bytes) -> str:
     """Bytes to newline-normalised Unicode text (NFC).
 
@@ -100,9 +137,11 @@ def _document(file: BatchFile, batch: str, settings: Settings, office: OfficeRea
     if file.size > limit:
         raise UnreadableError("too_large", f"{file.size} bytes, over corpus.max_file_bytes = {limit}")
     try:
-        content = read_regular(settings.paths.documents, file.path, limit)
+        content = read_document(settings.paths.documents, file.path, limit)
     except OSError as error:
         raise UnreadableError("unreadable", error.strerror or str(error)) from error
+    if len(content) > limit:
+        raise UnreadableError("too_large", f"over corpus.max_file_bytes = {limit}")
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise UnreadableError("changed_since_batch", "a later batch reads the new version")
     title, text = _title_and_text(file.path, content, office)

@@ -28,20 +28,21 @@ class SourceFile:
     """One readable file: path relative to the folder (forward slashes), bytes, modification time in ns.
 
     ``touched_ns`` is when anything about it changed last, by the file system's clock: a copy that keeps the original's
-    modification time is still seen to be young.
+    modification time is still seen to be young. ``version`` is the entity tag that object storage gives it, if any.
     """
 
     path: str
     size: int
     mtime_ns: int
     touched_ns: int
+    version: str = ""
 
 
 @dataclass(frozen=True)
 class Scan:
     """What a folder holds: readable files sorted by path, and what was left alone, by reason."""
 
-    folder: Path
+    folder: Path | str
     files: tuple[SourceFile, ...]
     skipped: Counter[str] = field(default_factory=Counter)
 

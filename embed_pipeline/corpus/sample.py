@@ -27,7 +27,7 @@ _CODE_START = re.compile(
 
 
 class SampleError(ValueError):
-    """No sample has the name asked for."""
+    """No sample has the name asked for, or it cannot be written where documents are read from."""
 
 
 def write_python_reference(documents: Path) -> list[Path]:
@@ -61,15 +61,17 @@ SAMPLES: Mapping[str, Callable[[Path], list[Path]]] = MappingProxyType({"python"
 """Every sample by the name that ``write_sample`` takes."""
 
 
-def write_sample(name: str, documents: Path) -> list[Path]:
+def write_sample(name: str, documents: Path | str) -> list[Path]:
     """Write the sample called ``name`` into the folder ``documents`` and return the paths of its files.
 
     Raises:
-        SampleError: no sample is called ``name``; the message lists those there are.
+        SampleError: no sample is called ``name``, the message lists those there are; or ``documents`` is an address.
         OSError: a file cannot be written.
     """
     if name not in SAMPLES:
         raise SampleError(f"sample {name!r} is unknown; the samples are: {', '.join(sorted(SAMPLES))}")
+    if isinstance(documents, str):
+        raise SampleError(f"paths.documents is {documents}; samples are written into a folder of this machine")
     return SAMPLES[name](documents)
 
 

@@ -15,18 +15,18 @@ class TouchedFiles:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._seen: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8"))
+            self._seen: dict[str, list[int | str]] = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             self._seen = {}  # only a shortcut: what it said is found out again
         self._changed = False
 
     def holds(self, file: SourceFile) -> bool:
         """True where the file was read as it is now and found to be as its batch has it."""
-        return self._seen.get(file.path) == [file.size, file.mtime_ns]
+        return self._seen.get(file.path) == [file.size, file.mtime_ns, file.version]
 
     def add(self, file: SourceFile) -> None:
         """Note that the file, as it is now, is as its batch has it."""
-        self._seen[file.path] = [file.size, file.mtime_ns]
+        self._seen[file.path] = [file.size, file.mtime_ns, file.version]
         self._changed = True
 
     def forget(self, path: str) -> None:

@@ -21,6 +21,8 @@ from embed_pipeline.orchestration.partitions import document_batches
 from embed_pipeline.settings import Orchestration, Settings, load_settings
 
 _OPTIONS = load_settings().orchestration
+# The daemon gives a tick a minute.
+_LOOK_SECONDS = 30
 _PARTITIONS = str(document_batches.name)
 _PER_BATCH = [assets for assets in STAGES["sdg"] if assets.partitions_def is not None]
 _OVERALL = [assets for name in ("sdg", "prep") for assets in STAGES[name] if assets.partitions_def is None]
@@ -60,6 +62,7 @@ def _pace(options: Orchestration) -> Pace:
         settle_seconds=options.settle_seconds,
         files=options.files_per_tick,
         bytes=options.bytes_per_tick,
+        seconds=_LOOK_SECONDS,
         max_deleted_share=options.max_deleted_share,
     )
 

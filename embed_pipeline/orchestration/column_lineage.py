@@ -65,6 +65,15 @@ SOURCES: Mapping[str, Sources] = MappingProxyType(
             },
             "documents": {"path": "path", "title": "title"},
         },
+        "left_out_documents": {
+            "documents": {
+                "path": "path",
+                "document_id": "document_id",
+                "batch": "batch",
+                "duplicate_of": "path",
+                "resemblance": "text",
+            }
+        },
         "qa_dataset": {"qa_pairs": _SAME_IN_PAIRS, "qa_scores": {"overall": "overall"}},
         "qa_decisions": {
             "qa_pairs": {"qa_id": "qa_id", "batch": "batch", "question": "question", "duplicate_of": "qa_id"},

@@ -12,6 +12,7 @@ from upath import UPath
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import forget_path
+from embed_pipeline.corpus.sources import is_present
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
 from embed_pipeline.settings import Paths, Settings
@@ -84,7 +85,7 @@ def forget_document(
     try:
         with FileLock(store / ".lock").acquire(timeout=0):
             traces = find_traces(name, root)
-            present = [path for path in sorted(traces.paths) if (settings.paths.documents / path).exists()]
+            present = [path for path in sorted(traces.paths) if is_present(settings.paths.documents, path)]
             if present:
                 message = f"{', '.join(present)} is still in {settings.paths.documents} and would be read again: "
                 raise ForgettingError(message + "remove it first")

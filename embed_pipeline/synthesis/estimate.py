@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from embed_pipeline.corpus.batches import copy_batches, cut_batches, load_batches
-from embed_pipeline.corpus.documents import read_documents
+from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.llm.embedded import lay_out, model_file
@@ -134,7 +134,7 @@ def estimate_folder(settings: Settings, encoder: Encoder) -> Estimate:
         copy_batches(settings.paths, paths)
         cut_batches(aside)
         for batch in load_batches(paths.store):
-            documents, _ = read_documents(batch, aside)
+            documents, _ = clean_documents(read_documents(batch, aside)[0], batch, aside)
             titles.update(documents.select("document_id", "title").iter_rows())
             cut = split_segments(documents, settings.corpus, encoder.count_tokens)
             segments[batch.name] = cut if settings.training_data.generates else cut.clear()

@@ -87,7 +87,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr(batches_module, "read_regular", refuse)
+        patched.setattr(batches_module, "read_document", refuse)
         (first,), _ = cut_batches(settings)
         assert first.files[0].sha256 == ""
         assert cut_batches(settings)[0] == [], "unreadable as before: no new batch"
@@ -101,7 +101,7 @@ def test_a_large_file_is_not_read_until_the_limit_allows(
     with (folder / "large.md").open("wb") as stream:
         stream.truncate(5 * 1024**3)  # sparse: 5 GB that hold no block
     with monkeypatch.context() as patched:
-        patched.setattr(batches_module, "read_regular", lambda *_: pytest.fail("it was opened"))
+        patched.setattr(batches_module, "read_document", lambda *_: pytest.fail("it was opened"))
         (batch,), _ = cut_batches(make_settings())
         assert batch.files[0].sha256 == ""
         assert cut_batches(make_settings())[0] == []
@@ -209,9 +209,9 @@ def test_only_what_differs_from_the_manifests_is_read(
     os.utime(folder / "touched.md", (1, 1))
     _write(folder, "changed.md", text="another text")
     read: list[str] = []
-    read_regular = batches_module.read_regular
+    read_document = batches_module.read_document
     monkeypatch.setattr(
-        batches_module, "read_regular", lambda *arguments: (read.append(arguments[1]), read_regular(*arguments))[1]
+        batches_module, "read_document", lambda *arguments: (read.append(arguments[1]), read_document(*arguments))[1]
     )
     cut_batches(settings)
     assert sorted(read) == ["changed.md", "touched.md"]
@@ -240,7 +240,7 @@ def test_files_that_cannot_be_read_do_not_keep_the_others_waiting(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr(batches_module, "read_regular", refuse)
+        patched.setattr(batches_module, "read_document", refuse)
         cut_batches(settings)
         _write(folder, "c.md", "d.md")
         (batch,) = look_at_documents(settings, Pace(files=2)).batches

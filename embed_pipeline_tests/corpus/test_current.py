@@ -11,7 +11,7 @@ from embed_pipeline.corpus.current import current_corpus
 from embed_pipeline.corpus.documents import read_documents
 from embed_pipeline.corpus.files import CorpusError
 from embed_pipeline.corpus.segments import split_segments
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Corpus, Settings
 
 MakeSettings = Callable[..., Settings]
 
@@ -33,7 +33,8 @@ class _History:
             )
 
     def corpus(self) -> list[tuple[str, str]]:
-        return current_corpus(self.documents, self.segments).select("path", "text").rows()
+        corpus, self.left_out = current_corpus(self.documents, self.segments, self._settings.corpus)
+        return corpus.select("path", "text").rows()
 
 
 def test_the_newest_version_counts_and_a_deleted_file_drops_out(folder: Path, make_settings: MakeSettings) -> None:
@@ -84,4 +85,4 @@ def test_a_document_whose_segments_are_missing_is_named(folder: Path, make_setti
 
 def test_an_empty_corpus_is_an_error() -> None:
     with pytest.raises(CorpusError, match="no usable document in any of 0 batches"):
-        current_corpus({}, {})
+        current_corpus({}, {}, Corpus())

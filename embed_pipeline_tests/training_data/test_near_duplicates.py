@@ -7,11 +7,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from embed_pipeline.training_data import near_duplicates
+from embed_pipeline.corpus import shingles
+from embed_pipeline.corpus.shingles import Shingler, containment
 from embed_pipeline.training_data.groups import DisjointSets
 from embed_pipeline.training_data.near_duplicates import (
-    Shingler,
-    containment,
     join_near_duplicates,
     near_duplicate_questions,
 )
@@ -27,24 +26,6 @@ def groups(texts: list[str], threshold: float = 0.6) -> list[list[int]]:
     return sorted(group for group in found.values() if len(group) > 1)
 
 
-def test_shingles_are_word_5_grams():
-    shingler = Shingler()
-    assert len(shingler.hashes("One two, three four five six")) == 2
-    assert len(shingler.hashes("a b c d e a b c d e")) == 5
-    np.testing.assert_array_equal(shingler.hashes("A, b c D e!"), Shingler().hashes("a b c d e"))
-    assert len(shingler.hashes("two words")) == 1
-    assert len(shingler.hashes(" ... ")) == 0
-    assert shingler.hashes("a b c d e")[0] != shingler.hashes("a b c d f")[0]
-
-
-def test_containment_is_of_the_shorter():
-    shingler = Shingler()
-    short, long = shingler.hashes(prose(1)), shingler.hashes(prose(1) + " " + prose(2, 300))
-    assert containment(short, long) == containment(long, short) == 1
-    assert containment(short, shingler.hashes(prose(3))) == 0
-    assert containment(short, shingler.hashes("")) == 0
-
-
 def test_a_quoted_page_and_an_edited_copy_join_and_a_shared_paragraph_does_not():
     edited = prose(4).split()
     edited[30] = "changed"
@@ -55,8 +36,8 @@ def test_a_quoted_page_and_an_edited_copy_join_and_a_shared_paragraph_does_not()
 
 @pytest.mark.parametrize("cached", [0, 10**6])
 def test_many_copies_of_a_template_are_one_group_beyond_the_window(monkeypatch, cached):
-    monkeypatch.setattr(near_duplicates, "_WINDOW", 8)
-    monkeypatch.setattr(near_duplicates, "_CACHED_HASHES", cached)
+    monkeypatch.setattr(shingles, "_WINDOW", 8)
+    monkeypatch.setattr(shingles, "_CACHED_HASHES", cached)
     texts = [f"{prose(1, 120)} value {i}" for i in range(60)] + [prose(i) for i in range(2, 20)]
     assert groups(texts) == [list(range(60))]
 

@@ -9,8 +9,9 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import load_batch, load_batches
-from embed_pipeline.corpus.current import current_corpus
-from embed_pipeline.corpus.documents import read_documents
+from embed_pipeline.corpus.boilerplate import find_boilerplate, remember_lines
+from embed_pipeline.corpus.current import current_corpus, present_documents
+from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.orchestration import plots
@@ -18,7 +19,14 @@ from embed_pipeline.orchestration.conditions import Condition, follow_batches
 from embed_pipeline.orchestration.failures import explained, transient
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.partitions import all_batches, document_batches
-from embed_pipeline.orchestration.presentation import described, figures, kept_fresh, picture, traced_pairs
+from embed_pipeline.orchestration.presentation import (
+    described,
+    figures,
+    kept_fresh,
+    markdown_table,
+    picture,
+    traced_pairs,
+)
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
@@ -37,6 +45,7 @@ from embed_pipeline.training_data.pair_sources import collect_pairs, labels_vers
 GROUP = "1_sdg"
 PAIRS_BY_BATCH = "pairs_by_batch"
 """Metadata of qa_dataset: batch to its accepted pairs, from which a schedule sees how many are new."""
+_LINES_SHOWN = 50
 _SETTINGS = load_settings()
 _ASKS = "" if _SETTINGS.training_data.generates else "-off"
 _GENERATION_VERSION = (
@@ -60,6 +69,11 @@ def _asked_about(segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     return segments if settings.training_data.generates else segments.clear()
 
 
+def _characters(documents: pl.DataFrame) -> int:
+    """Length of all texts."""
+    return int(documents["text"].str.len_chars().sum())
+
+
 def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
     """How often each value occurs, for metadata."""
     return dict(frame[column].value_counts(sort=True).iter_rows())
@@ -69,19 +83,27 @@ def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
     outs={
         "documents": _out("documents", {"python"}, _SETTINGS.digest("corpus")),
         "rejected_documents": _out("rejected_documents", {"python"}, _SETTINGS.digest("corpus")),
+        "boilerplate": _out("boilerplate", {"python"}, _SETTINGS.digest("corpus")),
     },
     partitions_def=document_batches,
 )
 def documents(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Any]]:
-    """Read the files of the batch; what is no document is set aside with its reason."""
+    """Read the files of the batch and take boilerplate out; what is no document is set aside with its reason."""
     settings = load_settings()
     with explained():
         batch = load_batch(settings.paths.root, context.partition_key)
         alone = len(load_batches(settings.paths.root)) == 1
         read, rejected = read_documents(batch, settings, only_batch=alone)
+        cleaned, lines = clean_documents(read, batch, settings)
+        if lines.height:
+            remember_lines(settings.paths.root, lines["line_id"].to_list(), batch.name)
     facts = {"deleted": int(read["deleted"].sum()), "set_aside": rejected.height, **_counts(rejected, "reason")}
-    yield stored(context, read, settings, asset="documents", metadata=facts)
+    gone = {"boilerplate_characters": _characters(read) - _characters(cleaned), "boilerplate_lines": lines.height}
+    most = ["text", "documents", "removed_from"]
+    shown = {"most_frequent": markdown_table(most, lines.select(most).head(_LINES_SHOWN).rows())}
+    yield stored(context, cleaned, settings, asset="documents", metadata={**facts, **gone})
     yield stored(context, rejected, settings, asset="rejected_documents")
+    yield stored(context, lines, settings, asset="boilerplate", metadata=shown)
 
 
 @dg.asset(
@@ -168,27 +190,38 @@ def qa_scores(
     yield stored(context, scoring.rejects, settings, asset="rejected_judgements")
 
 
-@dg.asset(
-    **described("corpus", GROUP, {"python"}),
+@dg.multi_asset(
+    outs={
+        name: dg.AssetOut(
+            **described(name, GROUP, {"python"}),
+            code_version=f"{_SETTINGS.digest('corpus')}-{labels_version(_SETTINGS)}",
+            automation_condition=follow_batches(),
+            freshness_policy=kept_fresh() if name == "corpus" else None,
+        )
+        for name in ("corpus", "left_out_documents")
+    },
     ins={"documents": all_batches(), "segments": all_batches()},
-    code_version=labels_version(_SETTINGS),
-    automation_condition=follow_batches(),
-    freshness_policy=kept_fresh(),
 )
 def corpus(
     context: dg.AssetExecutionContext, documents: dict[str, pl.DataFrame], segments: dict[str, pl.DataFrame]
-) -> dg.Output[Any]:
+) -> Iterator[dg.Output[Any]]:
     """Put together the newest version of every document still there, and the passages that labels bring along."""
     settings = load_settings()
     labelled = settings.training_data.labelled
+    whole = {batch: documents[batch] for batch in documents if batch in segments}
     with explained():
-        frame = current_corpus({batch: documents[batch] for batch in documents if batch in segments}, segments)
+        frame, left_out = current_corpus(whole, segments, settings.corpus)
+        recurring = find_boilerplate(present_documents(whole), settings.corpus)
+        if recurring:
+            remember_lines(settings.paths.root, recurring)
         if labelled:
             frame = with_labelled_passages(frame, labelled, _encoder(settings).count_tokens)
     unfinished = sorted(documents.keys() - segments.keys())
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
     facts |= figures({"batches": len(segments), "batches_left_out": unfinished})
-    return stored(context, frame, settings, metadata=facts)
+    facts |= {"boilerplate_for_later_batches": len(recurring)}
+    yield stored(context, frame, settings, asset="corpus", metadata=facts)
+    yield stored(context, left_out, settings, asset="left_out_documents", metadata=_counts(left_out, "reason"))
 
 
 @dg.multi_asset(

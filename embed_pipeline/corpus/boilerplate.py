@@ -1,0 +1,231 @@
+"""Boilerplate: paragraphs that stand in many documents, such as navigation, page heads and feet, licence texts.
+
+What a third of the documents say tells none of them apart: questions about it have no one right passage, and it makes
+unlike passages alike. The unit is the paragraph, known by its lines, so that a menu whose order varies is still one.
+Each line is kept where it is met first and taken out elsewhere: nothing that was written is lost to the corpus.
+Headings, code, tables and what introduces something (``Returns:``) are never taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import polars as pl
+from upath import UPath
+
+from embed_pipeline.corpus.headings import find_headings
+from embed_pipeline.settings import Corpus
+from embed_pipeline.storage import list_folder, read_all, write_whole
+
+_FENCE = re.compile(r" {0,3}(```+|~~~+)")
+_CODE = re.compile(r" {4}|\t")
+_WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"\d+")
+_LEAST_WORDS = 3
+_LEAST_PAGES = 3
+# A document that would lose more is a copy of others, not a page with the same frame.
+_MOST_REMOVED = 0.5
+_SAMPLED_DOCUMENTS = 1000
+_FOLDER = "boilerplate"
+_ALL_BATCHES = "corpus"
+
+
+@dataclass(frozen=True)
+class RecurringLine:
+    """A line of boilerplate: its text where it was met first, the documents that have it, and those it was taken from.
+
+    ``line_id`` is the hash by which later batches know it.
+    """
+
+    line_id: str
+    text: str
+    documents: int
+    removed_from: int
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Texts without their boilerplate, in the order given, and the lines that it was, most frequent first."""
+
+    texts: tuple[str, ...]
+    lines: tuple[RecurringLine, ...]
+
+
+@dataclass(frozen=True)
+class _Paragraph:
+    """A span of characters, white space behind it included, and the ids of its lines with their texts."""
+
+    start: int
+    end: int
+    lines: dict[str, str]
+
+
+def remove_boilerplate(texts: Sequence[str], corpus: Corpus, known: Collection[str] = ()) -> Cleaned:
+    """Take paragraphs out of ``texts`` all of whose lines are boilerplate and stand in an earlier text already.
+
+    A line is boilerplate where ``corpus.boilerplate_documents`` distinct texts have it and ``corpus.boilerplate_share``
+    of all, or where ``known`` holds its id: an earlier batch found it. A text that would lose over half of itself is
+    left whole and has no say in what is boilerplate.
+
+    Args:
+        texts: documents, in an order that does not change.
+        corpus: the two bounds; a share of 0 removes nothing.
+        known: ids of lines that other documents keep.
+    """
+    if not corpus.boilerplate_share:
+        return Cleaned(tuple(texts), ())
+    read = {text: _paragraphs(text) for text in texts}
+    counts = _count(read.values())
+    whole = {text for text in read if _removed_share(text, read[text], _recurring(counts, len(read), corpus, known))}
+    framed = [text for text in read if text not in whole]
+    counts = _count(read[text] for text in framed)
+    recurring = _recurring(counts, len(framed), corpus, known)
+    kept, removed, shown = set(known), Counter[str](), dict[str, str]()
+    cleaned: dict[str, str] = {}
+    for text in framed:
+        spans: list[_Paragraph] = []
+        gone: set[str] = set()
+        for paragraph in read[text]:
+            if paragraph.lines.keys() <= recurring:
+                if paragraph.lines.keys() <= kept:
+                    spans.append(paragraph)
+                    gone |= paragraph.lines.keys()
+                kept |= paragraph.lines.keys()
+                for key, line in paragraph.lines.items():
+                    shown.setdefault(key, line)
+        cleaned[text] = _without(text, spans)
+        removed.update(gone)
+    lines = [RecurringLine(key, shown[key], counts[key], removed[key]) for key in removed]
+    lines.sort(key=lambda line: (-line.documents, line.text, line.line_id))
+    return Cleaned(tuple(cleaned.get(text, text) for text in texts), tuple(lines))
+
+
+def find_boilerplate(documents: pl.DataFrame, corpus: Corpus) -> list[str]:
+    """Ids of the lines that are boilerplate over all batches, sorted: what each batch alone is too small to show.
+
+    Args:
+        documents: present rows of :data:`tables.DOCUMENTS`; of very many, a sample decides (ids are hashes, so those
+            that come first are a fair one).
+        corpus: the bounds.
+    """
+    sample = documents.unique("document_id").sort("document_id").head(_SAMPLED_DOCUMENTS)
+    return sorted(line.line_id for line in remove_boilerplate(sample["text"].to_list(), corpus).lines)
+
+
+def learned_lines(root: UPath) -> tuple[str, ...]:
+    """Ids of every line that was found to be boilerplate so far, sorted.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    found = read_all(list_folder(root / _FOLDER, "*.json"))
+    return tuple(sorted({line for content in found for line in json.loads(content)}))
+
+
+def remember_lines(root: UPath, lines: Sequence[str], batch: str = _ALL_BATCHES) -> None:
+    """Keep the ids of the lines that ``batch`` showed to be boilerplate, for batches that are cut from now on.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    write_whole(root / _FOLDER / f"{batch}.json", json.dumps(sorted(lines)).encode())
+
+
+def _count(read: Collection[list[_Paragraph]] | Iterator[list[_Paragraph]]) -> Counter[str]:
+    """In how many texts each line stands."""
+    counts: Counter[str] = Counter()
+    for paragraphs in read:
+        counts.update({key for paragraph in paragraphs for key in paragraph.lines})
+    return counts
+
+
+def _recurring(counts: Counter[str], texts: int, corpus: Corpus, known: Collection[str]) -> set[str]:
+    least = max(corpus.boilerplate_documents, math.ceil(corpus.boilerplate_share * texts))
+    return {key for key, count in counts.items() if count >= least} | set(known)
+
+
+def _removed_share(text: str, paragraphs: list[_Paragraph], recurring: set[str]) -> bool:
+    """True where more of the text is boilerplate than may be taken out."""
+    size = sum(p.end - p.start for p in paragraphs if p.lines.keys() <= recurring)
+    return size > _MOST_REMOVED * len(text)
+
+
+def _without(text: str, spans: list[_Paragraph]) -> str:
+    ends = [0, *(paragraph.end for paragraph in spans)]
+    starts = [*(paragraph.start for paragraph in spans), len(text)]
+    return "".join(text[end:start] for end, start in zip(ends, starts, strict=True))
+
+
+def _paragraphs(text: str) -> list[_Paragraph]:
+    """The paragraphs that may be boilerplate."""
+    headings = [heading.start for heading in find_headings(text)]
+    found = []
+    for start, end in _spans(text):
+        has_heading = bisect_left(headings, start) < bisect_left(headings, end)
+        lines = text[start:end].strip("\n").split("\n")
+        is_table = any(line.lstrip().startswith(("|", "+-")) for line in lines)
+        introduces = lines[-1].rstrip().endswith(":")
+        few = len(_WORD.findall(text, start, end)) < _LEAST_WORDS
+        if not (has_heading or is_table or introduces or few or _CODE.match(lines[0])):
+            found.append((start, end, [" ".join(line.split()) for line in lines if line.strip()]))
+    pages = _page_furniture([lines for _, _, lines in found])
+    return [
+        _Paragraph(start, end, {_line_id(pages.get(line, line)): line for line in lines}) for start, end, lines in found
+    ]
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Runs of lines outside code fences that are not blank, with the blank lines behind them."""
+    fence, start, end, offset, blank = "", -1, 0, 0, False
+    for line in text.splitlines(keepends=True):
+        mark = _FENCE.match(line)
+        inside = bool(fence or mark)
+        if start >= 0 and (inside or (blank and line.strip())):
+            yield start, end
+            start = -1
+        if fence:
+            fence = "" if mark and mark[1].startswith(fence) and not line[mark.end() :].strip() else fence
+        elif mark:
+            fence = mark[1]
+        offset += len(line)
+        blank = not line.strip()
+        if not inside and not blank and start < 0:
+            start = offset - len(line)
+        end = offset
+    if start >= 0:
+        yield start, end
+
+
+def _page_furniture(paragraphs: list[list[str]]) -> dict[str, str]:
+    """Lines with a number that counts up by one from page to page, such as ``Page 3 of 20``, and what they share."""
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for line in (line for lines in paragraphs for line in lines):
+        alike[_NUMBER.sub("#", line)].append(line)
+    pages: dict[str, str] = {}
+    for form, lines in alike.items():
+        if "#" not in form or len(lines) < _LEAST_PAGES:
+            continue
+        numbers = [[int(number[:9]) for number in _NUMBER.findall(line)] for line in lines]
+        for place, column in enumerate(zip(*numbers, strict=False)):
+            if all(after == before + 1 for before, after in pairwise(column)):
+                pages |= {line: _without_number(line, place) for line in lines}
+                break
+    return pages
+
+
+def _without_number(line: str, place: int) -> str:
+    """The line without the number that stands at ``place`` among its numbers."""
+    number = list(_NUMBER.finditer(line))[place]
+    return f"{line[: number.start()]}#{line[number.end() :]}"
+
+
+def _line_id(line: str) -> str:
+    return hashlib.sha256(line.encode()).hexdigest()[:16]
