@@ -59,8 +59,6 @@ def test_a_menu_in_another_order_is_the_same_menu() -> None:
     ("documents", "share", "found"), [(9, 0.3, False), (10, 0.3, True), (12, 0.7, False), (12, 0, False)]
 )
 def test_both_bounds_must_be_reached_and_0_turns_it_off(documents: int, share: float, *, found: bool) -> None:
-    documents: int, share: float, *, found: bool
-) -> None:
     texts = [framed(topic) for topic in range(documents)] + [body(topic) for topic in range(20, 28)]
     cleaned = remove_boilerplate(texts, Corpus(boilerplate_share=share, boilerplate_documents=10))
     assert bool(cleaned.lines) == (cleaned.texts != tuple(texts)) == found

@@ -18,8 +18,8 @@ from embed_pipeline.orchestration.partitions import document_batches
 
 REPOSITORY = defs.get_repository_def()
 GRAPH = defs.resolve_asset_graph()
-PER_BATCH = {"documents", "rejected_documents", "boilerplate", "segments", "document_artifacts", "qa_pairs", "rejected_pairs",
-             "qa_scores", "rejected_judgements"}  # fmt: skip
+PER_BATCH = {"documents", "rejected_documents", "boilerplate", "segments", "document_artifacts", "qa_pairs",
+             "rejected_pairs", "qa_scores", "rejected_judgements"}  # fmt: skip
 
 
 @pytest.fixture
