@@ -59,7 +59,8 @@ def present_documents(documents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
 
 def _copies(newest: pl.DataFrame, distinct: pl.DataFrame, corpus: Corpus) -> pl.DataFrame:
     """Frame of :data:`tables.LEFT_OUT_DOCUMENTS`."""
-    ordered = distinct.sort("batch", "path")
+    first_seen = newest.group_by("document_id").agg(pl.col("batch").min().alias("since"))
+    ordered = distinct.join(first_seen, on="document_id").sort("since", "path")
     paths, ids = ordered["path"].to_list(), ordered["document_id"].to_list()
     near = find_copies(ordered["text"].to_list(), corpus.near_duplicates) if corpus.near_duplicates else {}
     first = {ids[index]: paths[near[index][0] if index in near else index] for index in range(len(ids))}

@@ -37,6 +37,10 @@ class _History:
         return corpus.select("path", "text").rows()
 
 
+def _paths(history: _History) -> list[str]:
+    return sorted({path for path, _ in history.corpus()})
+
+
 def test_the_newest_version_counts_and_a_deleted_file_drops_out(folder: Path, make_settings: MakeSettings) -> None:
     history = _History(make_settings())
     for name in ("a.md", "b.md", "c.md"):
@@ -72,6 +76,42 @@ def test_the_same_text_stands_once_under_its_first_present_path(folder: Path, ma
     (folder / "a.md").unlink()
     history.drop()
     assert history.corpus() == [("m.md", "the same"), ("other.md", "another")]
+
+
+def test_of_near_duplicates_the_first_seen_stays_and_the_other_is_recorded(
+    folder: Path, make_settings: MakeSettings
+) -> None:
+    words = [f"word{number}" for number in range(400)]
+    history = _History(make_settings())
+    (folder / "m.md").write_text(" ".join(words))
+    history.drop()
+    (folder / "a.md").write_text(" ".join([*words[:-1], "changed"]))
+    (folder / "b.md").write_text(" ".join([*words[:300], *(f"other{number}" for number in range(100))]))
+    (folder / "c.md").write_text(" ".join(words))
+    history.drop()
+    # The first text is the first path's that has it now.
+    assert _paths(history) == ["b.md", "c.md"]
+    reasons = history.left_out.select("path", "reason", "duplicate_of").rows()
+    assert reasons == [("a.md", "near_duplicate", "c.md"), ("m.md", "duplicate", "c.md")]
+    assert 0.95 <= history.left_out["resemblance"][0] < history.left_out["resemblance"][1] == 1
+    for path in ("c.md", "m.md"):
+        (folder / path).unlink()
+    history.drop()
+    assert _paths(history) == ["a.md", "b.md"], "the copy takes the place of what is gone"
+    assert history.left_out.is_empty()
+
+
+def test_near_duplicates_stay_where_the_setting_says_so(folder: Path, make_settings: MakeSettings) -> None:
+    words = [f"word{number}" for number in range(400)]
+    history = _History(make_settings(near_duplicates=0))
+    (folder / "a.md").write_text(" ".join(words))
+    (folder / "b.md").write_text(" ".join([*words[:-1], "changed"]))
+    (folder / "c.md").write_text(" ".join(words))
+    history.drop()
+    assert _paths(history) == ["a.md", "b.md"]
+    assert history.left_out.select("path", "reason", "duplicate_of", "resemblance").rows() == [
+        ("c.md", "duplicate", "a.md", 1.0)
+    ]
 
 
 def test_a_document_whose_segments_are_missing_is_named(folder: Path, make_settings: MakeSettings) -> None:

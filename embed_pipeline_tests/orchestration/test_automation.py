@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import dagster as dg
+import fsspec
 import pytest
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
@@ -148,6 +149,22 @@ def test_a_mass_deletion_is_held_back_and_said(instance, folder):
     for name in ("a.md", "b.md", "c.md"):
         (folder / name).unlink()
     assert "3 known files are gone" in tick(instance, cursor).skip_message
+
+
+def test_documents_on_object_storage_are_seen_like_those_of_a_folder(instance, folder, monkeypatch):
+    system = fsspec.filesystem("memory")
+    monkeypatch.setenv("EMBED_PIPELINE_PATHS__DOCUMENTS", "memory://feed/docs")
+    assert "documents at memory://feed/docs do not exist" in tick(instance).skip_message
+    system.pipe_file("/feed/docs/a.md", b"text of a")
+    result = tick(instance)
+    assert len(result.run_requests) == 1
+    assert tick(instance, result.cursor).skip_message == "1 files, nothing new"
+    system.pipe_file("/feed/docs/b.md", b"text of b")
+    monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__SETTLE_SECONDS", "3600")
+    assert "1 changed within" in tick(instance, result.cursor).skip_message
+    system.rm("/feed", recursive=True)
+    with pytest.raises(ValueError, match="documents at memory://feed/docs do not exist"):
+        tick(instance, result.cursor)
 
 
 def test_a_damaged_manifest_fails_the_tick_by_name(instance, folder, tmp_path):
