@@ -3,9 +3,11 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from embed_pipeline.corpus import files
@@ -88,6 +90,39 @@ def test_a_folder_without_end_is_given_up_at_the_limit(folder: Path, monkeypatch
     with pytest.raises(CorpusError, match=r"over corpus\.max_files = 50 entries"):
         scan_folder(folder, Corpus(max_files=50))
     assert next(looked_at) == 51
+
+
+def test_a_tree_of_a_million_files_is_stopped_before_it_fills_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = os.stat_result((stat.S_IFREG | 0o644, 1, 1, 1, 0, 0, 10, 1, 1, 1))
+
+    class Entry:
+        def __init__(self, number: int) -> None:
+            self.name = f"a-name-as-long-as-they-are-{number}.md"
+            self.path = f"{folder}/{self.name}"
+
+        def is_dir(self, *, follow_symlinks: bool) -> bool:
+            return follow_symlinks
+
+        def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+            assert not follow_symlinks
+            return status
+
+    class Million:
+        def __enter__(self) -> Iterator[Entry]:
+            return (Entry(number) for number in range(1_000_000))
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(files.os, "scandir", lambda _: Million())
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(CorpusError, match=r"over corpus\.max_files = 500000 entries") as caught:
+        scan_folder(folder, CORPUS)
+    # The traceback holds what the scan held.
+    assert caught.tb is not None
+    assert psutil.Process().memory_info().rss - before < 256_000_000
 
 
 def test_reading_stops_one_byte_over_the_limit(folder: Path) -> None:
