@@ -394,8 +394,8 @@ class Embedding(_Stage):
     """Where encoding and training run; auto: a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of training and encoding; auto: bf16 for training where the hardware has it, fp32 for encoding."""
-    batch_tokens: int = Field(default=4096, ge=64)
-    """Tokens in one encoding batch, padding included."""
+    batch_tokens: int = Field(default=0, ge=0)
+    """Tokens in one encoding batch, padding included; 0: 1,024 on a CPU, 16,384 on a GPU."""
 
 
 class Training(_Stage):
@@ -409,8 +409,8 @@ class Training(_Stage):
     """Examples in a batch; 0: from the number of examples."""
     micro_batch_size: int = Field(default=0, ge=0)
     """Texts encoded at once under gradient caching; 0: gradient caching only when the batch does not fit."""
-    learning_rate: float = Field(default=2e-5, gt=0, lt=1)
-    """Peak learning rate (AdamW, linear decay)."""
+    learning_rate: float = Field(default=0, ge=0, lt=1)
+    """Peak learning rate (AdamW, linear decay); 0: from the width of the model, 1e-4 at 384 and less in proportion."""
     warmup_share: Share = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = Field(default=0.01, ge=0, lt=1)
@@ -517,8 +517,14 @@ class Serving(_Stage):
     """Tokens that waiting texts are merged into; 0: 768 on a CPU, max_batch_tokens on a GPU."""
     threads: int = Field(default=0, ge=0)
     """Inference threads; 0: all cores."""
-    precision: Literal["auto", "fp32", "int8", "fp16"] = "fp32"
-    """Which export of the bundle is served; auto: the fastest on this machine of those that may be."""
+    backend: Literal["auto", "onnx", "torch"] = "onnx"
+    """What computes: onnxruntime with an export of the bundle, or torch with its model; auto: the faster here."""
+    precision: Literal["auto", "fp32", "int8", "fp16", "bf16"] = "fp32"
+    """Arithmetic that is served; auto: the fastest on this machine of those that may be. int8 is onnxruntime's, bf16
+    torch's, and fp16 of torch wants a GPU."""
+    min_half_cosine: float = Field(default=0.999, gt=0, le=1)
+    """torch in half precision is served only where its vectors come so near those of the fp32 export, least cosine,
+    on texts of the corpus when the endpoint starts."""
     max_int8_ndcg_delta: float = Field(default=0.005, ge=0, le=1)
     """An int8 export is released and served only where it changed nDCG@10 by no more than this when it was made."""
     min_int8_top10_overlap: Share = 0.8
@@ -539,6 +545,14 @@ class Serving(_Stage):
     """Refuse requests that do not say ``input_type``."""
     open_metrics: bool = False
     """Answer /metrics to other machines without a key."""
+
+    @model_validator(mode="after")
+    def _has_a_backend(self) -> Serving:
+        if (self.backend, self.precision) in {("onnx", "bf16"), ("torch", "int8")}:
+            other = "torch" if self.backend == "onnx" else "onnx"
+            message = f"precision is {self.precision}, which only backend = {other} computes; backend is {self.backend}"
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _holds_a_request(self) -> Serving:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.batches import pad_rows, token_budget_batches
+from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.progress import progress
 
@@ -53,7 +53,7 @@ class Backend(ABC):
 
         Args:
             onnx_folder: holds ``tokenizer.json`` and ``embedding_config.json``.
-            batch_tokens: tokens in one batch of :meth:`encode`, padding included.
+            batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
 
         Raises:
             ModelError: a file is missing or cannot be read.
@@ -115,12 +115,13 @@ class Backend(ABC):
         """
         prefix = self.query_prefix if kind == "query" else self.passage_prefix
         distinct = list(dict.fromkeys(texts))
+        budget = token_budget(self._batch_tokens, on_gpu=self.on_gpu)
         vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
         with progress(label or f"encode {kind} texts with {self.runtime}", len(distinct), "texts") as bar:
             for start in range(0, len(distinct), _WINDOW_TEXTS):
                 window = distinct[start : start + _WINDOW_TEXTS]
                 rows = self.tokenize([prefix + text for text in window], truncate=True)
-                for batch in token_budget_batches([len(row) for row in rows], self._batch_tokens):
+                for batch in token_budget_batches([len(row) for row in rows], budget):
                     vectors[start + batch] = self.infer([rows[i] for i in batch])
                     bar.advance(len(batch))
         if not np.isfinite(vectors).all():

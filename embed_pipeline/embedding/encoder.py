@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.batches import pad_rows, token_budget_batches
+from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches
 from embed_pipeline.embedding.forward import Precision, narrow_products, unit_vectors
 from embed_pipeline.embedding.models import ModelError, load_model
 from embed_pipeline.embedding.vector_store import VectorStore
@@ -51,9 +51,9 @@ class Encoder:
         self.query_prefix: str = model.prompts.get("query") or ""
         self.passage_prefix: str = model.prompts.get("document") or ""
         self._tokenizer = model.tokenizer
-        self._batch_tokens = embedding.batch_tokens
+        self._batch_tokens = token_budget(embedding.batch_tokens, on_gpu=model.device.type == "cuda")
         self._precision: Precision = "bf16" if embedding.precision == "bf16" else "fp32"
-        arithmetic = f"{self._precision} {embedding.batch_tokens} {self.max_tokens} {model.device}"
+        arithmetic = f"{self._precision} {self._batch_tokens} {self.max_tokens} {model.device}"
         self._stored = VectorStore(store, model, arithmetic) if store else None
 
     @classmethod

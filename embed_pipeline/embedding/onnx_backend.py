@@ -26,13 +26,13 @@ class OnnxBackend(Backend):
 
     runtime = "onnxruntime"
 
-    def __init__(self, onnx_folder: Path, threads: int = 0, batch_tokens: int = 1024) -> None:
+    def __init__(self, onnx_folder: Path, threads: int = 0, batch_tokens: int = 0) -> None:
         """Open ``onnx_folder``.
 
         Args:
             onnx_folder: holds ``model.onnx``, ``tokenizer.json`` and ``embedding_config.json``.
             threads: of one inference; 0: all cores.
-            batch_tokens: tokens in one batch of :meth:`encode`, padding included.
+            batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
 
         Raises:
             ModelError: a file is missing or cannot be read, or the model's data lies outside the folder.

@@ -27,7 +27,7 @@ class TorchBackend(Backend):
         *,
         device: str | None = None,
         threads: int = 0,
-        batch_tokens: int = 1024,
+        batch_tokens: int = 0,
     ) -> None:
         """Load ``model``; it is never trusted to bring code of its own.
 
@@ -37,7 +37,7 @@ class TorchBackend(Backend):
             precision: arithmetic of the matrix products.
             device: torch device; None: a GPU where there is one.
             threads: of one inference on a CPU; 0: as many as torch takes. It holds for all of torch in this process.
-            batch_tokens: tokens in one batch of :meth:`encode`, padding included.
+            batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
 
         Raises:
             ModelError: a file is missing or cannot be read, or the model is another than the one exported.

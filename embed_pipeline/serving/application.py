@@ -194,7 +194,7 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
 
 def _metadata(model: ServedModel) -> dict[str, Any]:
     manifest = model.manifest.model_dump(exclude={"files"})
-    return {"id": model.name, "precision": model.precision, **manifest}
+    return {"id": model.name, "precision": model.precision, "runtime": model.runtime, **manifest}
 
 
 async def _refuse(request: Request, error: Exception) -> Response:  # noqa: ARG001 - a handler takes the request

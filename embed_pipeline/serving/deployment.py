@@ -158,17 +158,18 @@ def verify_deployment(
 def deployment_failures(frame: pl.DataFrame, settings: Settings) -> list[str]:
     """What of a ``deployment`` table misses its bound, a sentence each; empty: the deployment stands.
 
-    In fp32 and fp16 both the vectors and the rankings must be the original's. An int8 export has other vectors by
-    design, and was released for its rankings; they are what is held to a bound.
+    In fp32 and half precision both the vectors and the rankings must be the original's. An int8 export has other
+    vectors by design, and was released for its rankings; they are what is held to a bound.
     """
     found = []
+    half = {"fp16": settings.release.min_fp16_cosine, "bf16": settings.serving.min_half_cosine}
     for row in tables.validate(frame, tables.DEPLOYMENT).iter_rows(named=True):
         bounds = {
             "min_cosine": settings.release.min_cosine,
             "top10_overlap": settings.release.min_top10_overlap,
         }
-        if row["precision"] == "fp16":
-            bounds["min_cosine"] = settings.release.min_fp16_cosine
+        if row["precision"] in half:
+            bounds["min_cosine"] = half[row["precision"]]
         if row["precision"] == "int8":
             bounds = {"top10_overlap": settings.serving.min_int8_top10_overlap}
         for name, least in bounds.items():

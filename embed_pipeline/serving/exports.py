@@ -1,26 +1,39 @@
-"""Which of a bundle's exports is served: the fastest on this machine of those that the release proved good enough.
+"""Which form of a released model is served: the fastest on this machine of those that are proven good enough.
 
-The layout is that of :mod:`embed_pipeline.release.bundle`.
+Exports in other precisions are proven by the release (:mod:`embed_pipeline.release.parity`), torch in half precision
+here (:mod:`embed_pipeline.serving.proof`). The layout is that of :mod:`embed_pipeline.release.bundle`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embed_pipeline.embedding.backend import Backend
+from embed_pipeline.embedding.forward import Precision
+from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, OnnxBackend
 from embed_pipeline.release.bundle import EXPORT_FOLDERS, Manifest
 from embed_pipeline.release.parity import read_parity
 from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.settings import Serving
+from embed_pipeline.serving.proof import least_cosine, proof_texts
+from embed_pipeline.settings import Settings
+from embed_pipeline.training.hardware import cpu_has_bf16
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 logger = logging.getLogger(__name__)
+
+TORCH_PRECISIONS: Mapping[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
+"""What torch may compute in; the exports that onnxruntime may run are ``EXPORT_FOLDERS``."""
 
 _ROUNDS = 7
 _ROWS = 8
@@ -29,15 +42,24 @@ _ROW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Export:
-    """An opened export.
+    """A model, opened.
 
     Attributes:
         backend: the model.
-        precision: fp32 or int8.
+        precision: fp32, int8, fp16 or bf16.
     """
 
-    backend: OnnxBackend
+    backend: Backend
     precision: str
+
+    @property
+    def name(self) -> str:
+        """Precision and runtime, for a person."""
+        return f"{self.precision} with {self.backend.runtime}"
+
+
+class _RefusedError(ValueError):
+    """This form of the model may not or cannot be served here."""
 
 
 def has_export(manifest: Manifest, folder: str) -> bool:
@@ -45,46 +67,103 @@ def has_export(manifest: Manifest, folder: str) -> bool:
     return f"{folder}/{MODEL_FILE}" in manifest.files
 
 
-def open_export(bundle: Path, manifest: Manifest, serving: Serving) -> Export:
-    """Open the export to serve: the one that ``serving.precision`` names, or the fastest allowed one.
+def open_export(bundle: Path, manifest: Manifest, settings: Settings) -> Export:
+    """Open what ``serving.backend`` and ``serving.precision`` name, or the fastest of what they leave open.
 
     Raises:
-        ServingError: there is no such export, or its parity does not allow it.
+        ServingError: nothing of that kind is there, or its parity does not allow it.
         ModelError: an export cannot be read.
         ReleaseError: the parity figures of an export are missing or damaged.
     """
-    refused = {precision: _refusal(bundle, manifest, precision, serving) for precision in EXPORT_FOLDERS}
-    wanted = tuple(EXPORT_FOLDERS) if serving.precision == "auto" else (serving.precision,)
-    allowed = [precision for precision in wanted if refused[precision] is None]
-    if not allowed:
-        message = f"release {manifest.version}: {'; '.join(refused[precision] or '' for precision in wanted)}"
-        raise ServingError(message)
-    exports = [
-        Export(OnnxBackend(bundle / EXPORT_FOLDERS[precision], threads=serving.threads), precision)
-        for precision in allowed
+    serving = settings.serving
+    exports: list[Export] = []
+    refused: list[str] = []
+    openings: list[tuple[str, str, Callable[[Path, Manifest, str, Settings], Export]]] = [
+        *(("onnx", precision, _open_onnx) for precision in EXPORT_FOLDERS),
+        *(("torch", precision, _open_torch) for precision in TORCH_PRECISIONS),
     ]
+    for backend, precision, opening in openings:
+        if serving.backend not in {"auto", backend} or serving.precision not in {"auto", precision}:
+            continue
+        try:
+            exports.append(opening(bundle, manifest, precision, settings))
+        except _RefusedError as error:
+            refused.append(str(error))
+    if not exports:
+        message = f"release {manifest.version}: {'; '.join(refused)}"
+        raise ServingError(message)
+    for reason in refused:
+        logger.info("release %s: not served: %s", manifest.version, reason)
     return exports[0] if len(exports) == 1 else _fastest(exports)
 
 
-def _refusal(bundle: Path, manifest: Manifest, precision: str, serving: Serving) -> str | None:
-    """Why an export may not be served; None: it may."""
-    folder = EXPORT_FOLDERS[precision]
+def _open_onnx(bundle: Path, manifest: Manifest, precision: str, settings: Settings) -> Export:
+    folder, bound = EXPORT_FOLDERS[precision], settings.serving.max_int8_ndcg_delta
     if not has_export(manifest, folder):
-        return f"it holds no {folder}/{MODEL_FILE}"
-    if precision != "int8":
-        # Their parity is a gate of the release itself.
-        return None
-    delta = read_parity(bundle / folder).ndcg_delta
+        message = f"it holds no {folder}/{MODEL_FILE}"
+        raise _RefusedError(message)
+    # The parity of the others is a gate of the release itself.
+    if precision == "int8":
+        delta = read_parity(bundle / folder).ndcg_delta
+        # Written so that a value that is not a number is refused.
+        if not abs(delta) <= bound:
+            message = f"{folder} changes nDCG@10 by {delta:+.4f}, more than serving.max_int8_ndcg_delta = {bound}"
+            raise _RefusedError(message)
+    return Export(OnnxBackend(bundle / folder, threads=settings.serving.threads), precision)
+
+
+def _open_torch(bundle: Path, manifest: Manifest, precision: str, settings: Settings) -> Export:
+    if not _is_native(precision):
+        message = f"nothing in this machine computes {precision} with torch"
+        raise _RefusedError(message)
+    from embed_pipeline.embedding.torch_backend import TorchBackend
+
+    proven = bundle / EXPORT_FOLDERS["fp32"]
+    try:
+        backend = TorchBackend(bundle / "model", proven, TORCH_PRECISIONS[precision], threads=settings.serving.threads)
+        if precision != "fp32":
+            _prove(
+                backend, precision, proof_texts(bundle, manifest, _corpus(settings), settings.seed), proven, settings
+            )
+    except ModelError as error:
+        # A model that brings code was exported on somebody's word for it; serving takes nobody's.
+        message = f"{precision} with torch: {error}"
+        raise _RefusedError(message) from error
+    return Export(backend, precision)
+
+
+def _prove(backend: Backend, precision: str, texts: Sequence[str], proven: Path, settings: Settings) -> None:
+    """Pass where ``backend`` gives the vectors of the export ``proven``, as near as the settings want them."""
+    bound, threads = settings.serving.min_half_cosine, settings.serving.threads
+    if not texts:
+        message = f"{precision} with torch cannot be measured: there is neither a corpus nor an export's parity"
+        raise _RefusedError(message)
+    found = least_cosine(backend, OnnxBackend(proven, threads=threads), texts)
+    logger.info("%s with torch: least cosine %.7f to the fp32 export, %d texts", precision, found, len(texts))
     # Written so that a value that is not a number is refused.
-    if not abs(delta) <= serving.max_int8_ndcg_delta:
-        bound = serving.max_int8_ndcg_delta
-        return f"{folder} changes nDCG@10 by {delta:+.4f}, more than serving.max_int8_ndcg_delta = {bound}"
-    return None
+    if not found >= bound:
+        message = f"{precision} with torch: least cosine {found:.7f} is below serving.min_half_cosine = {bound}"
+        raise _RefusedError(message)
+
+
+def _corpus(settings: Settings) -> UPath:
+    return settings.paths.root / "tables" / "corpus.parquet"
+
+
+def _is_native(precision: str) -> bool:
+    """Whether torch computes ``precision`` here without emulating it."""
+    if precision == "fp32":
+        return True
+    import torch
+
+    if not torch.cuda.is_available():
+        return precision == "bf16" and cpu_has_bf16()
+    return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _fastest(exports: Sequence[Export]) -> Export:
     """The export that takes least time for a batch, measured in turns so that a busy moment meets them all."""
-    rows = [np.full(min(_ROW_TOKENS, export.backend.max_tokens), 1, np.int32) for export in exports[:1]] * _ROWS
+    rows = [np.full(min(_ROW_TOKENS, exports[0].backend.max_tokens), 1, np.int32)] * _ROWS
     times: list[list[float]] = [[] for _ in exports]
     for export in exports:
         export.backend.infer(rows)
@@ -95,5 +174,5 @@ def _fastest(exports: Sequence[Export]) -> Export:
             taken.append(time.perf_counter() - started)
     medians = [median(taken) for taken in times]
     for export, seconds in zip(exports, medians, strict=True):
-        logger.info("%s takes %.1f ms for a batch of %d tokens", export.precision, seconds * 1000, _ROWS * len(rows[0]))
+        logger.info("%s takes %.1f ms for a batch of %d tokens", export.name, seconds * 1000, _ROWS * len(rows[0]))
     return exports[int(np.argmin(medians))]

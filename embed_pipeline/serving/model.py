@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import Kind
 from embed_pipeline.release.bundle import Manifest
 from embed_pipeline.serving.batcher import Batcher
@@ -64,7 +65,8 @@ class ServedModel:
 
     Attributes:
         name: what clients ask for.
-        precision: fp32 or int8.
+        precision: fp32, int8, fp16 or bf16.
+        runtime: onnxruntime or torch.
         manifest: the release that it comes from.
         dimensions: length of a whole vector.
         matryoshka: shorter lengths that its vectors may be cut to.
@@ -87,6 +89,7 @@ class ServedModel:
         """
         self.name, self.manifest, self.created = name, manifest, int(time.time())
         backend, self.precision, serving = export.backend, export.precision, shared.serving
+        self.runtime = backend.runtime
         if backend.max_tokens > serving.max_batch_tokens:
             message = (
                 f"{name} reads {backend.max_tokens} tokens, more than serving.max_batch_tokens = "
@@ -104,7 +107,7 @@ class ServedModel:
             raise ServingError(message)
         self._batcher = Batcher(
             backend.infer,
-            batch_tokens=min(serving.batch_tokens or _hardware_batch(serving), serving.max_batch_tokens),
+            batch_tokens=min(serving.batch_tokens or _hardware_batch(backend, serving), serving.max_batch_tokens),
             max_queue_tokens=serving.max_queue_tokens,
             metrics=shared.metrics,
             turn=shared.turn,
@@ -161,12 +164,9 @@ def cut(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
     return scaled
 
 
-def _hardware_batch(serving: Serving) -> int:
-    import onnxruntime
-
+def _hardware_batch(backend: Backend, serving: Serving) -> int:
     # Measured on two cores: no more texts a second above this, only longer waits.
-    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    return serving.max_batch_tokens if gpu else _CPU_BATCH_TOKENS
+    return serving.max_batch_tokens if backend.on_gpu else _CPU_BATCH_TOKENS
 
 
 def _slices(texts: Sequence[str]) -> Iterator[slice]:

@@ -156,6 +156,7 @@ def _schemas(serving: Serving, names: list[str], sizes: list[int]) -> dict[str, 
     release = {
         "id": {"type": "string"},
         "precision": {"type": "string"},
+        "runtime": {"type": "string"},
         "version": {"type": "string"},
         "model": {"type": "object"},
     }

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import Kind
-from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.serving.errors import ServingError, invalid
 from embed_pipeline.serving.request import Truncate
 
@@ -41,7 +41,7 @@ class Reading:
 class Reader:
     """Reads texts for one model."""
 
-    def __init__(self, backend: OnnxBackend) -> None:
+    def __init__(self, backend: Backend) -> None:
         """Find out where the tokenizer of ``backend`` puts its special tokens.
 
         Raises:

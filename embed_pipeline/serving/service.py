@@ -82,10 +82,10 @@ class Service:
             ServingError: the release does not fit the settings.
         """
         manifest = verify_bundle(bundle)
-        serving = self.settings.serving
         models = self._open(bundle, manifest)
         before = self._exchange({model.name: model for model in models})
-        logger.info("serving release %s as %s (%s)", manifest.version, serving.model_name, models[0].precision)
+        form = f"{models[0].precision} with {models[0].runtime}"
+        logger.info("serving release %s as %s (%s)", manifest.version, self.settings.serving.model_name, form)
         for old in before:
             old.close()
 
@@ -94,9 +94,10 @@ class Service:
         sizes = manifest.model.matryoshka_dimensions
         models: list[ServedModel] = []
         try:
-            export = open_export(bundle, manifest, serving)
+            export = open_export(bundle, manifest, self.settings)
             models.append(ServedModel(serving.model_name, export, manifest, self._shared, matryoshka=sizes))
             if has_export(manifest, BASE_FOLDER):
+                # A release holds the base model as an export alone: it is there to be compared, not to be fast.
                 base = Export(OnnxBackend(bundle / BASE_FOLDER, threads=serving.threads), "fp32")
                 models.append(ServedModel(f"{serving.model_name}-base", base, manifest, self._shared))
         except Exception:

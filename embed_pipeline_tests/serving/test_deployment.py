@@ -132,6 +132,11 @@ def test_bounds_are_the_settings():
     ]
     # Other vectors are in the nature of int8; other rankings are not.
     assert deployment_failures(tables.DEPLOYMENT.frame([{**row, "precision": "int8"}]), Settings()) == []
+    for precision in ("fp16", "bf16"):
+        half = tables.DEPLOYMENT.frame([{**row, "precision": precision, "top10_overlap": 1.0}])
+        assert [f.split(": ")[1] for f in deployment_failures(half, Settings())] == [
+            "min_cosine 0.9900000 is below 0.999"
+        ]
     worse = tables.DEPLOYMENT.frame([{**row, "precision": "int8", "top10_overlap": 0.7}])
     assert len(deployment_failures(worse, Settings())) == 1
 

@@ -15,7 +15,7 @@ from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.serving import exports
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.exports import open_export
-from embed_pipeline.settings import Serving
+from embed_pipeline.settings import Paths, Serving, Settings
 from embed_pipeline_tests.serving.endpoint import MODEL, running
 
 PARITY = {
@@ -50,9 +50,12 @@ def quantized(bundle, tmp_path_factory) -> Path:
     return listed(copy)
 
 
+def settings(bundle: Path, **serving) -> Settings:
+    return Settings(paths=Paths(store=bundle.parent / "store"), serving=Serving(threads=1, **serving))
+
+
 def opened(bundle: Path, **serving) -> str:
-    options = {"precision": "auto", **serving}
-    return open_export(bundle, read_manifest(bundle), Serving(threads=1, **options)).precision
+    return open_export(bundle, read_manifest(bundle), settings(bundle, **{"precision": "auto", **serving})).precision
 
 
 def test_a_release_with_fp32_alone_is_served_in_fp32(bundle):

@@ -1,0 +1,147 @@
+"""Torch beside onnxruntime: chosen by measurement, and in half precision only where it is proven on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embed_pipeline import tables
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.torch_backend import TorchBackend
+from embed_pipeline.release.current import promote
+from embed_pipeline.release.manifest import read_manifest
+from embed_pipeline.serving import exports
+from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.exports import open_export
+from embed_pipeline.serving.proof import SEGMENTS, proof_texts
+from embed_pipeline.settings import Paths, Serving, Settings
+from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
+from embed_pipeline_tests.serving.test_exports import PARITY, listed
+
+TEXTS = [f"class {index} of python value {'in ' * (index % 50)}" for index in range(80)]
+
+
+@pytest.fixture(autouse=True)
+def _bf16_here(monkeypatch):
+    """As on a processor that multiplies bf16; torch computes the same elsewhere, slower."""
+    monkeypatch.setattr(exports, "cpu_has_bf16", lambda: True)
+
+
+@pytest.fixture(scope="module")
+def stocked(tmp_path_factory) -> Path:
+    """A store with a corpus."""
+    store = tmp_path_factory.mktemp("stocked")
+    places = {"document_id": "d", "path": "a.md", "title": "A", "heading_path": "", "token_count": 9}
+    rows = [{"segment_id": f"s{i:03}", "position": i, "text": text, **places} for i, text in enumerate(TEXTS)]
+    (store / "tables").mkdir()
+    tables.CORPUS.frame(rows).write_parquet(store / "tables" / "corpus.parquet")
+    return store
+
+
+def opened(bundle: Path, store: Path, **serving) -> str:
+    settings = Settings(paths=Paths(store=store), serving=Serving(threads=1, **serving))
+    export = open_export(bundle, read_manifest(bundle), settings)
+    return f"{export.precision} {export.backend.runtime}"
+
+
+def test_what_is_asked_for_is_served(bundle, stocked):
+    assert opened(bundle, stocked) == "fp32 onnxruntime"
+    assert opened(bundle, stocked, backend="torch") == "fp32 torch"
+    assert opened(bundle, stocked, backend="torch", precision="bf16") == "bf16 torch"
+    assert opened(bundle, stocked, backend="auto", precision="bf16") == "bf16 torch"
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("onnx", "bf16"), ("torch", "int8")])
+def test_a_precision_that_the_back_end_has_not_is_refused_at_start(backend, precision):
+    with pytest.raises(ValueError, match=f"precision is {precision}, which only backend = "):
+        Serving(backend=backend, precision=precision)
+
+
+@pytest.mark.parametrize(("slowed", "served"), [(TorchBackend, "onnxruntime"), (OnnxBackend, "torch")])
+def test_left_to_itself_it_takes_the_faster(bundle, stocked, monkeypatch, slowed, served):
+    original = slowed.infer
+    monkeypatch.setattr(slowed, "infer", lambda self, ids: [original(self, ids) for _ in range(60)][-1])
+    assert opened(bundle, stocked, backend="auto") == f"fp32 {served}"
+
+
+def test_half_precision_that_is_not_near_enough_is_not_served(bundle, stocked, caplog):
+    strict = {"min_half_cosine": 1.0}
+    with pytest.raises(ServingError, match=r"bf16 with torch: least cosine [\d.]+ is below serving\.min_half_cosine"):
+        opened(bundle, stocked, backend="torch", precision="bf16", **strict)
+    with caplog.at_level(logging.INFO):
+        assert opened(bundle, stocked, backend="torch", precision="auto", **strict) == "fp32 torch"
+    assert "not served: bf16 with torch" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -1.0])
+def test_vectors_that_are_wrong_here_are_not_served(bundle, stocked, monkeypatch, wrong):
+    right = TorchBackend._run
+
+    def run(self, tokens, mask):
+        vectors = right(self, tokens, mask)
+        vectors[0] *= wrong
+        return vectors
+
+    monkeypatch.setattr(TorchBackend, "_run", run)
+    with pytest.raises(ServingError, match="not finite|below serving"):
+        opened(bundle, stocked, backend="torch", precision="bf16")
+
+
+def test_half_precision_that_cannot_be_measured_is_not_served(bundle, tmp_path):
+    with pytest.raises(ServingError, match="neither a corpus nor an export's parity"):
+        opened(bundle, tmp_path, backend="torch", precision="bf16")
+    assert opened(bundle, tmp_path, backend="torch", precision="auto") == "fp32 torch"
+
+
+def test_half_precision_that_the_machine_has_not_is_not_served(bundle, stocked, monkeypatch):
+    with pytest.raises(ServingError, match="nothing in this machine computes fp16 with torch"):
+        opened(bundle, stocked, backend="torch", precision="fp16")
+    monkeypatch.setattr(exports, "cpu_has_bf16", lambda: False)
+    with pytest.raises(ServingError, match="nothing in this machine computes bf16 with torch"):
+        opened(bundle, stocked, backend="torch", precision="bf16")
+
+
+def test_a_model_that_torch_may_not_load_leaves_the_export(bundle, stocked, tmp_path):
+    copy = Path(shutil.copytree(bundle, tmp_path / "1"))
+    (copy / "model" / "model.safetensors").rename(copy / "model" / "pytorch_model.bin")
+    assert opened(listed(copy), stocked, backend="auto") == "fp32 onnxruntime"
+    with pytest.raises(ServingError, match="fp32 with torch: .*pickled weights"):
+        opened(copy, stocked, backend="torch")
+
+
+def test_it_is_proven_on_segments_whole_and_short_and_on_the_worst_texts(bundle, stocked, tmp_path):
+    corpus = Paths(store=stocked).root / "tables" / "corpus.parquet"
+    texts = proof_texts(bundle, read_manifest(bundle), corpus, 17)
+    whole = [text for text in texts if text in TEXTS]
+    assert SEGMENTS == len(whole) < len(texts) == len(set(texts))
+    assert texts == proof_texts(bundle, read_manifest(bundle), corpus, 17)
+    copy = Path(shutil.copytree(bundle, tmp_path / "1"))
+    worst = [{"kind": "query", "id": "q", "cosine": 0.9, "text": "the worst"}]
+    (copy / "onnx" / "parity.json").write_text(json.dumps({**PARITY, "worst": worst}))
+    assert proof_texts(listed(copy), read_manifest(copy), None, 17) == ["the worst"]
+    assert opened(copy, tmp_path, backend="torch", precision="bf16") == "bf16 torch"
+
+
+def test_torch_serves_the_tuned_and_onnxruntime_the_base_model_and_both_follow_the_store(bundle, stocked, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(stocked, store)
+    one = Path(shutil.copytree(bundle, store / "release" / "1"))
+    shutil.copytree(one / "onnx", one / "base_onnx")
+    changed(listed(one), store / "release" / "2", "onnx/embedding_config.json", query_prefix="how ")
+    promote(Paths(store=store), "1")
+    expected = {n: OnnxBackend(store / "release" / n / "onnx", threads=1).encode(["class"], "query")[0] for n in "12"}
+    with running(one, store=store, reload_seconds=0.02, backend="torch", precision="bf16") as served:
+        for version in ("1", "2"):
+            promote(Paths(store=store), version)
+            eventually(lambda version=version: served.service.version == version)
+            found = served.client.get("/v1/metadata").json()["data"]
+            assert [(row["precision"], row["runtime"]) for row in found] == [("bf16", "torch"), ("fp32", "onnxruntime")]
+            assert served.vectors("class")[0] @ expected[version] >= 0.9999
+            fields = {"input": "class", "model": f"{MODEL}-base"}
+            base = served.client.post("/v1/embeddings", json=fields).json()["data"][0]["embedding"]
+            assert np.allclose(base, expected["1"], atol=1e-5)
