@@ -302,7 +302,7 @@ def _time_ours(examples: pl.DataFrame, texts: dict[str, str], settings: Settings
         work = Path(folder) / "work"
         task = Task.of(examples, texts, None, ([], []), settings, work=work)
         steps = examples.height // BATCH
-        schedule = Plan(BATCH, 1.0, settings.training.learning_rate, steps, 1, small_data=True)
+        schedule = Plan(BATCH, 1.0, steps, 1, small_data=True)
         trainer, supervisor = build_trainer(task, schedule, settings.seed, work)
         # Neither side writes checkpoints while it is timed.
         trainer.remove_callback(supervisor)

@@ -404,13 +404,14 @@ class Training(_Stage):
     temperature: float = Field(default=0.02, gt=0, le=1)
     """InfoNCE temperature."""
     epochs: float = Field(default=0, ge=0, le=100)
-    """Passes over the examples; 0: from the number of examples."""
+    """Passes over the examples; 0: from their number and who wrote the questions."""
     batch_size: int = Field(default=0, ge=0, le=65536)
     """Examples in a batch; 0: from the number of examples."""
     micro_batch_size: int = Field(default=0, ge=0)
     """Texts encoded at once under gradient caching; 0: gradient caching only when the batch does not fit."""
     learning_rate: float = Field(default=0, ge=0, lt=1)
-    """Peak learning rate (AdamW, linear decay); 0: from the width of the model, 1e-4 at 384 and less in proportion."""
+    """Peak learning rate (AdamW, linear decay); 0: from the width of the model and who wrote the
+    questions."""
     warmup_share: Share = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = Field(default=0.01, ge=0, lt=1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from embed_pipeline.embedding.batches import pad_rows
 from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training_data.labels import LABELLED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ class Examples:
         negatives: numbers of each example's mined negatives.
         known: for each question number, all passages known to answer it: those of its siblings (examples that share
             its qa_id) and of the examples that ask the same in the same words.
+        labelled: whether people wrote the questions of at least half of the examples.
     """
 
     questions: list[str]
@@ -40,6 +42,7 @@ class Examples:
     positive: list[int]
     negatives: list[list[int]]
     known: list[frozenset[int]]
+    labelled: bool
 
     def __len__(self) -> int:
         return len(self.question)
@@ -84,6 +87,7 @@ def number_examples(examples: pl.DataFrame, passages: Mapping[str, str]) -> Exam
         positive=positive,
         negatives=negatives,
         known=[frozenset(answers) for answers in known],
+        labelled=2 * sum(row["origin"] == LABELLED for row in rows) >= len(rows),
     )
 
 

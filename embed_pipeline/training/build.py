@@ -26,7 +26,7 @@ from embed_pipeline.training.dimensions import declare_dimensions
 from embed_pipeline.training.dropout import turn_off_dropout
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.loss import MaskedInfoNCE, MicroBatches, Teaching
-from embed_pipeline.training.policy import Plan
+from embed_pipeline.training.policy import Plan, learning_rate
 from embed_pipeline.training.supervisor import Supervisor
 from embed_pipeline.training.task import Task
 from embed_pipeline.training.teacher import taught_scores
@@ -67,7 +67,7 @@ def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[Co
 
     Args:
         task: what is trained.
-        schedule: batch, passes and learning rate.
+        schedule: batch and passes.
         seed: of the batches' order.
         work: folder of this seed's checkpoints.
 
@@ -88,7 +88,8 @@ def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[Co
         max_tokens=min(limit, training.max_tokens) if training.max_tokens else limit,
         taught=taught,
     )
-    arguments = _arguments(schedule, settings, seed, work)
+    rate = learning_rate(hardware.width(model), training, labelled=task.examples.labelled)
+    arguments = _arguments(schedule, rate, settings, seed, work)
     precision = hardware.training_precision(settings.embedding, arguments.device)
     embedding = settings.embedding.model_copy(update={"precision": precision})
     measure = DevMeasure(task.dev, task.corpus, seed=settings.seed) if task.dev else None
@@ -116,13 +117,15 @@ def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[Co
     return trainer, supervisor
 
 
-def _arguments(schedule: Plan, settings: Settings, seed: int, work: Path) -> SentenceTransformerTrainingArguments:
+def _arguments(
+    schedule: Plan, rate: float, settings: Settings, seed: int, work: Path
+) -> SentenceTransformerTrainingArguments:
     training = settings.training
     return SentenceTransformerTrainingArguments(
         output_dir=str(work),
         num_train_epochs=schedule.epochs,
         per_device_train_batch_size=schedule.batch_size,
-        learning_rate=schedule.learning_rate,
+        learning_rate=rate,
         weight_decay=training.weight_decay,
         warmup_steps=math.ceil(schedule.warmup_steps / world_size()),
         lr_scheduler_type="linear",

@@ -47,12 +47,19 @@ def activation_tokens(model: nn.Module, precision: Precision, device: torch.devi
 
     It depends on the machine's total memory alone, so that the same machine always decides alike.
     """
-    encoder = next(iter(model.children()), None)
-    config: Any = getattr(getattr(encoder, "auto_model", None), "config", None)
-    layers = int(getattr(config, "num_hidden_layers", 0) or 12)
-    hidden = int(getattr(config, "hidden_size", 0) or 768)
-    bytes_per_token = layers * hidden * _VALUES_PER_UNIT * (2 if precision == "bf16" else 4)
+    layers = int(getattr(_config(model), "num_hidden_layers", 0) or 12)
+    bytes_per_token = layers * width(model) * _VALUES_PER_UNIT * (2 if precision == "bf16" else 4)
     return max(1, int(total_memory(device) * _MEMORY_SHARE) // bytes_per_token)
+
+
+def width(model: nn.Module) -> int:
+    """Hidden size of the encoder; 768, the commonest, where it does not say."""
+    return int(getattr(_config(model), "hidden_size", 0) or 768)
+
+
+def _config(model: nn.Module) -> Any:  # noqa: ANN401 - transformers' configurations share no public base
+    encoder = next(iter(model.children()), None)
+    return getattr(getattr(encoder, "auto_model", None), "config", None)
 
 
 def total_memory(device: torch.device) -> int:

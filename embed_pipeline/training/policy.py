@@ -1,4 +1,8 @@
-"""Batch, passes and learning rate from the number of examples, where the settings leave them open."""
+"""Batch, passes and learning rate where the settings leave them open.
+
+From the number of examples, the width of the model, and who wrote the questions: a rate and passes that people's
+questions bear let a model learn the mistakes and habits of a generator.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,10 @@ SMALL_DATA = 2_000
 # Under this many steps a contrastive fine-tuning at 2e-5 has hardly moved; more passes than this overfit.
 _LEAST_STEPS = 30
 _MOST_EPOCHS = 8
-_SMALL_EPOCHS = 2.0
+_SMALL_EPOCHS, _SMALL_LABELLED_EPOCHS = 2.0, 4.0
 _BATCHES = ((SMALL_DATA, 32), (20_000, 64), (100_000, 128))
 _LARGEST_BATCH = 256
-_EPOCHS = ((SMALL_DATA, _SMALL_EPOCHS), (20_000, 2.0))
+_RATE, _LABELLED_RATE, _LABELLED_RATE_WIDTH = 2e-5, 1e-4, 384
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,6 @@ class Plan:
     Attributes:
         batch_size: examples in a batch, on each process.
         epochs: passes over the examples.
-        learning_rate: peak learning rate.
         steps: optimizer steps of one process that works alone.
         warmup_steps: steps in which the learning rate rises.
         small_data: whether the rules for few examples applied.
@@ -36,14 +39,13 @@ class Plan:
 
     batch_size: int
     epochs: float
-    learning_rate: float
     steps: int
     warmup_steps: int
     small_data: bool
 
 
-def plan(examples: int, training: Training) -> Plan:
-    """Fill in what the settings leave open (``batch_size`` 0, ``epochs`` 0).
+def plan(examples: int, training: Training, *, labelled: bool) -> Plan:
+    """Fill in what the settings leave open about the steps (``batch_size`` 0, ``epochs`` 0).
 
     Few examples get small batches, for enough steps, and up to eight passes to reach 30 steps; many get large
     batches, for more negatives at once, and a single pass.
@@ -51,6 +53,7 @@ def plan(examples: int, training: Training) -> Plan:
     Args:
         examples: training examples.
         training: the settings.
+        labelled: whether people wrote most of the questions.
 
     Raises:
         ValueError: there are no examples.
@@ -60,18 +63,36 @@ def plan(examples: int, training: Training) -> Plan:
         raise ValueError(message)
     batch_size = min(training.batch_size or _first(_BATCHES, examples, _LARGEST_BATCH), examples)
     steps_per_epoch = math.ceil(examples / batch_size)
-    epochs = training.epochs or _first(_EPOCHS, examples, 1.0)
+    small = _SMALL_LABELLED_EPOCHS if labelled else _SMALL_EPOCHS
+    epochs = training.epochs or _first(((SMALL_DATA, small), (20_000, 2.0)), examples, 1.0)
     if not training.epochs and examples < SMALL_DATA:
         epochs = min(float(_MOST_EPOCHS), max(epochs, float(math.ceil(_LEAST_STEPS / steps_per_epoch))))
     steps = max(1, math.ceil(steps_per_epoch * epochs))
     return Plan(
         batch_size=batch_size,
         epochs=epochs,
-        learning_rate=training.learning_rate,
         steps=steps,
         warmup_steps=math.ceil(steps * training.warmup_share),
         small_data=examples < SMALL_DATA,
     )
+
+
+def learning_rate(width: int, training: Training, *, labelled: bool) -> float:
+    """Peak learning rate: the one that is set, or from the model and from who wrote the questions.
+
+    384 wide, 1e-4 is the lowest rate on the plateau with people's questions, and loses with generated ones, which
+    bear 2e-5 (docs/tuning.md). Under Adam the best rate of a wider model is lower in proportion (Yang et al. 2022,
+    Tensor Programs V): neither goes beyond that. Adapters bear 1e-4 at every width.
+
+    Args:
+        width: hidden size of the encoder.
+        training: the settings.
+        labelled: whether people wrote most of the questions.
+    """
+    if training.learning_rate or training.lora_rank:
+        return training.learning_rate or _LABELLED_RATE
+    most = _LABELLED_RATE * min(1.0, _LABELLED_RATE_WIDTH / width)
+    return most if labelled else min(_RATE, most)
 
 
 def _first(table: Sequence[tuple[int, T]], examples: int, otherwise: T) -> T:

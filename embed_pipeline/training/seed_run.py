@@ -18,7 +18,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from embed_pipeline.training import checkpoints, hardware
 from embed_pipeline.training.build import build_trainer, world_size
 from embed_pipeline.training.curves import best_step, dev_curve, loss_curve, stalled
-from embed_pipeline.training.policy import plan
 from embed_pipeline.training.supervisor import Supervisor
 from embed_pipeline.training.task import Task
 from embed_pipeline.training.trainer import ContrastiveTrainer
@@ -34,6 +33,7 @@ class SeedResult:
 
     Attributes:
         seed: the seed.
+        learning_rate: peak learning rate.
         steps: optimizer steps done, those before a resumption included.
         loss_curve: step and loss, every step.
         dev_curve: step and dev nDCG@10, the base at step 0; empty without dev questions.
@@ -48,6 +48,7 @@ class SeedResult:
     """
 
     seed: int
+    learning_rate: float
     steps: int
     loss_curve: list[tuple[int, float]]
     dev_curve: list[tuple[int, float]]
@@ -81,7 +82,7 @@ def train_seed(task: Task, seed: int) -> SeedResult:
         return _read(target)
     # Steps and batches depend on the number of processes, so checkpoints do too.
     work = task.work / f"seed-{seed}-of-{world_size()}"
-    trainer, supervisor = build_trainer(task, plan(len(task.examples), task.settings.training), seed, work)
+    trainer, supervisor = build_trainer(task, task.plan, seed, work)
     checkpoint = checkpoints.latest(work)
     started = time.monotonic()
     try:
@@ -122,6 +123,7 @@ def _result(task: Task, trainer: ContrastiveTrainer, seed: int, checkpoint: Path
     passes = (state.global_step - (resumed_from or 0)) / len(trainer.get_train_dataloader())
     return SeedResult(
         seed=seed,
+        learning_rate=trainer.args.learning_rate,
         steps=state.global_step,
         loss_curve=loss_curve(state),
         dev_curve=measured,

@@ -19,7 +19,6 @@ from embed_pipeline.training.checkpoints import SEAL
 from embed_pipeline.training.dev import DevMeasure
 from embed_pipeline.training.general import general_set
 from embed_pipeline.training.merging import Kept, keep_general
-from embed_pipeline.training.policy import plan
 from embed_pipeline.training.record import TrainingResult
 from embed_pipeline.training.seed_run import RESULT_FILE, SeedResult, winner_folder
 from embed_pipeline.training.task import Task
@@ -128,13 +127,13 @@ def _result(
     task: Task, seeds: Sequence[SeedResult], choice: _Choice, kept: Kept | None, dev_ndcg_10: float | None
 ) -> TrainingResult:
     training = task.settings.training
-    schedule, won = plan(len(task.examples), training), choice.seed
+    schedule, won = task.plan, choice.seed
     seconds = sum(seed.seconds for seed in seeds)
     return TrainingResult(
         examples=len(task.examples),
         batch_size=schedule.batch_size,
         epochs=schedule.epochs,
-        learning_rate=schedule.learning_rate,
+        learning_rate=won.learning_rate,
         small_data=schedule.small_data,
         steps=won.steps,
         final_loss=won.loss_curve[-1][1],

@@ -15,6 +15,7 @@ from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import content_hash
 from embed_pipeline.training.batches import Examples, number_examples
+from embed_pipeline.training.policy import Plan, plan
 
 Record = Callable[[int, dict[str, float]], None]
 
@@ -40,6 +41,11 @@ class Task:
     work: Path
     fingerprint: str
     record: Record | None = field(default=None, compare=False)
+
+    @property
+    def plan(self) -> Plan:
+        """Batch and passes."""
+        return plan(len(self.examples), self.settings.training, labelled=self.examples.labelled)
 
     @classmethod
     def of(

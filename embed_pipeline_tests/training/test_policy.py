@@ -3,27 +3,42 @@ from __future__ import annotations
 import pytest
 
 from embed_pipeline.settings import Training
-from embed_pipeline.training.policy import plan
+from embed_pipeline.training.policy import learning_rate, plan
 
 
 def test_few_examples_get_small_batches_and_enough_steps() -> None:
-    few, some, many = (plan(n, Training()) for n in (300, 900, 50_000))
+    few, some, many = (plan(n, Training(), labelled=False) for n in (300, 900, 50_000))
     assert (few.batch_size, some.batch_size, many.batch_size) == (32, 32, 128)
     assert few.small_data
     assert not many.small_data
     assert (few.epochs, few.steps) == (3.0, 30), "enough steps"
     assert (some.epochs, many.epochs) == (2.0, 1.0)
-    assert plan(100, Training()).epochs == 8, "enough steps"
-    assert plan(20, Training()).epochs == 8, "and no more passes than that"
-    assert plan(20, Training()).batch_size == 20
+    assert plan(100, Training(), labelled=False).epochs == 8, "enough steps"
+    assert plan(20, Training(), labelled=False).epochs == 8, "and no more passes than that"
+    assert plan(20, Training(), labelled=False).batch_size == 20
 
 
 def test_what_is_set_is_kept() -> None:
-    chosen = plan(100, Training(batch_size=16, epochs=2.5, learning_rate=1e-4, warmup_share=0.5))
-    assert (chosen.batch_size, chosen.epochs, chosen.learning_rate) == (16, 2.5, 1e-4)
+    chosen = plan(100, Training(batch_size=16, epochs=2.5, warmup_share=0.5), labelled=True)
+    assert (chosen.batch_size, chosen.epochs) == (16, 2.5)
     assert (chosen.steps, chosen.warmup_steps) == (18, 9)
+
+
+def test_peoples_questions_bear_more_passes_where_there_are_few() -> None:
+    assert [plan(n, Training(), labelled=True).epochs for n in (900, 2_000, 50_000)] == [4.0, 2.0, 1.0]
+
+
+def test_the_rate_falls_with_the_width_of_the_model_and_is_low_for_generated_questions() -> None:
+    labelled, generated = (
+        [learning_rate(width, Training(), labelled=by_people) for width in (64, 384, 768, 4096)]
+        for by_people in (True, False)
+    )
+    assert labelled == pytest.approx([1e-4, 1e-4, 5e-5, 9.375e-6])
+    assert generated == pytest.approx([2e-5, 2e-5, 2e-5, 9.375e-6])
+    assert learning_rate(4096, Training(lora_rank=16), labelled=False) == pytest.approx(1e-4)
+    assert learning_rate(4096, Training(learning_rate=3e-5), labelled=False) == pytest.approx(3e-5)
 
 
 def test_no_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="examples is 0"):
-        plan(0, Training())
+        plan(0, Training(), labelled=False)
