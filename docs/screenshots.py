@@ -1,0 +1,117 @@
+"""The README's pictures: the Dagster UI, the report and the search page of this folder's own store, in Chromium.
+
+    embed-pipeline run && python docs/screenshots.py
+
+Starts the UI and the endpoint on free ports, takes each page once it is loaded, and writes ``docs/images/``. Needs a
+store with a deployed release, and Chromium or Chrome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from embed_pipeline.settings import load_settings
+
+IMAGES = Path(__file__).parent / "images"
+_START_SECONDS = 180
+_LOAD_MILLISECONDS = 30_000
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page: name, address (``{ui}``, ``{endpoint}`` and ``{report}`` stand for what is served), size in pixels."""
+
+    name: str
+    address: str
+    width: int = 1500
+    height: int = 1000
+
+
+PAGES = (
+    Page("graph", "{ui}/assets/corpus?view=lineage&lineageScope=downstream", 1800),
+    Page("checks", "{ui}/assets/qa_dataset?view=checks"),
+    Page("evaluation", "{ui}/assets/retrieval_evaluation?view=overview", height=1700),
+    Page("report", "{report}", width=1200, height=1500),
+    Page("search", "{endpoint}/?q=how do I run a command with a time limit", width=1300, height=900),
+)
+
+
+def main() -> None:
+    """Take every page, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(page.name for page in PAGES)}")
+    parser.add_argument("--chromium", help="the browser's program")
+    arguments = parser.parse_args()
+    browser = arguments.chromium or next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    if browser is None:
+        parser.error("no Chromium on the path; name one with --chromium")
+    unknown = sorted(set(arguments.names) - {page.name for page in PAGES})
+    if unknown:
+        parser.error(f"no page {', '.join(unknown)}")
+    IMAGES.mkdir(exist_ok=True)
+    report = (load_settings().paths.store / "reports" / "report.html").resolve()
+    if not report.exists():
+        parser.error(f"{report} is not there: run embed-pipeline run first")
+    with _served("ui", "/server_info") as ui, _served("serve", "/v1/health/ready") as endpoint:
+        addresses = {"ui": ui, "endpoint": endpoint, "report": report.as_uri()}
+        for page in PAGES:
+            if not arguments.names or page.name in arguments.names:
+                _take(browser, page, page.address.format(**addresses).replace(" ", "%20"))
+
+
+@contextmanager
+def _served(command: str, path: str) -> Iterator[str]:
+    """The address of a command of ours that serves, once ``path`` answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = [sys.executable, "-m", "embed_pipeline.cli", command, "--port", str(port)]
+    process = subprocess.Popen(started, stdout=subprocess.DEVNULL)  # noqa: S603 - ourselves
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait(process, address + path)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], address: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"{' '.join(map(str, process.args))} ended with {process.returncode}")  # type: ignore[arg-type]  # a list
+        try:
+            with urllib.request.urlopen(address) as answer:  # noqa: S310 - our own address
+                if answer.status == 200:  # noqa: PLR2004 - OK
+                    return
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        time.sleep(0.5)
+    raise SystemExit(f"{address} did not answer within {_START_SECONDS} s")
+
+
+def _take(browser: str, page: Page, address: str) -> None:
+    target = IMAGES / f"{page.name}.png"
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+    size = f"--window-size={page.width},{page.height}"
+    wait = f"--virtual-time-budget={_LOAD_MILLISECONDS}"
+    command = [browser, *options, size, wait, f"--screenshot={target}", address]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the user's browser
+    if done.returncode or not target.exists():
+        raise SystemExit(f"{browser} took no picture of {address}: {done.stderr[-500:]}")
+    print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
