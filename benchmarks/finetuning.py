@@ -3,13 +3,16 @@
     python benchmarks/finetuning.py throughput --scifact DIR      examples a second, interleaved in one process
     python benchmarks/finetuning.py train ours --scifact DIR      one training, scored on the test judgements
     python benchmarks/finetuning.py train stock --scifact DIR     the same pairs under the peer
+    python benchmarks/finetuning.py train ours --scifact DIR --held-out 220 --set training.learning_rate=1e-4 --label X
+                                                                  one training, scored on held-out train judgements
     python benchmarks/finetuning.py summary                       gains and intervals over all trainings so far
 
 ``DIR`` is a BEIR folder with train and test judgements. The peer is sentence-transformers' trainer as it comes: its
 loss, learning rate, warm-up and padding, three passes, and batches as large as ours instead of its eight. Pairs are
 the train judgements; the negatives that ours adds are mined from the same corpus with no other judgement. Nothing of
-the test judgements is seen in training, and both stop after a number of passes that is fixed before. Everything is
-added to ``benchmarks/results/finetuning.json``.
+the test judgements is seen in training, and both stop after a number of passes that is fixed before. Settings are
+compared with ``--held-out``: on so many train queries that are left out of training, over the passages that compete for
+them and some more. Everything is added to ``benchmarks/results/finetuning.json``.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ RESULTS = Path(__file__).parent / "results" / "finetuning.json"
 BATCH, STOCK_EPOCHS, CUTOFF = 32, 3, 10
 MEASURES = ("nDCG", "Recall")
 _SEARCHED = 600
+_COMPETING, _MORE_PASSAGES = 25, 300
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,31 @@ def score(model: SentenceTransformer, data: Labelled, settings: Settings, tokens
     return {measure: scores.column(measure, CUTOFF) for measure in MEASURES}
 
 
+def hold_out(data: Labelled, count: int, settings: Settings, tokens: int) -> tuple[Labelled, Labelled]:
+    """What is trained on, and what is scored: so many seeded train queries, and passages for them alone.
+
+    The passages are the answers, the best under the base for each query, and some drawn at random.
+    """
+    asked = sorted(data.train)
+    order = np.random.default_rng(5).permutation(len(asked))
+    held = [asked[place] for place in order[:count]]
+    ids = sorted(data.texts)
+    model = load_model(settings.embedding.model, settings.embedding)
+    model.max_seq_length = tokens
+    encoder = Encoder(model, settings.embedding.model_copy(update={"precision": "bf16"}))
+    passages = encoder.encode([data.texts[item] for item in ids], "passage", label="encode passages")
+    hits = search(encoder.encode([data.queries[query] for query in held], "query"), passages, _COMPETING)
+    pool = {ids[place] for row in hits.indices for place in row} | {
+        item for query in held for item in data.train[query]
+    }
+    rest = [item for item in ids if item not in pool]
+    pool |= {rest[place] for place in np.random.default_rng(1).permutation(len(rest))[:_MORE_PASSAGES]}
+    scored = replace(data, texts={item: data.texts[item] for item in pool}, test={q: data.train[q] for q in held})
+    return replace(
+        data, train={query: data.train[query] for query in asked if query not in scored.test}, test={}
+    ), scored
+
+
 def train_ours(data: Labelled, arguments: argparse.Namespace, folder: Path) -> tuple[SentenceTransformer, float]:
     """The model that this project makes of the judgements, and the seconds that training took."""
     settings = settings_of(arguments)
@@ -188,15 +217,18 @@ def _stock_trainer(
 def train(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
     """One training, scored on the test judgements; the base's scores come along where they are not known yet."""
     settings = settings_of(arguments)
-    name = f"{arguments.tokens} tokens"
+    name, scored = f"{arguments.tokens} tokens", data
+    if arguments.held_out:
+        name = f"{name}, {arguments.held_out} train queries held out"
+        data, scored = hold_out(data, arguments.held_out, settings, arguments.tokens)
     base = _read_results().get("quality", {}).get(name, {}).get("base")
     if base is None:
-        found = score(load_model(settings.embedding.model, settings.embedding), data, settings, arguments.tokens)
+        found = score(load_model(settings.embedding.model, settings.embedding), scored, settings, arguments.tokens)
         base = {measure: values.round(5).tolist() for measure, values in found.items()}
     with tempfile.TemporaryDirectory() as folder:
         run = train_ours if arguments.system == "ours" else train_stock
         model, seconds = run(data, arguments, Path(folder))
-        scores = score(model, data, settings, arguments.tokens)
+        scores = score(model, scored, settings, arguments.tokens)
     entry = {
         "system": arguments.label or arguments.system,
         "seed": arguments.seed,
@@ -348,6 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--titles", type=int, default=0, help="titles with their texts added to ours")
     parser.add_argument("--set", action="append", default=[], metavar="stage.name=value", help="a setting of ours")
+    parser.add_argument("--held-out", type=int, default=0, help="train queries to score on in place of the test's")
     parser.add_argument("--label", help="name of this variant in the results")
     parser.add_argument("--steps", type=int, default=6, help="steps of a throughput round")
     parser.add_argument("--threads", type=int, default=0, help="1: by processor time, fit for a machine that is shared")
