@@ -106,3 +106,8 @@ def test_data_outside_is_found_in_subgraphs_and_constants(folder):
     model = onnx.helper.make_model(onnx.helper.make_graph([choice], "main", [], []))
     with pytest.raises(ModelError, match="'hidden'"):
         refuse_outside_data(folder / "model.onnx", model)
+
+
+def test_threads_that_wait_do_not_spin(backend):
+    options = backend._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
