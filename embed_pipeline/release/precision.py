@@ -98,7 +98,8 @@ def _calibration(backend: OnnxBackend, texts: Sequence[str]) -> CalibrationDataR
     from onnxruntime.quantization import CalibrationDataReader
 
     step = max(1, len(texts) // _CALIBRATION_TEXTS)
-    rows = backend.tokenize([backend.passage_prefix + text for text in texts[::step]], truncate=True)
+    chosen = texts[::step][:_CALIBRATION_TEXTS]
+    rows = backend.tokenize([backend.passage_prefix + text for text in chosen], truncate=True)
     batches = iter([rows[start : start + _CALIBRATION_BATCH] for start in range(0, len(rows), _CALIBRATION_BATCH)])
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
