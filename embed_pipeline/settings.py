@@ -572,6 +572,8 @@ class Tracking(_Stage):
     """Experiment name."""
     registered_model: str = "embed-pipeline"
     """Registered model name."""
+    mlflow_url: str | None = None
+    """Address of the MLflow UI in a browser, for links from Dagster; None: ``uri``, where it is a server's."""
     dagster_url: str | None = None
     """Address of the Dagster UI, such as ``http://host:3000``, for links from MLflow; None: run ids alone."""
 

@@ -46,19 +46,21 @@ class Tracker:
         experiment: the experiment's name.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path | None = None) -> None:
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None = None, *, pages: str | None = None) -> None:
         """Connect; the experiment is made where it is absent.
 
         Args:
             uri: ``sqlite:///<file>`` or a server's ``http(s)://``.
             experiment: the experiment's name.
             artifacts: folder of artifacts; None: the server's own, and for SQLite ``mlartifacts`` beside the file.
+            pages: address of MLflow's UI, for links; None: that of the server.
 
         Raises:
             TrackingError: MLflow cannot open the URI.
         """
         self.uri = uri
         self.experiment = experiment
+        self._pages = pages or uri
         if artifacts is None and uri.startswith(_SQLITE):
             artifacts = Path(uri.removeprefix(_SQLITE)).resolve().parent / _ARTIFACTS
         self._client = _connect(uri)
@@ -190,9 +192,9 @@ class Tracker:
         return self._page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
 
     def _page(self, place: str) -> str | None:
-        if not self.uri.startswith(("http://", "https://")):
+        if not self._pages.startswith(("http://", "https://")):
             return None
-        return f"{_without_password(self.uri).rstrip('/')}/#/{place}"
+        return f"{_without_password(self._pages).rstrip('/')}/#/{place}"
 
 
 class TrackedRun:

@@ -125,11 +125,16 @@ def test_what_is_not_there_is_named(tracker: Tracker, tmp_path: Path) -> None:
         run.log_artifact(b"bytes")
 
 
+def test_links_lead_to_where_browsers_find_the_server(tmp_path: Path) -> None:
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "links", pages="http://localhost:5000/")
+    assert tracker.version_url("tuned", "1") == "http://localhost:5000/#/models/tuned/versions/1"
+
+
 def test_the_url_of_a_run_on_a_server_shows_no_password(tracker: Tracker, client: MlflowClient) -> None:
     with tracker.run("url", {}) as run:
         stored = client.get_run(run.run_id)
     remote = Tracker.__new__(Tracker)
-    remote.uri = "https://user:secret@mlflow.example/"
+    remote._pages = "https://user:secret@mlflow.example/"
     experiment = stored.info.experiment_id
     assert remote.version_url("a model", "3") == "https://mlflow.example/#/models/a%20model/versions/3"
     assert tracker.version_url("tuned", "1") is None

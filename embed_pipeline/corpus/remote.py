@@ -95,7 +95,7 @@ def is_at_url(url: str, path: str) -> bool:
 
 def _open(url: str) -> tuple[Any, str]:
     """The file system of an address, and the address as it names it, without a slash at the end."""
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]  # it has none
+    from fsspec.core import url_to_fs
 
     system, root = url_to_fs(url, use_listings_cache=False)  # what was listed before may have changed
     return system, str(root).rstrip("/")
@@ -122,7 +122,7 @@ def _entries(system: Any, root: str) -> Iterator[Entry]:  # noqa: ANN401 - fsspe
 
 def _pages(system: Any, root: str) -> Iterator[Entry]:  # noqa: ANN401
     """The same of S3: one listing of all keys, whatever folders their names make of them."""
-    from fsspec.asyn import sync  # type: ignore[import-untyped]  # it has none
+    from fsspec.asyn import sync
 
     bucket, key, _ = system.split_path(root)
     listing = system._iterdir(bucket, delimiter="", prefix=f"{key}/" if key else "")  # noqa: SLF001 - lists by the page

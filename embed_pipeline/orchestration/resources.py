@@ -15,15 +15,17 @@ class MLflow(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster leav
 
     uri: str
     experiment: str
+    pages: str | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> "MLflow":
         """The resource that the settings name."""
-        return cls(uri=settings.tracking_uri(), experiment=settings.tracking.experiment)
+        tracking = settings.tracking
+        return cls(uri=settings.tracking_uri(), experiment=tracking.experiment, pages=tracking.mlflow_url)
 
     def tracker(self) -> Tracker:
         """Connect."""
-        return Tracker(self.uri, self.experiment)
+        return Tracker(self.uri, self.experiment, pages=self.pages)
 
 
 def newest_metadata(instance: dg.DagsterInstance, asset: str, name: str) -> str | None:
