@@ -241,6 +241,8 @@ def train(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
     kept = _read_results()
     known = kept.setdefault("quality", {}).setdefault(name, {"runs": []})
     known["base"] = base
+    taught = {item for items in data.train.values() for item in items}
+    known["seen"] = [not taught.isdisjoint(scored.test[query]) for query in sorted(scored.test)]
     same = (entry["system"], entry["seed"])
     known["runs"] = [run for run in known["runs"] if (run["system"], run["seed"]) != same] + [entry]
     return kept
@@ -253,15 +255,17 @@ def summarise(kept: dict[str, Any]) -> dict[str, Any]:
         groups: dict[str, list[dict[str, Any]]] = {}
         for run in known["runs"]:
             groups.setdefault(run["system"], []).append(run)
-        summary[length] = {system: _gains(known["base"], runs) for system, runs in groups.items()}
+        summary[length] = {system: _gains(known, runs) for system, runs in groups.items()}
         if {"ours", "stock"} <= groups.keys():
             pair = [np.mean([run["nDCG"] for run in groups[system]], axis=0) for system in ("ours", "stock")]
             summary[length]["ours less stock, nDCG@10"] = _interval(pair[0] - pair[1])
     return summary
 
 
-def _gains(base: dict[str, list[float]], runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _gains(known: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Gains over all queries; and apart, over those with and without an answer that training saw as one."""
     found: dict[str, Any] = {"seeds": sorted(run["seed"] for run in runs)}
+    base, seen = known["base"], np.asarray(known["seen"])
     for measure in MEASURES:
         own, before = np.mean([run[measure] for run in runs], axis=0), np.asarray(base[measure])
         found[f"{measure}@{CUTOFF}"] = {
@@ -271,6 +275,13 @@ def _gains(base: dict[str, list[float]], runs: list[dict[str, Any]]) -> dict[str
             "relative_gain": round(float(own.mean() / before.mean() - 1), 4),
             **_interval(own - before),
         }
+        for name, part in (("answer seen in training", seen), ("answer new", ~seen)):
+            found[f"{measure}@{CUTOFF}, {name}"] = {
+                "queries": int(part.sum()),
+                "base": round(float(before[part].mean()), 4),
+                "tuned": round(float(own[part].mean()), 4),
+                **_interval((own - before)[part]),
+            }
     return found
 
 

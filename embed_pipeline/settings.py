@@ -404,7 +404,7 @@ class Training(_Stage):
     temperature: float = Field(default=0.02, gt=0, le=1)
     """InfoNCE temperature."""
     epochs: float = Field(default=0, ge=0, le=100)
-    """Passes over the examples; 0: from their number and who wrote the questions."""
+    """Passes over the examples; 0: from the number of examples."""
     batch_size: int = Field(default=0, ge=0, le=65536)
     """Examples in a batch; 0: from the number of examples."""
     micro_batch_size: int = Field(default=0, ge=0)

@@ -12,18 +12,21 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import polars as pl
 from upath import UPath
 
-from embed_pipeline import tables
+if TYPE_CHECKING:
+    import polars as pl
+
+    from embed_pipeline.tables import Table
 
 
 class StorageError(RuntimeError):
     """Stored data is missing, damaged, of another shape or out of reach; the message says what to do."""
 
 
-def read_table(path: UPath | Path, table: tables.Table) -> pl.DataFrame:
+def read_table(path: UPath | Path, table: Table) -> pl.DataFrame:
     """Read and validate a stored table.
 
     Raises:
@@ -33,12 +36,17 @@ def read_table(path: UPath | Path, table: tables.Table) -> pl.DataFrame:
     return parse_table(path, read_whole(path), table)
 
 
-def parse_table(path: UPath | Path, content: bytes, table: tables.Table) -> pl.DataFrame:
+def parse_table(path: UPath | Path, content: bytes, table: Table) -> pl.DataFrame:
     """The table that ``path`` holds, from its bytes.
 
     Raises:
         StorageError: they are damaged or of another schema.
     """
+    # An endpoint reads releases alone, and loads no dataframes for it.
+    import polars as pl
+
+    from embed_pipeline import tables
+
     try:
         return tables.validate(pl.read_parquet(io.BytesIO(content)), table)
     except (pl.exceptions.PolarsError, tables.TableError) as error:

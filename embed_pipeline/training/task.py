@@ -45,7 +45,7 @@ class Task:
     @property
     def plan(self) -> Plan:
         """Batch and passes."""
-        return plan(len(self.examples), self.settings.training, labelled=self.examples.labelled)
+        return plan(len(self.examples), self.settings.training)
 
     @classmethod
     def of(

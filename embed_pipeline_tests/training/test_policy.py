@@ -7,25 +7,21 @@ from embed_pipeline.training.policy import learning_rate, plan
 
 
 def test_few_examples_get_small_batches_and_enough_steps() -> None:
-    few, some, many = (plan(n, Training(), labelled=False) for n in (300, 900, 50_000))
+    few, some, many = (plan(n, Training()) for n in (300, 900, 50_000))
     assert (few.batch_size, some.batch_size, many.batch_size) == (32, 32, 128)
     assert few.small_data
     assert not many.small_data
     assert (few.epochs, few.steps) == (3.0, 30), "enough steps"
     assert (some.epochs, many.epochs) == (2.0, 1.0)
-    assert plan(100, Training(), labelled=False).epochs == 8, "enough steps"
-    assert plan(20, Training(), labelled=False).epochs == 8, "and no more passes than that"
-    assert plan(20, Training(), labelled=False).batch_size == 20
+    assert plan(100, Training()).epochs == 8, "enough steps"
+    assert plan(20, Training()).epochs == 8, "and no more passes than that"
+    assert plan(20, Training()).batch_size == 20
 
 
 def test_what_is_set_is_kept() -> None:
-    chosen = plan(100, Training(batch_size=16, epochs=2.5, warmup_share=0.5), labelled=True)
+    chosen = plan(100, Training(batch_size=16, epochs=2.5, warmup_share=0.5))
     assert (chosen.batch_size, chosen.epochs) == (16, 2.5)
     assert (chosen.steps, chosen.warmup_steps) == (18, 9)
-
-
-def test_peoples_questions_bear_more_passes_where_there_are_few() -> None:
-    assert [plan(n, Training(), labelled=True).epochs for n in (900, 2_000, 50_000)] == [4.0, 2.0, 1.0]
 
 
 def test_the_rate_falls_with_the_width_of_the_model_and_is_low_for_generated_questions() -> None:
@@ -41,4 +37,4 @@ def test_the_rate_falls_with_the_width_of_the_model_and_is_low_for_generated_que
 
 def test_no_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="examples is 0"):
-        plan(0, Training(), labelled=False)
+        plan(0, Training())
