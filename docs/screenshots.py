@@ -43,7 +43,7 @@ PAGES = (
     Page("checks", "{ui}/assets/qa_dataset?view=checks"),
     Page("evaluation", "{ui}/assets/retrieval_evaluation?view=overview", height=1700),
     Page("report", "{report}", width=1200, height=1500),
-    Page("search", "{endpoint}/?q=how do I run a command with a time limit", width=1300, height=900),
+    Page("search", "{endpoint}/?q=what happens when the iterator of a for loop is exhausted", width=1300, height=900),
 )
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     report = (load_settings().paths.store / "reports" / "report.html").resolve()
     if not report.exists():
         parser.error(f"{report} is not there: run embed-pipeline run first")
-    with _served("ui", "/server_info") as ui, _served("serve", "/v1/health/ready") as endpoint:
+    with _served("ui", "/server_info", "{") as ui, _served("serve", "/search?q=ready", '"ready"') as endpoint:
         addresses = {"ui": ui, "endpoint": endpoint, "report": report.as_uri()}
         for page in PAGES:
             if not arguments.names or page.name in arguments.names:
@@ -71,34 +71,34 @@ def main() -> None:
 
 
 @contextmanager
-def _served(command: str, path: str) -> Iterator[str]:
-    """The address of a command of ours that serves, once ``path`` answers."""
+def _served(command: str, path: str, said: str) -> Iterator[str]:
+    """The address of a command of ours that serves, once ``path`` answers and says so."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     started = [sys.executable, "-m", "embed_pipeline.cli", command, "--port", str(port)]
     process = subprocess.Popen(started, stdout=subprocess.DEVNULL)  # noqa: S603 - ourselves
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait(process, address + path)
+        _wait(process, address + path, said)
         yield address
     finally:
         process.terminate()
         process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], address: str) -> None:
+def _wait(process: subprocess.Popen[bytes], address: str, said: str) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise SystemExit(f"{' '.join(map(str, process.args))} ended with {process.returncode}")  # type: ignore[arg-type]  # a list
         try:
             with urllib.request.urlopen(address) as answer:  # noqa: S310 - our own address
-                if answer.status == 200:  # noqa: PLR2004 - OK
+                if said in answer.read().decode():
                     return
         except (urllib.error.URLError, ConnectionError):
             pass
         time.sleep(0.5)
-    raise SystemExit(f"{address} did not answer within {_START_SECONDS} s")
+    raise SystemExit(f"{address} did not answer {said} within {_START_SECONDS} s")
 
 
 def _take(browser: str, page: Page, address: str) -> None:
