@@ -39,7 +39,6 @@ class Page:
 
 
 PAGES = (
-    Page("graph", "{ui}/assets/corpus?view=lineage&lineageScope=downstream", 1800),
     Page("checks", "{ui}/assets/qa_dataset?view=checks"),
     Page("evaluation", "{ui}/assets/retrieval_evaluation?view=overview", height=1700),
     Page("report", "{report}", width=1200, height=1500),
@@ -63,7 +62,7 @@ def main() -> None:
     report = (load_settings().paths.store / "reports" / "report.html").resolve()
     if not report.exists():
         parser.error(f"{report} is not there: run embed-pipeline run first")
-    with _served("ui", "/server_info", "{") as ui, _served("serve", "/search?q=ready", '"ready"') as endpoint:
+    with _served("ui", "/server_info", "{") as ui, _served("serve", "/search?q=words", '"state":"ready"') as endpoint:
         addresses = {"ui": ui, "endpoint": endpoint, "report": report.as_uri()}
         for page in PAGES:
             if not arguments.names or page.name in arguments.names:

@@ -435,7 +435,7 @@ DEPLOYMENT = Table(
     "The last deployment: what was served, where, and what its verification measured.",
     (
         _text("release_version", "Version of the release bundle that was served."),
-        _text("precision", "Which export answered: fp32 or int8."),
+        _text("precision", "What the model computed in: fp32, int8, fp16 or bf16."),
         _text("url", "Base URL of the endpoint."),
         Column("left_running", pl.Boolean(), "True where an endpoint was left running there."),
         _count("texts_compared", "Texts whose served vectors were compared with the model's."),

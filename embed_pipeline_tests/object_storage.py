@@ -27,11 +27,12 @@ def object_storage() -> Iterator[dict[str, str]]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "NO_PROXY": host,
     }
+    # Drivers remember the address that they were made with.
+    S3FileSystem.clear_instance_cache()
     try:
         with mock.patch.dict(os.environ, environment):
             boto3.client("s3").create_bucket(Bucket=BUCKET)
             yield environment
     finally:
         server.stop()
-        # Drivers remember the address that they were made with.
         S3FileSystem.clear_instance_cache()
