@@ -89,7 +89,7 @@ def _wait(process: subprocess.Popen[bytes], address: str, said: str) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"{' '.join(map(str, process.args))} ended with {process.returncode}")  # type: ignore[arg-type]  # a list
+            raise SystemExit(f"what should serve {address} ended with {process.returncode}")
         try:
             with urllib.request.urlopen(address) as answer:  # noqa: S310 - our own address
                 if said in answer.read().decode():

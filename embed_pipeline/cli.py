@@ -182,11 +182,11 @@ def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str,
 def _show_comparison(settings: Settings) -> None:
     from embed_pipeline import tables
     from embed_pipeline.evaluation.summary import COLUMNS, headline_rows
-    from embed_pipeline.storage import read_table
+    from embed_pipeline.storage import read_table, table_path
 
     metrics = tables.RETRIEVAL_EVALUATION
     table = Table(*COLUMNS, title="Base against tuned")
-    for row in headline_rows(read_table(settings.paths.root / "tables" / f"{metrics.name}.parquet", metrics)):
+    for row in headline_rows(read_table(table_path(settings.paths.root, metrics.name), metrics)):
         table.add_row(*row)
     out.print(table)
     out.print(f"report: {settings.paths.store / 'reports' / 'report.html'}")

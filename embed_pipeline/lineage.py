@@ -12,7 +12,7 @@ import polars as pl
 from upath import UPath
 
 from embed_pipeline import tables
-from embed_pipeline.storage import list_folder, parse_table, read_all, read_table
+from embed_pipeline.storage import list_folder, parse_table, read_all, read_table, table_path
 
 Row = dict[str, Any]
 ReadTable = Callable[[str], pl.DataFrame | None]
@@ -88,15 +88,13 @@ def trace(qa_id: str, read: ReadTable, models: Sequence[Model] = ()) -> Trace:
     pair = _find_pair(qa_id, read)
     by_id = pl.col("qa_id") == pair["qa_id"]
     in_batch = by_id & (pl.col("batch") == pair["batch"])
-    # Passages that labels brought along are in the corpus alone.
-    in_corpus = [
-        {**row, "batch": pair["batch"]}
-        for row in _rows(read, "corpus", pl.col("segment_id").is_in(pair["segment_ids"]))
-    ]
-    segments = _rows(read, "segments", pl.col("segment_id").is_in(pair["segment_ids"])) or in_corpus
-    documents = (
-        _rows(read, "documents", pl.col("document_id").is_in(pair["document_ids"]) & ~pl.col("deleted")) or in_corpus
-    )
+    sources = pl.col("segment_id").is_in(pair["segment_ids"])
+    segments = _rows(read, "segments", sources)
+    documents = _rows(read, "documents", pl.col("document_id").is_in(pair["document_ids"]) & ~pl.col("deleted"))
+    if not (segments and documents):
+        # Passages that labels brought along are in the corpus alone.
+        in_corpus = [{**row, "batch": pair["batch"]} for row in _rows(read, "corpus", sources)]
+        segments, documents = segments or in_corpus, documents or in_corpus
     mined = _first(_rows(read, "hard_negatives", by_id))
     examples = read("training_examples")
     own = [] if examples is None else examples.filter(by_id)["example_id"].to_list()
@@ -122,11 +120,11 @@ def stored_tables(root: UPath | Path) -> ReadTable:
 
     def read(name: str) -> pl.DataFrame | None:
         table = tables.TABLES[name]
-        base = UPath(root) / "tables"
+        path = table_path(UPath(root), name)
         try:
-            return read_table(base / f"{name}.parquet", table)
+            return read_table(path, table)
         except FileNotFoundError:
-            files = list_folder(base / name, "*.parquet")
+            files = list_folder(path.with_suffix(""), "*.parquet")
         frames = [parse_table(file, content, table) for file, content in zip(files, read_all(files), strict=True)]
         return pl.concat(frames) if frames else None
 

@@ -65,12 +65,12 @@ def dataset(
 ) -> None:
     """Export the made questions, judgements and negatives for other tools."""
     from embed_pipeline import tables
-    from embed_pipeline.storage import read_table
+    from embed_pipeline.storage import read_table, table_path
     from embed_pipeline.training_data.export import export_dataset
 
-    folder_of_tables = load_settings().paths.root / "tables"
+    root = load_settings().paths.root
     named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
-    qa, split, corpus, negatives = (read_table(folder_of_tables / f"{table.name}.parquet", table) for table in named)
+    qa, split, corpus, negatives = (read_table(table_path(root, table.name), table) for table in named)
     export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives)
     out.print(f"{qa.height} questions on {corpus.height} segments in {folder}")
 
@@ -98,10 +98,10 @@ def rollback(version: Annotated[str | None, typer.Argument(help="Release; defaul
     """Serve an earlier release again."""
     from embed_pipeline.orchestration.instance import open_instance
     from embed_pipeline.orchestration.promotion import roll_back
-    from embed_pipeline.tracking import Tracker
+    from embed_pipeline.orchestration.resources import MLflow
 
     settings = load_settings()
-    tracker = Tracker(settings.tracking_uri(), settings.tracking.experiment)
+    tracker = MLflow.of(settings).tracker()
     with open_instance(settings.paths.store) as instance:
         out.print(f"{roll_back(instance, tracker, settings, version)} is served again")
 

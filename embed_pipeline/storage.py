@@ -26,6 +26,11 @@ class StorageError(RuntimeError):
     """Stored data is missing, damaged, of another shape or out of reach; the message says what to do."""
 
 
+def table_path(root: UPath, name: str) -> UPath:
+    """Where a table lies below ``paths.root``; one that has batches is the folder of that name without the suffix."""
+    return root / "tables" / f"{name}.parquet"
+
+
 def read_table(path: UPath | Path, table: Table) -> pl.DataFrame:
     """Read and validate a stored table.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from embed_pipeline.evaluation.gates import headline
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -57,16 +59,16 @@ def recall_curves(metrics: pl.DataFrame, query_set: str) -> bytes:
 
 def headline_bars(metrics: pl.DataFrame) -> bytes:
     """nDCG@10 of every system on every query set, with the 95 % interval of the difference to the base: a PNG."""
-    rows = metrics.filter((pl.col("slice") == "all") & (pl.col("metric") == "nDCG") & (pl.col("k") == 10))  # noqa: PLR2004 - the headline figure is nDCG@10
-    sets = rows["query_set"].unique(maintain_order=True).to_list()
+    found = headline(metrics)
+    sets = list(dict.fromkeys(query_set for query_set, _ in found))
     figure, axes = _figure(1.8 + 2.6 * len(sets), 3.5)
     width = 0.2
     for place, (system, label) in enumerate(LABELS.items()):
-        of_system = {row["query_set"]: row for row in rows.filter(pl.col("system") == system).to_dicts()}
+        rows = [found[name, system] for name in sets]
         at = [index + (place - 1.5) * width for index in range(len(sets))]
-        values = [of_system[name]["value"] for name in sets]
+        values = [row["value"] for row in rows]
         axes.bar(at, values, width * 0.9, color=_COLORS[system], label=label, zorder=2)
-        for x, value, row in zip(at, values, (of_system[name] for name in sets), strict=True):
+        for x, value, row in zip(at, values, rows, strict=True):
             axes.text(x, 0.02, f"{value:.3f}", ha="center", va="bottom", fontsize=8, color="white", rotation=90)
             if system != "base":
                 low = row["difference"] - row["difference_low"]

@@ -35,7 +35,7 @@ def _none_of(failures: Sequence[str], figures: Mapping[str, float | None], *, ha
     return dg.AssetCheckResult(
         passed=not failures,
         severity=dg.AssetCheckSeverity.ERROR if hard else dg.AssetCheckSeverity.WARN,
-        description="; ".join(failures) or said,
+        description="; ".join(failures) or said or "nothing found",
         metadata={"failures": dg.MetadataValue.json(list(failures)), **measured},
     )
 

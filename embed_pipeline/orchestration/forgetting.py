@@ -16,7 +16,7 @@ from embed_pipeline.corpus.sources import is_present
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
 from embed_pipeline.settings import Paths, Settings
-from embed_pipeline.storage import list_folder, reaching, read_table, read_whole, write_whole
+from embed_pipeline.storage import list_folder, reaching, read_table, read_whole, table_path, write_whole
 
 _TRAINED_ON = "trained_on"
 _LEAST_FRAGMENT = 12
@@ -226,10 +226,10 @@ def _forget_answers(traces: Traces, paths: Paths) -> int:
         condition = _condition(table, traces)
         if condition is None:
             continue
+        rows = _whole(paths.root, table).filter(condition)
         texts = [name for name, dtype in table.schema.items() if dtype == pl.String and name in _SAID]
         for column in texts:
-            said = _whole(paths.root, table).filter(condition)[column]
-            groups.update((text,) for text in said if len(text) >= _LEAST_FRAGMENT)
+            groups.update((text,) for text in rows[column] if len(text) >= _LEAST_FRAGMENT)
     artifacts = _whole(paths.root, tables.DOCUMENT_ARTIFACTS).filter(pl.col("document_id").is_in(traces.document_ids))
     # Artifacts are short; an answer that holds all of a document's is about it.
     groups.update(tuple(own) for own in artifacts.group_by("document_id").agg("text")["text"].to_list())
@@ -255,12 +255,12 @@ def _whole(root: UPath, table: tables.Table) -> pl.DataFrame:
 
 def _files(root: UPath, table: tables.Table) -> Iterator[tuple[UPath, str | None]]:
     """Where a table is stored: file and batch."""
-    base = root / "tables"
-    with reaching(base):
-        whole = (base / f"{table.name}.parquet").is_file()
-    if whole:
-        yield base / f"{table.name}.parquet", None
-    for path in list_folder(base / table.name, "*.parquet"):
+    whole = table_path(root, table.name)
+    with reaching(whole):
+        exists = whole.is_file()
+    if exists:
+        yield whole, None
+    for path in list_folder(whole.with_suffix(""), "*.parquet"):
         yield path, path.stem
 
 

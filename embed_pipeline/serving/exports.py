@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,10 +24,8 @@ from embed_pipeline.release.parity import read_parity
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.proof import least_cosine, proof_texts
 from embed_pipeline.settings import Settings
+from embed_pipeline.storage import table_path
 from embed_pipeline.training.hardware import cpu_has_bf16
-
-if TYPE_CHECKING:
-    from upath import UPath
 
 logger = logging.getLogger(__name__)
 
@@ -122,9 +119,8 @@ def _open_torch(bundle: Path, manifest: Manifest, precision: str, settings: Sett
     try:
         backend = TorchBackend(bundle / "model", proven, TORCH_PRECISIONS[precision], threads=settings.serving.threads)
         if precision != "fp32":
-            _prove(
-                backend, precision, proof_texts(bundle, manifest, _corpus(settings), settings.seed), proven, settings
-            )
+            texts = proof_texts(bundle, manifest, table_path(settings.paths.root, "corpus"), settings.seed)
+            _prove(backend, precision, texts, proven, settings)
     except ModelError as error:
         # A model that brings code was exported on somebody's word for it; serving takes nobody's.
         message = f"{precision} with torch: {error}"
@@ -144,10 +140,6 @@ def _prove(backend: Backend, precision: str, texts: Sequence[str], proven: Path,
     if not found >= bound:
         message = f"{precision} with torch: least cosine {found:.7f} is below serving.min_half_cosine = {bound}"
         raise _RefusedError(message)
-
-
-def _corpus(settings: Settings) -> UPath:
-    return settings.paths.root / "tables" / "corpus.parquet"
 
 
 def _is_native(precision: str) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from embed_pipeline.serving.errors import RequestError, invalid
 from embed_pipeline.serving.model import ServedModel
 from embed_pipeline.serving.service import Service
+from embed_pipeline.storage import read_table, table_path
 
 if TYPE_CHECKING:
     import polars as pl
@@ -60,7 +61,7 @@ class Search:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._path = service.settings.paths.root / "tables" / "corpus.parquet"
+        self._path = table_path(service.settings.paths.root, "corpus")
         self._index: Index | None = None
         self._building: asyncio.Task[None] | None = None
         self._choosing = asyncio.Lock()
@@ -130,7 +131,6 @@ class Search:
 
 def _empty(models: tuple[ServedModel, ...], path: UPath) -> Index:
     from embed_pipeline import tables
-    from embed_pipeline.storage import read_table
 
     try:
         corpus = read_table(path, tables.CORPUS)

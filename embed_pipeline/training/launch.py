@@ -11,7 +11,7 @@ import polars as pl
 from embed_pipeline import tables
 from embed_pipeline.evaluation.query_sets import generated_set
 from embed_pipeline.settings import Settings
-from embed_pipeline.storage import read_table
+from embed_pipeline.storage import read_table, table_path
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.task import Task
 
@@ -57,7 +57,7 @@ def train_in_processes(settings: Settings) -> None:
 
 
 def _read(settings: Settings, table: tables.Table) -> pl.DataFrame:
-    path = settings.paths.root / "tables" / f"{table.name}.parquet"
+    path = table_path(settings.paths.root, table.name)
     try:
         return read_table(path, table)
     except FileNotFoundError as error:

@@ -7,13 +7,9 @@ bear, a model learns the mistakes and habits of a generator.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from embed_pipeline.settings import Training
-
-T = TypeVar("T")
 
 SMALL_DATA = 2_000
 # Under this many steps a contrastive fine-tuning at 2e-5 has hardly moved; more passes than this overfit.
@@ -21,7 +17,7 @@ _LEAST_STEPS = 30
 _MOST_EPOCHS = 8
 _BATCHES = ((SMALL_DATA, 32), (20_000, 64), (100_000, 128))
 _LARGEST_BATCH = 256
-_EPOCHS = ((20_000, 2.0),)
+_ONE_PASS = 20_000
 _RATE, _LABELLED_RATE, _LABELLED_RATE_WIDTH = 2e-5, 1e-4, 384
 
 
@@ -60,9 +56,10 @@ def plan(examples: int, training: Training) -> Plan:
     if examples < 1:
         message = f"examples is {examples}, below 1"
         raise ValueError(message)
-    batch_size = min(training.batch_size or _first(_BATCHES, examples, _LARGEST_BATCH), examples)
+    fitting = next((size for bound, size in _BATCHES if examples < bound), _LARGEST_BATCH)
+    batch_size = min(training.batch_size or fitting, examples)
     steps_per_epoch = math.ceil(examples / batch_size)
-    epochs = training.epochs or _first(_EPOCHS, examples, 1.0)
+    epochs = training.epochs or (2.0 if examples < _ONE_PASS else 1.0)
     if not training.epochs and examples < SMALL_DATA:
         epochs = min(float(_MOST_EPOCHS), max(epochs, float(math.ceil(_LEAST_STEPS / steps_per_epoch))))
     steps = max(1, math.ceil(steps_per_epoch * epochs))
@@ -91,7 +88,3 @@ def learning_rate(width: int, training: Training, *, labelled: bool) -> float:
         return training.learning_rate or _LABELLED_RATE
     most = _LABELLED_RATE * min(1.0, _LABELLED_RATE_WIDTH / width)
     return most if labelled else min(_RATE, most)
-
-
-def _first(table: Sequence[tuple[int, T]], examples: int, otherwise: T) -> T:
-    return next((value for bound, value in table if examples < bound), otherwise)
