@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -205,6 +206,9 @@ def compare(task: Task, rounds: int) -> dict[str, Any]:
     runs = {system: prepare(system, task) for system in SYSTEMS}
     found = {system: run() for system, run in runs.items()}
     seconds: dict[str, list[float]] = {system: [] for system in SYSTEMS}
+    # A full collection takes a quarter of a second for what the libraries imported, and falls to whom it may.
+    gc.collect()
+    gc.freeze()
     for number in range(rounds):
         for system in SYSTEMS if number % 2 else reversed(SYSTEMS):
             started = time.perf_counter()

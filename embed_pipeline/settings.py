@@ -345,6 +345,8 @@ class TrainingData(_Stage):
     """Ranks skipped at the top of the candidates before negatives are taken."""
     range_max: int = Field(default=100, ge=1)
     """Candidates looked at for each question, most similar first, positives and duplicates left out."""
+    search_backend: Literal["torch", "faiss"] = "torch"
+    """What searches for candidates, on a GPU where there is one; the result is the same."""
     sampling_strategy: Literal["top", "random"] = "top"
     """Which surviving candidates become negatives: the most similar, or a seeded choice."""
     cross_encoder: Path | None = None

@@ -1,24 +1,37 @@
 """Exact nearest passages by inner product, and BM25.
 
-Candidates come from fp32 matrix products (faiss on a CPU, torch on a GPU); the few that can still be among the
-best are scored again in fp64. So the result is the same on either, whatever the tiling: the k highest scores,
-equal scores (as float32) in the order of the corpus. Extra memory stays under 256 MB at any corpus size.
+Candidates come from fp32 matrix products (torch, on either device, or faiss); the few that can still be among the
+best are scored again in fp64. So the result is the same whatever computed them: the k highest scores, equal scores
+(as float32) in the order of the corpus. Extra memory stays under 256 MB at any corpus size.
+
+Torch is the default because faiss's CPU wheels bring a BLAS that takes newer processors for old ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    import torch
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
+Backend = Literal["torch", "faiss"]
 
 _TILE_BYTES = 32 * 1024 * 1024
+# Scores of a tile: on a CPU as many as its caches hold, since they are read again at once.
+_PRODUCT_BYTES = 16 * 1024 * 1024
 _DEVICE_TILE_BYTES = 128 * 1024 * 1024
 _QUERY_BLOCK = 16_384
+# Neighbouring passages whose greatest score is compared first: most groups hold no candidate.
+_GROUP = 32
+# Share of a tile in groups with candidates from which on its best are found by sorting: it bounds the memory.
+_CROWDED = 0.25
 # Candidates beyond k, so that ties at the k-th place are usually all seen at once.
 _LEAST_SLACK = 16
 
@@ -41,14 +54,17 @@ class Hits:
         return int(found[0]) + 1 if len(found) else None
 
 
-def search(queries: Floats, corpus: Floats, k: int, *, device: str | None = None) -> Hits:
+def search(
+    queries: Floats, corpus: Floats, k: int, *, backend: Backend = "torch", device: str | None = None
+) -> Hits:
     """The ``k`` passages of highest inner product for each query, exactly.
 
     Args:
         queries: float32 (q, d).
         corpus: float32 (n, d), C-contiguous.
         k: passages wanted; where the corpus has fewer, all of it.
-        device: torch device that computes the candidates; None: a GPU where there is one, else faiss on the CPU.
+        backend: what computes the candidates.
+        device: where, as torch names it; None: a GPU where there is one. The CPU for faiss without GPU support.
 
     Returns:
         Hits of width ``min(k, n)``; equal scores by lower index.
@@ -75,7 +91,7 @@ def search(queries: Floats, corpus: Floats, k: int, *, device: str | None = None
     rows = max(1, min(_QUERY_BLOCK, _TILE_BYTES // (16 * wanted)))
     for start in range(0, len(queries), rows):
         block = queries[start : start + rows]
-        lowest, candidates = _candidates(block, corpus, wanted, device)
+        lowest, candidates = _candidates(block, corpus, wanted, backend, device)
         block_scores, block_indices = _rescore(block, corpus, candidates, k)
         # What is not a candidate scores at most the lowest candidate, give or take the rounding.
         unsure = (block_scores[:, -1] <= lowest + tolerance) & (wanted < len(corpus))
@@ -175,17 +191,26 @@ def _longest(array: Floats, name: str) -> float:
     return longest
 
 
-def _candidates(queries: Floats, corpus: Floats, k: int, device: str | None) -> tuple[Floats, Indices]:
+def _candidates(
+    queries: Floats, corpus: Floats, k: int, backend: Backend, device: str | None
+) -> tuple[Floats, Indices]:
     """The lowest candidate score of each query (q,), and its k candidates (q, k), by fp32 products."""
-    if device is None:
-        import torch
+    import torch
 
-        device = "cuda" if torch.cuda.is_available() else None
-    if device is not None:
-        return _torch_candidates(queries, corpus, k, device)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if backend == "faiss":
+        return _faiss_candidates(queries, corpus, k, device)
+    return _torch_candidates(queries, corpus, k, device)
+
+
+def _faiss_candidates(queries: Floats, corpus: Floats, k: int, device: str) -> tuple[Floats, Indices]:
     import faiss
 
-    scores, indices = faiss.knn(queries, corpus, k, metric=faiss.METRIC_INNER_PRODUCT)
+    if device.startswith("cuda") and hasattr(faiss, "StandardGpuResources"):
+        resources = faiss.StandardGpuResources()
+        scores, indices = faiss.knn_gpu(resources, queries, corpus, k, metric=faiss.METRIC_INNER_PRODUCT)
+    else:
+        scores, indices = faiss.knn(queries, corpus, k, metric=faiss.METRIC_INNER_PRODUCT)
     return scores.min(axis=1), indices.astype(np.int64, copy=False)
 
 
@@ -193,18 +218,49 @@ def _torch_candidates(queries: Floats, corpus: Floats, k: int, device: str) -> t
     import torch
 
     left = torch.from_numpy(queries).to(device)
-    best_scores = torch.empty((len(queries), 0), device=device)
-    best_indices = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
-    rows = max(1, _DEVICE_TILE_BYTES // (4 * max(len(queries), corpus.shape[1])))
+    best, places = left.new_empty((len(left), 0)), left.new_empty((len(left), 0), dtype=torch.int64)
+    tile_bytes = _PRODUCT_BYTES if left.device.type == "cpu" else _DEVICE_TILE_BYTES
+    rows = max(1, tile_bytes // (4 * max(len(queries), corpus.shape[1])) // _GROUP) * _GROUP
+    tile = left.new_empty((len(left), min(rows, len(corpus))))
     for start in range(0, len(corpus), rows):
         right = torch.from_numpy(corpus[start : start + rows]).to(device)
-        scores, positions = (left @ right.T).topk(min(k, len(right)), dim=1)
-        best_scores = torch.cat([best_scores, scores], dim=1)
-        best_indices = torch.cat([best_indices, positions + start], dim=1)
-        if best_scores.shape[1] > k:
-            best_scores, kept = best_scores.topk(k, dim=1)
-            best_indices = best_indices.gather(1, kept)
-    return best_scores.min(dim=1).values.cpu().numpy(), best_indices.cpu().numpy()
+        scores = torch.mm(left, right.T, out=tile if len(right) == tile.shape[1] else None)
+        found, positions = _contenders(scores, best, k)
+        best, places = torch.cat([best, found], dim=1), torch.cat([places, positions + start], dim=1)
+        if best.shape[1] > k:
+            best, kept = best.topk(k, dim=1)
+            places = places.gather(1, kept)
+    return best.min(dim=1).values.cpu().numpy(), places.cpu().numpy()
+
+
+def _contenders(scores: torch.Tensor, best: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of a tile that may be among the k best, and their positions in it; where a row has fewer, -inf.
+
+    Args:
+        scores: (q, n) products of a tile.
+        best: (q, up to k) best so far.
+        k: how many are wanted.
+    """
+    import torch
+
+    if best.shape[1] < k or scores.shape[1] % _GROUP:
+        return scores.topk(min(k, scores.shape[1]), dim=1)
+    floor = best.min(dim=1, keepdim=True).values
+    grouped = scores.view(len(scores), -1, _GROUP)
+    query, group = (grouped.amax(dim=2) > floor).nonzero(as_tuple=True)
+    if len(query) * _GROUP > _CROWDED * scores.numel():
+        return scores.topk(min(k, scores.shape[1]), dim=1)
+    members = grouped[query, group]
+    hit, member = (members > floor[query]).nonzero(as_tuple=True)
+    query, position = query[hit], group[hit] * _GROUP + member
+    counts = torch.bincount(query, minlength=len(scores))
+    # Hits come row by row: a hit's column is its place after the first of its row.
+    column = torch.arange(len(query), device=scores.device) - (counts.cumsum(0) - counts)[query]
+    width = int(counts.max())
+    found = scores.new_full((len(scores), width), -torch.inf)
+    positions = torch.zeros((len(scores), width), dtype=torch.int64, device=scores.device)
+    found[query, column], positions[query, column] = members[hit, member], position
+    return found, positions
 
 
 def _rescore(queries: Floats, corpus: Floats, candidates: Indices, k: int) -> tuple[Floats, Indices]:

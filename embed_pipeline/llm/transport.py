@@ -250,7 +250,8 @@ class Transport:
         import openai
 
         timeout = openai.Timeout(self._llm.timeout_seconds, connect=min(MAX_CONNECT_SECONDS, self._llm.timeout_seconds))
-        return openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout)
+        http = openai.DefaultAioHttpClient(timeout=timeout)
+        return openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout, http_client=http)
 
 
 def _backoff(attempt: int) -> float:

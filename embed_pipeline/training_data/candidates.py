@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import neg
 
 import numpy as np
 
@@ -94,11 +96,11 @@ def mine_candidates(
             short: list[Question] = []
             for depth, block in _blocks(pending, looked_at):
                 own = np.ascontiguousarray(questions[[question.row for question in block]])
-                hits = search(own, passages, depth)
+                hits = search(own, passages, depth, backend=settings.training_data.search_backend)
                 for place, question in enumerate(block):
-                    ranked = _left_in(question, hits, place)[:looked_at]
+                    numbers, scores = _left_in(question, hits, place, looked_at)
                     positive = similarities(own[place], passages[question.positives])
-                    mined[question.row] = rules.judge(question, positive, ranked)
+                    mined[question.row] = rules.judge(question, positive, numbers, scores)
                 unfinished = [question for question in block if len(mined[question.row].negatives) < wanted]
                 bar.advance(len(block) - len(unfinished))
                 short += unfinished
@@ -106,17 +108,20 @@ def mine_candidates(
     return [mined[question.row] for question in asked]
 
 
-def _left_in(question: Question, hits: Hits, place: int) -> list[tuple[int, float]]:
-    """A question's hits and their scores, but for what answers it or people have judged already."""
+def _left_in(question: Question, hits: Hits, place: int, looked_at: int) -> tuple[list[int], list[float]]:
+    """The first hits of a question and their scores, but for what answers it or people have judged already."""
     left_out = question.known | set(question.labelled)
-    found = zip(hits.indices[place].tolist(), hits.scores[place].tolist(), strict=True)
-    return [(number, score) for number, score in found if number not in left_out]
+    numbers, scores = hits.indices[place].tolist(), hits.scores[place].tolist()
+    # Two lists, not a list of pairs: a hundred tuples for each question keep the garbage collector busy.
+    ranks = [rank for rank, number in enumerate(numbers) if number not in left_out][:looked_at]
+    return [numbers[rank] for rank in ranks], [scores[rank] for rank in ranks]
 
 
 def similarities(question: Floats, passages: Floats) -> list[float]:
     """Cosines of one question and some passages as the search gives them: summed in fp64, stored as float32."""
-    products = (passages.astype(np.float64) @ question.astype(np.float64)).astype(np.float32)
-    return [float(value) for value in products]
+    products = np.einsum("ij,j->i", passages, question, dtype=np.float64).astype(np.float32)
+    values: list[float] = products.tolist()
+    return values
 
 
 def _depths(wanted: int, options: TrainingData) -> tuple[int, ...]:
@@ -154,19 +159,29 @@ class _Rules:
         self._seed = settings.seed
         self._passages = Passages(settings.training_data.near_duplicate_passages)
 
-    def judge(self, question: Question, positive: list[float], ranked: Sequence[tuple[int, float]]) -> Mined:
-        """Survivors among a question's candidates, none of them a positive."""
-        candidates = ranked[self._options.range_min :]
+    def judge(
+        self, question: Question, positive: list[float], numbers: Sequence[int], scores: Sequence[float]
+    ) -> Mined:
+        """Survivors among a question's candidates, none of them a positive.
+
+        Args:
+            question: the question.
+            positive: similarity of each of its positives.
+            numbers: the candidates, most similar first.
+            scores: their similarities, which fall.
+        """
+        first = self._options.range_min
         ceiling = similarity_ceiling(positive, self._options)
-        fitting = [(number, score) for number, score in candidates if score <= ceiling]
-        chosen = self._choose(question, [number for number, _ in fitting])
+        above = bisect_left(scores, -ceiling, lo=min(first, len(scores)), key=neg)
+        fitting, similar = numbers[above:], scores[above:]
+        chosen = self._choose(question, fitting)
         return Mined(
             positives=question.positives,
             positive_similarities=positive,
             ceiling=ceiling,
-            negatives=[fitting[place][0] for place in chosen],
-            similarities=[fitting[place][1] for place in chosen],
-            above_ceiling=len(candidates) - len(fitting),
+            negatives=[fitting[place] for place in chosen],
+            similarities=[similar[place] for place in chosen],
+            above_ceiling=max(0, above - first),
         )
 
     def _choose(self, question: Question, fitting: Sequence[int]) -> list[int]:

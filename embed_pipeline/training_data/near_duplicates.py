@@ -29,7 +29,7 @@ class Passages:
     def __init__(self, threshold: float) -> None:
         """Take ``threshold``: the share of the shorter one's 5-grams that must stand in the other."""
         self._threshold = threshold
-        self._kept: dict[str, frozenset[tuple[str, ...]]] = {}
+        self._kept: dict[str, frozenset[int]] = {}
 
     def alike(self, one: str, other: str) -> bool:
         """True where the texts are equal or near-duplicates."""
@@ -38,13 +38,13 @@ class Passages:
         small, large = sorted((self._shingles(one), self._shingles(other)), key=len)
         return bool(small) and len(small & large) >= self._threshold * len(small) - _EPSILON
 
-    def _shingles(self, text: str) -> frozenset[tuple[str, ...]]:
+    def _shingles(self, text: str) -> frozenset[int]:
         kept = self._kept.get(text)
         if kept is None:
             found = _WORD.findall(text.lower())
             width = min(_WORDS_PER_SHINGLE, len(found))
-            # Tuples of words: for a passage or two, quicker than hashes.
-            kept = frozenset(zip(*(found[offset:] for offset in range(width)), strict=False))
+            # Of a passage or two, quicker than by arrays; numbers, unlike tuples, cost the garbage collector nothing.
+            kept = frozenset(map(hash, zip(*(found[offset:] for offset in range(width)), strict=False)))
             if len(self._kept) >= _KEPT_PASSAGES:
                 self._kept.clear()
             self._kept[text] = kept

@@ -20,7 +20,7 @@ def brute_force(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.nda
     return np.take_along_axis(scores, order, axis=1), order
 
 
-@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
@@ -28,37 +28,42 @@ def brute_force(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.nda
     k=st.integers(1, 100),
     whole=st.booleans(),
 )
-def test_equals_brute_force_ties_included(device, seed, shape, k, whole):
+def test_equals_brute_force_ties_included(backend, seed, shape, k, whole):
     rng = np.random.default_rng(seed)
     queries_count, corpus_count, dimensions = shape
     draw = (lambda n: rng.integers(-1, 2, (n, dimensions))) if whole else (lambda n: rng.normal(size=(n, dimensions)))
     queries, corpus = (draw(n).astype(np.float32) for n in (queries_count, corpus_count))
-    hits = search(queries, corpus, k, device=device)
+    hits = search(queries, corpus, k, backend=backend)
     scores, indices = brute_force(queries, corpus, k)
     np.testing.assert_array_equal(hits.indices, indices)
     np.testing.assert_array_equal(hits.scores, scores)
 
 
-@pytest.mark.parametrize("device", [None, "cpu"])
-def test_more_copies_than_candidates_come_in_corpus_order(device):
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+def test_more_copies_than_candidates_come_in_corpus_order(backend):
     rng = np.random.default_rng(3)
     corpus = rng.normal(size=(600, 8)).astype(np.float32)
     corpus[100:500] = corpus[599] * 2
-    hits = search(np.ascontiguousarray(corpus[599:]), corpus, 7, device=device)
+    hits = search(np.ascontiguousarray(corpus[599:]), corpus, 7, backend=backend)
     assert hits.indices.tolist() == [list(range(100, 107))]
 
 
-def test_tiles_change_nothing(monkeypatch):
+@pytest.mark.parametrize("order", ["as drawn", "best last", "best first"])
+@pytest.mark.parametrize("tile_bytes", [4096, 40_000])
+def test_tiles_change_nothing(monkeypatch, tile_bytes, order):
     rng = np.random.default_rng(4)
     queries = rng.normal(size=(50, 16)).astype(np.float32)
-    corpus = rng.normal(size=(700, 16)).astype(np.float32)
-    whole = search(queries, corpus, 20)
-    monkeypatch.setattr(search_module, "_TILE_BYTES", 4096)
-    monkeypatch.setattr(search_module, "_DEVICE_TILE_BYTES", 4096)
-    for device in (None, "cpu"):
-        tiled = search(queries, corpus, 20, device=device)
-        np.testing.assert_array_equal(tiled.indices, whole.indices)
-        np.testing.assert_array_equal(tiled.scores, whole.scores)
+    corpus = rng.normal(size=(1700, 16)).astype(np.float32)
+    if order != "as drawn":
+        by_score = np.argsort(corpus @ queries[0])
+        corpus = np.ascontiguousarray(corpus[by_score if order == "best last" else by_score[::-1]])
+        queries = queries[0] + 0.01 * queries
+    whole = brute_force(queries, corpus, 20)
+    monkeypatch.setattr(search_module, "_TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(search_module, "_PRODUCT_BYTES", tile_bytes)
+    tiled = search(queries, corpus, 20)
+    np.testing.assert_array_equal(tiled.indices, whole[1])
+    np.testing.assert_array_equal(tiled.scores, whole[0])
 
 
 def test_k_beyond_the_corpus_gives_the_corpus():
