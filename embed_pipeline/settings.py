@@ -520,18 +520,18 @@ class Serving(_Stage):
     """Tokens that waiting texts are merged into; 0: 768 on a CPU, max_batch_tokens on a GPU."""
     threads: int = Field(default=0, ge=0)
     """Inference threads; 0: all cores."""
-    backend: Literal["auto", "onnx", "torch"] = "onnx"
-    """What computes: onnxruntime with an export of the bundle, or torch with its model; auto: the faster here."""
+    backend: Literal["auto", "onnx", "openvino", "torch"] = "onnx"
+    """What computes: onnxruntime or OpenVINO with an export of the bundle, torch with its model; auto: the fastest."""
     precision: Literal["auto", "fp32", "int8", "fp16", "bf16"] = "fp32"
-    """Arithmetic that is served; auto: the fastest on this machine of those that may be. int8 is onnxruntime's, bf16
-    torch's, and fp16 of torch wants a GPU."""
-    min_half_cosine: float = Field(default=0.999, gt=0, le=1)
-    """torch in half precision is served only where its vectors come so near those of the fp32 export, least cosine,
-    on texts of the corpus when the endpoint starts."""
+    """Arithmetic that is served; auto: the fastest on this machine of those that may be. onnxruntime has no bf16, torch
+    no int8 and fp16 on a GPU alone, OpenVINO no fp16."""
+    min_proven_cosine: float = Field(default=0.999, gt=0, le=1)
+    """OpenVINO, and torch in half precision, are served only where their vectors come so near those of the fp32 export,
+    least cosine, on texts of the corpus when the endpoint starts."""
     max_int8_ndcg_delta: float = Field(default=0.005, ge=0, le=1)
     """An int8 export is released and served only where it changed nDCG@10 by no more than this when it was made."""
-    min_int8_top10_overlap: Share = 0.8
-    """Least mean overlap of the ten best passages in a deployment's check, where int8 is served."""
+    min_top10_overlap: Share = 0.8
+    """Least mean overlap of the ten best passages in a deployment's check, where less than fp32 is served."""
     reload_seconds: float = Field(default=2, ge=0)
     """How often to look whether another release of the store is current; 0: never."""
     search_page: bool = True
@@ -551,9 +551,8 @@ class Serving(_Stage):
 
     @model_validator(mode="after")
     def _has_a_backend(self) -> Serving:
-        if (self.backend, self.precision) in {("onnx", "bf16"), ("torch", "int8")}:
-            other = "torch" if self.backend == "onnx" else "onnx"
-            message = f"precision is {self.precision}, which only backend = {other} computes; backend is {self.backend}"
+        if (self.backend, self.precision) in {("onnx", "bf16"), ("torch", "int8"), ("openvino", "fp16")}:
+            message = f"precision is {self.precision}, which backend = {self.backend} does not compute"
             raise ValueError(message)
         return self
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-__all__ = ["CONFIG_FILE", "MODEL_FILE", "TOKENIZER_FILE", "OnnxBackend", "refuse_outside_data"]
+__all__ = ["CONFIG_FILE", "MODEL_FILE", "TOKENIZER_FILE", "OnnxBackend", "check_export", "refuse_outside_data"]
 
 MODEL_FILE = "model.onnx"
 
@@ -91,8 +91,12 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         nodes = []
 
 
-def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    import onnxruntime
+def check_export(path: Path) -> None:
+    """Raise where the ONNX file ``path`` cannot be opened with an easy mind.
+
+    Raises:
+        ModelError: it is missing or no ONNX model, or its data lies outside its folder.
+    """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
     if not path.is_file():
@@ -103,6 +107,12 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     except DecodeError as error:
         message = f"{path} is not an ONNX model: {error}"
         raise ModelError(message) from error
+
+
+def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    check_export(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -54,9 +54,7 @@ class Hits:
         return int(found[0]) + 1 if len(found) else None
 
 
-def search(
-    queries: Floats, corpus: Floats, k: int, *, backend: Backend = "torch", device: str | None = None
-) -> Hits:
+def search(queries: Floats, corpus: Floats, k: int, *, backend: Backend = "torch", device: str | None = None) -> Hits:
     """The ``k`` passages of highest inner product for each query, exactly.
 
     Args:

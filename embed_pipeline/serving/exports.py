@@ -1,7 +1,8 @@
 """Which form of a released model is served: the fastest on this machine of those that are proven good enough.
 
-Exports in other precisions are proven by the release (:mod:`embed_pipeline.release.parity`), torch in half precision
-here (:mod:`embed_pipeline.serving.proof`). The layout is that of :mod:`embed_pipeline.release.bundle`.
+Exports that onnxruntime computes are proven by the release (:mod:`embed_pipeline.release.parity`), OpenVINO and torch
+in half precision here (:mod:`embed_pipeline.serving.proof`). The layout is that of
+:mod:`embed_pipeline.release.bundle`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.forward import Precision
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, OnnxBackend
+from embed_pipeline.embedding.openvino_backend import OpenVinoBackend, OpenVinoPrecision
 from embed_pipeline.release.bundle import EXPORT_FOLDERS, Manifest
 from embed_pipeline.release.parity import read_parity
 from embed_pipeline.serving.errors import ServingError
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 TORCH_PRECISIONS: Mapping[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 """What torch may compute in; the exports that onnxruntime may run are ``EXPORT_FOLDERS``."""
+OPENVINO_PRECISIONS: Mapping[str, OpenVinoPrecision] = {"fp32": "fp32", "int8": "int8", "bf16": "bf16"}
+"""What OpenVINO may compute the fp32 export in."""
 
 _ROUNDS = 7
 _ROWS = 8
@@ -77,6 +81,7 @@ def open_export(bundle: Path, manifest: Manifest, settings: Settings) -> Export:
     refused: list[str] = []
     openings: list[tuple[str, str, Callable[[Path, Manifest, str, Settings], Export]]] = [
         *(("onnx", precision, _open_onnx) for precision in EXPORT_FOLDERS),
+        *(("openvino", precision, _open_openvino) for precision in OPENVINO_PRECISIONS),
         *(("torch", precision, _open_torch) for precision in TORCH_PRECISIONS),
     ]
     for backend, precision, opening in openings:
@@ -109,37 +114,52 @@ def _open_onnx(bundle: Path, manifest: Manifest, precision: str, settings: Setti
     return Export(OnnxBackend(bundle / folder, threads=settings.serving.threads), precision)
 
 
+def _open_openvino(bundle: Path, manifest: Manifest, precision: str, settings: Settings) -> Export:
+    threads = settings.serving.threads
+    try:
+        backend = OpenVinoBackend(bundle / EXPORT_FOLDERS["fp32"], OPENVINO_PRECISIONS[precision], threads=threads)
+    except ModelError as error:
+        message = f"{precision} with openvino: {error}"
+        raise _RefusedError(message) from error
+    return _proven(Export(backend, precision), bundle, manifest, settings)
+
+
 def _open_torch(bundle: Path, manifest: Manifest, precision: str, settings: Settings) -> Export:
     if not _is_native(precision):
         message = f"nothing in this machine computes {precision} with torch"
         raise _RefusedError(message)
     from embed_pipeline.embedding.torch_backend import TorchBackend
 
-    proven = bundle / EXPORT_FOLDERS["fp32"]
+    exported, threads = bundle / EXPORT_FOLDERS["fp32"], settings.serving.threads
     try:
-        backend = TorchBackend(bundle / "model", proven, TORCH_PRECISIONS[precision], threads=settings.serving.threads)
-        if precision != "fp32":
-            texts = proof_texts(bundle, manifest, table_path(settings.paths.root, "corpus"), settings.seed)
-            _prove(backend, precision, texts, proven, settings)
+        backend = TorchBackend(bundle / "model", exported, TORCH_PRECISIONS[precision], threads=threads)
     except ModelError as error:
         # A model that brings code was exported on somebody's word for it; serving takes nobody's.
         message = f"{precision} with torch: {error}"
         raise _RefusedError(message) from error
-    return Export(backend, precision)
+    export = Export(backend, precision)
+    return export if precision == "fp32" else _proven(export, bundle, manifest, settings)
 
 
-def _prove(backend: Backend, precision: str, texts: Sequence[str], proven: Path, settings: Settings) -> None:
-    """Pass where ``backend`` gives the vectors of the export ``proven``, as near as the settings want them."""
-    bound, threads = settings.serving.min_half_cosine, settings.serving.threads
+def _proven(export: Export, bundle: Path, manifest: Manifest, settings: Settings) -> Export:
+    """``export``, where it gives the vectors of the bundle's fp32 export, as near as the settings want them."""
+    bound = settings.serving.min_proven_cosine
+    texts = proof_texts(bundle, manifest, table_path(settings.paths.root, "corpus"), settings.seed)
     if not texts:
-        message = f"{precision} with torch cannot be measured: there is neither a corpus nor an export's parity"
+        message = f"{export.name} cannot be measured: there is neither a corpus nor an export's parity"
         raise _RefusedError(message)
-    found = least_cosine(backend, OnnxBackend(proven, threads=threads), texts)
-    logger.info("%s with torch: least cosine %.7f to the fp32 export, %d texts", precision, found, len(texts))
+    exported = OnnxBackend(bundle / EXPORT_FOLDERS["fp32"], threads=settings.serving.threads)
+    try:
+        found = least_cosine(export.backend, exported, texts)
+    except ModelError as error:
+        message = f"{export.name}: {error}"
+        raise _RefusedError(message) from error
+    logger.info("%s: least cosine %.7f to the fp32 export, %d texts", export.name, found, len(texts))
     # Written so that a value that is not a number is refused.
     if not found >= bound:
-        message = f"{precision} with torch: least cosine {found:.7f} is below serving.min_half_cosine = {bound}"
+        message = f"{export.name}: least cosine {found:.7f} is below serving.min_proven_cosine = {bound}"
         raise _RefusedError(message)
+    return export
 
 
 def _is_native(precision: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,11 @@ def _bf16_here(monkeypatch):
     monkeypatch.setattr(exports, "cpu_has_bf16", lambda: True)
 
 
+@pytest.fixture(autouse=True)
+def _no_openvino(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+
 @pytest.fixture(scope="module")
 def stocked(tmp_path_factory) -> Path:
     """A store with a corpus."""
@@ -56,9 +62,9 @@ def test_what_is_asked_for_is_served(bundle, stocked):
     assert opened(bundle, stocked, backend="auto", precision="bf16") == "bf16 torch"
 
 
-@pytest.mark.parametrize(("backend", "precision"), [("onnx", "bf16"), ("torch", "int8")])
+@pytest.mark.parametrize(("backend", "precision"), [("onnx", "bf16"), ("torch", "int8"), ("openvino", "fp16")])
 def test_a_precision_that_the_back_end_has_not_is_refused_at_start(backend, precision):
-    with pytest.raises(ValueError, match=f"precision is {precision}, which only backend = "):
+    with pytest.raises(ValueError, match=f"precision is {precision}, which backend = {backend} does not compute"):
         Serving(backend=backend, precision=precision)
 
 
@@ -70,8 +76,8 @@ def test_left_to_itself_it_takes_the_faster(bundle, stocked, monkeypatch, slowed
 
 
 def test_half_precision_that_is_not_near_enough_is_not_served(bundle, stocked, caplog):
-    strict = {"min_half_cosine": 1.0}
-    with pytest.raises(ServingError, match=r"bf16 with torch: least cosine [\d.]+ is below serving\.min_half_cosine"):
+    strict = {"min_proven_cosine": 1.0}
+    with pytest.raises(ServingError, match=r"bf16 with torch: least cosine [\d.]+ is below serving\.min_proven_cosine"):
         opened(bundle, stocked, backend="torch", precision="bf16", **strict)
     with caplog.at_level(logging.INFO):
         assert opened(bundle, stocked, backend="torch", precision="auto", **strict) == "fp32 torch"

@@ -1,0 +1,134 @@
+"""An export on OpenVINO, for processors: in fp32, bf16, or int8 whose vectors stay near those of fp32.
+
+In int8 the weights of every matrix product are rounded in groups of 64, each group of an output channel with a scale
+of its own, and OpenVINO rounds what they are multiplied with in groups as well, while it runs. A scale for a whole
+tensor, as onnxruntime takes for either, loses ten times as much. The weights are rounded when the model is opened, so
+a release needs no file for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_pipeline.embedding.backend import Backend
+from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.onnx_backend import MODEL_FILE, check_export
+
+if TYPE_CHECKING:
+    import openvino
+
+OpenVinoPrecision = Literal["fp32", "int8", "bf16"]
+
+# Smaller groups are nearer to fp32 and slower.
+_GROUP_SIZES = (64, 32)
+_GREATEST_INT8 = 127
+
+
+class OpenVinoBackend(Backend):
+    """An export in fp32, computed by OpenVINO on the processor."""
+
+    runtime = "openvino"
+    on_gpu = False
+
+    def __init__(
+        self, onnx_folder: Path, precision: OpenVinoPrecision = "fp32", threads: int = 0, batch_tokens: int = 0
+    ) -> None:
+        """Open the fp32 export ``onnx_folder``.
+
+        Args:
+            onnx_folder: holds ``model.onnx``, ``tokenizer.json`` and ``embedding_config.json``.
+            precision: arithmetic of the matrix products.
+            threads: of one inference; 0: all cores.
+            batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
+
+        Raises:
+            ModelError: OpenVINO is not installed, the processor has no bf16, a file is missing or cannot be read, or
+                the model's data lies outside the folder.
+        """
+        super().__init__(onnx_folder, batch_tokens)
+        openvino = _openvino()
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            message = "this processor does not multiply bf16"
+            raise ModelError(message)
+        path = onnx_folder / MODEL_FILE
+        check_export(path)
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        }
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = core.read_model(str(path))
+            if precision == "int8":
+                options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _round_weights(model)
+            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+        except RuntimeError as error:
+            message = f"OpenVINO cannot run {path}: {error}"
+            raise ModelError(message) from error
+
+    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        outputs = self._request.infer({"input_ids": tokens, "attention_mask": mask})
+        # A copy: the next inference writes into the same memory.
+        return np.array(outputs["embeddings"], dtype=np.float32)
+
+
+def _round_weights(model: openvino.Model) -> int:
+    """Round the constant matrices of ``model`` in place; returns the size of the groups.
+
+    It is the greatest that divides the rows of all, else the least; a matrix that it does not divide stays as it is.
+
+    Raises:
+        ModelError: groups divide none.
+    """
+    ordered = model.get_ordered_ops()
+    products = [(node, weights) for node in ordered if (weights := _constant_matrix(node)) is not None]
+    divides = {size: [weights.shape[1] % size == 0 for _, weights in products] for size in _GROUP_SIZES}
+    size = next((size for size in _GROUP_SIZES if all(divides[size])), _GROUP_SIZES[-1])
+    if not any(divides[size]):
+        message = f"no matrix of the model has rows of a multiple of {_GROUP_SIZES[-1]} weights; int8 is not possible"
+        raise ModelError(message)
+    for (node, weights), fits in zip(products, divides[size], strict=True):
+        if fits:
+            _replace(node, weights, size)
+    return size
+
+
+def _constant_matrix(node: openvino.Node) -> NDArray[np.float32] | None:
+    """The constant that a matrix product multiplies with, float32 (outputs, inputs); None where there is none."""
+    if node.get_type_name() != "MatMul" or node.get_attributes()["transpose_a"]:
+        return None
+    source = node.input_value(1).get_node()
+    if source.get_type_name() != "Constant" or len(source.shape) != 2:  # noqa: PLR2004 - a matrix has two axes
+        return None
+    weights: NDArray[np.float32] = np.asarray(source.data, dtype=np.float32)
+    return weights if node.get_attributes()["transpose_b"] else weights.T
+
+
+def _replace(product: openvino.Node, weights: NDArray[np.float32], size: int) -> None:
+    """Multiply with ``weights`` (outputs, inputs) rounded to int8 in groups of ``size`` inputs."""
+    from openvino import opset13
+
+    outputs, inputs = weights.shape
+    grouped = weights.reshape(outputs, inputs // size, size)
+    scales = np.maximum(np.abs(grouped).max(axis=2, keepdims=True), np.finfo(np.float32).tiny) / _GREATEST_INT8
+    rounded = np.rint(grouped / scales).astype(np.int8)
+    wide = opset13.convert(opset13.constant(rounded), "f32")
+    scaled = opset13.multiply(wide, opset13.constant(scales.astype(np.float32)))
+    matrix = opset13.reshape(scaled, opset13.constant(np.array([outputs, inputs])), special_zero=False)
+    replacement = opset13.matmul(product.input_value(0), matrix, transpose_a=False, transpose_b=True)
+    product.output(0).replace(replacement.output(0))
+
+
+def _openvino() -> Any:  # noqa: ANN401 - a module that may be missing
+    try:
+        import openvino
+    except ImportError as error:
+        message = "openvino is not installed: pip install 'embed-pipeline[openvino]'"
+        raise ModelError(message) from error
+    return openvino

@@ -1,0 +1,75 @@
+"""OpenVINO beside onnxruntime: chosen by measurement, and only where it is proven on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
+from embed_pipeline.release.manifest import read_manifest
+from embed_pipeline.serving import exports
+from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.serving.exports import Export, open_export
+from embed_pipeline.settings import Paths, Serving, Settings
+from embed_pipeline_tests.serving.endpoint import running
+
+TEXTS = [f"class {index} of python value" for index in range(20)]
+
+
+@pytest.fixture(autouse=True)
+def _measured(monkeypatch):
+    monkeypatch.setattr(exports, "proof_texts", lambda *_: TEXTS)
+
+
+def opened(bundle: Path, **serving) -> Export:
+    settings = Settings(paths=Paths(store=bundle.parent), serving=Serving(threads=1, **serving))
+    return open_export(bundle, read_manifest(bundle), settings)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_is_asked_for_is_served_from_the_fp32_export(bundle, precision):
+    export = opened(bundle, backend="openvino", precision=precision)
+    assert export.name == f"{precision} with openvino"
+    expected = OnnxBackend(bundle / "onnx", threads=1).encode(TEXTS, "passage")
+    found = export.backend.encode(TEXTS, "passage")
+    assert (found * expected).sum(axis=1).min() >= 0.999
+
+
+@pytest.mark.parametrize(("slowed", "served"), [(OpenVinoBackend, "onnxruntime"), (OnnxBackend, "openvino")])
+def test_left_to_itself_it_takes_the_faster(bundle, monkeypatch, slowed, served):
+    def no_torch(*_: object) -> Export:
+        raise exports._RefusedError("no torch")
+
+    monkeypatch.setattr(exports, "_open_torch", no_torch)
+    original = slowed.infer
+    monkeypatch.setattr(slowed, "infer", lambda self, ids: [original(self, ids) for _ in range(60)][-1])
+    assert opened(bundle, backend="auto").backend.runtime == served
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_vectors_that_are_wrong_here_are_not_served(bundle, monkeypatch, precision):
+    right = OpenVinoBackend._run
+    monkeypatch.setattr(OpenVinoBackend, "_run", lambda *given: right(*given)[:, ::-1])
+    with pytest.raises(ServingError, match=rf"{precision} with openvino: least cosine -?[\d.]+ is below serving"):
+        opened(bundle, backend="openvino", precision=precision)
+
+
+def test_without_the_package_it_is_refused_and_the_others_are_not(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ServingError, match=r"pip install 'embed-pipeline\[openvino\]'"):
+        opened(bundle, backend="openvino")
+    assert opened(bundle, backend="auto").backend.runtime != "openvino"
+
+
+def test_an_endpoint_says_what_computes(bundle):
+    with running(bundle, backend="openvino", precision="int8") as served:
+        row = served.client.get("/v1/metadata").json()["data"][0]
+        assert (row["precision"], row["runtime"]) == ("int8", "openvino")
+        expected = OnnxBackend(bundle / "onnx", threads=1).encode(["class"], "query")[0]
+        found = served.vectors("class")[0]
+        assert found @ expected >= 0.999
+        assert np.abs(found - expected).max() > 1e-5
