@@ -5,11 +5,12 @@
     python benchmarks/serving_load.py --soak 600
 
 Clients in a closed loop send one text a request, queries of 8 to 20 tokens and passages of 100 to 250 in turn, to
-servers that are all up and take turns: round by round, each number of clients asks each server once. Offline is the
-same model encoding the same texts in one call, measured in every round too. Tokens a second are compared, medians
-over the rounds. infinity-emb runs in an environment of its own, on the same model, with both of its CPU engines; its
-ONNX engine wants ``model.onnx`` in the model's folder. ``--soak`` then offers twice the measured capacity for so many
-seconds and watches errors and memory. Results go to ``benchmarks/results/serving_load.json``.
+servers that are all up and take turns: round by round, each number of clients asks each server once. Ours is served
+by onnxruntime in fp32, as it comes, and by OpenVINO in fp32 and int8. Offline is the same model on the same runtime
+encoding the same texts in one call, measured in every round too; for the peer it is onnxruntime. Tokens a second are
+compared, medians over the rounds. infinity-emb runs in an environment of its own, on the same model, with both of its
+CPU engines; its ONNX engine wants ``model.onnx`` in the model's folder. ``--soak`` then offers twice the measured
+capacity for so many seconds and watches errors and memory. Results go to ``benchmarks/results/serving_load.json``.
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ import httpx
 import numpy as np
 import psutil
 
+from embed_pipeline import tables
+from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.models import resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 from embed_pipeline.release.bundle import Lineage, write_bundle
 from embed_pipeline.release.onnx_export import export_onnx
 from embed_pipeline.serving.listener import free_port
@@ -50,7 +54,9 @@ CLIENTS = (1, 4, 16, 64)
 QUERY_TOKENS, PASSAGE_TOKENS = (8, 20), (100, 250)
 TEXTS = 400
 SOAK_TEXTS = 16
+OFFLINE_TOKENS = 768
 ENGINES = ("torch", "optimum")
+OURS = (("ours", "onnx", "fp32"), ("ours, openvino", "openvino", "fp32"), ("ours, openvino int8", "openvino", "int8"))
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,13 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bundle = make_bundle(folder)
-        backend = OnnxBackend(bundle / "onnx", batch_tokens=768)
-        texts = make_texts(backend)
-        servers = [stack.enter_context(our_endpoint(bundle, folder))]
+        texts = make_texts(OnnxBackend(bundle / "onnx"))
+        write_corpus(folder, texts)
+        servers = [stack.enter_context(our_endpoint(bundle, folder, *form)) for form in OURS]
         if arguments.infinity:
             peers = (infinity(arguments.infinity, arguments.infinity_model, engine) for engine in ENGINES)
             servers.extend(stack.enter_context(peer) for peer in peers)
-        result = measure(backend, servers, texts, arguments.rounds, arguments.seconds)
+        result = measure(bundle, servers, texts, arguments.rounds, arguments.seconds)
         result["machine"] = f"{os.cpu_count()} cores, {platform.machine()}"
         if arguments.soak:
             capacity = max(row["tokens_per_second"] for row in result["rows"] if row["server"] == "ours")
@@ -126,14 +132,26 @@ def make_texts(backend: OnnxBackend) -> list[tuple[str, int]]:
     return texts
 
 
+def write_corpus(store: Path, texts: list[tuple[str, int]]) -> None:
+    """The texts as a corpus: what OpenVINO is proven on."""
+    places = {"document_id": "d", "path": "a.md", "title": "", "heading_path": ""}
+    rows = [
+        {"segment_id": f"{position:04}", "position": position, "text": text, "token_count": tokens, **places}
+        for position, (text, tokens) in enumerate(texts)
+    ]
+    (store / "tables").mkdir()
+    tables.CORPUS.frame(rows).write_parquet(store / "tables" / "corpus.parquet")
+
+
 @contextmanager
-def our_endpoint(bundle: Path, folder: Path) -> Iterator[Server]:
-    """Our endpoint with default settings while the block runs."""
-    settings = Settings(paths=Paths(store=folder), serving=Serving())
+def our_endpoint(bundle: Path, folder: Path, name: str, backend: str, precision: str) -> Iterator[Server]:
+    """Our endpoint while the block runs; but for what computes, settings are the defaults."""
+    serving = Serving.model_validate({"backend": backend, "precision": precision})
+    settings = Settings(paths=Paths(store=folder), serving=serving)
     port = free_port(settings.serving.host)
-    endpoint = start_endpoint(bundle, settings, port=port, log=folder / "log")
+    endpoint = start_endpoint(bundle, settings, port=port, log=folder / f"{name}.log")
     try:
-        yield Server("ours", port, settings.serving.model_name, endpoint.process.pid)
+        yield Server(name, port, settings.serving.model_name, endpoint.process.pid)
     finally:
         endpoint.stop(settings.serving.drain_seconds)
 
@@ -170,29 +188,38 @@ def ready(port: int) -> bool:
 
 
 def measure(
-    backend: OnnxBackend, servers: list[Server], texts: list[tuple[str, int]], rounds: int, seconds: float
+    bundle: Path, servers: list[Server], texts: list[tuple[str, int]], rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Every server under every load and the model offline, round by round."""
+    exported = bundle / "onnx"
+    backends: dict[str, Backend] = {
+        "ours": OnnxBackend(exported, batch_tokens=OFFLINE_TOKENS),
+        "ours, openvino": OpenVinoBackend(exported, "fp32", batch_tokens=OFFLINE_TOKENS),
+        "ours, openvino int8": OpenVinoBackend(exported, "int8", batch_tokens=OFFLINE_TOKENS),
+    }
     loads: dict[tuple[str, int], list[Load]] = {}
-    offline: list[float] = []
+    offline: dict[str, list[float]] = {name: [] for name in backends}
     for server in servers:
         asyncio.run(load(server, texts, 4, 2.0))
     for _ in range(rounds):
-        offline.append(offline_rate(backend, texts))
+        for name, backend in backends.items():
+            offline[name].append(offline_rate(backend, texts))
         for clients in CLIENTS:
             for server in servers:
                 found = asyncio.run(load(server, texts, clients, seconds))
                 loads.setdefault((server.name, clients), []).append(found)
-    offline_median = statistics.median(offline)
-    print(f"offline: {offline_median:.0f} tokens/s")
+    medians = {name: statistics.median(rates) for name, rates in offline.items()}
+    print("offline:", ", ".join(f"{name} {rate:.0f} tokens/s" for name, rate in medians.items()))
     print(f"{'server':20} {'clients':>7} {'tokens/s':>9} {'of offline':>10} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
-    rows = [row_of(name, clients, found, offline_median) for (name, clients), found in loads.items()]
-    for row in sorted(rows, key=lambda row: (row["clients"], row["server"] != "ours", row["server"])):
+    rows = [
+        row_of(name, clients, found, medians.get(name, medians["ours"])) for (name, clients), found in loads.items()
+    ]
+    for row in sorted(rows, key=lambda row: (row["clients"], not row["server"].startswith("ours"), row["server"])):
         print(
             f"{row['server']:20} {row['clients']:7} {row['tokens_per_second']:9.0f} {row['of_offline']:10.2f} "
             f"{row['p50_ms']:8.1f} {row['p95_ms']:8.1f} {row['p99_ms']:8.1f}"
         )
-    return {"offline_tokens_per_second": offline_median, "rounds": rounds, "seconds": seconds, "rows": rows}
+    return {"offline_tokens_per_second": medians, "rounds": rounds, "seconds": seconds, "rows": rows}
 
 
 def row_of(name: str, clients: int, found: list[Load], offline: float) -> dict[str, Any]:
@@ -207,7 +234,7 @@ def row_of(name: str, clients: int, found: list[Load], offline: float) -> dict[s
     return {"server": name, "clients": clients, **figures, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
 
 
-def offline_rate(backend: OnnxBackend, texts: list[tuple[str, int]]) -> float:
+def offline_rate(backend: Backend, texts: list[tuple[str, int]]) -> float:
     """Tokens a second of one call over all texts."""
     started = time.perf_counter()
     backend.encode([text for text, _ in texts], "query")
@@ -268,7 +295,7 @@ async def soak(server: Server, texts: list[tuple[str, int]], rate: float, second
 def request_bytes(server: Server, texts: list[str]) -> bytes:
     """A whole HTTP request for the vectors of ``texts``."""
     body = json.dumps({"input": texts, "model": server.model, "encoding_format": "base64"}).encode()
-    path = "/v1/embeddings" if server.name == "ours" else "/embeddings"
+    path = "/v1/embeddings" if server.name.startswith("ours") else "/embeddings"
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 

@@ -2,6 +2,7 @@
 # The processes of docker-compose.yml without containers: Postgres, MLflow, code location, webserver, daemon.
 #
 #   deploy/local_stack.sh week [FOLDER]         a week of documents in minutes, watched to its end; see deploy/week.py
+#   deploy/local_stack.sh workers [FOLDER]      forty batches over four workers, two of them killed; see deploy/workers.py
 #   deploy/local_stack.sh up [FOLDER]           start all and leave them running
 #   deploy/local_stack.sh start NAME [FOLDER]   start one: postgres, endpoint, mlflow, code, webserver or daemon
 #   deploy/local_stack.sh stop NAME [FOLDER]    end one with SIGTERM; `kill` ends it with SIGKILL
@@ -12,8 +13,9 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)
-action=${1:?week, up, down, start, stop or kill}
+action=${1:?week, workers, up, down, start, stop or kill}
 shift
+scenario=$([[ $action == workers ]] && echo workers || echo week)
 name=
 if [[ $action =~ ^(start|stop|kill)$ ]]; then
     name=${1:?which process}
@@ -40,7 +42,7 @@ postgres_programs() {
 }
 
 prepare() {
-    [[ -f $folder/environment ]] || (cd "$here" && "$bin/python" deploy/week.py prepare "$folder")
+    [[ -f $folder/environment ]] || (cd "$here" && "$bin/python" "deploy/$scenario.py" prepare "$folder")
     set -a
     # shellcheck disable=SC1091
     source "$folder/environment"
@@ -155,11 +157,11 @@ down) down ;;
 start) start "$name" ;;
 stop) stop "$name" TERM ;;
 kill) stop "$name" KILL ;;
-week)
+week | workers)
     trap down EXIT
     up
     cd "$here"
-    "$bin/python" deploy/week.py run "$folder"
+    "$bin/python" "deploy/$scenario.py" run "$folder"
     ;;
 *) echo "no action is called $action" >&2 && exit 2 ;;
 esac

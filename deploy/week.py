@@ -43,22 +43,21 @@ class WrongOutcomeError(RuntimeError):
     """The week did not end as it should."""
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, **changed: str) -> None:
     """Write the settings, a tiny model, and Dagster's configuration: the containers' one, runs as processes."""
     port = int(os.environ["LOCAL_STACK_PORT"])
-    project = small_project(
-        folder / "project",
-        write_tiny_model(folder / "model"),
-        f"http://127.0.0.1:{port + 1}/v1",
-        corpus__suffixes=".md,.pdf,.docx",
-        corpus__documents_per_batch="15",
-        orchestration__automatic="true",
-        orchestration__poll_seconds="3",
-        orchestration__settle_seconds="2",
-        orchestration__training_cron="* * * * *",
-        orchestration__min_new_pairs="10",
-        tracking__uri=f"http://127.0.0.1:{port + 2}",
-    )
+    chosen = {
+        "corpus__suffixes": ".md,.pdf,.docx",
+        "corpus__documents_per_batch": "15",
+        "orchestration__automatic": "true",
+        "orchestration__poll_seconds": "3",
+        "orchestration__settle_seconds": "2",
+        "orchestration__training_cron": "* * * * *",
+        "orchestration__min_new_pairs": "10",
+        "tracking__uri": f"http://127.0.0.1:{port + 2}",
+    }
+    endpoint = f"http://127.0.0.1:{port + 1}/v1"
+    project = small_project(folder / "project", write_tiny_model(folder / "model"), endpoint, **{**chosen, **changed})
     lines = [f'{name}="{value}"' for name, value in {**project.environment, "OMP_NUM_THREADS": "1"}.items()]
     (folder / "environment").write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = yaml.safe_load((HERE / "dagster.yaml").read_text(encoding="utf-8"))
