@@ -11,10 +11,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.forward import Precision
@@ -30,6 +32,8 @@ from embed_pipeline.storage import table_path
 from embed_pipeline.training.hardware import cpu_has_bf16
 
 logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float32]
 
 TORCH_PRECISIONS: Mapping[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 """What torch may compute in; the exports that onnxruntime may run are ``EXPORT_FOLDERS``."""
@@ -72,23 +76,23 @@ def open_export(bundle: Path, manifest: Manifest, settings: Settings) -> Export:
     """Open what ``serving.backend`` and ``serving.precision`` name, or the fastest of what they leave open.
 
     Raises:
-        ServingError: nothing of that kind is there, or its parity does not allow it.
+        ServingError: nothing of that kind is there, or it may not be served.
         ModelError: an export cannot be read.
         ReleaseError: the parity figures of an export are missing or damaged.
     """
-    serving = settings.serving
+    serving, opener = settings.serving, _Opener(bundle, manifest, settings)
+    openings: list[tuple[str, str, Callable[[str], Export]]] = [
+        *(("onnx", precision, opener.open_onnx) for precision in EXPORT_FOLDERS),
+        *(("openvino", precision, opener.open_openvino) for precision in OPENVINO_PRECISIONS),
+        *(("torch", precision, opener.open_torch) for precision in TORCH_PRECISIONS),
+    ]
     exports: list[Export] = []
     refused: list[str] = []
-    openings: list[tuple[str, str, Callable[[Path, Manifest, str, Settings], Export]]] = [
-        *(("onnx", precision, _open_onnx) for precision in EXPORT_FOLDERS),
-        *(("openvino", precision, _open_openvino) for precision in OPENVINO_PRECISIONS),
-        *(("torch", precision, _open_torch) for precision in TORCH_PRECISIONS),
-    ]
     for backend, precision, opening in openings:
         if serving.backend not in {"auto", backend} or serving.precision not in {"auto", precision}:
             continue
         try:
-            exports.append(opening(bundle, manifest, precision, settings))
+            exports.append(opening(precision))
         except _RefusedError as error:
             refused.append(str(error))
     if not exports:
@@ -99,67 +103,80 @@ def open_export(bundle: Path, manifest: Manifest, settings: Settings) -> Export:
     return exports[0] if len(exports) == 1 else _fastest(exports)
 
 
-def _open_onnx(bundle: Path, manifest: Manifest, precision: str, settings: Settings) -> Export:
-    folder, bound = EXPORT_FOLDERS[precision], settings.serving.max_int8_ndcg_delta
-    if not has_export(manifest, folder):
-        message = f"it holds no {folder}/{MODEL_FILE}"
-        raise _RefusedError(message)
-    # The parity of the others is a gate of the release itself.
-    if precision == "int8":
-        delta = read_parity(bundle / folder).ndcg_delta
-        # Written so that a value that is not a number is refused.
-        if not abs(delta) <= bound:
-            message = f"{folder} changes nDCG@10 by {delta:+.4f}, more than serving.max_int8_ndcg_delta = {bound}"
+class _Opener:
+    """Opens the forms of one release, those that may be served here."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, settings: Settings) -> None:
+        self._bundle = bundle
+        self._manifest = manifest
+        self._settings = settings
+        self._exported = bundle / EXPORT_FOLDERS["fp32"]
+
+    def open_onnx(self, precision: str) -> Export:
+        folder, bound = EXPORT_FOLDERS[precision], self._settings.serving.max_int8_ndcg_delta
+        if not has_export(self._manifest, folder):
+            message = f"it holds no {folder}/{MODEL_FILE}"
             raise _RefusedError(message)
-    return Export(OnnxBackend(bundle / folder, threads=settings.serving.threads), precision)
+        # The parity of the others is a gate of the release itself.
+        if precision == "int8":
+            delta = read_parity(self._bundle / folder).ndcg_delta
+            # Written so that a value that is not a number is refused.
+            if not abs(delta) <= bound:
+                message = f"{folder} changes nDCG@10 by {delta:+.4f}, more than serving.max_int8_ndcg_delta = {bound}"
+                raise _RefusedError(message)
+        return Export(OnnxBackend(self._bundle / folder, threads=self._settings.serving.threads), precision)
 
+    def open_openvino(self, precision: str) -> Export:
+        threads = self._settings.serving.threads
+        try:
+            backend = OpenVinoBackend(self._exported, OPENVINO_PRECISIONS[precision], threads=threads)
+        except ModelError as error:
+            message = f"{precision} with openvino: {error}"
+            raise _RefusedError(message) from error
+        return self._prove(Export(backend, precision))
 
-def _open_openvino(bundle: Path, manifest: Manifest, precision: str, settings: Settings) -> Export:
-    threads = settings.serving.threads
-    try:
-        backend = OpenVinoBackend(bundle / EXPORT_FOLDERS["fp32"], OPENVINO_PRECISIONS[precision], threads=threads)
-    except ModelError as error:
-        message = f"{precision} with openvino: {error}"
-        raise _RefusedError(message) from error
-    return _proven(Export(backend, precision), bundle, manifest, settings)
+    def open_torch(self, precision: str) -> Export:
+        if not _is_native(precision):
+            message = f"nothing in this machine computes {precision} with torch"
+            raise _RefusedError(message)
+        from embed_pipeline.embedding.torch_backend import TorchBackend
 
+        model, threads = self._bundle / "model", self._settings.serving.threads
+        try:
+            backend = TorchBackend(model, self._exported, TORCH_PRECISIONS[precision], threads=threads)
+        except ModelError as error:
+            # A model that brings code was exported on somebody's word for it; serving takes nobody's.
+            message = f"{precision} with torch: {error}"
+            raise _RefusedError(message) from error
+        export = Export(backend, precision)
+        return export if precision == "fp32" else self._prove(export)
 
-def _open_torch(bundle: Path, manifest: Manifest, precision: str, settings: Settings) -> Export:
-    if not _is_native(precision):
-        message = f"nothing in this machine computes {precision} with torch"
-        raise _RefusedError(message)
-    from embed_pipeline.embedding.torch_backend import TorchBackend
+    def _prove(self, export: Export) -> Export:
+        """``export``, where it gives the vectors of the fp32 export, as near as the settings want them."""
+        texts, bound = self._texts, self._settings.serving.min_proven_cosine
+        if not texts:
+            message = f"{export.name} cannot be measured: there is neither a corpus nor an export's parity"
+            raise _RefusedError(message)
+        try:
+            found = least_cosine(export.backend.encode(texts, "passage"), self._expected)
+        except ModelError as error:
+            message = f"{export.name}: {error}"
+            raise _RefusedError(message) from error
+        logger.info("%s: least cosine %.7f to the fp32 export, %d texts", export.name, found, len(texts))
+        # Written so that a value that is not a number is refused.
+        if not found >= bound:
+            message = f"{export.name}: least cosine {found:.7f} is below serving.min_proven_cosine = {bound}"
+            raise _RefusedError(message)
+        return export
 
-    exported, threads = bundle / EXPORT_FOLDERS["fp32"], settings.serving.threads
-    try:
-        backend = TorchBackend(bundle / "model", exported, TORCH_PRECISIONS[precision], threads=threads)
-    except ModelError as error:
-        # A model that brings code was exported on somebody's word for it; serving takes nobody's.
-        message = f"{precision} with torch: {error}"
-        raise _RefusedError(message) from error
-    export = Export(backend, precision)
-    return export if precision == "fp32" else _proven(export, bundle, manifest, settings)
+    @cached_property
+    def _texts(self) -> list[str]:
+        corpus = table_path(self._settings.paths.root, "corpus")
+        return proof_texts(self._bundle, self._manifest, corpus, self._settings.seed)
 
-
-def _proven(export: Export, bundle: Path, manifest: Manifest, settings: Settings) -> Export:
-    """``export``, where it gives the vectors of the bundle's fp32 export, as near as the settings want them."""
-    bound = settings.serving.min_proven_cosine
-    texts = proof_texts(bundle, manifest, table_path(settings.paths.root, "corpus"), settings.seed)
-    if not texts:
-        message = f"{export.name} cannot be measured: there is neither a corpus nor an export's parity"
-        raise _RefusedError(message)
-    exported = OnnxBackend(bundle / EXPORT_FOLDERS["fp32"], threads=settings.serving.threads)
-    try:
-        found = least_cosine(export.backend, exported, texts)
-    except ModelError as error:
-        message = f"{export.name}: {error}"
-        raise _RefusedError(message) from error
-    logger.info("%s: least cosine %.7f to the fp32 export, %d texts", export.name, found, len(texts))
-    # Written so that a value that is not a number is refused.
-    if not found >= bound:
-        message = f"{export.name}: least cosine {found:.7f} is below serving.min_proven_cosine = {bound}"
-        raise _RefusedError(message)
-    return export
+    @cached_property
+    def _expected(self) -> Floats:
+        return OnnxBackend(self._exported, threads=self._settings.serving.threads).encode(self._texts, "passage")
 
 
 def _is_native(precision: str) -> bool:

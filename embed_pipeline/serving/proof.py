@@ -1,21 +1,20 @@
 """How near a backend that no release has proven comes, on this machine, to the fp32 export that one has.
 
-A release proves files. What torch computes in half precision depends on the processor or GPU as well, so it is
-measured where it is served: on texts of the corpus, whole and as short as queries, and on those that the release found
-its exports to differ in most.
+A release proves files. What OpenVINO computes, or torch in half precision, depends on the processor or GPU as well, so
+it is measured where it is served: on texts of the corpus, whole and as short as queries, and on those that the release
+found its exports to differ in most.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.release.bundle import EXPORT_FOLDERS, Manifest
 from embed_pipeline.release.parity import PARITY_FILE, read_parity
 
@@ -46,13 +45,9 @@ def proof_texts(bundle: Path, manifest: Manifest, corpus: UPath | None, seed: in
     return list(dict.fromkeys(text for text in found if text.strip()))
 
 
-def least_cosine(backend: Backend, proven: Backend, texts: Sequence[str]) -> float:
-    """Least cosine of the two vectors of a text; not a number where one has no length.
-
-    Raises:
-        ModelError: a vector is not finite.
-    """
-    ours, theirs = (each.encode(texts, "passage").astype(np.float64) for each in (backend, proven))
+def least_cosine(vectors: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Least cosine of the two vectors of a text, float32 (texts, dimensions); not a number where one has no length."""
+    ours, theirs = vectors.astype(np.float64), expected.astype(np.float64)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     return float((np.einsum("ij,ij->i", ours, theirs) / lengths).min())
 
@@ -64,7 +59,7 @@ def _segments(corpus: UPath) -> list[str]:
     try:
         texts: list[str] = read_table(corpus, tables.CORPUS).sort("segment_id")["text"].to_list()
     except (FileNotFoundError, StorageError) as error:
-        # A bundle may be served where no corpus is; without any text half precision is refused.
-        logger.info("no corpus to measure half precision on: %s", error)
+        # A bundle may be served where no corpus is; without any text nothing is proven.
+        logger.info("no corpus to prove a backend on: %s", error)
         return []
     return texts

@@ -41,10 +41,7 @@ def test_what_is_asked_for_is_served_from_the_fp32_export(bundle, precision):
 
 @pytest.mark.parametrize(("slowed", "served"), [(OpenVinoBackend, "onnxruntime"), (OnnxBackend, "openvino")])
 def test_left_to_itself_it_takes_the_faster(bundle, monkeypatch, slowed, served):
-    def no_torch(*_: object) -> Export:
-        raise exports._RefusedError("no torch")
-
-    monkeypatch.setattr(exports, "_open_torch", no_torch)
+    monkeypatch.setattr(exports, "TORCH_PRECISIONS", {})
     original = slowed.infer
     monkeypatch.setattr(slowed, "infer", lambda self, ids: [original(self, ids) for _ in range(60)][-1])
     assert opened(bundle, backend="auto").backend.runtime == served
