@@ -3,8 +3,9 @@
     deploy/local_stack.sh workers
 
 The sensor cuts a batch from every document and asks for a run of each; Dagster gives each run to a process of its own,
-four at a time. Two of those are killed with all their children while they work. It ends with status 1 and a sentence
-where a batch is missing or incomplete, or calls were paid twice that were not in flight.
+four at a time. Two of those are killed with all their children while they generate. It ends with status 1 and a
+sentence where a batch is missing or incomplete, a killed one was not run again, or calls were paid twice that were not
+in flight. WORKERS_BATCHES sets another number of batches.
 """
 # ruff: noqa: INP001 - a script
 
@@ -21,7 +22,8 @@ import psutil
 import yaml
 from week import PAID, Week, WrongOutcomeError, prepare, write_document
 
-BATCHES, WORKERS, KILLED = 40, 4, 2
+BATCHES = int(os.environ.get("WORKERS_BATCHES", "40"))
+WORKERS, KILLED = 4, 2
 CALLS_IN_FLIGHT = 64
 _PROCESS = re.compile(r"Started process for run \(pid: (\d+)\)")
 
@@ -73,9 +75,11 @@ def kill_workers(week: Week) -> list[str]:
         for entry in week.instance.get_runs(dg.RunsFilter(job_name="sdg", statuses=[dg.DagsterRunStatus.STARTED])):
             if entry.run_id in killed or len(killed) == KILLED:
                 continue
-            events = [event.message for event in week.instance.all_logs(entry.run_id)]
-            places = [int(found[1]) for message in events if (found := _PROCESS.search(message))]
-            if places and any("qa_pairs" in message and "Started execution" in message for message in events):
+            events = [event.dagster_event for event in week.instance.all_logs(entry.run_id) if event.dagster_event]
+            places = [int(found[1]) for event in events if (found := _PROCESS.search(event.message or ""))]
+            reached = {(event.step_key, event.event_type) for event in events}
+            generates = ("qa_pairs", dg.DagsterEventType.STEP_START) in reached
+            if places and generates and ("qa_pairs", dg.DagsterEventType.STEP_SUCCESS) not in reached:
                 kill_tree(places[-1])
                 logger.info("killed run %s of batch %s", entry.run_id, entry.tags.get("dagster/partition"))
                 killed.append(entry.run_id)

@@ -1,9 +1,9 @@
 """An export on OpenVINO, for processors: in fp32, bf16, or int8 whose vectors stay near those of fp32.
 
-In int8 the weights of every matrix product are rounded in groups of 64, each group of an output channel with a scale
-of its own, and OpenVINO rounds what they are multiplied with in groups as well, while it runs. A scale for a whole
-tensor, as onnxruntime takes for either, loses ten times as much. The weights are rounded when the model is opened, so
-a release needs no file for it.
+In int8 the weights of every matrix product are rounded in groups of 64 or 32, each group of an output channel with a
+scale of its own, and OpenVINO rounds what they are multiplied with in such groups as well, while it runs. A scale for a
+whole tensor, as onnxruntime takes for either, loses ten times as much. The weights are rounded when the model is
+opened, so a release needs no file for it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 OpenVinoPrecision = Literal["fp32", "int8", "bf16"]
 
-# Smaller groups are nearer to fp32 and slower.
-_GROUP_SIZES = (64, 32)
+GROUP_SIZES = (64, 32)
+"""Weights of an int8 matrix that share a scale, fastest first; smaller groups are nearer to fp32."""
 _GREATEST_INT8 = 127
 
 
@@ -35,13 +35,20 @@ class OpenVinoBackend(Backend):
     on_gpu = False
 
     def __init__(
-        self, onnx_folder: Path, precision: OpenVinoPrecision = "fp32", threads: int = 0, batch_tokens: int = 0
+        self,
+        onnx_folder: Path,
+        precision: OpenVinoPrecision = "fp32",
+        *,
+        group_size: int = GROUP_SIZES[0],
+        threads: int = 0,
+        batch_tokens: int = 0,
     ) -> None:
         """Open the fp32 export ``onnx_folder``.
 
         Args:
             onnx_folder: holds ``model.onnx``, ``tokenizer.json`` and ``embedding_config.json``.
             precision: arithmetic of the matrix products.
+            group_size: one of :data:`GROUP_SIZES`, for int8.
             threads: of one inference; 0: all cores.
             batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
 
@@ -66,7 +73,8 @@ class OpenVinoBackend(Backend):
         try:
             model = core.read_model(str(path))
             if precision == "int8":
-                options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _round_weights(model)
+                _round_weights(model, group_size)
+                options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group_size
             self._request = core.compile_model(model, "CPU", options).create_infer_request()
         except RuntimeError as error:
             message = f"OpenVINO cannot run {path}: {error}"
@@ -78,25 +86,20 @@ class OpenVinoBackend(Backend):
         return np.array(outputs["embeddings"], dtype=np.float32)
 
 
-def _round_weights(model: openvino.Model) -> int:
-    """Round the constant matrices of ``model`` in place; returns the size of the groups.
-
-    It is the greatest that divides the rows of all, else the least; a matrix that it does not divide stays as it is.
+def _round_weights(model: openvino.Model, group_size: int) -> None:
+    """Round the constant matrices of ``model`` in place, those whose rows the groups divide.
 
     Raises:
-        ModelError: groups divide none.
+        ModelError: there is none.
     """
     ordered = model.get_ordered_ops()
     products = [(node, weights) for node in ordered if (weights := _constant_matrix(node)) is not None]
-    divides = {size: [weights.shape[1] % size == 0 for _, weights in products] for size in _GROUP_SIZES}
-    size = next((size for size in _GROUP_SIZES if all(divides[size])), _GROUP_SIZES[-1])
-    if not any(divides[size]):
-        message = f"no matrix of the model has rows of a multiple of {_GROUP_SIZES[-1]} weights; int8 is not possible"
+    fitting = [(node, weights) for node, weights in products if weights.shape[1] % group_size == 0]
+    if not fitting:
+        message = f"no matrix of the model has rows of a multiple of {group_size} weights; int8 is not possible"
         raise ModelError(message)
-    for (node, weights), fits in zip(products, divides[size], strict=True):
-        if fits:
-            _replace(node, weights, size)
-    return size
+    for node, weights in fitting:
+        _replace(node, weights, group_size)
 
 
 def _constant_matrix(node: openvino.Node) -> NDArray[np.float32] | None:

@@ -22,7 +22,7 @@ from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.forward import Precision
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, OnnxBackend
-from embed_pipeline.embedding.openvino_backend import OpenVinoBackend, OpenVinoPrecision
+from embed_pipeline.embedding.openvino_backend import GROUP_SIZES, OpenVinoBackend, OpenVinoPrecision
 from embed_pipeline.release.bundle import EXPORT_FOLDERS, Manifest
 from embed_pipeline.release.parity import read_parity
 from embed_pipeline.serving.errors import ServingError
@@ -127,9 +127,20 @@ class _Opener:
         return Export(OnnxBackend(self._bundle / folder, threads=self._settings.serving.threads), precision)
 
     def open_openvino(self, precision: str) -> Export:
-        threads = self._settings.serving.threads
+        sizes = GROUP_SIZES if precision == "int8" else GROUP_SIZES[:1]
+        refused: list[str] = []
+        for size in sizes:
+            try:
+                return self._open_openvino(precision, size)
+            except _RefusedError as error:
+                refused.append(str(error))
+        message = "; ".join(dict.fromkeys(refused))
+        raise _RefusedError(message)
+
+    def _open_openvino(self, precision: str, group_size: int) -> Export:
+        named, threads = OPENVINO_PRECISIONS[precision], self._settings.serving.threads
         try:
-            backend = OpenVinoBackend(self._exported, OPENVINO_PRECISIONS[precision], threads=threads)
+            backend = OpenVinoBackend(self._exported, named, group_size=group_size, threads=threads)
         except ModelError as error:
             message = f"{precision} with openvino: {error}"
             raise _RefusedError(message) from error

@@ -55,6 +55,18 @@ def test_vectors_that_are_wrong_here_are_not_served(bundle, monkeypatch, precisi
         opened(bundle, backend="openvino", precision=precision)
 
 
+def test_int8_takes_smaller_groups_where_larger_ones_are_not_near_enough(bundle, monkeypatch):
+    right, seen = exports.least_cosine, []
+
+    def measured(*vectors):
+        seen.append(right(*vectors))
+        return 0.998 if len(seen) == 1 else seen[-1]
+
+    monkeypatch.setattr(exports, "least_cosine", measured)
+    assert opened(bundle, backend="openvino", precision="int8").name == "int8 with openvino"
+    assert seen[1] != seen[0]
+
+
 def test_without_the_package_it_is_refused_and_the_others_are_not(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ServingError, match=r"pip install 'embed-pipeline\[openvino\]'"):
