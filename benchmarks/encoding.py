@@ -6,10 +6,10 @@
 
 ``DIR`` is a BEIR folder; the model is the packaged MiniLM for all. The peer runs with its defaults, batches of 32
 texts, in fp32 and with all weights in bf16. Ours are what the endpoint and the pipeline run: the export on onnxruntime
-in fp32 and int8 (dynamic), on OpenVINO in fp32 and int8 (grouped), and torch in fp32 and bf16, each over length-sorted
-batches cut by tokens. All encode the same seeded part of the passages round by round in one process, in another order
-each round; medians are compared. Then each encodes all passages once: cosines are those of a passage's vector to the
-peer's in fp32, and nDCG@10 on the test judgements is compared with the peer's in fp32 as well.
+in fp32 and int8 (dynamic), on OpenVINO in fp32 and int8 (by groups of some size), and torch in fp32 and bf16, each over
+length-sorted batches cut by tokens. All encode the same seeded part of the passages round by round in one process, in
+another order each round; medians are compared. Then each encodes all passages once: cosines are those of a passage's
+vector to the peer's in fp32, and nDCG@10 on the test judgements is compared with the peer's in fp32 as well.
 Results go to ``benchmarks/results/encoding.json``.
 """
 
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from embed_pipeline.embedding.models import resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
+from embed_pipeline.embedding.openvino_backend import GROUP_SIZES, OpenVinoBackend
 from embed_pipeline.embedding.search import search
 from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.evaluation.metrics import score_rankings
@@ -151,7 +151,13 @@ def ours(folder: Path, threads: int) -> list[System]:
         System("onnxruntime, fp32", OnnxBackend(folder / "onnx", threads=threads).encode),
         System("onnxruntime, int8", OnnxBackend(folder / "int8", threads=threads).encode),
         System("openvino, fp32", OpenVinoBackend(folder / "onnx", "fp32", threads=threads).encode),
-        System("openvino, int8", OpenVinoBackend(folder / "onnx", "int8", threads=threads).encode),
+        *(
+            System(
+                f"openvino, int8 by {size}",
+                OpenVinoBackend(folder / "onnx", "int8", group_size=size, threads=threads).encode,
+            )
+            for size in GROUP_SIZES
+        ),
         *(
             System(f"torch, {name}", TorchBackend(model, folder / "onnx", name, device="cpu", threads=threads).encode)
             for name in ("fp32", "bf16")

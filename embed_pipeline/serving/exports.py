@@ -127,6 +127,7 @@ class _Opener:
         return Export(OnnxBackend(self._bundle / folder, threads=self._settings.serving.threads), precision)
 
     def open_openvino(self, precision: str) -> Export:
+        # In other precisions there are no groups: one try.
         sizes = GROUP_SIZES if precision == "int8" else GROUP_SIZES[:1]
         refused: list[str] = []
         for size in sizes:
