@@ -5,7 +5,7 @@
 The sensor cuts a batch from every document and asks for a run of each; Dagster gives each run to a process of its own,
 four at a time. Two of those are killed with all their children while they generate. It ends with status 1 and a
 sentence where a batch is missing or incomplete, a killed one was not run again, or calls were paid twice that were not
-in flight. WORKERS_BATCHES sets another number of batches.
+in flight. WORKERS_BATCHES sets another number of batches, at least twelve.
 """
 # ruff: noqa: INP001 - a script
 
@@ -22,7 +22,8 @@ import psutil
 import yaml
 from week import PAID, Week, WrongOutcomeError, prepare, write_document
 
-BATCHES = int(os.environ.get("WORKERS_BATCHES", "40"))
+# A small project has twelve documents to begin with.
+BATCHES = max(12, int(os.environ.get("WORKERS_BATCHES", "40")))
 WORKERS, KILLED = 4, 2
 CALLS_IN_FLIGHT = 64
 _PROCESS = re.compile(r"Started process for run \(pid: (\d+)\)")
