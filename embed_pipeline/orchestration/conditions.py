@@ -7,28 +7,33 @@ import dagster as dg
 Condition = dg.AutomationCondition[Any]
 
 
-def follow_inputs() -> Condition:
-    """Run when an input is new, none is being made, and every blocking check on them has passed."""
-    return _follow() & ~dg.AutomationCondition.any_deps_missing()
+def follow(name: str) -> Condition:
+    """Run when the input ``name`` is new, no input is being made, and every blocking check on them has passed.
+
+    It is the input that is made last. Another one that is new alone, such as a corpus whose questions still wait for a
+    batch, does not go together with the old ones.
+    """
+    news = dg.AutomationCondition.any_deps_updated().allow(dg.AssetSelection.assets(name))
+    return _after(news) & ~dg.AutomationCondition.any_deps_missing()
 
 
 def follow_batches(*overall: str) -> Condition:
-    """As :func:`follow_inputs`, for a fan-in over all batches: one that failed does not hold up the others.
+    """Run when any input is new, for a fan-in over all batches: one that failed does not hold up the others.
 
     Args:
         overall: names of the inputs that are no batches; these must be there.
     """
-    condition = _follow()
+    condition = _after(dg.AutomationCondition.any_deps_updated())
     for name in overall:
         missing = dg.AutomationCondition.any_deps_missing().allow(dg.AssetSelection.assets(name))
         condition &= ~missing
     return condition
 
 
-def _follow() -> Condition:
-    news = dg.AutomationCondition.newly_missing() | dg.AutomationCondition.any_deps_updated()
+def _after(news: Condition) -> Condition:
+    due: Condition = dg.AutomationCondition.newly_missing() | news
     return (
-        news.since_last_handled()
+        due.since_last_handled()
         & ~dg.AutomationCondition.any_deps_in_progress()
         & ~dg.AutomationCondition.in_progress()
         & dg.AutomationCondition.all_deps_blocking_checks_passed()

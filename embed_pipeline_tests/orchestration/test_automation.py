@@ -270,11 +270,13 @@ class Following:
     """Automation ticks over one instance."""
 
     def __init__(self, instance):
-        self.instance, self.cursor = instance, None
+        self.instance, self.cursor, self.selection = instance, None, dg.AssetSelection.all()
 
     def tick(self):
         """Names of the assets that a tick asks for."""
-        result = dg.evaluate_automation_conditions(defs, self.instance, cursor=self.cursor)
+        result = dg.evaluate_automation_conditions(
+            defs, self.instance, asset_selection=self.selection, cursor=self.cursor
+        )
         self.cursor = result.cursor
         return {
             subset.key.to_user_string() for subset in result._requested_subsets if isinstance(subset.key, dg.AssetKey)
@@ -334,3 +336,19 @@ def test_nothing_follows_a_gate_that_is_shut(following, passed, follows):
     following.made("corpus", "qa_dataset", "qa_decisions")
     following.checked("qa_dataset", passed=passed)
     assert following.tick() & {"dataset_split", "hard_negatives", "training_examples"} == follows
+
+
+@pytest.mark.parametrize(
+    ("new", "follows"), [(["corpus"], set()), (["corpus", "qa_dataset", "qa_decisions"], {"dataset_split"})]
+)
+def test_a_corpus_is_split_with_its_own_questions_and_not_with_those_before(following, new, follows):
+    # As when the questions wait for a batch that is still being generated.
+    following.selection = dg.AssetSelection.assets("dataset_split")
+    following.batch("00001-a")
+    following.made("corpus", "qa_dataset", "qa_decisions", "dataset_split")
+    following.checked("qa_dataset", passed=True)
+    following.tick()
+    following.made(*new)
+    if "qa_dataset" in new:
+        following.checked("qa_dataset", passed=True)
+    assert following.tick() == follows

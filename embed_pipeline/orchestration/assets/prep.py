@@ -7,7 +7,7 @@ import polars as pl
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.orchestration import plots
-from embed_pipeline.orchestration.conditions import follow_inputs
+from embed_pipeline.orchestration.conditions import follow
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.forgetting import remember_examples
 from embed_pipeline.orchestration.outputs import stored
@@ -27,7 +27,7 @@ _SETTINGS = load_settings()
     **described("dataset_split", GROUP, {"python"}),
     code_version=_SETTINGS.digest("training_data"),
     required_resource_keys={"tables"},
-    automation_condition=follow_inputs(),
+    automation_condition=follow("qa_dataset"),
 )
 def dataset_split(context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, corpus: pl.DataFrame) -> dg.Output[Any]:
     """Put each document group on one side; what was in test before stays there."""
@@ -45,7 +45,7 @@ def dataset_split(context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, c
     **described("hard_negatives", GROUP, {"faiss"}),
     code_version=_SETTINGS.digest("training_data", "embedding"),
     pool="gpu",
-    automation_condition=follow_inputs(),
+    automation_condition=follow("dataset_split"),
 )
 def hard_negatives(
     context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, dataset_split: pl.DataFrame, corpus: pl.DataFrame
@@ -70,7 +70,9 @@ def hard_negatives(
     return stored(context, frame, settings, metadata=facts)
 
 
-@dg.asset(**described("training_examples", GROUP, {"python"}), code_version="1", automation_condition=follow_inputs())
+@dg.asset(
+    **described("training_examples", GROUP, {"python"}), code_version="1", automation_condition=follow("hard_negatives")
+)
 def training_examples(context: dg.AssetExecutionContext, hard_negatives: pl.DataFrame) -> dg.Output[Any]:
     """Unroll each question into one example for each positive."""
     with explained():
