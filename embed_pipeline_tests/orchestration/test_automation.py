@@ -352,3 +352,20 @@ def test_a_corpus_is_split_with_its_own_questions_and_not_with_those_before(foll
     if "qa_dataset" in new:
         following.checked("qa_dataset", passed=True)
     assert following.tick() == follows
+
+
+@pytest.mark.parametrize(
+    ("asset", "last"), [("hard_negatives", "dataset_split"), ("training_examples", "hard_negatives")]
+)
+def test_what_follows_the_split_waits_for_what_is_made_before_it(following, asset, last):
+    following.selection = dg.AssetSelection.assets(asset)
+    following.batch("00001-a")
+    following.made("corpus", "qa_dataset", "qa_decisions", "dataset_split", "hard_negatives", "training_examples")
+    for gate in ("qa_dataset", "dataset_split", "hard_negatives"):
+        following.checked(gate, passed=True)
+    following.tick()
+    following.made("corpus")
+    assert following.tick() == set()
+    following.made(last)
+    following.checked(last, passed=True)
+    assert following.tick() == {asset}

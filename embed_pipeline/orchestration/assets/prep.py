@@ -42,7 +42,7 @@ def dataset_split(context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, c
 
 
 @dg.asset(
-    **described("hard_negatives", GROUP, {"faiss"}),
+    **described("hard_negatives", GROUP, {"pytorch"}),
     code_version=_SETTINGS.digest("training_data", "embedding"),
     pool="gpu",
     automation_condition=follow("dataset_split"),
