@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -56,7 +56,11 @@ TEXTS = 400
 SOAK_TEXTS = 16
 OFFLINE_TOKENS = 768
 ENGINES = ("torch", "optimum")
-OURS = (("ours", "onnx", "fp32"), ("ours, openvino", "openvino", "fp32"), ("ours, openvino int8", "openvino", "int8"))
+OURS: tuple[tuple[str, str, Literal["fp32", "int8"]], ...] = (
+    ("ours", "onnx", "fp32"),
+    ("ours, openvino", "openvino", "fp32"),
+    ("ours, openvino int8", "openvino", "int8"),
+)
 
 
 @dataclass(frozen=True)
@@ -191,12 +195,7 @@ def measure(
     bundle: Path, servers: list[Server], texts: list[tuple[str, int]], rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Every server under every load and the model offline, round by round."""
-    exported = bundle / "onnx"
-    backends: dict[str, Backend] = {
-        "ours": OnnxBackend(exported, batch_tokens=OFFLINE_TOKENS),
-        "ours, openvino": OpenVinoBackend(exported, "fp32", batch_tokens=OFFLINE_TOKENS),
-        "ours, openvino int8": OpenVinoBackend(exported, "int8", batch_tokens=OFFLINE_TOKENS),
-    }
+    backends = {name: offline_backend(bundle / "onnx", backend, precision) for name, backend, precision in OURS}
     loads: dict[tuple[str, int], list[Load]] = {}
     offline: dict[str, list[float]] = {name: [] for name in backends}
     for server in servers:
@@ -220,6 +219,13 @@ def measure(
             f"{row['p50_ms']:8.1f} {row['p95_ms']:8.1f} {row['p99_ms']:8.1f}"
         )
     return {"offline_tokens_per_second": medians, "rounds": rounds, "seconds": seconds, "rows": rows}
+
+
+def offline_backend(exported: Path, backend: str, precision: Literal["fp32", "int8"]) -> Backend:
+    """What an endpoint of ours runs, without the endpoint."""
+    if backend == "onnx":
+        return OnnxBackend(exported, batch_tokens=OFFLINE_TOKENS)
+    return OpenVinoBackend(exported, precision, batch_tokens=OFFLINE_TOKENS)
 
 
 def row_of(name: str, clients: int, found: list[Load], offline: float) -> dict[str, Any]:

@@ -251,15 +251,15 @@ def write_zip_bomb(path: Path) -> None:
                 stream.write(b"a" * 1_000_000)
 
 
-def main() -> None:
+def main(actions: dict[str, Callable[[Path], None]]) -> None:
     """Do what the first argument says with the folder that the second names."""
     action, folder = sys.argv[1], Path(sys.argv[2]).resolve()
     try:
-        {"prepare": prepare, "endpoint": serve_endpoint, "orphans": close_orphans, "run": run}[action](folder)
+        actions[action](folder)
     except WrongOutcomeError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is for a person
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    main({"prepare": prepare, "endpoint": serve_endpoint, "orphans": close_orphans, "run": run})

@@ -14,13 +14,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 from pathlib import Path
 
 import dagster as dg
 import psutil
 import yaml
-from week import PAID, Week, WrongOutcomeError, prepare, write_document
+from week import PAID, Week, WrongOutcomeError, main, prepare, write_document
 
 # A small project has twelve documents to begin with.
 BATCHES = max(12, int(os.environ.get("WORKERS_BATCHES", "40")))
@@ -122,16 +121,5 @@ def judge(week: Week, killed: list[str]) -> None:
         raise WrongOutcomeError("; ".join(wrong))
 
 
-def main() -> None:
-    """Do what the first argument says with the folder that the second names."""
-    action, folder = sys.argv[1], Path(sys.argv[2]).resolve()
-    try:
-        {"prepare": prepare_workers, "run": run}[action](folder)
-    except WrongOutcomeError as error:
-        logger.error("%s", error)  # noqa: TRY400 - the message is for a person
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    os.environ.setdefault("LOCAL_STACK_PORT", "15430")
-    main()
+    main({"prepare": prepare_workers, "run": run})

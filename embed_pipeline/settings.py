@@ -530,8 +530,8 @@ class Serving(_Stage):
     least cosine, on texts of the corpus when the endpoint starts."""
     max_int8_ndcg_delta: float = Field(default=0.005, ge=0, le=1)
     """An int8 export is released and served only where it changed nDCG@10 by no more than this when it was made."""
-    min_top10_overlap: Share = 0.8
-    """Least mean overlap of the ten best passages in a deployment's check, where less than fp32 is served."""
+    min_int8_top10_overlap: Share = 0.8
+    """Least mean overlap of the ten best passages in a deployment's check, where int8 is served."""
     reload_seconds: float = Field(default=2, ge=0)
     """How often to look whether another release of the store is current; 0: never."""
     search_page: bool = True

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-Backend = Literal["torch", "faiss"]
+SearchBackend = Literal["torch", "faiss"]
 
 _TILE_BYTES = 32 * 1024 * 1024
 # Scores of a tile: on a CPU as many as its caches hold, since they are read again at once.
@@ -54,15 +54,14 @@ class Hits:
         return int(found[0]) + 1 if len(found) else None
 
 
-def search(queries: Floats, corpus: Floats, k: int, *, backend: Backend = "torch", device: str | None = None) -> Hits:
+def search(queries: Floats, corpus: Floats, k: int, *, backend: SearchBackend = "torch") -> Hits:
     """The ``k`` passages of highest inner product for each query, exactly.
 
     Args:
         queries: float32 (q, d).
         corpus: float32 (n, d), C-contiguous.
         k: passages wanted; where the corpus has fewer, all of it.
-        backend: what computes the candidates.
-        device: where, as torch names it; None: a GPU where there is one. The CPU for faiss without GPU support.
+        backend: what computes the candidates, on a GPU where there is one; faiss only where it was built for it.
 
     Returns:
         Hits of width ``min(k, n)``; equal scores by lower index.
@@ -89,7 +88,7 @@ def search(queries: Floats, corpus: Floats, k: int, *, backend: Backend = "torch
     rows = max(1, min(_QUERY_BLOCK, _TILE_BYTES // (16 * wanted)))
     for start in range(0, len(queries), rows):
         block = queries[start : start + rows]
-        lowest, candidates = _candidates(block, corpus, wanted, backend, device)
+        lowest, candidates = _candidates(block, corpus, wanted, backend)
         block_scores, block_indices = _rescore(block, corpus, candidates, k)
         # What is not a candidate scores at most the lowest candidate, give or take the rounding.
         unsure = (block_scores[:, -1] <= lowest + tolerance) & (wanted < len(corpus))
@@ -189,13 +188,11 @@ def _longest(array: Floats, name: str) -> float:
     return longest
 
 
-def _candidates(
-    queries: Floats, corpus: Floats, k: int, backend: Backend, device: str | None
-) -> tuple[Floats, Indices]:
+def _candidates(queries: Floats, corpus: Floats, k: int, backend: SearchBackend) -> tuple[Floats, Indices]:
     """The lowest candidate score of each query (q,), and its k candidates (q, k), by fp32 products."""
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if backend == "faiss":
         return _faiss_candidates(queries, corpus, k, device)
     return _torch_candidates(queries, corpus, k, device)
@@ -204,7 +201,7 @@ def _candidates(
 def _faiss_candidates(queries: Floats, corpus: Floats, k: int, device: str) -> tuple[Floats, Indices]:
     import faiss
 
-    if device.startswith("cuda") and hasattr(faiss, "StandardGpuResources"):
+    if device == "cuda" and hasattr(faiss, "StandardGpuResources"):
         resources = faiss.StandardGpuResources()
         scores, indices = faiss.knn_gpu(resources, queries, corpus, k, metric=faiss.METRIC_INNER_PRODUCT)
     else:

@@ -149,7 +149,7 @@ def measure_parity(
     passages_b = exported.encode(passages, "passage", "encode passages with the export")
     questions_a = original.encode(questions, "query", "encode queries with the original")
     questions_b = exported.encode(questions, "query", "encode queries with the export")
-    cosines = np.concatenate([_cosines(questions_a, questions_b), _cosines(passages_a, passages_b)])
+    cosines = np.concatenate([cosines_of(questions_a, questions_b), cosines_of(passages_a, passages_b)])
     hits_a, hits_b = search(questions_a, passages_a, _DEPTH), search(questions_b, passages_b, _DEPTH)
     metrics_a = _metrics(hits_a, query_ids, passage_ids, judged)
     metrics_b = _metrics(hits_b, query_ids, passage_ids, judged)
@@ -172,7 +172,8 @@ def measure_parity(
     )
 
 
-def _cosines(left: Floats, right: Floats) -> NDArray[np.float64]:
+def cosines_of(left: Floats, right: Floats) -> NDArray[np.float64]:
+    """Cosine of the two vectors of each text, (texts, d) each; -1 where one has no direction or is not finite."""
     a, b = left.astype(np.float64), right.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.forward import Precision
@@ -24,16 +23,14 @@ from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, OnnxBackend
 from embed_pipeline.embedding.openvino_backend import GROUP_SIZES, OpenVinoBackend, OpenVinoPrecision
 from embed_pipeline.release.bundle import EXPORT_FOLDERS, Manifest
-from embed_pipeline.release.parity import read_parity
+from embed_pipeline.release.parity import Floats, cosines_of, read_parity
 from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.proof import least_cosine, proof_texts
+from embed_pipeline.serving.proof import proof_texts
 from embed_pipeline.settings import Settings
 from embed_pipeline.storage import table_path
 from embed_pipeline.training.hardware import cpu_has_bf16
 
 logger = logging.getLogger(__name__)
-
-Floats = NDArray[np.float32]
 
 TORCH_PRECISIONS: Mapping[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 """What torch may compute in; the exports that onnxruntime may run are ``EXPORT_FOLDERS``."""
@@ -170,7 +167,7 @@ class _Opener:
             message = f"{export.name} cannot be measured: there is neither a corpus nor an export's parity"
             raise _RefusedError(message)
         try:
-            found = least_cosine(export.backend.encode(texts, "passage"), self._expected)
+            found = float(cosines_of(export.backend.encode(texts, "passage"), self._expected).min())
         except ModelError as error:
             message = f"{export.name}: {error}"
             raise _RefusedError(message) from error

@@ -1,4 +1,4 @@
-"""How near a backend that no release has proven comes, on this machine, to the fp32 export that one has.
+"""On what a backend that no release has proven is compared, on this machine, with the fp32 export that one has.
 
 A release proves files. What OpenVINO computes, or torch in half precision, depends on the processor or GPU as well, so
 it is measured where it is served: on texts of the corpus, whole and as short as queries, and on those that the release
@@ -11,9 +11,6 @@ import logging
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 from embed_pipeline.release.bundle import EXPORT_FOLDERS, Manifest
 from embed_pipeline.release.parity import PARITY_FILE, read_parity
@@ -43,13 +40,6 @@ def proof_texts(bundle: Path, manifest: Manifest, corpus: UPath | None, seed: in
     for text in chosen:
         found.extend([text, " ".join(text.split()[:_QUERY_WORDS])])
     return list(dict.fromkeys(text for text in found if text.strip()))
-
-
-def least_cosine(vectors: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Least cosine of the two vectors of a text, float32 (texts, dimensions); not a number where one has no length."""
-    ours, theirs = vectors.astype(np.float64), expected.astype(np.float64)
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    return float((np.einsum("ij,ij->i", ours, theirs) / lengths).min())
 
 
 def _segments(corpus: UPath) -> list[str]:

@@ -136,12 +136,13 @@ def test_bounds_are_the_settings():
     # Other vectors are in the nature of onnxruntime's int8; other rankings are not.
     assert failed(precision="int8") == []
     assert failed(precision="int8", top10_overlap=0.7) == ["top10_overlap 0.7000000 is below 0.8"]
-    for precision, runtime in (
-        ("fp16", "onnxruntime"),
-        ("bf16", "torch"),
-        ("fp32", "openvino"),
-        ("int8", "openvino"),
-    ):
+    assert failed(precision="int8", runtime="openvino", top10_overlap=0.7) == [
+        "min_cosine 0.9900000 is below 0.999",
+        "top10_overlap 0.7000000 is below 0.8",
+    ]
+    assert failed(runtime="openvino") == failed()
+    for precision, runtime in (("fp16", "onnxruntime"), ("fp16", "torch"), ("bf16", "torch"), ("bf16", "openvino")):
+        assert failed(precision=precision, runtime=runtime)[1] == "top10_overlap 0.9000000 is below 0.99"
         assert failed(precision=precision, runtime=runtime, top10_overlap=1.0) == [
             "min_cosine 0.9900000 is below 0.999"
         ]
