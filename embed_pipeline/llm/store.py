@@ -11,6 +11,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,10 +186,23 @@ class ResponseStore:
         version = self._database.execute("PRAGMA user_version").fetchone()[0]
         if version not in {0, _FORMAT}:
             raise self._unusable(f"its format is {version}, this version reads format {_FORMAT}")
-        self._database.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead()
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute(_SCHEMA)
         self._database.execute(f"PRAGMA user_version = {_FORMAT}")
+
+    def _write_ahead(self) -> None:
+        """Switch to WAL mode, which SQLite refuses at once, without its busy timeout, while another process writes."""
+        deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def _execute(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
         try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,19 @@ def test_processes_write_side_by_side(tmp_path: Path) -> None:
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     with ResponseStore(path) as store:
         assert len(store) == 300
+
+
+def test_opening_waits_for_a_process_that_is_making_the_same_store(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("CREATE TABLE being_made (x)")
+    done = threading.Timer(0.3, writer.execute, ("COMMIT",))
+    done.start()
+    with ResponseStore(path) as store:
+        assert store.put("k", ANSWER) == ANSWER
+    done.join()
+    writer.close()
 
 
 def test_answers_that_hold_all_of_a_groups_texts_are_removed_for_good(tmp_path: Path) -> None:
