@@ -1,7 +1,8 @@
 """Fine-tuning side by side with ``SentenceTransformerTrainer`` and MultipleNegativesRankingLoss, on the same pairs.
 
     python benchmarks/finetuning.py throughput --scifact DIR      examples a second, interleaved in one process
-    python benchmarks/finetuning.py train ours --scifact DIR      one training, scored on the test judgements
+    python benchmarks/finetuning.py train ours --scifact DIR --seed 17 18 19
+                                                                  trainings, scored on the test judgements
     python benchmarks/finetuning.py train stock --scifact DIR     the same pairs under the peer
     python benchmarks/finetuning.py train ours --scifact DIR --held-out 220 --set training.learning_rate=1e-4 --label X
                                                                   one training, scored on held-out train judgements
@@ -93,11 +94,11 @@ def read(folder: Path) -> Labelled:
     )
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
+def settings_of(arguments: argparse.Namespace, seed: int) -> Settings:
     """The product's defaults but for what the command line says."""
     chosen = [assignment.partition("=") for assignment in arguments.set]
     values: dict[str, Any] = {
-        "seed": arguments.seed,
+        "seed": seed,
         "training": {"max_tokens": arguments.tokens},
         "evaluation": {"general_questions": 0},
     }
@@ -169,24 +170,24 @@ def hold_out(data: Labelled, count: int, settings: Settings, tokens: int) -> tup
     ), scored
 
 
-def train_ours(data: Labelled, arguments: argparse.Namespace, folder: Path) -> tuple[SentenceTransformer, float]:
+def train_ours(
+    corpus: pl.DataFrame, examples: pl.DataFrame, settings: Settings, folder: Path
+) -> tuple[SentenceTransformer, float]:
     """The model that this project makes of the judgements, and the seconds that training took."""
-    settings = settings_of(arguments)
-    corpus = corpus_of(data)
-    examples = examples_of(data, corpus, settings, arguments.tokens, arguments.titles)
     passages = dict(corpus.select("segment_id", "text").iter_rows())
     searched = (corpus["segment_id"].to_list(), corpus["text"].to_list())
     result = finetune(examples, passages, None, searched, settings, output=folder / "tuned", work=folder / "work")
     return load_model(folder / "tuned", settings.embedding), result.seconds
 
 
-def train_stock(data: Labelled, arguments: argparse.Namespace, folder: Path) -> tuple[SentenceTransformer, float]:
+def train_stock(
+    data: Labelled, arguments: argparse.Namespace, settings: Settings, folder: Path
+) -> tuple[SentenceTransformer, float]:
     """The model that the peer makes of the judgements, and the seconds that training took."""
-    settings = settings_of(arguments)
     model = load_model(settings.embedding.model, settings.embedding)
     model.max_seq_length = arguments.tokens
     columns = {"anchor": [q for q, _ in data.pairs], "positive": [p for _, p in data.pairs]}
-    trainer = _stock_trainer(model, columns, folder, arguments.seed, STOCK_EPOCHS)
+    trainer = _stock_trainer(model, columns, folder, settings.seed, STOCK_EPOCHS)
     started = time.perf_counter()
     trainer.train()
     return model.eval(), time.perf_counter() - started
@@ -214,9 +215,12 @@ def _stock_trainer(
     )
 
 
-def train(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One training, scored on the test judgements; the base's scores come along where they are not known yet."""
-    settings = settings_of(arguments)
+def train(data: Labelled, arguments: argparse.Namespace) -> None:
+    """One training for each seed, scored on the test judgements and added to the results as soon as it ended.
+
+    The base's scores come along where they are not known yet; negatives are mined once for all seeds.
+    """
+    settings = settings_of(arguments, arguments.seed[0])
     name, scored = f"{arguments.tokens} tokens", data
     if arguments.held_out:
         name = f"{name}, {arguments.held_out} train queries held out"
@@ -225,27 +229,34 @@ def train(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
     if base is None:
         found = score(load_model(settings.embedding.model, settings.embedding), scored, settings, arguments.tokens)
         base = {measure: values.round(5).tolist() for measure, values in found.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        run = train_ours if arguments.system == "ours" else train_stock
-        model, seconds = run(data, arguments, Path(folder))
-        scores = score(model, scored, settings, arguments.tokens)
-    entry = {
-        "system": arguments.label or arguments.system,
-        "seed": arguments.seed,
-        "settings": arguments.set,
-        "titles": arguments.titles,
-        "seconds": round(seconds, 1),
-        **{measure: values.round(5).tolist() for measure, values in scores.items()},
-    }
-    # Read again: another run may have added its own meanwhile.
-    kept = _read_results()
-    known = kept.setdefault("quality", {}).setdefault(name, {"runs": []})
-    known["base"] = base
     taught = {item for items in data.train.values() for item in items}
-    known["seen"] = [not taught.isdisjoint(scored.test[query]) for query in sorted(scored.test)]
-    same = (entry["system"], entry["seed"])
-    known["runs"] = [run for run in known["runs"] if (run["system"], run["seed"]) != same] + [entry]
-    return kept
+    known = {"base": base, "seen": [not taught.isdisjoint(scored.test[query]) for query in sorted(scored.test)]}
+    if arguments.system == "ours":
+        corpus = corpus_of(data)
+        examples = examples_of(data, corpus, settings, arguments.tokens, arguments.titles)
+    for seed in arguments.seed:
+        settings = settings_of(arguments, seed)
+        with tempfile.TemporaryDirectory() as folder:
+            if arguments.system == "ours":
+                model, seconds = train_ours(corpus, examples, settings, Path(folder))
+            else:
+                model, seconds = train_stock(data, arguments, settings, Path(folder))
+            scores = score(model, scored, settings, arguments.tokens)
+        entry = {
+            "system": arguments.label or arguments.system,
+            "seed": seed,
+            "settings": arguments.set,
+            "titles": arguments.titles,
+            "seconds": round(seconds, 1),
+            **{measure: values.round(5).tolist() for measure, values in scores.items()},
+        }
+        # Read again: another run may have added its own meanwhile.
+        kept = _read_results()
+        of_name = kept.setdefault("quality", {}).setdefault(name, {"runs": []})
+        same = (entry["system"], seed)
+        of_name["runs"] = [run for run in of_name["runs"] if (run["system"], run["seed"]) != same] + [entry]
+        of_name.update(known)
+        _write_results(kept)
 
 
 def summarise(kept: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +305,7 @@ def _interval(differences: np.ndarray) -> dict[str, float]:
 
 def throughput(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
     """Median examples a second of both over the same examples with the same negatives, rounds interleaved."""
-    settings = settings_of(arguments)
+    settings = settings_of(arguments, arguments.seed[0])
     corpus = corpus_of(data)
     # A part of the data is enough for the clock: so many questions, and passages to find their negatives among.
     asked = sorted(data.train)[: 2 * BATCH * arguments.steps]
@@ -382,13 +393,20 @@ def _read_results() -> dict[str, Any]:
     return found
 
 
+def _write_results(kept: dict[str, Any]) -> None:
+    kept["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    kept["summary"] = summarise(kept)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=("throughput", "train", "summary"))
     parser.add_argument("system", nargs="?", choices=("ours", "stock"), default="ours")
     parser.add_argument("--scifact", type=Path, help="BEIR folder with train and test judgements")
     parser.add_argument("--tokens", type=int, default=256, help="longest text")
-    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--seed", type=int, nargs="+", default=[17], help="one training each")
     parser.add_argument("--titles", type=int, default=0, help="titles with their texts added to ours")
     parser.add_argument("--set", action="append", default=[], metavar="stage.name=value", help="a setting of ours")
     parser.add_argument("--held-out", type=int, default=0, help="train queries to score on in place of the test's")
@@ -402,20 +420,15 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run one action and add what it found to the results."""
     arguments = _parser().parse_args()
-    if arguments.action == "summary":
-        kept = _read_results()
-    elif arguments.scifact is None:
+    if arguments.action != "summary" and arguments.scifact is None:
         _parser().error("--scifact is needed")
-    elif arguments.action == "train":
-        kept = train(read(arguments.scifact), arguments)
-    else:
-        outcome = throughput(read(arguments.scifact), arguments)
-        kept = _read_results()
-        kept.setdefault("throughput", {})[f"{arguments.tokens} tokens"] = outcome
-    kept["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    kept["summary"] = summarise(kept)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    if arguments.action == "train":
+        train(read(arguments.scifact), arguments)
+    found = throughput(read(arguments.scifact), arguments) if arguments.action == "throughput" else None
+    kept = _read_results()
+    if found:
+        kept.setdefault("throughput", {})[f"{arguments.tokens} tokens"] = found
+    _write_results(kept)
     print(json.dumps({"summary": kept["summary"], "throughput": kept.get("throughput", {})}, indent=1))
 
 

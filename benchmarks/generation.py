@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         documents = options.documents or Path(temporary) / "documents"
         if options.beir:
-            _write_beir(options.beir, documents, options.limit)
+            write_beir(options.beir, documents, options.limit)
         elif not options.documents:
             write_sample("python", documents)
         store = options.store or Path(temporary) / "store"
@@ -142,7 +142,7 @@ def _print(name: str, figures: Mapping[str, Any], selection: Selection) -> None:
         print(f"- {row['question']}\n    {' '.join(row['answer'].split())[:160]}  (rank {row['round_trip_rank']})")
 
 
-def _write_beir(beir: Path, documents: Path, limit: int) -> None:
+def write_beir(beir: Path, documents: Path, limit: int = 0) -> None:
     """The corpus of a BEIR folder as Markdown files."""
     documents.mkdir(parents=True)
     with (beir / "corpus.jsonl").open(encoding="utf-8") as lines:
