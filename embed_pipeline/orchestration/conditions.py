@@ -31,9 +31,15 @@ def follow_batches(*overall: str) -> Condition:
 
 
 def _after(news: Condition) -> Condition:
+    """Due from the moment that something is new until it is asked for.
+
+    What is made meanwhile does not count as an answer, as ``since_last_handled`` would have it: an input that became
+    new while the asset was being made was not read, and would be forgotten.
+    """
     due: Condition = dg.AutomationCondition.newly_missing() | news
+    handled = dg.AutomationCondition.newly_requested() | dg.AutomationCondition.initial_evaluation()
     return (
-        due.since_last_handled()
+        due.since(handled)
         & ~dg.AutomationCondition.any_deps_in_progress()
         & ~dg.AutomationCondition.in_progress()
         & dg.AutomationCondition.all_deps_blocking_checks_passed()

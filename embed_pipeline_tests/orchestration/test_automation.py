@@ -321,6 +321,19 @@ def test_the_cheap_stages_follow_a_batch(following):
     assert following.tick() == set(), "asked for once"
 
 
+def test_a_batch_that_came_while_the_corpus_was_being_made_is_not_forgotten(following):
+    corpus = {"corpus", "left_out_documents"}
+    following.selection = dg.AssetSelection.assets(*corpus)
+    following.tick()
+    following.batch("00001-a")
+    assert following.tick() == corpus
+    following.batch("00002-b")
+    following.made(*corpus)
+    assert following.tick() == corpus
+    following.made(*corpus)
+    assert following.tick() == set()
+
+
 def test_a_batch_that_failed_does_not_hold_up_the_others(following):
     following.tick()
     following.instance.add_dynamic_partitions(document_batches.name, ["00001-failed"])
