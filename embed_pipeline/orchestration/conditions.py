@@ -33,11 +33,11 @@ def follow_batches(*overall: str) -> Condition:
 def _after(news: Condition) -> Condition:
     """Due from the moment that something is new until it is asked for.
 
-    What is made meanwhile does not count as an answer, as ``since_last_handled`` would have it: an input that became
-    new while the asset was being made was not read, and would be forgotten.
+    Unlike ``since_last_handled``, which forgets an input that became new while the asset was being made, and one that
+    is seen in the tick after the request: neither was read.
     """
     due: Condition = dg.AutomationCondition.newly_missing() | news
-    handled = dg.AutomationCondition.newly_requested() | dg.AutomationCondition.initial_evaluation()
+    handled = (dg.AutomationCondition.newly_requested() & ~due) | dg.AutomationCondition.initial_evaluation()
     return (
         due.since(handled)
         & ~dg.AutomationCondition.any_deps_in_progress()
