@@ -32,6 +32,8 @@ from embed_pipeline_tests.tiny import write_tiny_model
 HERE = Path(__file__).parent
 PAID = "paid.txt"
 FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+FOLLOWED_WITHIN = 15.0
+"""Seconds after a run in which the sensors, which look every few seconds, ask for what follows it."""
 
 logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stdout)
 for _name in ("alembic", "dagster", "httpx", "sentence_transformers"):
@@ -129,8 +131,11 @@ class Week:
         ]
 
     def idle(self) -> bool:
-        """True where no run is queued or going on."""
-        return all(run.status in FINISHED for run in self.instance.get_runs(limit=60))
+        """True where no run is queued or going on, and none ended so lately that another may follow it."""
+        return all(
+            record.dagster_run.status in FINISHED and time.time() - (record.end_time or 0) > FOLLOWED_WITHIN
+            for record in self.instance.get_run_records(limit=60)
+        )
 
     def corpus_paths(self) -> set[str]:
         """Files whose segments are searched."""
