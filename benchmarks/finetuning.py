@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,14 +234,13 @@ def train(data: Labelled, arguments: argparse.Namespace) -> None:
     known = {"base": base, "seen": [not taught.isdisjoint(scored.test[query]) for query in sorted(scored.test)]}
     if arguments.system == "ours":
         corpus = corpus_of(data)
-        examples = examples_of(data, corpus, settings, arguments.tokens, arguments.titles)
+        run = partial(train_ours, corpus, examples_of(data, corpus, settings, arguments.tokens, arguments.titles))
+    else:
+        run = partial(train_stock, data, arguments)
     for seed in arguments.seed:
         settings = settings_of(arguments, seed)
         with tempfile.TemporaryDirectory() as folder:
-            if arguments.system == "ours":
-                model, seconds = train_ours(corpus, examples, settings, Path(folder))
-            else:
-                model, seconds = train_stock(data, arguments, settings, Path(folder))
+            model, seconds = run(settings, Path(folder))
             scores = score(model, scored, settings, arguments.tokens)
         entry = {
             "system": arguments.label or arguments.system,
