@@ -149,6 +149,18 @@ class BM25:
         return Hits(scores, indices)
 
 
+def hybrid_scores(dense: Floats, lexical: Floats, dense_weight: float) -> Floats:
+    """The hybrid of two score rows over the same texts, float32 (n,): their z-scores, weighted."""
+    return dense_weight * _standardized(dense) + (1 - dense_weight) * _standardized(lexical)
+
+
+def _standardized(scores: Floats) -> Floats:
+    """Z-scores over the texts; zeros where all scores are equal."""
+    spread = float(scores.std())
+    centred: Floats = (scores - scores.mean()).astype(np.float32)
+    return centred / np.float32(spread) if spread else np.zeros_like(centred)
+
+
 def top_indices(scores: Floats, k: int) -> Indices:
     """Positions of the ``k`` highest of ``scores`` (n,), highest first, equal ones by lower position."""
     if k < len(scores):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.search import BM25, top_indices
+from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.progress import progress
 
@@ -91,15 +91,8 @@ def _score_rows(
         tuned_block = tuned[start : start + size] @ collection.tuned.T
         for row, query in enumerate(ids[start : start + size]):
             lexical = collection.bm25.scores(query_set.queries[query])
-            hybrid = dense_weight * _standardized(base_block[row]) + (1 - dense_weight) * _standardized(lexical)
+            hybrid = hybrid_scores(base_block[row], lexical, dense_weight)
             yield query, {"base": base_block[row], "tuned": tuned_block[row], "bm25": lexical, "hybrid": hybrid}
-
-
-def _standardized(scores: Floats) -> Floats:
-    """Z-scores over the collection; zeros where all scores are equal."""
-    spread = float(scores.std())
-    centred: Floats = (scores - scores.mean()).astype(np.float32)
-    return centred / np.float32(spread) if spread else np.zeros_like(centred)
 
 
 class _Units:

@@ -36,6 +36,8 @@ class TrainingResult:
         tuned_share: share of the tuned weights, the rest is the base's; 0: no share kept both bounds.
         general_before: nDCG@10 of the base on the general questions; None: not measured.
         general_after: the same of the model written.
+        adapter_share: share of the linear adapter in the model; 0: no share kept the bound on forgetting; None: none
+            was asked for.
         lora_rank: rank of the adapters; 0: all weights were trained.
         matryoshka_dimensions: shorter lengths that were trained as well.
         teacher: who taught.
@@ -63,6 +65,7 @@ class TrainingResult:
     tuned_share: float
     general_before: float | None
     general_after: float | None
+    adapter_share: float | None
     lora_rank: int
     matryoshka_dimensions: tuple[int, ...]
     teacher: str

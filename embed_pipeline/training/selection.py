@@ -8,17 +8,19 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Embedding
 from embed_pipeline.training.checkpoints import SEAL
 from embed_pipeline.training.dev import DevMeasure
 from embed_pipeline.training.general import general_set
-from embed_pipeline.training.merging import Kept, keep_general
+from embed_pipeline.training.linear_adapter import append_adapter, fit_adapter, remove_adapter, set_adapter
+from embed_pipeline.training.merging import SHARES, Kept, keep_general
 from embed_pipeline.training.record import TrainingResult
 from embed_pipeline.training.seed_run import RESULT_FILE, SeedResult, winner_folder
 from embed_pipeline.training.task import Task
@@ -65,16 +67,21 @@ def select(task: Task, seeds: Sequence[SeedResult], output: Path) -> TrainingRes
     embedding = task.settings.embedding.model_copy(update={"precision": seeds[0].precision})
     measured = DevMeasure(task.dev, task.corpus, seed=task.settings.seed) if task.dev else None
     dev: Measure | None = (lambda model: measured(model, embedding)) if measured else None
+    general = _general(task, embedding)
     choice = _choose(task, seeds, dev)
     model = choice.model or load_model(winner_folder(task, choice.seed.seed), task.settings.embedding)
-    kept = _keep_general(task, choice, model, embedding, dev)
-    mixed = kept is not None and 0 < kept.share < 1
-    if choice.model is None and not mixed:
+    kept = _keep_general(task, choice, model, general, dev) if general else None
+    adapter_share = None
+    if task.settings.training.linear_adapter:
+        adapter_share, kept = _adapt(task, model, embedding, general, kept)
+    changed = bool(adapter_share) or (kept is not None and 0 < kept.share < 1)
+    if choice.model is None and not changed:
         ignored = shutil.ignore_patterns(SEAL, RESULT_FILE)
         shutil.copytree(winner_folder(task, choice.seed.seed), output, dirs_exist_ok=True, ignore=ignored)
     else:
         model.save_pretrained(str(output), create_model_card=False)
-    result = _result(task, seeds, choice, kept, dev(model) if dev and mixed else choice.dev_ndcg_10)
+    measured_last = dev(model) if dev and changed else choice.dev_ndcg_10
+    result = replace(_result(task, seeds, choice, kept, measured_last), adapter_share=adapter_share)
     result.write(output)
     return result
 
@@ -94,19 +101,20 @@ def _choose(task: Task, seeds: Sequence[SeedResult], dev: Measure | None) -> _Ch
     return _Choice(best, None, best.dev_ndcg_10)
 
 
-def _keep_general(
-    task: Task, choice: _Choice, model: SentenceTransformer, embedding: Embedding, dev: Measure | None
-) -> Kept | None:
-    evaluation = task.settings.evaluation
-    if not evaluation.general_questions:
+def _general(task: Task, embedding: Embedding) -> Measure | None:
+    """nDCG@10 of a model on the general questions; None: the settings want none."""
+    count = task.settings.evaluation.general_questions
+    if not count:
         return None
-    questions, passages = general_set(evaluation.general_questions)
+    questions, passages = general_set(count)
     # All passages, not dev's smaller pool: the answers alone would be too easy to find.
     measure = DevMeasure(questions, passages, seed=task.settings.seed, max_pool=len(passages[0]))
+    return lambda model: measure(model, embedding)
 
-    def general(current: SentenceTransformer) -> float:
-        return measure(current, embedding)
 
+def _keep_general(
+    task: Task, choice: _Choice, model: SentenceTransformer, general: Measure, dev: Measure | None
+) -> Kept:
     if choice.is_base:
         value = general(model)
         return Kept(1.0, value, value)
@@ -116,11 +124,39 @@ def _keep_general(
         base.state_dict(),
         general=general,
         before=general(base),
-        max_forgetting=evaluation.max_forgetting,
+        max_forgetting=task.settings.evaluation.max_forgetting,
         dev=(dev, dict(choice.seed.dev_curve)[0]) if dev else None,
     )
     logger.info("general questions: nDCG@10 %.4f before, %.4f after", kept.before, kept.after)
     return kept
+
+
+def _adapt(
+    task: Task, model: SentenceTransformer, embedding: Embedding, general: Measure | None, kept: Kept | None
+) -> tuple[float, Kept | None]:
+    """Append the linear adapter at the largest share that keeps the bound on forgetting; the share, and what is kept.
+
+    Where no share keeps it, the model is left without an adapter and the share is 0.
+    """
+    matrix = fit_adapter(
+        Encoder(model, embedding),
+        task.corpus[1],
+        dense_weight=task.settings.evaluation.hybrid_dense_weight,
+        seed=task.settings.seed,
+        dimensions=task.settings.training.matryoshka_dimensions,
+    )
+    layer = append_adapter(model)
+    for share in SHARES:
+        set_adapter(layer, matrix, share)
+        if general is None or kept is None:
+            return share, kept
+        after = general(model)
+        if kept.before - after <= task.settings.evaluation.max_forgetting:
+            logger.info("linear adapter: general nDCG@10 %.4f with %.0f %% of it", after, 100 * share)
+            return share, replace(kept, after=after)
+    logger.warning("no share of the linear adapter keeps the bound on forgetting; the model is left without it")
+    remove_adapter(model)
+    return 0.0, kept
 
 
 def _result(
@@ -147,6 +183,7 @@ def _result(
         tuned_share=kept.share if kept else 1.0,
         general_before=kept.before if kept else None,
         general_after=kept.after if kept else None,
+        adapter_share=None,
         lora_rank=training.lora_rank,
         matryoshka_dimensions=tuple(sorted(set(training.matryoshka_dimensions))),
         teacher=training.teacher,

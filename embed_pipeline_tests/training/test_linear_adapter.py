@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.models import load_model
+from embed_pipeline.embedding.search import BM25, hybrid_scores
+from embed_pipeline.settings import Settings
+from embed_pipeline.training import linear_adapter, selection
+from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.linear_adapter import append_adapter, fit_adapter, remove_adapter, set_adapter
+from embed_pipeline.training.merging import SHARES
+from embed_pipeline.training.record import read_record
+from embed_pipeline.training.train import finetune
+from embed_pipeline_tests.training import small
+
+WORDS = small.TOPICS
+TEXTS = [
+    f"The {WORDS[i]} of a {WORDS[(i + 1) % 12]} is what the {WORDS[(i + 2) % 12]} does.\n\n"
+    f"How does python value a {WORDS[i]} and the {WORDS[(i + 5) % 12]} number {i}?"
+    for i in range(12)
+]
+
+
+def encoder(folder: Path, settings: Settings) -> Encoder:
+    return Encoder(load_model(folder, settings.embedding), settings.embedding)
+
+
+SENTENCES = [sentence for text in TEXTS for sentence in text.split("\n\n")]
+
+
+def cosines_of(encoder: Encoder) -> np.ndarray:
+    return encoder.encode(SENTENCES, "query") @ encoder.encode(TEXTS, "passage").T
+
+
+def hybrid_of(cosines: np.ndarray) -> np.ndarray:
+    """The hybrid's scores of every text for every sentence, spread as widely as the cosines."""
+    lexical = BM25(TEXTS)
+    rows = [hybrid_scores(row, lexical.scores(text), 0.65) for row, text in zip(cosines, SENTENCES, strict=True)]
+    return np.stack(rows) * cosines.std(axis=1).mean() / np.std(rows, axis=1).mean()
+
+
+def divergence(taught: np.ndarray, cosines: np.ndarray) -> float:
+    """Mean KL over all sentences, the text that each stands in left out."""
+    others = np.array([[place for place in range(len(TEXTS)) if place != row // 2] for row in range(len(SENTENCES))])
+
+    def log_softmax(scores: np.ndarray) -> np.ndarray:
+        own = np.take_along_axis(scores, others, axis=1) / 0.05
+        return own - np.log(np.exp(own).sum(axis=1, keepdims=True))
+
+    teacher, student = log_softmax(taught), log_softmax(cosines)
+    return float((np.exp(teacher) * (teacher - student)).sum(axis=1).mean())
+
+
+def test_the_map_brings_the_ranking_of_other_texts_to_the_hybrids(tiny_model: Path) -> None:
+    settings = small.settings(tiny_model)
+    base = encoder(tiny_model, settings)
+    cosines = cosines_of(base)
+    taught = hybrid_of(cosines)
+    matrix = fit_adapter(base, TEXTS, dense_weight=0.65, seed=17)
+    assert matrix.shape == (32, 32)
+    assert np.array_equal(matrix, fit_adapter(base, TEXTS, dense_weight=0.65, seed=17))
+    layer = append_adapter(base.model)
+    np.testing.assert_allclose(cosines_of(base), cosines, atol=1e-5)
+    set_adapter(layer, matrix, 1.0)
+    assert divergence(taught, cosines_of(base)) < 0.9 * divergence(taught, cosines)
+
+
+def test_a_layer_is_a_row_times_identity_and_share_of_the_map_and_can_be_taken_out(tiny_model: Path) -> None:
+    settings = small.settings(tiny_model)
+    plain = encoder(tiny_model, settings)
+    vectors = plain.encode(TEXTS, "passage")
+    matrix = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    layer = append_adapter(plain.model)
+    set_adapter(layer, matrix, 0.5)
+    expected = vectors + 0.5 * vectors @ matrix
+    mapped = plain.encode(TEXTS, "passage")
+    np.testing.assert_allclose(mapped, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    remove_adapter(plain.model)
+    np.testing.assert_array_equal(plain.encode(TEXTS, "passage"), vectors)
+
+
+def test_a_decoder_without_a_normalisation_takes_the_map_at_its_end(tmp_path: Path) -> None:
+    folder = small.write_tiny_decoder(tmp_path / "decoder")
+    model = load_model(folder, small.settings(folder).embedding)
+    append_adapter(model)
+    assert type(model[-1]).__name__ == "Dense"
+    remove_adapter(model)
+    assert type(model[-1]).__name__ == "Pooling"
+
+
+def test_a_sentences_own_texts_are_not_ranked_and_one_that_all_have_is_not_asked() -> None:
+    common = "This line stands in every single one of them."
+    texts = [f"{common}\n\n{text}" for text in TEXTS] + [TEXTS[0]]
+    asked, sources = linear_adapter._sentences([*texts[:-1], f"{common}\n\n{TEXTS[0]}"], np.random.default_rng(0))
+    assert common not in asked
+    first = TEXTS[0].split("\n\n")[0]
+    assert sources[asked.index(first)] == [0, 12]
+    cosines = np.random.default_rng(0).random((len(asked), 13)).astype(np.float32)
+    taught = linear_adapter._taught(asked, texts, cosines, sources, 0.65)
+    assert np.isneginf(taught[asked.index(first)]).nonzero()[0].tolist() == [0, 12]
+
+
+def test_large_corpora_are_sampled(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_adapter, "MAX_SENTENCES", 5)
+    monkeypatch.setattr(linear_adapter, "MAX_PASSAGES", 6)
+    base = encoder(tiny_model, small.settings(tiny_model))
+    matrix = fit_adapter(base, TEXTS, dense_weight=0.65, seed=17, dimensions=(8,))
+    assert np.isfinite(matrix).all()
+    assert np.abs(matrix).max() > 0
+
+
+def test_a_corpus_without_sentences_is_refused(tiny_model: Path) -> None:
+    base = encoder(tiny_model, small.settings(tiny_model))
+    with pytest.raises(TrainingError, match=r"of 2 segments none has one that not all have; turn it off"):
+        fit_adapter(base, ["a b", "a c"], dense_weight=0.65, seed=17)
+
+
+def adapted(model: Path, tmp_path: Path, **evaluation: object) -> tuple[Path, float | None]:
+    """A tuned folder of a training with the adapter, and the share that was kept."""
+    settings = small.settings(model, epochs=1, linear_adapter=True)
+    settings = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=evaluation)})
+    ids = [f"t{place}" for place in range(len(TEXTS))]
+    known = {**small.passages(), **dict(zip(ids, TEXTS, strict=True))}
+    corpus = (list(known), list(known.values()))
+    result = finetune(
+        small.examples(),
+        small.passages(),
+        small.dev(),
+        corpus,
+        settings,
+        output=tmp_path / "tuned",
+        work=tmp_path / "work",
+    )
+    record = read_record(tmp_path / "tuned")
+    assert (record["adapter_share"], record["general_after"]) == (result.adapter_share, result.general_after)
+    return tmp_path / "tuned", result.adapter_share
+
+
+def test_a_training_writes_a_model_with_the_map_that_sentence_transformers_loads(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder, share = adapted(tiny_model, tmp_path)
+    assert share == 1.0
+    model = SentenceTransformer(str(folder), device="cpu")
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    weight = model[2].linear.weight
+    assert not torch.allclose(weight, torch.eye(32))
+    assert np.linalg.norm(model.encode(TEXTS), axis=1) == pytest.approx(np.ones(12), abs=1e-5)
+
+
+@pytest.mark.parametrize(("kept_from", "share"), [(4, SHARES[3]), (100, 0.0)])
+def test_no_more_of_the_map_is_kept_than_the_bound_on_forgetting_bears(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kept_from: int, share: float
+) -> None:
+    calls: list[int] = []
+
+    def general(model: object) -> float:
+        # The base and the tuned weights are scored first; then the shares, largest first.
+        calls.append(len(model))  # type: ignore[arg-type]
+        return 0.5 if len(calls) <= 2 or len(calls) - 2 >= kept_from else 0.3
+
+    monkeypatch.setattr(selection, "_general", lambda *_: general)
+    folder, kept = adapted(tiny_model, tmp_path, max_forgetting=0.1)
+    assert kept == share
+    assert (folder / "2_Dense").exists() == (share > 0)
+    assert set(calls[2:]) == {4}
