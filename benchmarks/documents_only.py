@@ -47,9 +47,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "training.teacher_weight=5",
         "training.learning_rate=1e-4",
     ),
-    "linear adapter": ("training.linear_adapter=true",),
+    "linear adapter": ("training.linear_adapter=1",),
     # Training at this rate changes nothing: what is measured is the adapter on the base.
-    "linear adapter alone": ("training.linear_adapter=true", "training.learning_rate=1e-12", "training.epochs=0.1"),
+    "linear adapter alone": ("training.linear_adapter=1", "training.learning_rate=1e-12", "training.epochs=0.1"),
     "structure too": ("training_data.sources=generated,structure",),
     "structure alone": ("training_data.sources=structure",),
 }

@@ -445,9 +445,9 @@ class Training(_Stage):
     """How a teacher is followed: its distribution over the candidates, or its margins of positive over negatives."""
     teacher_weight: float = Field(default=0.5, gt=0, le=100)
     """Weight of the teacher's loss beside InfoNCE."""
-    linear_adapter: bool = False
-    """Fit a linear map after pooling, once the weights are chosen, so that each sentence of the corpus ranks the other
-    segments as the hybrid of BM25 and the model does: seconds, no questions needed, most for texts of special words."""
+    linear_adapter: Share = 0
+    """Share of a linear map that is put after pooling once the weights are chosen: by it, each sentence of the corpus
+    ranks the other segments as the hybrid of BM25 and the model does. Takes seconds and no questions; 0: none."""
     processes: int = Field(default=1, ge=1, le=64)
     """Training processes on this machine, one for each GPU."""
 

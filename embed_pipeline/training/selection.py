@@ -134,9 +134,10 @@ def _keep_general(
 def _adapt(
     task: Task, model: SentenceTransformer, embedding: Embedding, general: Measure | None, kept: Kept | None
 ) -> tuple[float, Kept | None]:
-    """Append the linear adapter at the largest share that keeps the bound on forgetting; the share, and what is kept.
+    """Append the linear adapter, at the share wanted or the largest below that keeps the bound on forgetting.
 
-    Where no share keeps it, the model is left without an adapter and the share is 0.
+    Returns the share, and ``kept`` as it is with the adapter. Where no share keeps the bound, the model is left
+    without an adapter and the share is 0.
     """
     matrix = fit_adapter(
         Encoder(model, embedding),
@@ -146,7 +147,7 @@ def _adapt(
         dimensions=task.settings.training.matryoshka_dimensions,
     )
     layer = append_adapter(model)
-    for share in SHARES:
+    for share in (task.settings.training.linear_adapter * part for part in SHARES):
         set_adapter(layer, matrix, share)
         if general is None or kept is None:
             return share, kept
