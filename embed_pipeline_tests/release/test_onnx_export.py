@@ -11,9 +11,11 @@ import onnx
 import pytest
 
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.models import load_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.onnx_export import ReleaseError, check_onnx, export_onnx
 from embed_pipeline.settings import Embedding, Release
+from embed_pipeline.training.linear_adapter import append_adapter, set_adapter
 
 TEXTS = ["python class", "how does a value work in python " * 20, "a", "object function class"]
 
@@ -63,6 +65,19 @@ def test_operator_sets_and_poolings_give_the_originals_vectors(tiny_model, tmp_p
     assert (exported * original).sum(axis=1).min() >= 0.99999
     versions = {entry.domain: entry.version for entry in onnx.load(str(tmp_path / "onnx" / "model.onnx")).opset_import}
     assert versions[""] == opset
+
+
+def test_a_linear_adapter_is_part_of_the_graph(tiny_model, tmp_path):
+    model = load_model(tiny_model, Embedding(device="cpu"))
+    matrix = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    set_adapter(append_adapter(model), matrix, 0.5)
+    model.save_pretrained(str(tmp_path / "model"))
+    export_onnx(tmp_path / "model", tmp_path / "onnx", Release(), Embedding(device="cpu"))
+    exported = OnnxBackend(tmp_path / "onnx", threads=1).encode(TEXTS, "passage")
+    original = Encoder.load(tmp_path / "model", Embedding(device="cpu")).encode(TEXTS, "passage")
+    assert (exported * original).sum(axis=1).min() >= 0.99999
+    without = Encoder.load(tiny_model, Embedding(device="cpu")).encode(TEXTS, "passage")
+    assert (exported * without).sum(axis=1).max() < 0.99
 
 
 def test_any_batch_and_length(tiny_export):

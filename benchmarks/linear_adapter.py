@@ -1,0 +1,99 @@
+"""What the linear adapter gives a base model from documents alone: no question, no label, no language model.
+
+    python benchmarks/linear_adapter.py --beir DIR [DIR ...]
+
+For each BEIR folder the map is fitted to its corpus and the set's queries are scored under the base and under shares of
+the map, with paired bootstrap intervals against the base. Everything is added to
+``benchmarks/results/linear_adapter.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.search import search
+from embed_pipeline.evaluation.metrics import score_rankings
+from embed_pipeline.evaluation.query_sets import Passages, QuerySet, labelled_set
+from embed_pipeline.evaluation.significance import bootstrap_intervals
+from embed_pipeline.settings import Settings
+from embed_pipeline.tables import CORPUS
+from embed_pipeline.training.linear_adapter import Floats, fit_adapter
+
+RESULTS = Path(__file__).parent / "results" / "linear_adapter.json"
+CUTOFF = 10
+MEASURES = ("nDCG", "Recall")
+SHARES = (0.25, 0.5, 0.75, 1.0)
+
+
+def main() -> None:
+    """Fit and score every set, and add what was found to the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--beir", type=Path, nargs="+", required=True, help="BEIR folders with corpora of their own")
+    kept: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    for folder in parser.parse_args().beir:
+        queries = labelled_set(folder.resolve(), CORPUS.frame([]))
+        if queries is None or queries.corpus is None:
+            parser.error(f"{folder} has no corpus and judgements of its own")
+        kept[queries.name] = measure(queries, queries.corpus, Settings())
+        print(queries.name, json.dumps(kept[queries.name], indent=1))
+    kept["machine"] = f"{os.cpu_count()} cores, {platform.machine()}"
+    RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def measure(asked: QuerySet, corpus: Passages, settings: Settings) -> dict[str, Any]:
+    """Figures of the base and of every share of the map."""
+    encoder = Encoder.load(settings.embedding.model, settings.embedding)
+    passages = encoder.encode(corpus.texts, "passage", label="encode passages")
+    queries = encoder.encode([asked.queries[query] for query in asked.ids], "query")
+    started = time.monotonic()
+    matrix = fit_adapter(
+        encoder, corpus.texts, dense_weight=settings.evaluation.hybrid_dense_weight, seed=settings.seed
+    )
+    seconds = round(time.monotonic() - started)
+    base = score(asked, corpus.ids, queries, passages)
+    figures: dict[str, Any] = {"passages": len(passages), "queries": len(queries), "seconds_with_encoding": seconds}
+    figures["base"] = {
+        f"{name}@{CUTOFF}": round(float(base[:, place].mean()), 4) for place, name in enumerate(MEASURES)
+    }
+    for share in SHARES:
+        scores = score(asked, corpus.ids, mapped(queries, share * matrix), mapped(passages, share * matrix))
+        low, high = bootstrap_intervals(scores - base, settings.evaluation.bootstrap_samples, settings.seed)
+        figures[f"share {share}"] = {
+            f"{name}@{CUTOFF}": {
+                "value": round(float(scores[:, place].mean()), 4),
+                "difference": round(float((scores - base)[:, place].mean()), 4),
+                "low": round(float(low[place]), 4),
+                "high": round(float(high[place]), 4),
+            }
+            for place, name in enumerate(MEASURES)
+        }
+    return figures
+
+
+def mapped(vectors: Floats, matrix: Floats) -> Floats:
+    """Vectors of length 1 after the map is added to the identity."""
+    moved = vectors + vectors @ matrix
+    unit: Floats = (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+def score(asked: QuerySet, ids: Sequence[str], queries: Floats, passages: Floats) -> np.ndarray:
+    """The measures of every query, float64 (queries, measures)."""
+    hits = search(queries, passages, CUTOFF)
+    rankings = {query: [ids[place] for place in row] for query, row in zip(asked.ids, hits.indices, strict=True)}
+    scores = score_rankings(rankings, asked.qrels, (CUTOFF,))
+    return np.stack([scores.column(name, CUTOFF) for name in MEASURES], axis=1)
+
+
+if __name__ == "__main__":
+    main()
