@@ -1,6 +1,7 @@
 """What the linear adapter gives a base model from documents alone: no question, no label, no language model.
 
     python benchmarks/linear_adapter.py --beir DIR [DIR ...]
+    python benchmarks/linear_adapter.py --beir DIR [DIR ...] --own    a sentence's own passage is ranked as well
 
 For each BEIR folder the map is fitted to its corpus and the set's queries are scored under the base and under shares of
 the map, with paired bootstrap intervals against the base. Everything is added to
@@ -27,6 +28,7 @@ from embed_pipeline.evaluation.query_sets import Passages, QuerySet, labelled_se
 from embed_pipeline.evaluation.significance import bootstrap_intervals
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import CORPUS
+from embed_pipeline.training import linear_adapter
 from embed_pipeline.training.linear_adapter import Floats, fit_adapter
 
 RESULTS = Path(__file__).parent / "results" / "linear_adapter.json"
@@ -39,13 +41,19 @@ def main() -> None:
     """Fit and score every set, and add what was found to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beir", type=Path, nargs="+", required=True, help="BEIR folders with corpora of their own")
+    parser.add_argument("--own", action="store_true", help="rank a sentence's own passage too; the product does not")
+    options = parser.parse_args()
+    if options.own:
+        find = linear_adapter.asked_sentences
+        linear_adapter.asked_sentences = lambda texts, draw: ((asked := find(texts, draw)[0]), [[] for _ in asked])
     kept: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    for folder in parser.parse_args().beir:
+    for folder in options.beir:
         queries = labelled_set(folder.resolve(), CORPUS.frame([]))
         if queries is None or queries.corpus is None:
             parser.error(f"{folder} has no corpus and judgements of its own")
-        kept[queries.name] = measure(queries, queries.corpus, Settings())
-        print(queries.name, json.dumps(kept[queries.name], indent=1))
+        name = f"{queries.name}, own passage ranked" if options.own else queries.name
+        kept[name] = measure(queries, queries.corpus, Settings())
+        print(name, json.dumps(kept[name], indent=1))
     kept["machine"] = f"{os.cpu_count()} cores, {platform.machine()}"
     RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
 

@@ -56,7 +56,7 @@ def fit_adapter(
         TrainingError: no segment has a sentence of 6 to 40 words that another has not.
     """
     draw = np.random.default_rng(seed)
-    asked, sources = _sentences(texts, draw)
+    asked, sources = asked_sentences(texts, draw)
     kept = np.sort(draw.permutation(len(texts))[:MAX_PASSAGES])
     passages = [texts[place] for place in kept]
     places = {int(place): column for column, place in enumerate(kept)}
@@ -97,7 +97,7 @@ def set_adapter(layer: nn.Linear, matrix: Floats, share: float) -> None:
         layer.weight.copy_(torch.eye(len(matrix)) + share * torch.from_numpy(matrix).T)
 
 
-def _sentences(texts: Sequence[str], draw: np.random.Generator) -> tuple[list[str], list[list[int]]]:
+def asked_sentences(texts: Sequence[str], draw: np.random.Generator) -> tuple[list[str], list[list[int]]]:
     """Distinct sentences, and for each the numbers of all texts that it stands in."""
     found: dict[str, list[int]] = {}
     for place, text in enumerate(texts):

@@ -96,7 +96,7 @@ def test_a_decoder_without_a_normalisation_takes_the_map_at_its_end(tmp_path: Pa
 def test_a_sentences_own_texts_are_not_ranked_and_one_that_all_have_is_not_asked() -> None:
     common = "This line stands in every single one of them."
     texts = [f"{common}\n\n{text}" for text in TEXTS] + [TEXTS[0]]
-    asked, sources = linear_adapter._sentences([*texts[:-1], f"{common}\n\n{TEXTS[0]}"], np.random.default_rng(0))
+    asked, sources = linear_adapter.asked_sentences([*texts[:-1], f"{common}\n\n{TEXTS[0]}"], np.random.default_rng(0))
     assert common not in asked
     first = TEXTS[0].split("\n\n")[0]
     assert sources[asked.index(first)] == [0, 12]
