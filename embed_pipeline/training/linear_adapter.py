@@ -23,6 +23,7 @@ from embed_pipeline.embedding.search import BM25, hybrid_scores
 from embed_pipeline.progress import progress
 from embed_pipeline.synthesis.words import sentences
 from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.loss import follow_distribution
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -137,6 +138,8 @@ def _fit(
     questions: Tensor, passages: Tensor, taught: Tensor, lengths: Sequence[int], draw: np.random.Generator
 ) -> Floats:
     width = passages.shape[1]
+    # What the loss leaves out, it takes as NaN.
+    taught = taught.masked_fill(torch.isinf(taught), torch.nan)
     matrix = nn.Parameter(torch.zeros(width, width))
     optimizer = torch.optim.Adam([matrix], lr=_RATE)
     with progress("fit the linear adapter", _STEPS, "steps") as bar:
@@ -158,11 +161,6 @@ def _batches(count: int, draw: np.random.Generator) -> Iterator[Tensor]:
 
 
 def _divergence(questions: Tensor, passages: Tensor, taught: Tensor, length: int) -> Tensor:
-    """Mean KL(teacher, student) over each sentence's passages but for its own, both as softmax at one temperature."""
+    """Mean KL(teacher, student) over each sentence's passages but for its own, vectors cut to ``length``."""
     cut = nn.functional.normalize(questions[:, :length], dim=1), nn.functional.normalize(passages[:, :length], dim=1)
-    left_out = torch.isinf(taught)
-    student = torch.log_softmax((cut[0] @ cut[1].T / _TEMPERATURE).masked_fill(left_out, -torch.inf), dim=1)
-    teacher = torch.softmax(taught / _TEMPERATURE, dim=1)
-    terms = torch.special.xlogy(teacher, teacher) - teacher * student.masked_fill(left_out, 0.0)
-    mean: Tensor = terms.sum(dim=1).mean()
-    return mean
+    return follow_distribution(cut[0] @ cut[1].T / _TEMPERATURE, taught, _TEMPERATURE)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import refuse_foreign_code, resolve_model, torch_device
-from embed_pipeline.embedding.search import BM25
+from embed_pipeline.embedding.search import BM25, hybrid_scores
 from embed_pipeline.progress import progress
 from embed_pipeline.settings import Settings
 from embed_pipeline.training.errors import TrainingError
@@ -64,7 +64,7 @@ def taught_scores(examples: Examples, corpus_texts: Sequence[str], settings: Set
     if settings.training.teacher == HYBRID:
         vectors = encoder.encode(corpus_texts, "passage", label="encode segments for the teacher")
         weight = settings.evaluation.hybrid_dense_weight
-        scores = _hybrid(examples, candidates, corpus_texts, (questions, passages, vectors), weight)
+        scores = _hybrid(examples, candidates, corpus_texts, (questions, vectors), weight)
     else:
         scores = _cross_encoder(examples, candidates, settings)
     return to_scale(scores, cosines)
@@ -93,11 +93,11 @@ def _hybrid(
     examples: Examples,
     candidates: Mapping[int, Sequence[int]],
     texts: Sequence[str],
-    vectors: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
+    vectors: tuple[NDArray[np.float32], NDArray[np.float32]],
     dense_weight: float,
 ) -> Scores:
-    """Weighted z-scores of cosine and BM25 over all segments, as the evaluation's hybrid has them."""
-    questions, passages, corpus = vectors
+    """The evaluation's hybrid over all segments, at each question's candidates."""
+    questions, corpus = vectors
     place = {text: index for index, text in enumerate(texts)}
     lexical = BM25(texts)
     scores: Scores = {}
@@ -107,21 +107,11 @@ def _hybrid(
             block = asked[start : start + _QUESTION_BLOCK]
             dense = questions[block] @ corpus.T
             for question, row in zip(block, dense, strict=True):
-                words = lexical.scores(examples.questions[question])
+                ranked = hybrid_scores(row, lexical.scores(examples.questions[question]), dense_weight)
                 for passage in candidates[question]:
-                    where = place[examples.passages[passage]]
-                    cosine = float(questions[question] @ passages[passage])
-                    scores[question, passage] = dense_weight * _standard(cosine, row) + (1 - dense_weight) * _standard(
-                        float(words[where]), words
-                    )
+                    scores[question, passage] = float(ranked[place[examples.passages[passage]]])
                 bar.advance()
     return scores
-
-
-def _standard(value: float, over: NDArray[np.float32]) -> float:
-    """Z-score of ``value``; 0 where all of ``over`` are equal."""
-    spread = float(over.std())
-    return (value - float(over.mean())) / spread if spread else 0.0
 
 
 def _cross_encoder(examples: Examples, candidates: Mapping[int, Sequence[int]], settings: Settings) -> Scores:
