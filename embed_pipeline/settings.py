@@ -395,7 +395,8 @@ class Embedding(_Stage):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where encoding and training run; auto: a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of training and encoding; auto: bf16 for training where the hardware has it, fp32 for encoding."""
+    """Arithmetic of training and encoding; auto: bf16 for training on GPUs that have it and processors with AMX,
+    fp32 for all else."""
     batch_tokens: int = Field(default=0, ge=0)
     """Tokens in one encoding batch, padding included; 0: 1,024 on a CPU, 16,384 on a GPU."""
 
