@@ -8,7 +8,7 @@ import torch
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
-from embed_pipeline.embedding.search import BM25, hybrid_scores
+from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
 from embed_pipeline.training import linear_adapter, selection
 from embed_pipeline.training.errors import TrainingError
@@ -37,11 +37,26 @@ def cosines_of(encoder: Encoder) -> np.ndarray:
     return encoder.encode(SENTENCES, "query") @ encoder.encode(TEXTS, "passage").T
 
 
-def hybrid_of(cosines: np.ndarray) -> np.ndarray:
-    """The hybrid's scores of every text for every sentence, spread as widely as the cosines."""
-    lexical = BM25(TEXTS)
-    rows = [hybrid_scores(row, lexical.scores(text), 0.65) for row, text in zip(cosines, SENTENCES, strict=True)]
-    return np.stack(rows) * cosines.std(axis=1).mean() / np.std(rows, axis=1).mean()
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def z_scores(scores: np.ndarray) -> np.ndarray:
+    return (scores - scores.mean(axis=1, keepdims=True)) / scores.std(axis=1, keepdims=True)
+
+
+def teacher_of(encoder: Encoder) -> np.ndarray:
+    """The teacher's scores of every text for every sentence, spread as widely as the cosines, written once more."""
+    questions, vectors = encoder.encode(SENTENCES, "query"), encoder.encode(TEXTS, "passage")
+    near = np.argsort(-(vectors @ vectors.T - 9 * np.eye(len(TEXTS))), axis=1)[:, :5]
+    smooth = unit(vectors + 0.5 * vectors[near].mean(axis=1))
+    words = np.stack([BM25(TEXTS).scores(sentence) for sentence in SENTENCES])
+    words = z_scores(words + 0.5 * words[:, near].mean(axis=2))
+    found = 0.65 * z_scores(questions @ smooth.T) + 0.35 * words
+    found[np.arange(len(SENTENCES)), np.arange(len(SENTENCES)) // 2] = -np.inf
+    moved = questions + 0.6 * smooth[np.argsort(-found, axis=1)[:, :3]].mean(axis=1)
+    taught = 0.65 * z_scores(moved @ smooth.T) + 0.35 * words
+    return taught * (questions @ vectors.T).std(axis=1).mean() / taught.std(axis=1).mean()
 
 
 def divergence(taught: np.ndarray, cosines: np.ndarray) -> float:
@@ -56,11 +71,11 @@ def divergence(taught: np.ndarray, cosines: np.ndarray) -> float:
     return float((np.exp(teacher) * (teacher - student)).sum(axis=1).mean())
 
 
-def test_the_map_brings_the_ranking_of_other_texts_to_the_hybrids(tiny_model: Path) -> None:
+def test_the_map_brings_the_ranking_of_other_texts_to_the_teachers(tiny_model: Path) -> None:
     settings = small.settings(tiny_model)
     base = encoder(tiny_model, settings)
     cosines = cosines_of(base)
-    taught = hybrid_of(cosines)
+    taught = teacher_of(base)
     matrix = fit_adapter(base, TEXTS, dense_weight=0.65, seed=17)
     assert matrix.shape == (32, 32)
     assert np.array_equal(matrix, fit_adapter(base, TEXTS, dense_weight=0.65, seed=17))
@@ -100,9 +115,25 @@ def test_a_sentences_own_texts_are_not_ranked_and_one_that_all_have_is_not_asked
     assert common not in asked
     first = TEXTS[0].split("\n\n")[0]
     assert sources[asked.index(first)] == [0, 12]
-    cosines = np.random.default_rng(0).random((len(asked), 13)).astype(np.float32)
-    taught = linear_adapter._taught(asked, texts, cosines, sources, 0.65)
+    draw = np.random.default_rng(0)
+    questions, vectors = (unit(draw.normal(size=(count, 8))).astype(np.float32) for count in (len(asked), 13))
+    taught = linear_adapter._taught(asked, texts, (questions, vectors), sources, 0.65)
     assert np.isneginf(taught[asked.index(first)]).nonzero()[0].tolist() == [0, 12]
+
+
+def test_the_teacher_smooths_by_neighbours_and_asks_again_from_what_it_found(tiny_model: Path) -> None:
+    base = encoder(tiny_model, small.settings(tiny_model))
+    encoded = base.encode(SENTENCES, "query"), base.encode(TEXTS, "passage")
+    own = [[row // 2] for row in range(len(SENTENCES))]
+    taught = linear_adapter._taught(SENTENCES, TEXTS, encoded, own, 0.65)
+    others = np.isfinite(taught)
+    np.testing.assert_allclose(taught[others], teacher_of(base)[others], atol=1e-4)
+
+
+def test_one_of_many_equal_vectors_is_not_its_own_neighbour_and_two_have_each_other() -> None:
+    equal = np.ones((20, 4), np.float32) / 2
+    assert linear_adapter._neighbours(equal).shape == (20, 5)
+    assert linear_adapter._neighbours(np.eye(2, dtype=np.float32)).tolist() == [[1], [0]]
 
 
 def test_large_corpora_are_sampled(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
