@@ -404,6 +404,9 @@ class Embedding(_Stage):
 class Training(_Stage):
     """Contrastive fine-tuning."""
 
+    contrastive: bool = True
+    """Train on the questions; false: the base's weights stay and ``linear_adapter`` alone, which needs no questions,
+    makes the model."""
     temperature: float = Field(default=0.02, gt=0, le=1)
     """InfoNCE temperature."""
     epochs: float = Field(default=0, ge=0, le=100)
@@ -451,6 +454,13 @@ class Training(_Stage):
     ranks the other segments as the hybrid of BM25 and the model does. Takes seconds and no questions; 0: none."""
     processes: int = Field(default=1, ge=1, le=64)
     """Training processes on this machine, one for each GPU."""
+
+    @model_validator(mode="after")
+    def _changes_the_base(self) -> Training:
+        if not self.contrastive and not self.linear_adapter:
+            message = "contrastive is false and linear_adapter 0: the tuned model would be the base; set linear_adapter"
+            raise ValueError(message)
+        return self
 
 
 class Evaluation(_Stage):

@@ -104,7 +104,7 @@ def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[Co
         batches=batches,
         uncached_tokens=_uncached_tokens(model, training, precision, arguments.device),
         work=work,
-        load_base=lambda: _plain_base(settings),
+        load_base=lambda: plain_base(settings),
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"index": list(range(len(task.examples)))}),
@@ -167,7 +167,7 @@ def _uncached_tokens(
     return tokens * hardware.CHECKPOINTED_FACTOR if training.gradient_checkpointing else tokens
 
 
-def _plain_base(settings: Settings) -> SentenceTransformer:
+def plain_base(settings: Settings) -> SentenceTransformer:
     """The base model anew, with the cuts declared and no adapters: what carries folded-in weights to disk."""
     base = load_model(settings.embedding.model, settings.embedding, device="cpu")
     declare_dimensions(base, settings.training.matryoshka_dimensions)

@@ -21,11 +21,11 @@ class TrainingResult:
     Attributes:
         examples: training examples.
         batch_size: examples in a batch, on each process.
-        epochs: passes over the examples that were planned.
+        epochs: passes over the examples that were planned; 0: the base's weights were left as they are.
         learning_rate: peak learning rate.
         small_data: whether the rules for few examples set batch and passes.
         steps: optimizer steps of the winning seed, those before a resumption included.
-        final_loss: loss of the last step.
+        final_loss: loss of the last step; None where there was none.
         loss_curve: step and loss, every step.
         dev_curve: step and dev nDCG@10, the base at step 0; empty without dev questions.
         best_step: step whose weights won; 0: no step beat the base on dev, and the weights are the base's.
@@ -54,7 +54,7 @@ class TrainingResult:
     learning_rate: float
     small_data: bool
     steps: int
-    final_loss: float
+    final_loss: float | None
     loss_curve: list[tuple[int, float]]
     dev_curve: list[tuple[int, float]]
     best_step: int

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from embed_pipeline.embedding.models import torch_device
 from embed_pipeline.training import checkpoints, hardware
-from embed_pipeline.training.build import build_trainer, world_size
+from embed_pipeline.training.build import build_trainer, plain_base, world_size
 from embed_pipeline.training.curves import best_step, dev_curve, loss_curve, stalled
+from embed_pipeline.training.dev import DevMeasure
 from embed_pipeline.training.supervisor import Supervisor
 from embed_pipeline.training.task import Task
 from embed_pipeline.training.trainer import ContrastiveTrainer
+from embed_pipeline.training.weights import save_model
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +85,8 @@ def train_seed(task: Task, seed: int) -> SeedResult:
     if checkpoints.is_whole(target):
         logger.info("seed %d is trained already: %s", seed, target)
         return _read(target)
+    if not task.settings.training.contrastive:
+        return _leave(task, seed, target)
     # Steps and batches depend on the number of processes, so checkpoints do too.
     work = task.work / f"seed-{seed}-of-{world_size()}"
     trainer, supervisor = build_trainer(task, task.plan, seed, work)
@@ -98,6 +105,33 @@ def train_seed(task: Task, seed: int) -> SeedResult:
             result = replace(result, averaged=True, dev_ndcg_10=mean)
         _write(trainer, work, target, result)
     trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _leave(task: Task, seed: int, target: Path) -> SeedResult:
+    """The base's weights as the winning ones, after no step."""
+    started = time.monotonic()
+    embedding = task.settings.embedding
+    model = plain_base(task.settings)
+    dev = DevMeasure(task.dev, task.corpus, seed=task.settings.seed)(model, embedding) if task.dev else None
+    result = SeedResult(
+        seed=seed,
+        learning_rate=0.0,
+        steps=0,
+        loss_curve=[],
+        dev_curve=[] if dev is None else [(0, dev)],
+        best_step=0,
+        averaged=False,
+        dev_ndcg_10=dev,
+        seconds=time.monotonic() - started,
+        examples_trained=0.0,
+        precision="bf16" if embedding.precision == "bf16" else "fp32",
+        device=hardware.describe(torch.device(torch_device(embedding))),
+        resumed_from=None,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        save_model(model, target)
+        _seal(target, result)
     return result
 
 
@@ -146,9 +180,13 @@ def _write(trainer: ContrastiveTrainer, work: Path, target: Path, result: SeedRe
             logger.warning("no step beat the base model on the dev questions; the base's weights are kept")
         trainer.take(work / f"best-{result.best_step}")
     trainer.write_model(target)
+    _seal(target, result)
+    shutil.rmtree(work)
+
+
+def _seal(target: Path, result: SeedResult) -> None:
     (target / RESULT_FILE).write_text(json.dumps(asdict(result)), encoding="utf-8")
     checkpoints.seal(target)
-    shutil.rmtree(work)
 
 
 def _read(target: Path) -> SeedResult:

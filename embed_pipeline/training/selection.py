@@ -169,11 +169,11 @@ def _result(
     return TrainingResult(
         examples=len(task.examples),
         batch_size=schedule.batch_size,
-        epochs=schedule.epochs,
+        epochs=schedule.epochs if training.contrastive else 0.0,
         learning_rate=won.learning_rate,
         small_data=schedule.small_data,
         steps=won.steps,
-        final_loss=won.loss_curve[-1][1],
+        final_loss=won.loss_curve[-1][1] if won.loss_curve else None,
         loss_curve=won.loss_curve,
         dev_curve=won.dev_curve,
         best_step=won.best_step,

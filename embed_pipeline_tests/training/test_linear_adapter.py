@@ -151,9 +151,11 @@ def test_a_corpus_without_sentences_is_refused(tiny_model: Path) -> None:
         fit_adapter(base, ["a b", "a c"], dense_weight=0.65, seed=17)
 
 
-def adapted(model: Path, tmp_path: Path, wanted: float = 1.0, **evaluation: object) -> tuple[Path, float | None]:
+def adapted(
+    model: Path, tmp_path: Path, wanted: float = 1.0, *, contrastive: bool = True, **evaluation: object
+) -> tuple[Path, float | None]:
     """A tuned folder of a training with the adapter, and the share that was kept."""
-    settings = small.settings(model, epochs=1, linear_adapter=wanted)
+    settings = small.settings(model, epochs=1, linear_adapter=wanted, contrastive=contrastive)
     settings = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=evaluation)})
     ids = [f"t{place}" for place in range(len(TEXTS))]
     known = {**small.passages(), **dict(zip(ids, TEXTS, strict=True))}
@@ -184,6 +186,20 @@ def test_a_training_writes_a_model_with_the_map_that_sentence_transformers_loads
     weight = model[2].linear.weight
     assert not torch.allclose(weight, torch.eye(32))
     assert np.linalg.norm(model.encode(TEXTS), axis=1) == pytest.approx(np.ones(12), abs=1e-5)
+
+
+def test_the_adapter_alone_leaves_the_bases_weights_as_they_are(tiny_model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder, share = adapted(tiny_model, tmp_path, contrastive=False)
+    record = read_record(folder)
+    assert (share, record["steps"], record["epochs"], record["final_loss"]) == (1.0, 0, 0.0, None)
+    assert record["dev_curve"][0][0] == 0
+    assert record["dev_ndcg_10"] is not None
+    tuned, base = (SentenceTransformer(str(path), device="cpu") for path in (folder, tiny_model))
+    for name, weight in base[0].state_dict().items():
+        assert torch.equal(tuned[0].state_dict()[name], weight), name
+    assert not torch.allclose(tuned[2].linear.weight, torch.eye(32))
 
 
 @pytest.mark.parametrize(("kept_from", "share"), [(4, 0.5 * SHARES[3]), (100, 0.0)])
