@@ -46,7 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.own:
         find = linear_adapter.asked_sentences
-        linear_adapter.asked_sentences = lambda texts, draw: ((asked := find(texts, draw)[0]), [[] for _ in asked])
+        nothing = np.zeros(0, np.int64)
+        linear_adapter.asked_sentences = lambda *given: ((asked := find(*given)[0]), [nothing for _ in asked])
     kept: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     for folder in options.beir:
         queries = labelled_set(folder.resolve(), CORPUS.frame([]))
@@ -66,7 +67,7 @@ def measure(asked: QuerySet, corpus: Passages, settings: Settings) -> dict[str, 
     queries = encoder.encode([asked.queries[query] for query in asked.ids], "query")
     started = time.monotonic()
     matrix = fit_adapter(
-        encoder, corpus.texts, dense_weight=settings.evaluation.hybrid_dense_weight, seed=settings.seed
+        encoder, corpus.texts, corpus.ids, dense_weight=settings.evaluation.hybrid_dense_weight, seed=settings.seed
     )
     seconds = round(time.monotonic() - started)
     base = score(asked, corpus.ids, queries, passages)

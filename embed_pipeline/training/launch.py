@@ -38,6 +38,7 @@ def stored_task(settings: Settings) -> Task:
         (corpus["segment_id"].to_list(), corpus["text"].to_list()),
         settings,
         work=work_folder(settings),
+        documents=corpus["document_id"].to_list(),
     )
 
 

@@ -1,12 +1,12 @@
 """A linear map after pooling that teaches the corpus's own words, from its sentences alone: no question is needed.
 
-Every sentence is asked as a question, a teacher ranks all *other* segments for it, and the map is fitted so that the
-model's own ranking becomes the teacher's. Without the segment that the sentence stands in: with it, nothing is learnt
+Every sentence and heading is asked as a question, a teacher ranks all segments of *other* documents for it, and the map
+is fitted so that the model's own ranking becomes the teacher's. Without its own document: with it, nothing is learnt
 but to find the same words again (docs/tuning.md). Since vectors are computed once and only the map is trained, every
-step sees the whole corpus, and the fit takes a minute at most.
+step sees the whole corpus, and the fit takes a minute or two.
 
 The teacher is the hybrid of BM25 and the model, with what search can use and a bi-encoder cannot: a segment's scores
-are smoothed by those of its nearest segments (Kurland and Lee 2004), and the question is moved towards the segments
+are smoothed by those of the nearest segments (Kurland and Lee 2004), and the question is moved towards the segments
 found first and asked again (Rocchio 1971).
 
 Imports torch: import it inside functions from modules that the orchestration reads.
@@ -14,6 +14,7 @@ Imports torch: import it inside functions from modules that the orchestration re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.search import BM25, Indices, hybrid_scores, search, top_indices
+from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
 from embed_pipeline.progress import progress
 from embed_pipeline.synthesis.words import sentences
 from embed_pipeline.training.errors import TrainingError
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
 
-_TINY = float(np.finfo(np.float32).tiny)
-# Together they bound the teacher's scores to 128 MB.
-MAX_SENTENCES, MAX_PASSAGES = 4_000, 8_000
+# Together they bound the teacher's scores to 384 MB.
+MAX_SENTENCES, MAX_PASSAGES = 12_000, 8_000
+LEAST_DOCUMENTS = 20
+"""In a corpus of fewer, a sentence's segment alone is not ranked: without its document there would be little left."""
 _LEAST_WORDS, _MOST_WORDS = 6, 40
 # Softer than the contrastive loss: a ranking of many passages is followed, not a single one found.
 _TEMPERATURE = 0.05
@@ -44,16 +47,24 @@ _STEPS, _BATCH, _RATE, _DECAY = 600, 256, 1e-3, 1e-3
 # How many nearest segments smooth a segment, and how many found first move a question; their mean's weight beside it.
 _NEIGHBOURS, _NEIGHBOUR_WEIGHT = 5, 0.5
 _FEEDBACK, _FEEDBACK_WEIGHT = 3, 0.6
+_HEADING_MARKS = re.compile(r"^#{1,6} +", re.MULTILINE)
 
 
 def fit_adapter(
-    encoder: Encoder, texts: Sequence[str], *, dense_weight: float, seed: int, dimensions: Sequence[int] = ()
+    encoder: Encoder,
+    texts: Sequence[str],
+    documents: Sequence[str],
+    *,
+    dense_weight: float,
+    seed: int,
+    dimensions: Sequence[int] = (),
 ) -> Floats:
     """Fit the map to the teacher's rankings of ``texts``.
 
     Args:
         encoder: the model that is adapted.
-        texts: texts of all segments; of a larger corpus, a seeded sample of 8,000, and of 4,000 of its sentences.
+        texts: texts of all segments; of a larger corpus, a seeded sample of 8,000, and of 12,000 of its sentences.
+        documents: the document of each segment.
         dense_weight: share of the dense z-score in the hybrid.
         seed: of the samples and of the batches' order.
         dimensions: shorter lengths that vectors may be cut to; the divergence is the mean over all lengths.
@@ -65,11 +76,13 @@ def fit_adapter(
         TrainingError: no segment has a sentence of 6 to 40 words that another has not.
     """
     draw = np.random.default_rng(seed)
-    passages = [texts[place] for place in np.sort(draw.permutation(len(texts))[:MAX_PASSAGES])]
-    asked, own = asked_sentences(passages, draw)
+    kept = np.sort(draw.permutation(len(texts))[:MAX_PASSAGES])
+    passages = [texts[place] for place in kept]
+    kin = _kin([documents[place] for place in kept])
+    asked, own = asked_sentences(passages, kin, draw)
     questions = encoder.encode(asked, "query", label="encode sentences")
     vectors = encoder.encode(passages, "passage", label="encode segments for the adapter")
-    taught = _taught(asked, passages, (questions, vectors), own, dense_weight)
+    taught = _taught(asked, passages, (questions, vectors), own, kin, dense_weight=dense_weight)
     lengths = sorted({*dimensions, vectors.shape[1]})
     return _fit(torch.from_numpy(questions), torch.from_numpy(vectors), torch.from_numpy(taught), lengths, draw)
 
@@ -103,47 +116,68 @@ def set_adapter(layer: nn.Linear, matrix: Floats, share: float) -> None:
         layer.weight.copy_(torch.eye(len(matrix)) + share * torch.from_numpy(matrix).T)
 
 
-def asked_sentences(texts: Sequence[str], draw: np.random.Generator) -> tuple[list[str], list[list[int]]]:
-    """Distinct sentences, and for each the numbers of all texts that it stands in."""
-    found: dict[str, list[int]] = {}
-    for place, text in enumerate(texts):
-        for sentence in dict.fromkeys(sentences(text)):
+def asked_sentences(
+    passages: Sequence[str], kin: Integers, draw: np.random.Generator
+) -> tuple[list[str], list[Integers]]:
+    """Distinct sentences and headings, and for each the places that are not ranked for it.
+
+    Args:
+        passages: the segments.
+        kin: a number for each, equal for those of one document.
+        draw: chooses among more than 12,000.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    found: dict[str, set[int]] = {}
+    for text, group in zip(passages, kin.tolist(), strict=True):
+        for sentence in dict.fromkeys(sentences(_HEADING_MARKS.sub("", text))):
             if _LEAST_WORDS <= len(sentence.split()) <= _MOST_WORDS:
-                found.setdefault(sentence, []).append(place)
-    # A sentence of every text has no other to rank.
-    found = {sentence: places for sentence, places in found.items() if len(places) < len(texts)}
-    if not found:
+                found.setdefault(sentence, set()).add(group)
+    # A sentence of every document has no other to rank.
+    every = [sentence for sentence, groups in found.items() if len(groups) < len(set(kin.tolist()))]
+    if not every:
         message = (
             f"training.linear_adapter learns from sentences of {_LEAST_WORDS} to {_MOST_WORDS} words, and of "
-            f"{len(texts)} segments none has one that not all have; turn it off, or add documents of running text"
+            f"{len(passages)} segments none has one that not all have; turn it off, or add documents of running text"
         )
         raise TrainingError(message)
-    every = list(found)
     chosen = [every[place] for place in np.sort(draw.permutation(len(every))[:MAX_SENTENCES])]
-    return chosen, [found[sentence] for sentence in chosen]
+    return chosen, [np.flatnonzero(np.isin(kin, list(found[sentence]))) for sentence in chosen]
+
+
+def _kin(documents: Sequence[str]) -> Integers:
+    """A number for each segment, equal for those of one document; with few documents, another for each."""
+    numbers = {document: number for number, document in enumerate(dict.fromkeys(documents))}
+    if len(numbers) < LEAST_DOCUMENTS:
+        return np.arange(len(documents))
+    return np.array([numbers[document] for document in documents])
 
 
 def _taught(
     asked: Sequence[str],
     passages: Sequence[str],
     encoded: tuple[Floats, Floats],
-    own: Sequence[Sequence[int]],
+    own: Sequence[Integers],
+    kin: Integers,
+    *,
     dense_weight: float,
 ) -> Floats:
-    """The teacher's scores, float32 (sentences, passages), as widely spread as the cosines; -inf at a sentence's own.
+    """The teacher's scores, float32 (sentences, passages), as widely spread as the cosines; NaN at a sentence's own.
 
     Args:
         asked: the sentences.
         passages: the segments.
         encoded: unit vectors of both.
-        own: for each sentence, the places of the segments that it stands in.
+        own: for each sentence, the places that are not ranked.
+        kin: a number for each segment, equal for those of one document.
         dense_weight: share of the dense z-score in the hybrid.
     """
     questions, vectors = encoded
-    lexical, near = BM25(passages), _neighbours(vectors)
+    lexical, near = BM25(passages), _neighbours(vectors, kin)
     smooth = _unit(vectors + _NEIGHBOUR_WEIGHT * vectors[near].mean(axis=1))
     taught = np.empty((len(asked), len(passages)), np.float32)
-    spread = 0.0
+    spreads = np.empty((len(asked), 2))
     with progress("rank segments for sentences", len(asked), "sentences") as bar:
         for row, (sentence, question) in enumerate(zip(asked, questions, strict=True)):
             words = lexical.scores(sentence)
@@ -151,25 +185,23 @@ def _taught(
             found = hybrid_scores(smooth @ question, words, dense_weight)
             found[own[row]] = -np.inf
             first = smooth[top_indices(found, min(_FEEDBACK, len(found) - len(own[row])))]
-            taught[row] = hybrid_scores(
-                smooth @ (question + _FEEDBACK_WEIGHT * first.mean(axis=0)), words, dense_weight
-            )
-            spread += float((vectors @ question).std()) / len(asked)
+            moved = question + _FEEDBACK_WEIGHT * first.mean(axis=0)
+            taught[row] = hybrid_scores(smooth @ moved, words, dense_weight)
+            spreads[row] = (vectors @ question).std(), taught[row].std()
+            taught[row, own[row]] = np.nan
             bar.advance()
-    taught *= spread / max(float(taught.std(axis=1).mean()), _TINY)
-    for row, among in enumerate(own):
-        taught[row, among] = -np.inf
+    wide, own_wide = spreads.mean(axis=0)
+    taught *= np.float32(wide / max(own_wide, float(np.finfo(np.float32).tiny)))
     return taught
 
 
-def _neighbours(vectors: Floats) -> Indices:
-    """Places of each vector's nearest others, int64 (n, up to 5)."""
-    found = search(vectors, vectors, _NEIGHBOURS + 1).indices
-    itself = found == np.arange(len(vectors))[:, None]
-    # Where as many others are as near as it is itself, it may not be among them: any one is left out.
-    itself[~itself.any(axis=1), -1] = True
-    others: Indices = found[~itself].reshape(len(vectors), -1)
-    return others
+def _neighbours(vectors: Floats, kin: Integers) -> Integers:
+    """Places of each vector's nearest others of another kin, (n, up to 5)."""
+    width = min(_NEIGHBOURS, len(vectors) - int(np.unique(kin, return_counts=True)[1].max()))
+    near = np.empty((len(vectors), width), np.int64)
+    for row, vector in enumerate(vectors):
+        near[row] = top_indices(np.where(kin == kin[row], -np.inf, vectors @ vector), width)
+    return near
 
 
 def _unit(vectors: Floats) -> Floats:
@@ -181,8 +213,6 @@ def _fit(
     questions: Tensor, passages: Tensor, taught: Tensor, lengths: Sequence[int], draw: np.random.Generator
 ) -> Floats:
     width = passages.shape[1]
-    # What the loss leaves out, it takes as NaN.
-    taught = taught.masked_fill(torch.isinf(taught), torch.nan)
     matrix = nn.Parameter(torch.zeros(width, width))
     optimizer = torch.optim.Adam([matrix], lr=_RATE)
     with progress("fit the linear adapter", _STEPS, "steps") as bar:

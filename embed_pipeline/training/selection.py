@@ -142,6 +142,7 @@ def _adapt(
     matrix = fit_adapter(
         Encoder(model, embedding),
         task.corpus[1],
+        task.documents or task.corpus[0],
         dense_weight=task.settings.evaluation.hybrid_dense_weight,
         seed=task.settings.seed,
         dimensions=task.settings.training.matryoshka_dimensions,

@@ -28,6 +28,7 @@ class Task:
         examples: the numbered examples.
         dev: questions for choosing the checkpoint; None: the last weights win.
         corpus: ids and texts of all segments.
+        documents: the document of each of them, for the linear adapter; empty: each is one of its own.
         settings: groups ``embedding``, ``training`` and ``evaluation``, and the first seed.
         work: folder of checkpoints and finished seeds, of this training only.
         fingerprint: hash of all that decides the result.
@@ -40,6 +41,7 @@ class Task:
     settings: Settings
     work: Path
     fingerprint: str
+    documents: Sequence[str] = ()
     record: Record | None = field(default=None, compare=False)
 
     @property
@@ -57,6 +59,7 @@ class Task:
         settings: Settings,
         *,
         work: Path,
+        documents: Sequence[str] = (),
         record: Record | None = None,
     ) -> Task:
         """Number the examples and take the fingerprint, so that no other training's checkpoint is taken up.
@@ -68,6 +71,7 @@ class Task:
             corpus: as the attribute.
             settings: as the attribute.
             work: as the attribute.
+            documents: as the attribute.
             record: as the attribute.
 
         Raises:
@@ -87,7 +91,7 @@ class Task:
             resolve_model(settings.embedding.model),
         ]
         fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return cls(numbered, asked, corpus, settings, work, fingerprint, record)
+        return cls(numbered, asked, corpus, settings, work, fingerprint, documents, record)
 
 
 def used_negatives(settings: Settings) -> int | None:

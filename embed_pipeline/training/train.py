@@ -33,6 +33,7 @@ def finetune(
     *,
     output: Path,
     work: Path,
+    documents: Sequence[str] = (),
     record: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TrainingResult:
     """Fine-tune ``settings.embedding.model`` and write the best weights, with their prompts, to ``output``.
@@ -52,6 +53,7 @@ def finetune(
         settings: groups ``embedding``, ``training`` and ``evaluation``, and the seed.
         output: folder of the tuned sentence-transformers model; written last.
         work: folder of checkpoints, of this training only.
+        documents: the document of each segment, for the linear adapter; empty: each segment is one of its own.
         record: called with the step and its figures: ``loss``, ``grad_norm``, ``learning_rate``, ``dev_ndcg_10``.
 
     Raises:
@@ -59,7 +61,7 @@ def finetune(
             stops being finite, or a single text does not fit in memory; it names the step and the last good checkpoint.
         ModelError: the base model or the teacher cannot be loaded.
     """
-    task = Task.of(examples, passages, dev, corpus, settings, work=work, record=record)
+    task = Task.of(examples, passages, dev, corpus, settings, work=work, documents=documents, record=record)
     seeds = train_seeds(task)
     from embed_pipeline.training.selection import select
 

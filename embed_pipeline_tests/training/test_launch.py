@@ -72,6 +72,7 @@ def test_two_processes_train_and_what_they_trained_is_taken_up(
 
     monkeypatch.setattr(loss_module, "info_nce", never)
     task = stored_task(settings)
+    assert len(task.documents) == len(task.corpus[0])
     result = finetune(
         small.examples(),
         small.passages(),

@@ -25,6 +25,8 @@ TEXTS = [
     for i in range(12)
 ]
 
+IDS = [f"t{place}" for place in range(len(TEXTS))]
+
 
 def encoder(folder: Path, settings: Settings) -> Encoder:
     return Encoder(load_model(folder, settings.embedding), settings.embedding)
@@ -76,9 +78,9 @@ def test_the_map_brings_the_ranking_of_other_texts_to_the_teachers(tiny_model: P
     base = encoder(tiny_model, settings)
     cosines = cosines_of(base)
     taught = teacher_of(base)
-    matrix = fit_adapter(base, TEXTS, dense_weight=0.65, seed=17)
+    matrix = fit_adapter(base, TEXTS, IDS, dense_weight=0.65, seed=17)
     assert matrix.shape == (32, 32)
-    assert np.array_equal(matrix, fit_adapter(base, TEXTS, dense_weight=0.65, seed=17))
+    assert np.array_equal(matrix, fit_adapter(base, TEXTS, IDS, dense_weight=0.65, seed=17))
     layer = append_adapter(base.model)
     np.testing.assert_allclose(cosines_of(base), cosines, atol=1e-5)
     set_adapter(layer, matrix, 1.0)
@@ -108,39 +110,59 @@ def test_a_decoder_without_a_normalisation_takes_the_map_at_its_end(tmp_path: Pa
     assert type(model[-1]).__name__ == "Pooling"
 
 
-def test_a_sentences_own_texts_are_not_ranked_and_one_that_all_have_is_not_asked() -> None:
+def test_a_sentences_own_documents_are_not_ranked_and_one_that_all_have_is_not_asked() -> None:
     common = "This line stands in every single one of them."
-    texts = [f"{common}\n\n{text}" for text in TEXTS] + [TEXTS[0]]
-    asked, sources = linear_adapter.asked_sentences([*texts[:-1], f"{common}\n\n{TEXTS[0]}"], np.random.default_rng(0))
+    texts = [f"{common}\n\n{text}" for text in [*TEXTS, TEXTS[0]]]
+    # The last two segments are of one document.
+    kin = np.array([*range(12), 11])
+    asked, own = linear_adapter.asked_sentences(texts, kin, np.random.default_rng(0))
     assert common not in asked
-    first = TEXTS[0].split("\n\n")[0]
-    assert sources[asked.index(first)] == [0, 12]
+    places = dict(zip(asked, own, strict=True))
+    assert places[TEXTS[0].split("\n\n")[0]].tolist() == [0, 11, 12]
+    assert places[TEXTS[1].split("\n\n")[0]].tolist() == [1]
+    assert places[TEXTS[11].split("\n\n")[0]].tolist() == [11, 12]
     draw = np.random.default_rng(0)
     questions, vectors = (unit(draw.normal(size=(count, 8))).astype(np.float32) for count in (len(asked), 13))
-    taught = linear_adapter._taught(asked, texts, (questions, vectors), sources, 0.65)
-    assert np.isneginf(taught[asked.index(first)]).nonzero()[0].tolist() == [0, 12]
+    taught = linear_adapter._taught(asked, texts, (questions, vectors), own, kin, dense_weight=0.65)
+    for row, places_left_out in zip(taught, own, strict=True):
+        assert np.flatnonzero(np.isnan(row)).tolist() == places_left_out.tolist()
+
+
+def test_headings_are_asked_without_their_marks() -> None:
+    texts = ["## How a stack of many values grows\n\nIt does.", "Nothing to be seen in this one, but a sentence."]
+    asked, _ = linear_adapter.asked_sentences(texts, np.arange(2), np.random.default_rng(0))
+    assert asked == ["How a stack of many values grows", "Nothing to be seen in this one, but a sentence."]
+
+
+def test_segments_of_few_documents_are_each_of_their_own() -> None:
+    documents = [str(place // 2) for place in range(2 * linear_adapter.LEAST_DOCUMENTS)]
+    assert linear_adapter._kin(documents).tolist() == [int(document) for document in documents]
+    assert linear_adapter._kin(documents[2:]).tolist() == list(range(len(documents) - 2))
 
 
 def test_the_teacher_smooths_by_neighbours_and_asks_again_from_what_it_found(tiny_model: Path) -> None:
     base = encoder(tiny_model, small.settings(tiny_model))
     encoded = base.encode(SENTENCES, "query"), base.encode(TEXTS, "passage")
-    own = [[row // 2] for row in range(len(SENTENCES))]
-    taught = linear_adapter._taught(SENTENCES, TEXTS, encoded, own, 0.65)
+    own = [np.array([row // 2]) for row in range(len(SENTENCES))]
+    taught = linear_adapter._taught(SENTENCES, TEXTS, encoded, own, np.arange(12), dense_weight=0.65)
     others = np.isfinite(taught)
+    assert others.sum() == taught.size - len(SENTENCES)
     np.testing.assert_allclose(taught[others], teacher_of(base)[others], atol=1e-4)
 
 
-def test_one_of_many_equal_vectors_is_not_its_own_neighbour_and_two_have_each_other() -> None:
-    equal = np.ones((20, 4), np.float32) / 2
-    assert linear_adapter._neighbours(equal).shape == (20, 5)
-    assert linear_adapter._neighbours(np.eye(2, dtype=np.float32)).tolist() == [[1], [0]]
+def test_neighbours_are_of_other_documents() -> None:
+    equal = np.ones((8, 4), np.float32) / 2
+    near = linear_adapter._neighbours(equal, np.array([0, 0, 0, 1, 1, 2, 3, 4]))
+    assert near[0].tolist() == near[2].tolist() == [3, 4, 5, 6, 7]
+    assert near[5].tolist() == [0, 1, 2, 3, 4]
+    assert linear_adapter._neighbours(np.eye(2, dtype=np.float32), np.arange(2)).tolist() == [[1], [0]]
 
 
 def test_large_corpora_are_sampled(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_adapter, "MAX_SENTENCES", 5)
     monkeypatch.setattr(linear_adapter, "MAX_PASSAGES", 6)
     base = encoder(tiny_model, small.settings(tiny_model))
-    matrix = fit_adapter(base, TEXTS, dense_weight=0.65, seed=17, dimensions=(8,))
+    matrix = fit_adapter(base, TEXTS, IDS, dense_weight=0.65, seed=17, dimensions=(8,))
     assert np.isfinite(matrix).all()
     assert np.abs(matrix).max() > 0
 
@@ -148,7 +170,7 @@ def test_large_corpora_are_sampled(tiny_model: Path, monkeypatch: pytest.MonkeyP
 def test_a_corpus_without_sentences_is_refused(tiny_model: Path) -> None:
     base = encoder(tiny_model, small.settings(tiny_model))
     with pytest.raises(TrainingError, match=r"of 2 segments none has one that not all have; turn it off"):
-        fit_adapter(base, ["a b", "a c"], dense_weight=0.65, seed=17)
+        fit_adapter(base, ["a b", "a c"], ["1", "2"], dense_weight=0.65, seed=17)
 
 
 def adapted(
@@ -157,8 +179,7 @@ def adapted(
     """A tuned folder of a training with the adapter, and the share that was kept."""
     settings = small.settings(model, epochs=1, linear_adapter=wanted, contrastive=contrastive)
     settings = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=evaluation)})
-    ids = [f"t{place}" for place in range(len(TEXTS))]
-    known = {**small.passages(), **dict(zip(ids, TEXTS, strict=True))}
+    known = {**small.passages(), **dict(zip(IDS, TEXTS, strict=True))}
     corpus = (list(known), list(known.values()))
     result = finetune(
         small.examples(),

@@ -58,6 +58,7 @@ def finetuned_model(
             settings,
             output=staged,
             work=work_folder(settings),
+            documents=corpus["document_id"].to_list(),
         )
         curves = training_curves(result.loss_curve, result.dev_curve, result.best_step)
         run.log_curves({"loss": result.loss_curve, "dev_ndcg_10": result.dev_curve})
