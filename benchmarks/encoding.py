@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=300, help="passages that are timed, a seeded part of the corpus")
     parser.add_argument("--clock-only", action="store_true", help="leave the scores over the whole corpus out")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without", default="", help="leave out the forms with this in their names, such as bf16")
     parser.add_argument("--threads", type=int, default=0, help="1: by processor time, fit for a machine that is shared")
     arguments = parser.parse_args()
     import torch
@@ -88,7 +89,8 @@ def main() -> None:
     timed = random.Random(17).sample(ids, min(arguments.timed, len(ids)))  # noqa: S311 - a choice to be repeated
     scored = timed if arguments.clock_only else ids
     with tempfile.TemporaryDirectory() as folder:
-        systems = [*peers(), *ours(Path(folder), threads)]
+        every = [*peers(), *ours(Path(folder), threads)]
+        systems = [each for each in every if not arguments.without or arguments.without not in each.name]
         clock = time.process_time if threads == 1 else time.perf_counter
         encode_in_turns(systems, [data.texts[item] for item in timed], arguments.rounds, clock)
         for system in systems:
