@@ -451,7 +451,8 @@ class Training(_Stage):
     """Weight of the teacher's loss beside InfoNCE."""
     linear_adapter: Share = 0
     """Share of a linear map that is put after pooling once the weights are chosen: by it, each sentence of the corpus
-    ranks the other segments as the hybrid of BM25 and the model does. Takes seconds and no questions; 0: none."""
+    ranks the other documents' segments as BM25 and the model together do. Takes a minute or two and no questions; 0:
+    none."""
     processes: int = Field(default=1, ge=1, le=64)
     """Training processes on this machine, one for each GPU."""
 
