@@ -135,7 +135,8 @@ def asked_sentences(
             if _LEAST_WORDS <= len(sentence.split()) <= _MOST_WORDS:
                 found.setdefault(sentence, set()).add(group)
     # A sentence of every document has no other to rank.
-    every = [sentence for sentence, groups in found.items() if len(groups) < len(set(kin.tolist()))]
+    most = len(np.unique(kin))
+    every = [sentence for sentence, groups in found.items() if len(groups) < most]
     if not every:
         message = (
             f"training.linear_adapter learns from sentences of {_LEAST_WORDS} to {_MOST_WORDS} words, and of "
@@ -190,8 +191,8 @@ def _taught(
             spreads[row] = (vectors @ question).std(), taught[row].std()
             taught[row, own[row]] = np.nan
             bar.advance()
-    wide, own_wide = spreads.mean(axis=0)
-    taught *= np.float32(wide / max(own_wide, float(np.finfo(np.float32).tiny)))
+    wanted, taught_wide = spreads.mean(axis=0)
+    taught *= np.float32(wanted / max(taught_wide, float(np.finfo(np.float32).tiny)))
     return taught
 
 
