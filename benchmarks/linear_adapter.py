@@ -4,8 +4,8 @@
     python benchmarks/linear_adapter.py --beir DIR [DIR ...] --own    a sentence's own passage is ranked as well
 
 For each BEIR folder the map is fitted to its corpus and the set's queries are scored under the base and under shares of
-the map, with paired bootstrap intervals against the base. Its teacher's settings were chosen on every other query of
-Cranfield, so those left, the odd ones, are scored alone as well. Everything is added to
+the map, with paired bootstrap intervals against the base. The teacher's settings were looked for on Cranfield's queries;
+every other query is scored alone as well, to see whether the gain is that of a few. Everything is added to
 ``benchmarks/results/linear_adapter.json``.
 """
 
