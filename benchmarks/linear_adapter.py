@@ -4,7 +4,7 @@
     python benchmarks/linear_adapter.py --beir DIR [DIR ...] --own    a sentence's own passage is ranked as well
 
 For each BEIR folder the map is fitted to its corpus and the set's queries are scored under the base and under shares of
-the map, with paired bootstrap intervals against the base. The teacher's settings were looked for on Cranfield's queries;
+the map, with paired bootstrap intervals against the base. The teacher was tuned on Cranfield's queries, all of them;
 every other query is scored alone as well, to see whether the gain is that of a few. Everything is added to
 ``benchmarks/results/linear_adapter.json``.
 """
