@@ -8,13 +8,12 @@ store. Killed and started again in the same way, it goes on from its last checkp
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.settings import SettingsError, load_settings
 from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.launch import stored_task
+from embed_pipeline.training.launch import is_first_process, stored_task
 from embed_pipeline.training.train import train_seeds
 
 logger = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> int:
     """Train as one of the processes; 0, or 1 with the reason in the log."""
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first_process()
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s")
     try:
         task = stored_task(load_settings())

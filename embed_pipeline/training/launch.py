@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,11 @@ from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.task import Task
 
 _MODULE = "embed_pipeline.training"
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what all of this training share, as torchrun says."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def work_folder(settings: Settings) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from embed_pipeline.training import checkpoints, hardware
 from embed_pipeline.training.build import build_trainer, plain_base, world_size
 from embed_pipeline.training.curves import best_step, dev_curve, loss_curve, stalled
 from embed_pipeline.training.dev import DevMeasure
+from embed_pipeline.training.launch import is_first_process
 from embed_pipeline.training.supervisor import Supervisor
 from embed_pipeline.training.task import Task
 from embed_pipeline.training.trainer import ContrastiveTrainer
@@ -129,7 +129,7 @@ def _leave(task: Task, seed: int, target: Path) -> SeedResult:
         device=hardware.describe(torch.device(torch_device(embedding))),
         resumed_from=None,
     )
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         save_model(model, target)
         _seal(target, result)
     return result

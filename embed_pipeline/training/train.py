@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.settings import Settings
 from embed_pipeline.training import checkpoints
 from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.launch import is_first_process
 from embed_pipeline.training.record import TrainingResult, read_record
 from embed_pipeline.training.task import Task
 
@@ -82,7 +82,7 @@ def train_seeds(task: Task) -> list[SeedResult]:
     from embed_pipeline.training.build import world_size
     from embed_pipeline.training.seed_run import train_seed
 
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         checkpoints.prepare(task.work, task.fingerprint)
     if world_size() > 1:
         from accelerate import PartialState  # type: ignore[import-untyped]  # accelerate ships no types

@@ -48,7 +48,7 @@ def finetuned_model(
     tags = {"dagster.asset": "finetuned_model", **dagster_links(context.run_id, settings), **versions}
     with explained(), mlflow.tracker().run(f"finetune {context.run_id[:8]}", tags) as run:
         run.log_parameters(settings.flat())
-        if settings.training.processes > 1:
+        if settings.training.processes > 1 and settings.training.contrastive:
             train_in_processes(settings)
         result = finetune(
             training_examples,
