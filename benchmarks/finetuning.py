@@ -245,6 +245,7 @@ def train(data: Labelled, arguments: argparse.Namespace) -> None:
         entry = {
             "system": arguments.label or arguments.system,
             "seed": seed,
+            "machine": machine(),
             "settings": arguments.set,
             "titles": arguments.titles,
             "seconds": round(seconds, 1),
@@ -267,9 +268,12 @@ def summarise(kept: dict[str, Any]) -> dict[str, Any]:
         for run in known["runs"]:
             groups.setdefault(run["system"], []).append(run)
         summary[length] = {system: _gains(known, runs) for system, runs in groups.items()}
-        if {"ours", "stock"} <= groups.keys():
-            pair = [np.mean([run["nDCG"] for run in groups[system]], axis=0) for system in ("ours", "stock")]
-            summary[length]["ours less stock, nDCG@10"] = _interval(pair[0] - pair[1])
+        # A label such as "ours, H100" has its peer in "stock, H100".
+        for system in [name for name in groups if name.startswith("ours")]:
+            peer = system.replace("ours", "stock", 1)
+            if peer in groups:
+                pair = [np.mean([run["nDCG"] for run in groups[name]], axis=0) for name in (system, peer)]
+                summary[length][f"{system} less {peer}, nDCG@10"] = _interval(pair[0] - pair[1])
     return summary
 
 
@@ -338,6 +342,7 @@ def throughput(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
             print(f"round {number} {system}: {rate:.2f} examples/s", flush=True)
     medians = {system: statistics.median(values) for system, values in rates.items()}
     return {
+        "machine": machine(),
         "tokens": arguments.tokens,
         "batch": BATCH,
         "examples": examples.height,
@@ -393,8 +398,16 @@ def _read_results() -> dict[str, Any]:
     return found
 
 
+def machine() -> str:
+    """What computes: the GPU where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
 def _write_results(kept: dict[str, Any]) -> None:
-    kept["machine"] = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     kept["summary"] = summarise(kept)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(kept) + "\n", encoding="utf-8")

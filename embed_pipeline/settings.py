@@ -398,7 +398,7 @@ class Embedding(_Stage):
     """Arithmetic of training and encoding; auto: bf16 for training on GPUs that have it and processors with AMX,
     fp32 for all else."""
     batch_tokens: int = Field(default=0, ge=0)
-    """Tokens in one encoding batch, padding included; 0: 1,024 on a CPU, 16,384 on a GPU."""
+    """Tokens in one encoding batch, padding included; 0: 1,024 on a CPU, 65,536 on a GPU."""
 
 
 class Training(_Stage):
@@ -439,9 +439,13 @@ class Training(_Stage):
     """Shorter lengths that vectors may be cut to: each is trained beside the full one and declared with the model."""
     gradient_checkpointing: bool = False
     """Keep few activations and compute them again: less memory, a third more time."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention kernels; auto: flash attention on a GPU that has it installed, fp32 attention in bf16 training on a
-    CPU, else the model's own choice."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "packed"] = "auto"
+    """Attention kernels; packed: torch's flash attention over batches without padding. auto: packed on a GPU where the
+    model gives the same vectors so, else flash attention where it is installed; fp32 attention in bf16 training on a
+    CPU; else the model's own choice."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Compile the model's layers with torch's compiler, which takes half a minute; auto: on a GPU with a C compiler
+    beside it, for trainings of 1,000 steps and more."""
     teacher: str = "none"
     """Who scores each question's candidates softly: none, ``hybrid`` (BM25 and the base model), or a cross-encoder
     folder or hub name."""

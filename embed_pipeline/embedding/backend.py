@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches
+from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches, tokenized_windows
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.progress import progress
 
@@ -27,8 +28,6 @@ CONFIG_FILE = "embedding_config.json"
 
 Row = Sequence[int] | NDArray[np.integer[Any]]
 """Token ids of one text."""
-
-_WINDOW_TEXTS = 32_768
 
 
 class Backend(ABC):
@@ -118,9 +117,8 @@ class Backend(ABC):
         budget = token_budget(self._batch_tokens, on_gpu=self.on_gpu)
         vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
         with progress(label or f"encode {kind} texts with {self.runtime}", len(distinct), "texts") as bar:
-            for start in range(0, len(distinct), _WINDOW_TEXTS):
-                window = distinct[start : start + _WINDOW_TEXTS]
-                rows = self.tokenize([prefix + text for text in window], truncate=True)
+            read = partial(self.tokenize, truncate=True)
+            for start, rows in tokenized_windows([prefix + text for text in distinct], read, on_gpu=self.on_gpu):
                 for batch in token_budget_batches([len(row) for row in rows], budget):
                     vectors[start + batch] = self.infer([rows[i] for i in batch])
                     bar.advance(len(batch))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+# Tokenised and sorted together: enough for like lengths to meet, few enough that token ids never fill memory. A GPU
+# waits for the first of them.
+_CPU_WINDOW, _GPU_WINDOW = 32_768, 1_024
 _CPU_TOKENS = 1024
-_GPU_TOKENS = 16_384
+_GPU_TOKENS = 65_536
 
 
 def token_budget(wanted: int, *, on_gpu: bool) -> int:
@@ -17,6 +21,30 @@ def token_budget(wanted: int, *, on_gpu: bool) -> int:
     A processor is fastest while a batch's activations stay in its caches, a GPU while all of it has work.
     """
     return wanted or (_GPU_TOKENS if on_gpu else _CPU_TOKENS)
+
+
+def tokenized_windows(
+    texts: Sequence[str], tokenize: Callable[[Sequence[str]], list[NDArray[np.int32]]], *, on_gpu: bool
+) -> Iterator[tuple[int, list[NDArray[np.int32]]]]:
+    """Token ids of ``texts``, some thousands at a time, each lot read while the one before it is computed.
+
+    Args:
+        texts: in any order.
+        tokenize: gives the token ids of each text.
+        on_gpu: whether a GPU computes.
+
+    Yields:
+        Position of the lot's first text, and the token ids of its texts.
+    """
+    size = _GPU_WINDOW if on_gpu else _CPU_WINDOW
+    starts = range(0, len(texts), size)
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as reader:
+        ahead = [reader.submit(tokenize, texts[start : start + size]) for start in starts[:1]]
+        for start in starts:
+            rows = ahead.pop().result()
+            if start + size < len(texts):
+                ahead.append(reader.submit(tokenize, texts[start + size : start + 2 * size]))
+            yield start, rows
 
 
 def token_budget_batches(lengths: Sequence[int] | NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:

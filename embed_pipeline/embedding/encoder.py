@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches
-from embed_pipeline.embedding.forward import Precision, narrow_products, unit_vectors
+from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches, tokenized_windows
+from embed_pipeline.embedding.forward import Precision, prepare_for_inference, unit_vectors
 from embed_pipeline.embedding.models import ModelError, load_model
 from embed_pipeline.embedding.vector_store import VectorStore
 from embed_pipeline.progress import Bar, progress
@@ -24,13 +24,11 @@ from embed_pipeline.settings import Embedding
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["query", "passage"]
-
-# Tokenised and sorted together: enough for like lengths to meet, few enough that token ids never fill memory.
-_WINDOW_TEXTS = 32_768
 
 
 class Encoder:
@@ -69,7 +67,7 @@ class Encoder:
             ModelError: the model is not there, cannot be read, or brings code of its own.
         """
         encoder = cls(load_model(name, embedding), embedding, store)
-        narrow_products(encoder.model, encoder._precision)
+        prepare_for_inference(encoder.model, encoder._precision)
         return encoder
 
     def encode(self, texts: Sequence[str], kind: Kind, label: str | None = None) -> NDArray[np.float32]:
@@ -102,31 +100,31 @@ class Encoder:
 
     def _compute(self, texts: Sequence[str], label: str | None) -> NDArray[np.float32]:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        on_gpu = self.model.device.type == "cuda"
         with _shown(label, len(texts)) as bar:
-            for start in range(0, len(texts), _WINDOW_TEXTS):
-                rows = self._tokenize(texts[start : start + _WINDOW_TEXTS])
-                for batch in token_budget_batches([len(row) for row in rows], self._batch_tokens):
-                    vectors[start + batch] = self._infer([rows[i] for i in batch])
+            for start, rows in tokenized_windows(texts, self._tokenize, on_gpu=on_gpu):
+                for positions, found in self._infer_in_turn(rows):
+                    vectors[start + positions] = found
                     if bar is not None:
-                        bar.advance(len(batch))
+                        bar.advance(len(positions))
         _check_finite(vectors, texts)
         return vectors
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without prefix, special tokens or a limit."""
-        counts: list[int] = []
-        for start in range(0, len(texts), _WINDOW_TEXTS):
-            window = list(texts[start : start + _WINDOW_TEXTS])
+
+        def tokenize(window: Sequence[str]) -> list[NDArray[np.int32]]:
             rows = self._tokenizer(
-                window,
+                list(window),
                 add_special_tokens=False,
                 truncation=False,
                 return_attention_mask=False,
                 return_token_type_ids=False,
                 verbose=False,
             )["input_ids"]
-            counts.extend(len(row) for row in rows)
-        return counts
+            return [np.asarray(row, dtype=np.int32) for row in rows]
+
+        return [len(row) for _, rows in tokenized_windows(texts, tokenize, on_gpu=False) for row in rows]
 
     def _tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         rows = self._tokenizer(
@@ -143,7 +141,20 @@ class Encoder:
                 raise ModelError(message)
         return [np.asarray(row, dtype=np.int32) for row in rows]
 
-    def _infer(self, rows: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+    def _infer_in_turn(
+        self, rows: Sequence[NDArray[np.int32]]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Positions and vectors of one batch after the other; a GPU has the next before the last is fetched."""
+        computed: list[tuple[NDArray[np.int64], Tensor]] = []
+        for batch in token_budget_batches([len(row) for row in rows], self._batch_tokens):
+            computed.append((batch, self._infer([rows[i] for i in batch])))
+            if len(computed) > 1:
+                positions, before = computed.pop(0)
+                yield positions, before.cpu().numpy()
+        for positions, last in computed:
+            yield positions, last.cpu().numpy()
+
+    def _infer(self, rows: Sequence[NDArray[np.int32]]) -> Tensor:
         left = self._tokenizer.padding_side == "left"
         tokens, mask = pad_rows(rows, self._tokenizer.pad_token_id or 0, left=left)
         return unit_vectors(self.model, tokens, mask, dimensions=self.dimensions, precision=self._precision)

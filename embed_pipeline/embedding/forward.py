@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """Arithmetic of the matrix products; sums, norms and the vectors themselves are always fp32."""
@@ -23,8 +27,8 @@ def unit_vectors(
     *,
     dimensions: int,
     precision: Precision,
-) -> NDArray[np.float32]:
-    """Vectors of length 1, float32 (n, dimensions), of a padded batch of token ids, int64 (n, longest)."""
+) -> Tensor:
+    """Vectors of length 1, float32 (n, dimensions) on the model's device, of padded token ids, int64 (n, longest)."""
     import torch
 
     device = model.device
@@ -33,16 +37,27 @@ def unit_vectors(
         features["token_type_ids"] = torch.zeros_like(features["input_ids"])
     with torch.inference_mode(), _arithmetic(device, precision):
         pooled = model(features)["sentence_embedding"]
-    cut = pooled[:, :dimensions].float()
-    vectors: NDArray[np.float32] = torch.nn.functional.normalize(cut, p=2, dim=-1).cpu().numpy()
-    return vectors
+    return torch.nn.functional.normalize(pooled[:, :dimensions].float(), p=2, dim=-1)
+
+
+def prepare_for_inference(model: SentenceTransformer, precision: Precision) -> None:
+    """Narrow the products of ``model``, and on a GPU leave out the padding where that is found to work.
+
+    The vectors stay those of autocast on fp32 weights. A model so prepared is for inference only.
+    """
+    narrow_products(model, precision)
+    if precision == "fp32" or model.device.type != "cuda":
+        return
+    from embed_pipeline.embedding.packing import PackingError, pack
+
+    try:
+        pack(model, _half(precision))
+    except PackingError as error:
+        logger.info("batches are computed with their padding: %s", error)
 
 
 def narrow_products(model: SentenceTransformer, precision: Precision) -> None:
-    """Keep the weights of every linear layer in ``precision``: autocast would convert them anew for each batch.
-
-    The vectors stay those of autocast on fp32 weights. A model so narrowed is for inference only.
-    """
+    """Keep the weights of every linear layer in ``precision``: autocast would convert them anew for each batch."""
     import torch
 
     if precision == "fp32":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["CONFIG_FILE", "MODEL_FILE", "TOKENIZER_FILE", "OnnxBackend", "check_export", "refuse_outside_data"]
 
+logger = logging.getLogger(__name__)
+
 MODEL_FILE = "model.onnx"
+_CUDA = "CUDAExecutionProvider"
 
 
 class OnnxBackend(Backend):
@@ -39,7 +43,7 @@ class OnnxBackend(Backend):
         """
         super().__init__(onnx_folder, batch_tokens)
         self._session = _open_session(onnx_folder / MODEL_FILE, threads)
-        self.on_gpu = "CUDAExecutionProvider" in self._session.get_providers()
+        self.on_gpu = _CUDA in self._session.get_providers()
 
     def padded(self, ids: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
         """The graph's inputs, int64 (n, longest), for rows of token ids."""
@@ -122,7 +126,13 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     providers: list[Any] = ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    has_cuda = _CUDA in onnxruntime.get_available_providers()
+    if has_cuda:
+        # The CUDA libraries that pip installed are on no path that the loader looks at.
+        onnxruntime.preload_dlls()
         # TF32 would cost the digits that the parity gate asks for.
-        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
-    return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+        providers.insert(0, (_CUDA, {"use_tf32": "0"}))
+    session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+    if has_cuda and _CUDA not in session.get_providers():
+        logger.warning("onnxruntime was built for a GPU and cannot use one here; %s runs on the processor", path)
+    return session

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import embedding_dimensions, max_tokens_of
-from embed_pipeline.embedding.forward import Precision, narrow_products, unit_vectors
+from embed_pipeline.embedding.forward import Precision, prepare_for_inference, unit_vectors
 from embed_pipeline.embedding.models import ModelError, load_model
 from embed_pipeline.settings import Embedding
 
@@ -53,11 +53,13 @@ class TorchBackend(Backend):
                 f"and {self.max_tokens}"
             )
             raise ModelError(message)
-        narrow_products(self._model, precision)
+        prepare_for_inference(self._model, precision)
         self._precision: Precision = precision
         self.on_gpu = self._model.device.type == "cuda"
         if threads:
             torch.set_num_threads(threads)
 
     def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        return unit_vectors(self._model, tokens, mask, dimensions=self.dimensions, precision=self._precision)
+        found = unit_vectors(self._model, tokens, mask, dimensions=self.dimensions, precision=self._precision)
+        vectors: NDArray[np.float32] = found.cpu().numpy()
+        return vectors

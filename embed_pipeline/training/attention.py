@@ -6,16 +6,20 @@ Imports torch: import it inside functions from modules that the orchestration re
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from embed_pipeline.embedding.packing import PACKED, PackingError, pack
 from embed_pipeline.settings import Training
 from embed_pipeline.training.errors import TrainingError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
 
 _FLASH, _SDPA = "flash_attention_2", "sdpa"
 FULL_PRECISION = "sdpa_full_precision"
@@ -26,18 +30,28 @@ def choose_attention(model: SentenceTransformer, training: Training, device: str
     """Give the encoder the attention kernels of ``training.attention``; returns what was chosen, None: left alone.
 
     Args:
-        model: the model; changed in place.
+        model: the model, on its device; changed in place.
         training: the settings.
         device: ``cpu`` or ``cuda``.
         bf16: whether the model computes in bf16.
 
     Raises:
-        TrainingError: flash attention is asked for and is not installed, or the model does not have the kernels.
+        TrainingError: what is asked for cannot be had on this machine, or the model does not have the kernels.
     """
+    if training.attention == PACKED:
+        return _packed(model, bf16=bf16)
     encoder = getattr(model[0], "auto_model", None)
-    wanted = _best(encoder, device, bf16=bf16) if training.attention == "auto" else training.attention
-    if wanted is None:
-        return None
+    wanted: str = training.attention
+    if wanted == "auto":
+        if device == "cuda" and bf16:
+            try:
+                return _packed(model, bf16=bf16)
+            except TrainingError as error:
+                logger.info("%s", error)
+        best = _best(encoder, device, bf16=bf16)
+        if best is None:
+            return None
+        wanted = best
     if wanted == _FLASH and (device != "cuda" or not _flash_is_installed()):
         message = f"training.attention = {wanted!r} needs a CUDA device and the package flash-attn"
         raise TrainingError(message)
@@ -54,8 +68,25 @@ def choose_attention(model: SentenceTransformer, training: Training, device: str
     return wanted
 
 
+def _packed(model: SentenceTransformer, *, bf16: bool) -> str:
+    """Pack the batches of ``model``.
+
+    Raises:
+        TrainingError: they cannot be packed.
+    """
+    if not bf16:
+        message = f"training.attention = {PACKED!r}: there is no packed attention in fp32"
+        raise TrainingError(message)
+    try:
+        pack(model, torch.bfloat16)
+    except PackingError as error:
+        message = f"training.attention = {PACKED!r}: {error}"
+        raise TrainingError(message) from error
+    return PACKED
+
+
 def _best(encoder: nn.Module | None, device: str, *, bf16: bool) -> str | None:
-    """The fastest kernels for this machine and model; None: the model's own choice."""
+    """The fastest kernels for padded rows on this machine; None: the model's own choice."""
     if not bf16 or encoder is None:
         return None
     if device == "cuda":

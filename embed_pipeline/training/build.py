@@ -21,6 +21,7 @@ from embed_pipeline.training import hardware
 from embed_pipeline.training.adapters import add_adapters
 from embed_pipeline.training.attention import choose_attention
 from embed_pipeline.training.batches import Collator, ShuffledBatches
+from embed_pipeline.training.compiling import compile_layers
 from embed_pipeline.training.dev import DevMeasure
 from embed_pipeline.training.dimensions import declare_dimensions
 from embed_pipeline.training.dropout import turn_off_dropout
@@ -33,6 +34,7 @@ from embed_pipeline.training.teacher import taught_scores
 from embed_pipeline.training.trainer import ContrastiveTrainer
 
 _MICRO_TOKENS = {"cpu": 4_096, "cuda": 65_536}
+_LOADERS = 2
 _NO_ROW_LIMIT = 1_000_000
 
 
@@ -49,10 +51,12 @@ def prepare_model(settings: Settings) -> SentenceTransformer:
         ModelError: the base model cannot be loaded.
     """
     training = settings.training
-    model = load_model(settings.embedding.model, settings.embedding, device="cpu")
+    device = torch_device(settings.embedding)
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    model = load_model(settings.embedding.model, settings.embedding, device)
     turn_off_dropout(model)
     declare_dimensions(model, training.matryoshka_dimensions)
-    device = torch_device(settings.embedding)
     bf16 = hardware.training_precision(settings.embedding, torch.device(device)) == "bf16"
     choose_attention(model, training, device, bf16=bf16)
     if training.lora_rank:
@@ -91,6 +95,7 @@ def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[Co
     rate = learning_rate(hardware.width(model), training, labelled=task.examples.labelled)
     arguments = _arguments(schedule, rate, settings, seed, work)
     precision = hardware.training_precision(settings.embedding, arguments.device)
+    compile_layers(model, training, schedule.steps, bf16=precision == "bf16")
     embedding = settings.embedding.model_copy(update={"precision": precision})
     measure = DevMeasure(task.dev, task.corpus, seed=settings.seed) if task.dev else None
     batches = ShuffledBatches(len(task.examples), schedule.batch_size, seed, processes=arguments.world_size)
@@ -120,7 +125,7 @@ def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[Co
 def _arguments(
     schedule: Plan, rate: float, settings: Settings, seed: int, work: Path
 ) -> SentenceTransformerTrainingArguments:
-    training = settings.training
+    training, on_gpu = settings.training, torch_device(settings.embedding) == "cuda"
     return SentenceTransformerTrainingArguments(
         output_dir=str(work),
         num_train_epochs=schedule.epochs,
@@ -131,13 +136,16 @@ def _arguments(
         lr_scheduler_type="linear",
         seed=seed,
         data_seed=seed,
-        use_cpu=torch_device(settings.embedding) == "cpu",
+        use_cpu=not on_gpu,
         save_strategy="no",
         eval_strategy="no",
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        dataloader_pin_memory=False,
+        # A GPU would wait while the next batch is put together.
+        dataloader_num_workers=_LOADERS if on_gpu else 0,
+        dataloader_persistent_workers=on_gpu,
+        dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",

@@ -60,12 +60,16 @@ class DevMeasure:
 
     def __call__(self, model: SentenceTransformer, embedding: Embedding) -> float:
         """Mean nDCG@10 of ``model``, which is left in the mode it was in."""
+        import torch
+
         training = model.training
         model.eval()
         try:
-            encoder = Encoder(model, embedding)
-            passages = encoder.encode(self.pool, "passage")
-            hits = search(encoder.encode(self._questions, "query"), passages, CUTOFF)
+            # Layers compiled for training would be compiled again for this.
+            with torch.compiler.set_stance("force_eager"):
+                encoder = Encoder(model, embedding)
+                passages = encoder.encode(self.pool, "passage")
+                hits = search(encoder.encode(self._questions, "query"), passages, CUTOFF)
         finally:
             model.train(training)
         rankings = {

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16"]
 
 _CPUINFO = Path("/proc/cpuinfo")
-_MEMORY_SHARE = 0.35
+# A GPU's memory is the training's own; a machine's is shared with all else that runs there.
+_MEMORY_SHARE = {"cpu": 0.35, "cuda": 0.7}
 # Activations kept for the backward pass, in values per token, layer and hidden unit (Korthikanti et al. 2022, eq. 1,
 # without tensor parallelism: 34 bytes at two bytes a value), rounded up for attention maps.
 _VALUES_PER_UNIT = 24
@@ -63,7 +64,7 @@ def activation_tokens(model: nn.Module, precision: Precision, device: torch.devi
     """
     layers = int(getattr(_config(model), "num_hidden_layers", 0) or 12)
     bytes_per_token = layers * width(model) * _VALUES_PER_UNIT * (2 if precision == "bf16" else 4)
-    return max(1, int(total_memory(device) * _MEMORY_SHARE) // bytes_per_token)
+    return max(1, int(total_memory(device) * _MEMORY_SHARE[device.type]) // bytes_per_token)
 
 
 def width(model: nn.Module) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches
+from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches, tokenized_windows
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 120))
@@ -27,4 +29,27 @@ def test_padding_on_either_side():
 
 
 def test_the_budget_is_what_is_wanted_or_suits_the_hardware():
-    assert [token_budget(wanted, on_gpu=gpu) for wanted in (0, 300) for gpu in (False, True)] == [1024, 16384, 300, 300]
+    assert [token_budget(wanted, on_gpu=gpu) for wanted in (0, 300) for gpu in (False, True)] == [1024, 65536, 300, 300]
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_windows_hold_every_text_once_in_its_place(monkeypatch, on_gpu):
+    monkeypatch.setattr("embed_pipeline.embedding.batches._CPU_WINDOW", 3)
+    monkeypatch.setattr("embed_pipeline.embedding.batches._GPU_WINDOW", 2)
+    texts = [str(number) for number in range(8)]
+
+    def read(window):
+        return [np.asarray([int(text)], np.int32) for text in window]
+
+    found = list(tokenized_windows(texts, read, on_gpu=on_gpu))
+    assert [start for start, _ in found] == ([0, 2, 4, 6] if on_gpu else [0, 3, 6])
+    assert [int(row[0]) for _, rows in found for row in rows] == list(range(8))
+    assert list(tokenized_windows([], read, on_gpu=on_gpu)) == []
+
+
+def test_what_a_tokenizer_raises_is_raised():
+    def read(_):
+        raise ValueError("no token")
+
+    with pytest.raises(ValueError, match="no token"):
+        list(tokenized_windows(["a"], read, on_gpu=False))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed_pipeline.embedding import encoder as encoder_module
+from embed_pipeline.embedding import batches
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.settings import Embedding
@@ -53,20 +53,20 @@ def test_equals_sentence_transformers_in_input_order(tiny, kind, prompt):
 
 
 def test_each_distinct_text_is_encoded_once_within_the_budget(tiny, monkeypatch):
-    batches: list[list[int]] = []
+    run: list[list[int]] = []
     infer = tiny._infer
-    monkeypatch.setattr(tiny, "_infer", lambda rows: (batches.append([len(row) for row in rows]), infer(rows))[1])
+    monkeypatch.setattr(tiny, "_infer", lambda rows: (run.append([len(row) for row in rows]), infer(rows))[1])
     texts = some_texts(40) * 3
     tiny.encode(texts, "passage")
-    assert sum(len(batch) for batch in batches) == len(set(texts))
-    assert all(len(batch) * max(batch) <= 512 for batch in batches)
-    assert max(max(batch) for batch in batches) == tiny.max_tokens == 64
+    assert sum(len(batch) for batch in run) == len(set(texts))
+    assert all(len(batch) * max(batch) <= 512 for batch in run)
+    assert max(max(batch) for batch in run) == tiny.max_tokens == 64
 
 
 def test_windows_change_nothing(tiny, monkeypatch):
     texts = some_texts(30)
     whole = tiny.encode(texts, "passage")
-    monkeypatch.setattr(encoder_module, "_WINDOW_TEXTS", 7)
+    monkeypatch.setattr(batches, "_CPU_WINDOW", 7)
     assert (tiny.encode(texts, "passage") * whole).sum(axis=1).min() >= 0.999999
 
 

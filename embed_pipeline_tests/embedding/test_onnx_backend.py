@@ -36,6 +36,17 @@ def test_equals_the_encoder(backend, tiny_model, exporting, kind):
     assert (backend.query_prefix, backend.passage_prefix) == ("what is ", "the ")
 
 
+def test_a_gpu_that_cannot_be_used_is_said(tiny_export, monkeypatch, caplog):
+    import onnxruntime
+
+    loaded = []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("cuda"))
+    backend = OnnxBackend(tiny_export, threads=1)
+    assert (loaded, backend.on_gpu) == (["cuda"], False)
+    assert "cannot use one here" in caplog.text
+
+
 def test_tokens_have_special_tokens_and_are_cut_only_when_asked(backend):
     text = "the " * 100
     whole, cut = backend.tokenize([text])[0], backend.tokenize([text], truncate=True)[0]

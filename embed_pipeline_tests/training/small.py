@@ -123,6 +123,32 @@ def write_tiny_decoder(folder: Path) -> Path:
     return folder
 
 
+def write_tiny_roberta(folder: Path, encoder: Path) -> Path:
+    """Write a two-layer random RoBERTa, whose positions begin after the padding's, with a tiny BERT's tokenizer."""
+    import torch
+    from sentence_transformers import SentenceTransformer, models
+    from transformers import AutoConfig, AutoTokenizer, RobertaConfig, RobertaModel
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    plain = folder.parent / f"{folder.name}-plain"
+    tokenizer.save_pretrained(plain)
+    config = RobertaConfig(
+        vocab_size=AutoConfig.from_pretrained(encoder).vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=514,
+        type_vocab_size=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    RobertaModel(config).save_pretrained(plain)
+    modules = [models.Transformer(str(plain), max_seq_length=64), models.Pooling(32, pooling_mode="mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder))
+    return folder
+
+
 def write_tiny_cross_encoder(folder: Path, encoder: Path) -> Path:
     """Write a cross-encoder of random weights over the tokenizer and shape of a tiny BERT."""
     import torch
