@@ -444,8 +444,8 @@ class Training(_Stage):
     model gives the same vectors so, else flash attention where it is installed; fp32 attention in bf16 training on a
     CPU; else the model's own choice."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """Compile the model's layers with torch's compiler, which takes half a minute; auto: on a GPU with a C compiler
-    beside it, for trainings of 1,000 steps and more."""
+    """Run the model's layers through torch's compiler before training; auto: on a GPU with a C compiler beside it, for
+    trainings of 5,000 steps and more."""
     teacher: str = "none"
     """Who scores each question's candidates softly: none, ``hybrid`` (BM25 and the base model), or a cross-encoder
     folder or hub name."""
