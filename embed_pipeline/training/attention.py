@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from embed_pipeline.embedding.packing import PACKED, PackingError, pack
+from embed_pipeline.embedding.packing import PACKED, pack
 from embed_pipeline.settings import Training
 from embed_pipeline.training.errors import TrainingError
 
@@ -38,20 +38,22 @@ def choose_attention(model: SentenceTransformer, training: Training, device: str
     Raises:
         TrainingError: what is asked for cannot be had on this machine, or the model does not have the kernels.
     """
-    if training.attention == PACKED:
-        return _packed(model, bf16=bf16)
+    if training.attention != "auto":
+        return _take(model, training.attention, device, bf16=bf16)
+    if bf16 and device == "cuda":
+        try:
+            return _take(model, PACKED, device, bf16=bf16)
+        except TrainingError as error:
+            logger.info("%s", error)
+    best = _best(getattr(model[0], "auto_model", None), device, bf16=bf16)
+    return _take(model, best, device, bf16=bf16) if best else None
+
+
+def _take(model: SentenceTransformer, wanted: str, device: str, *, bf16: bool) -> str:
     encoder = getattr(model[0], "auto_model", None)
-    wanted: str = training.attention
-    if wanted == "auto":
-        if device == "cuda" and bf16:
-            try:
-                return _packed(model, bf16=bf16)
-            except TrainingError as error:
-                logger.info("%s", error)
-        best = _best(encoder, device, bf16=bf16)
-        if best is None:
-            return None
-        wanted = best
+    if wanted == PACKED and not bf16:
+        message = f"training.attention = {wanted!r}: there is no packed attention in fp32"
+        raise TrainingError(message)
     if wanted == _FLASH and (device != "cuda" or not _flash_is_installed()):
         message = f"training.attention = {wanted!r} needs a CUDA device and the package flash-attn"
         raise TrainingError(message)
@@ -61,28 +63,14 @@ def choose_attention(model: SentenceTransformer, training: Training, device: str
     if wanted == FULL_PRECISION:
         _register_full_precision()
     try:
-        encoder.set_attn_implementation(wanted)
+        if wanted == PACKED:
+            pack(model, torch.bfloat16)
+        else:
+            encoder.set_attn_implementation(wanted)
     except ValueError as error:
         message = f"training.attention = {wanted!r}: {error}"
         raise TrainingError(message) from error
     return wanted
-
-
-def _packed(model: SentenceTransformer, *, bf16: bool) -> str:
-    """Pack the batches of ``model``.
-
-    Raises:
-        TrainingError: they cannot be packed.
-    """
-    if not bf16:
-        message = f"training.attention = {PACKED!r}: there is no packed attention in fp32"
-        raise TrainingError(message)
-    try:
-        pack(model, torch.bfloat16)
-    except PackingError as error:
-        message = f"training.attention = {PACKED!r}: {error}"
-        raise TrainingError(message) from error
-    return PACKED
 
 
 def _best(encoder: nn.Module | None, device: str, *, bf16: bool) -> str | None:

@@ -7,6 +7,7 @@ import torch
 
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Training
+from embed_pipeline.training import attention
 from embed_pipeline.training.attention import FULL_PRECISION, choose_attention
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline_tests.training import small
@@ -22,6 +23,23 @@ def test_attention_is_chosen_where_it_can_be(tiny_model: Path) -> None:
     assert choose_attention(model, Training(), "cpu", bf16=True) is None
     with pytest.raises(TrainingError, match="needs a CUDA device"):
         choose_attention(model, Training(attention="flash_attention_2"), "cpu", bf16=True)
+    with pytest.raises(TrainingError, match="packed rows need a CUDA device"):
+        choose_attention(model, Training(attention="packed"), "cpu", bf16=True)
+    with pytest.raises(TrainingError, match="no packed attention in fp32"):
+        choose_attention(model, Training(attention="packed"), "cuda", bf16=False)
+
+
+def test_auto_packs_on_a_gpu_and_says_why_where_it_cannot(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_model(tiny_model, small.settings(tiny_model).embedding)
+    packed = []
+    with caplog.at_level("INFO"):
+        assert choose_attention(model, Training(), "cuda", bf16=True) is None
+    assert "packed rows need a CUDA device" in caplog.text
+    monkeypatch.setattr(attention, "pack", lambda model, half: packed.append(half))
+    assert choose_attention(model, Training(), "cuda", bf16=True) == "packed"
+    assert packed == [torch.bfloat16]
 
 
 @pytest.mark.parametrize("decoder", [False, True])
