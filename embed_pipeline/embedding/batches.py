@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 # Tokenised and sorted together: enough for like lengths to meet, few enough that token ids never fill memory. A GPU
 # waits for the first of them.
 _CPU_WINDOW, _GPU_WINDOW = 32_768, 1_024
+_LOTS_AHEAD = 2
 _CPU_TOKENS = 1024
 _GPU_TOKENS = 65_536
 
@@ -26,7 +28,7 @@ def token_budget(wanted: int, *, on_gpu: bool) -> int:
 def tokenized_windows(
     texts: Sequence[str], tokenize: Callable[[Sequence[str]], list[NDArray[np.int32]]], *, on_gpu: bool
 ) -> Iterator[tuple[int, list[NDArray[np.int32]]]]:
-    """Token ids of ``texts``, some thousands at a time, each lot read while the one before it is computed.
+    """Token ids of ``texts``, some thousands at a time; for a GPU each lot is read while the one before is computed.
 
     Args:
         texts: in any order.
@@ -37,14 +39,16 @@ def tokenized_windows(
         Position of the lot's first text, and the token ids of its texts.
     """
     size = _GPU_WINDOW if on_gpu else _CPU_WINDOW
-    starts = range(0, len(texts), size)
+    lots = [(start, texts[start : start + size]) for start in range(0, len(texts), size)]
+    if not on_gpu:
+        yield from ((start, tokenize(lot)) for start, lot in lots)
+        return
     with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as reader:
-        ahead = [reader.submit(tokenize, texts[start : start + size]) for start in starts[:1]]
-        for start in starts:
-            rows = ahead.pop().result()
-            if start + size < len(texts):
-                ahead.append(reader.submit(tokenize, texts[start + size : start + 2 * size]))
-            yield start, rows
+        ahead = deque[Future[list[NDArray[np.int32]]]]()
+        for place, (start, _) in enumerate(lots):
+            while len(ahead) < _LOTS_AHEAD and place + len(ahead) < len(lots):
+                ahead.append(reader.submit(tokenize, lots[place + len(ahead)][1]))
+            yield start, ahead.popleft().result()
 
 
 def token_budget_batches(lengths: Sequence[int] | NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
