@@ -9,7 +9,7 @@ Imports torch: import it inside functions from modules that the orchestration re
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -68,7 +68,7 @@ def pack(model: SentenceTransformer, half: torch.dtype) -> None:
         if not cosine >= _LEAST_COSINE:
             message = f"packed vectors differ from padded ones: least cosine {cosine:.5f}"
             raise PackingError(message)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         encoder.__dict__.pop("forward", None)
         encoder.set_attn_implementation(before)
         message = str(error).partition("\n")[0]

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import shutil
+from subprocess import SubprocessError
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +53,7 @@ def compile_layers(model: SentenceTransformer, training: Training, steps: int, *
             layer.compile(dynamic=True)
         try:
             _try(model, bf16=bf16)
-        except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, OSError, SubprocessError) as error:
             reason = str(error).strip().partition("\n")[0]
             for layer in layers:
                 layer._compiled_call_impl = None  # noqa: SLF001 - torch has no way back that is public
