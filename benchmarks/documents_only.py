@@ -33,25 +33,28 @@ from embed_pipeline.storage import read_table, table_path
 RESULTS = Path(__file__).parent / "results" / "documents_only.json"
 CUTOFF = 10
 STAGES = ("sdg", "prep", "finetune", "eval")
+_NO_ADAPTER = "training.linear_adapter=0"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "defaults": (),
-    "one question a segment": ("synthesis.questions_per_segment=1",),
-    "no mined negatives": ("training_data.num_negatives=0",),
-    "rate 5e-5": ("training.learning_rate=5e-5",),
-    "one pass": ("training.epochs=1",),
-    "four passes": ("training.epochs=4",),
-    "hybrid teacher": ("training.teacher=hybrid",),
-    "hybrid teacher, weight 5": ("training.teacher=hybrid", "training.teacher_weight=5"),
+    "half the linear adapter alone": ("training.linear_adapter=0.5", "training.contrastive=false"),
+    "the linear adapter alone": ("training.linear_adapter=1", "training.contrastive=false"),
+    "no linear adapter": (_NO_ADAPTER,),
+    "one question a segment": (_NO_ADAPTER, "synthesis.questions_per_segment=1"),
+    "no mined negatives": (_NO_ADAPTER, "training_data.num_negatives=0"),
+    "rate 5e-5": (_NO_ADAPTER, "training.learning_rate=5e-5"),
+    "one pass": (_NO_ADAPTER, "training.epochs=1"),
+    "four passes": (_NO_ADAPTER, "training.epochs=4"),
+    "hybrid teacher": (_NO_ADAPTER, "training.teacher=hybrid"),
+    "hybrid teacher, weight 5": (_NO_ADAPTER, "training.teacher=hybrid", "training.teacher_weight=5"),
     "hybrid teacher, weight 5, rate 1e-4": (
+        _NO_ADAPTER,
         "training.teacher=hybrid",
         "training.teacher_weight=5",
         "training.learning_rate=1e-4",
     ),
-    "half the linear adapter": ("training.linear_adapter=0.5",),
-    "half the linear adapter alone": ("training.linear_adapter=0.5", "training.contrastive=false"),
-    "the linear adapter alone": ("training.linear_adapter=1", "training.contrastive=false"),
-    "structure too": ("training_data.sources=generated,structure",),
-    "structure alone": ("training_data.sources=structure",),
+    "hybrid teacher, weight 5, with the adapter": ("training.teacher=hybrid", "training.teacher_weight=5"),
+    "structure too": (_NO_ADAPTER, "training_data.sources=generated,structure"),
+    "structure alone": (_NO_ADAPTER, "training_data.sources=structure"),
 }
 
 

@@ -453,17 +453,19 @@ class Training(_Stage):
     """How a teacher is followed: its distribution over the candidates, or its margins of positive over negatives."""
     teacher_weight: float = Field(default=0.5, gt=0, le=100)
     """Weight of the teacher's loss beside InfoNCE."""
-    linear_adapter: Share = 0
+    linear_adapter: Share | None = None
     """Share of a linear map that is put after pooling once the weights are chosen: by it, each sentence of the corpus
     ranks the other documents' segments as BM25 and the model together do. Takes a minute or two and no questions; 0:
-    none."""
+    none; None: half where the questions are generated and the corpus has 20 documents or more."""
     processes: int = Field(default=1, ge=1, le=64)
     """Training processes on this machine, one for each GPU."""
 
     @model_validator(mode="after")
     def _changes_the_base(self) -> Training:
         if not self.contrastive and not self.linear_adapter:
-            message = "contrastive is false and linear_adapter 0: the tuned model would be the base; set linear_adapter"
+            message = (
+                "contrastive is false without a linear_adapter: the tuned model would be the base; set linear_adapter"
+            )
             raise ValueError(message)
         return self
 

@@ -29,6 +29,7 @@ from embed_pipeline.progress import progress
 from embed_pipeline.synthesis.words import sentences
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.loss import follow_distribution
+from embed_pipeline.training.policy import LEAST_DOCUMENTS
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,8 +39,6 @@ Integers = NDArray[np.int64]
 
 # Together they bound the teacher's scores to 384 MB.
 MAX_SENTENCES, MAX_PASSAGES = 12_000, 8_000
-LEAST_DOCUMENTS = 20
-"""In a corpus of fewer, a sentence's segment alone is not ranked: without its document there would be little left."""
 _LEAST_WORDS, _MOST_WORDS = 6, 40
 # Softer than the contrastive loss: a ranking of many passages is followed, not a single one found.
 _TEMPERATURE = 0.05
@@ -84,7 +83,8 @@ def fit_adapter(
     vectors = encoder.encode(passages, "passage", label="encode segments for the adapter")
     taught = _taught(asked, passages, (questions, vectors), own, kin, dense_weight=dense_weight)
     lengths = sorted({*dimensions, vectors.shape[1]})
-    return _fit(torch.from_numpy(questions), torch.from_numpy(vectors), torch.from_numpy(taught), lengths, draw)
+    parts = (torch.from_numpy(array).to(encoder.model.device) for array in (questions, vectors, taught))
+    return _fit(*parts, lengths=lengths, draw=draw)
 
 
 def append_adapter(model: SentenceTransformer) -> nn.Linear:
@@ -211,10 +211,10 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def _fit(
-    questions: Tensor, passages: Tensor, taught: Tensor, lengths: Sequence[int], draw: np.random.Generator
+    questions: Tensor, passages: Tensor, taught: Tensor, *, lengths: Sequence[int], draw: np.random.Generator
 ) -> Floats:
     width = passages.shape[1]
-    matrix = nn.Parameter(torch.zeros(width, width))
+    matrix = nn.Parameter(torch.zeros(width, width, device=passages.device))
     optimizer = torch.optim.Adam([matrix], lr=_RATE)
     with progress("fit the linear adapter", _STEPS, "steps") as bar:
         for batch in _batches(len(questions), draw):
@@ -225,7 +225,7 @@ def _fit(
             torch.autograd.backward(loss + _DECAY * matrix.square().sum())
             optimizer.step()
             bar.advance()
-    fitted: Floats = matrix.detach().numpy()
+    fitted: Floats = matrix.detach().cpu().numpy()
     return fitted
 
 

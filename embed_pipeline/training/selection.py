@@ -18,9 +18,11 @@ from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Embedding
 from embed_pipeline.training.checkpoints import SEAL
 from embed_pipeline.training.dev import DevMeasure
+from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.general import general_set
 from embed_pipeline.training.linear_adapter import append_adapter, fit_adapter, remove_adapter, set_adapter
 from embed_pipeline.training.merging import SHARES, Kept, keep_general
+from embed_pipeline.training.policy import adapter_share
 from embed_pipeline.training.record import TrainingResult
 from embed_pipeline.training.seed_run import RESULT_FILE, SeedResult, winner_folder
 from embed_pipeline.training.task import Task
@@ -71,17 +73,15 @@ def select(task: Task, seeds: Sequence[SeedResult], output: Path) -> TrainingRes
     choice = _choose(task, seeds, dev)
     model = choice.model or load_model(winner_folder(task, choice.seed.seed), task.settings.embedding)
     kept = _keep_general(task, choice, model, general, dev) if general else None
-    adapter_share = None
-    if task.settings.training.linear_adapter:
-        adapter_share, kept = _adapt(task, model, embedding, general, kept)
-    changed = bool(adapter_share) or (kept is not None and 0 < kept.share < 1)
+    adapted, kept = _adapt(task, model, embedding, general, kept)
+    changed = bool(adapted) or (kept is not None and 0 < kept.share < 1)
     if choice.model is None and not changed:
         ignored = shutil.ignore_patterns(SEAL, RESULT_FILE)
         shutil.copytree(winner_folder(task, choice.seed.seed), output, dirs_exist_ok=True, ignore=ignored)
     else:
         model.save_pretrained(str(output), create_model_card=False)
     measured_last = dev(model) if dev and changed else choice.dev_ndcg_10
-    result = replace(_result(task, seeds, choice, kept, measured_last), adapter_share=adapter_share)
+    result = replace(_result(task, seeds, choice, kept, measured_last), adapter_share=adapted)
     result.write(output)
     return result
 
@@ -133,22 +133,32 @@ def _keep_general(
 
 def _adapt(
     task: Task, model: SentenceTransformer, embedding: Embedding, general: Measure | None, kept: Kept | None
-) -> tuple[float, Kept | None]:
+) -> tuple[float | None, Kept | None]:
     """Append the linear adapter, at the share wanted or the largest below that keeps the bound on forgetting.
 
-    Returns the share, and ``kept`` as it is with the adapter. Where no share keeps the bound, the model is left
-    without an adapter and the share is 0.
+    Returns the share, None where none is wanted, and ``kept`` as it is with the adapter. Where no share keeps the
+    bound, or the adapter is there by default and there is no sentence to fit it to, the model is left without one: 0.
     """
-    matrix = fit_adapter(
-        Encoder(model, embedding),
-        task.corpus[1],
-        task.documents or task.corpus[0],
-        dense_weight=task.settings.evaluation.hybrid_dense_weight,
-        seed=task.settings.seed,
-        dimensions=task.settings.training.matryoshka_dimensions,
-    )
+    training = task.settings.training
+    wanted = adapter_share(training, labelled=task.examples.labelled, documents=len(set(task.documents)))
+    if not wanted:
+        return None, kept
+    try:
+        matrix = fit_adapter(
+            Encoder(model, embedding),
+            task.corpus[1],
+            task.documents or task.corpus[0],
+            dense_weight=task.settings.evaluation.hybrid_dense_weight,
+            seed=task.settings.seed,
+            dimensions=training.matryoshka_dimensions,
+        )
+    except TrainingError as error:
+        if training.linear_adapter is not None:
+            raise
+        logger.warning("the model is left without a linear adapter: %s", error)
+        return 0.0, kept
     layer = append_adapter(model)
-    for share in (task.settings.training.linear_adapter * part for part in SHARES):
+    for share in (wanted * part for part in SHARES):
         set_adapter(layer, matrix, share)
         if general is None or kept is None:
             return share, kept

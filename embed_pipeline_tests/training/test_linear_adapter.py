@@ -174,7 +174,12 @@ def test_a_corpus_without_sentences_is_refused(tiny_model: Path) -> None:
 
 
 def adapted(
-    model: Path, tmp_path: Path, wanted: float = 1.0, *, contrastive: bool = True, **evaluation: object
+    model: Path,
+    tmp_path: Path,
+    wanted: float | None = 1.0,
+    *,
+    contrastive: bool = True,
+    **evaluation: object,
 ) -> tuple[Path, float | None]:
     """A tuned folder of a training with the adapter, and the share that was kept."""
     settings = small.settings(model, epochs=1, linear_adapter=wanted, contrastive=contrastive)
@@ -189,6 +194,7 @@ def adapted(
         settings,
         output=tmp_path / "tuned",
         work=tmp_path / "work",
+        documents=list(known),
     )
     record = read_record(tmp_path / "tuned")
     assert (record["adapter_share"], record["general_after"]) == (result.adapter_share, result.general_after)
@@ -221,6 +227,22 @@ def test_the_adapter_alone_leaves_the_bases_weights_as_they_are(tiny_model: Path
     for name, weight in base[0].state_dict().items():
         assert torch.equal(tuned[0].state_dict()[name], weight), name
     assert not torch.allclose(tuned[2].linear.weight, torch.eye(32))
+
+
+def test_by_default_half_the_adapter_follows_generated_questions(tiny_model: Path, tmp_path: Path) -> None:
+    folder, share = adapted(tiny_model, tmp_path, None)
+    assert share == 0.5
+    assert (folder / "2_Dense").exists()
+
+
+def test_by_default_a_corpus_without_sentences_is_left_without_an_adapter(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(linear_adapter, "_LEAST_WORDS", 41)
+    folder, share = adapted(tiny_model, tmp_path, None)
+    assert share == 0
+    assert not (folder / "2_Dense").exists()
+    assert "left without a linear adapter" in caplog.text
 
 
 @pytest.mark.parametrize(("kept_from", "share"), [(4, 0.5 * SHARES[3]), (100, 0.0)])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from embed_pipeline.settings import Training
-from embed_pipeline.training.policy import learning_rate, plan
+from embed_pipeline.training.policy import LEAST_DOCUMENTS, adapter_share, learning_rate, plan
 
 
 def test_few_examples_get_small_batches_and_enough_steps() -> None:
@@ -38,3 +38,11 @@ def test_the_rate_falls_with_the_width_of_the_model_and_is_low_for_generated_que
 def test_no_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="examples is 0"):
         plan(0, Training())
+
+
+def test_generated_questions_get_half_the_adapter_where_there_are_documents_to_learn_from() -> None:
+    assert adapter_share(Training(), labelled=False, documents=LEAST_DOCUMENTS) == 0.5
+    assert adapter_share(Training(), labelled=False, documents=LEAST_DOCUMENTS - 1) == 0
+    assert adapter_share(Training(), labelled=True, documents=1_000) == 0
+    assert adapter_share(Training(linear_adapter=0), labelled=False, documents=1_000) == 0
+    assert adapter_share(Training(linear_adapter=1), labelled=True, documents=1) == 1
