@@ -67,7 +67,9 @@ vectors = session.run(["embeddings"], {{
 ```
 
 `model` is a Hugging Face-style folder, as vLLM and Text Embeddings Inference load it; `onnx` is a plain ONNX
-directory. Those servers were not run when this release was made.
+directory. Those servers were not run when this release was made. Where `model/modules.json` names a `Dense` module, a
+server has to apply it after pooling; older ones leave it out without a word, and their vectors are then others: compare
+one with the ONNX export's.
 
 ## How it was made
 
