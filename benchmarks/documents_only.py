@@ -54,6 +54,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "hybrid teacher, weight 5, with the adapter": ("training.teacher=hybrid", "training.teacher_weight=5"),
     "structure too": (_NO_ADAPTER, "training_data.sources=generated,structure"),
+    "structure too, with the adapter": ("training_data.sources=generated,structure",),
     "structure alone": (_NO_ADAPTER, "training_data.sources=structure"),
 }
 
