@@ -73,9 +73,9 @@ one with the ONNX export's.
 
 ## How it was made
 
-Questions were written from the documents by a language model and scored, or came with people's labels where there were
-some; confusing passages were mined as hard negatives; the base model was fine-tuned with InfoNCE over in-batch and mined
-negatives.
+Questions were written from the documents by a language model and scored, or came with people's labels where there
+were some; confusing passages were mined as hard negatives; the base model was fine-tuned with InfoNCE over in-batch
+and mined negatives.
 
 {lineage}
 
