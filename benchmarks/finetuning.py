@@ -188,31 +188,35 @@ def train_stock(
     model = load_model(settings.embedding.model, settings.embedding)
     model.max_seq_length = arguments.tokens
     columns = {"anchor": [q for q, _ in data.pairs], "positive": [p for _, p in data.pairs]}
-    trainer = _stock_trainer(model, columns, folder, settings.seed, STOCK_EPOCHS)
+    trainer = stock_trainer(model, columns, folder, settings.seed, num_train_epochs=STOCK_EPOCHS)
     started = time.perf_counter()
     trainer.train()
     return model.eval(), time.perf_counter() - started
 
 
-def _stock_trainer(
-    model: SentenceTransformer, columns: dict[str, list[str]], folder: Path, seed: int, epochs: int
+def stock_trainer(
+    model: SentenceTransformer,
+    columns: dict[str, list[str]],
+    folder: Path,
+    seed: int,
+    **options: Any,  # noqa: ANN401 - the peer's
 ) -> Any:  # noqa: ANN401 - the peer's
+    """The peer's trainer and loss over texts in columns, one pass unless its ``options`` say more."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-    options = SentenceTransformerTrainingArguments(
+    defaults = {"num_train_epochs": 1, "per_device_train_batch_size": BATCH, "dataloader_pin_memory": False}
+    arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=BATCH,
         seed=seed,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **(defaults | options),
     )
     return SentenceTransformerTrainer(
-        model=model, args=options, train_dataset=Dataset.from_dict(columns), loss=MultipleNegativesRankingLoss(model)
+        model=model, args=arguments, train_dataset=Dataset.from_dict(columns), loss=MultipleNegativesRankingLoss(model)
     )
 
 
@@ -387,7 +391,7 @@ def _time_stock(
         **{f"negative_{place}": [texts[items[place]] for _, _, items in rows] for place in range(negatives)},
     }
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _stock_trainer(model, columns, Path(folder), settings.seed, 1)
+        trainer = stock_trainer(model, columns, Path(folder), settings.seed)
         started = clock()
         trainer.train()
         return clock() - started

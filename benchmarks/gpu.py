@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from finetuning import Labelled, machine, read
+from finetuning import Labelled, machine, read, stock_trainer
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent / "results" / "gpu.json"
 # Layers, width, heads; the inner width is four times the width, as in all of them.
 SHAPES = {"base": (12, 768, 12), "large": (24, 1024, 16)}
 H100_TERAFLOPS = 989.0
-LOADERS = 4
+LOADERS, SEED = 4, 17
 PEER_BATCH = 512
 
 
@@ -74,13 +74,15 @@ def model_of(shape: str, folder: Path) -> str:
 def forward_flops(model: SentenceTransformer, lengths: Sequence[int]) -> float:
     """Floating-point operations of one forward pass over texts of so many tokens: products and attention."""
     config = model[0].auto_model.config
-    weights = sum(module.weight.numel() for module in model[0].auto_model.encoder.modules() if _is_linear(module))
+    layers = [module for module in model[0].auto_model.encoder.modules() if isinstance(module, torch.nn.Linear)]
+    weights = sum(layer.weight.numel() for layer in layers)
     attention = 4 * config.hidden_size * config.num_hidden_layers
     return float(sum(2 * weights * length + attention * length**2 for length in lengths))
 
 
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear)
+def attention_of(model: SentenceTransformer) -> str:
+    """The attention kernels that ``model`` uses."""
+    return str(model[0].auto_model.config._attn_implementation)  # noqa: SLF001 - there is no public name
 
 
 @dataclass(frozen=True)
@@ -141,42 +143,36 @@ def time_ours(
     passages = {name: text for text, name in number.items()}
     task = Task.of(tables.TRAINING_EXAMPLES.frame(rows), passages, None, ([], []), settings, work=work)
     steps = len(rows) // arguments.batch
-    trainer, supervisor = build_trainer(task, Plan(arguments.batch, 1.0, steps, 1, small_data=True), 17, work)
+    trainer, supervisor = build_trainer(task, Plan(arguments.batch, 1.0, steps, 1, small_data=True), SEED, work)
     trainer.remove_callback(supervisor)
     seconds = timed(trainer.train)
-    attention = trainer.model[0].auto_model.config._attn_implementation  # noqa: SLF001 - there is no public name
-    return seconds, {"attention": attention, "loss": float(trainer.state.log_history[-1]["train_loss"])}
+    return seconds, {
+        "attention": attention_of(trainer.model),
+        "loss": float(trainer.state.log_history[-1]["train_loss"]),
+    }
 
 
 def time_stock(pairs: Pairs, arguments: argparse.Namespace, folder: Path, name: str) -> tuple[float, dict[str, Any]]:
     """Seconds of one training of the peer's, and what it took."""
-    from datasets import Dataset
-    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
-
     model = load_model(name, Settings().embedding)
     model.max_seq_length = arguments.tokens
     columns = {"anchor": pairs.questions, "positive": pairs.positives}
     columns |= {f"negative_{place}": list(column) for place, column in enumerate(zip(*pairs.negatives, strict=True))}
-    options = SentenceTransformerTrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=1,
+    trainer = stock_trainer(
+        model,
+        columns,
+        folder,
+        SEED,
         per_device_train_batch_size=arguments.batch,
         bf16=True,
         dataloader_num_workers=LOADERS,
         dataloader_pin_memory=True,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
     )
-    loss = MultipleNegativesRankingLoss(model)
-    trainer = SentenceTransformerTrainer(model=model, args=options, train_dataset=Dataset.from_dict(columns), loss=loss)
     # It encodes examples for the model's card.
     for callback in [each for each in trainer.callback_handler.callbacks if "ModelCard" in type(each).__name__]:
         trainer.remove_callback(callback)
     seconds = timed(trainer.train)
-    attention = model[0].auto_model.config._attn_implementation  # noqa: SLF001 - there is no public name
-    return seconds, {"attention": attention, "loss": float(trainer.state.log_history[-1]["train_loss"])}
+    return seconds, {"attention": attention_of(model), "loss": float(trainer.state.log_history[-1]["train_loss"])}
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -248,8 +244,9 @@ def encode(arguments: argparse.Namespace, model: str) -> Iterator[dict[str, Any]
         settings = Settings.model_validate({"embedding": {"model": model, "precision": precision}})
         encoder = Encoder.load(model, settings.embedding)
         encoder.max_tokens = arguments.tokens
-        attention = encoder.model[0].auto_model.config._attn_implementation  # noqa: SLF001 - there is no public name
-        systems[f"ours, {precision}, {attention}"] = lambda encoder=encoder: encoder.encode(texts, "passage")
+        systems[f"ours, {precision}, {attention_of(encoder.model)}"] = lambda encoder=encoder: encoder.encode(
+            texts, "passage"
+        )
     rates: dict[str, list[float]] = {name: [] for name in systems}
     vectors: dict[str, np.ndarray] = {}
     names = list(systems)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+_Tokens = TypeVar("_Tokens")
 
 # Tokenised and sorted together: enough for like lengths to meet, few enough that token ids never fill memory. A GPU
 # waits for the first of them.
@@ -26,17 +29,17 @@ def token_budget(wanted: int, *, on_gpu: bool) -> int:
 
 
 def tokenized_windows(
-    texts: Sequence[str], tokenize: Callable[[Sequence[str]], list[NDArray[np.int32]]], *, on_gpu: bool
-) -> Iterator[tuple[int, list[NDArray[np.int32]]]]:
-    """Token ids of ``texts``, some thousands at a time; for a GPU each lot is read while the one before is computed.
+    texts: Sequence[str], tokenize: Callable[[Sequence[str]], list[_Tokens]], *, on_gpu: bool
+) -> Iterator[tuple[int, list[_Tokens]]]:
+    """Tokens of ``texts``, some thousands at a time; for a GPU each lot is read while the one before is computed.
 
     Args:
         texts: in any order.
-        tokenize: gives the token ids of each text.
+        tokenize: gives of each text its token ids, or what is wanted of them.
         on_gpu: whether a GPU computes.
 
     Yields:
-        Position of the lot's first text, and the token ids of its texts.
+        Position of the lot's first text, and what ``tokenize`` gives of its texts.
     """
     size = _GPU_WINDOW if on_gpu else _CPU_WINDOW
     lots = [(start, texts[start : start + size]) for start in range(0, len(texts), size)]
@@ -44,7 +47,7 @@ def tokenized_windows(
         yield from ((start, tokenize(lot)) for start, lot in lots)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as reader:
-        ahead = deque[Future[list[NDArray[np.int32]]]]()
+        ahead = deque[Future[list[_Tokens]]]()
         for place, (start, _) in enumerate(lots):
             while len(ahead) < _LOTS_AHEAD and place + len(ahead) < len(lots):
                 ahead.append(reader.submit(tokenize, lots[place + len(ahead)][1]))

@@ -49,7 +49,8 @@ class Encoder:
         self.query_prefix: str = model.prompts.get("query") or ""
         self.passage_prefix: str = model.prompts.get("document") or ""
         self._tokenizer = model.tokenizer
-        self._batch_tokens = token_budget(embedding.batch_tokens, on_gpu=model.device.type == "cuda")
+        self._on_gpu = model.device.type == "cuda"
+        self._batch_tokens = token_budget(embedding.batch_tokens, on_gpu=self._on_gpu)
         self._precision: Precision = "bf16" if embedding.precision == "bf16" else "fp32"
         arithmetic = f"{self._precision} {self._batch_tokens} {self.max_tokens} {model.device}"
         self._stored = VectorStore(store, model, arithmetic) if store else None
@@ -100,9 +101,8 @@ class Encoder:
 
     def _compute(self, texts: Sequence[str], label: str | None) -> NDArray[np.float32]:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        on_gpu = self.model.device.type == "cuda"
         with _shown(label, len(texts)) as bar:
-            for start, rows in tokenized_windows(texts, self._tokenize, on_gpu=on_gpu):
+            for start, rows in tokenized_windows(texts, self._tokenize, on_gpu=self._on_gpu):
                 for positions, found in self._infer_in_turn(rows):
                     vectors[start + positions] = found
                     if bar is not None:
@@ -113,7 +113,7 @@ class Encoder:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without prefix, special tokens or a limit."""
 
-        def tokenize(window: Sequence[str]) -> list[NDArray[np.int32]]:
+        def count(window: Sequence[str]) -> list[int]:
             rows = self._tokenizer(
                 list(window),
                 add_special_tokens=False,
@@ -122,9 +122,9 @@ class Encoder:
                 return_token_type_ids=False,
                 verbose=False,
             )["input_ids"]
-            return [np.asarray(row, dtype=np.int32) for row in rows]
+            return [len(row) for row in rows]
 
-        return [len(row) for _, rows in tokenized_windows(texts, tokenize, on_gpu=False) for row in rows]
+        return [tokens for _, counts in tokenized_windows(texts, count, on_gpu=False) for tokens in counts]
 
     def _tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         rows = self._tokenizer(

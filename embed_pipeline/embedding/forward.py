@@ -31,13 +31,20 @@ def unit_vectors(
     """Vectors of length 1, float32 (n, dimensions) on the model's device, of padded token ids, int64 (n, longest)."""
     import torch
 
+    with torch.inference_mode(), _arithmetic(model.device, precision):
+        pooled = model(features_of(model, tokens, mask))["sentence_embedding"]
+    return torch.nn.functional.normalize(pooled[:, :dimensions].float(), p=2, dim=-1)
+
+
+def features_of(model: SentenceTransformer, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, Tensor]:
+    """What ``model`` takes, on its device, for padded token ids and their mask, int64 (n, longest)."""
+    import torch
+
     device = model.device
     features = {"input_ids": torch.from_numpy(tokens).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
     if "token_type_ids" in model.tokenizer.model_input_names:
         features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-    with torch.inference_mode(), _arithmetic(device, precision):
-        pooled = model(features)["sentence_embedding"]
-    return torch.nn.functional.normalize(pooled[:, :dimensions].float(), p=2, dim=-1)
+    return features
 
 
 def prepare_for_inference(model: SentenceTransformer, precision: Precision) -> None:

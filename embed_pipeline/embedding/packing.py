@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from embed_pipeline.embedding.batches import pad_rows
+from embed_pipeline.embedding.forward import features_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -156,8 +157,8 @@ def _register() -> None:
         **options: Any,  # noqa: ANN401 - what transformers hands on
     ) -> tuple[Tensor, None]:
         if options.get("cu_seq_lens_q") is None:
-            attended, _ = fused(module, query, key, value, attention_mask, **options)
-            return attended, None
+            padded: tuple[Tensor, None] = fused(module, query, key, value, attention_mask, **options)
+            return padded
         return _attend_packed(module, query, key, value, options), None
 
     def mask(*positional: Any, **options: Any) -> Tensor | None:  # noqa: ANN401 - what transformers hands on
@@ -229,14 +230,7 @@ def trial_features(model: SentenceTransformer) -> dict[str, Tensor]:
     padding = model.tokenizer.pad_token_id or 0
     # A padding token within a text would move the positions of a RoBERTa.
     rows = [np.where(row == padding, padding + 1, row) for row in rows]
-    ids, mask = pad_rows(rows, padding, left=model.tokenizer.padding_side == "left")
-    features = {
-        "input_ids": torch.from_numpy(ids).to(model.device),
-        "attention_mask": torch.from_numpy(mask).to(model.device),
-    }
-    if "token_type_ids" in model.tokenizer.model_input_names:
-        features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-    return features
+    return features_of(model, *pad_rows(rows, padding, left=model.tokenizer.padding_side == "left"))
 
 
 def _trial_vectors(model: SentenceTransformer, half: torch.dtype) -> Tensor:

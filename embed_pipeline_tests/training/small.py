@@ -82,7 +82,6 @@ def settings(model: Path, **training: Any) -> Settings:
 def write_tiny_decoder(folder: Path) -> Path:
     """Write a two-layer random decoder that pads on the left and pools its last token."""
     import torch
-    from sentence_transformers import SentenceTransformer, models
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel
     from tokenizers.processors import TemplateProcessing
@@ -116,17 +115,12 @@ def write_tiny_decoder(folder: Path) -> Path:
         bos_token_id=None,
     )
     Qwen2Model(config).save_pretrained(plain)
-    pooling = models.Pooling(32, pooling_mode="lasttoken")
-    SentenceTransformer(modules=[models.Transformer(str(plain), max_seq_length=64), pooling], device="cpu").save(
-        str(folder)
-    )
-    return folder
+    return _pool(plain, folder, "lasttoken")
 
 
 def write_tiny_roberta(folder: Path, encoder: Path) -> Path:
     """Write a two-layer random RoBERTa, whose positions begin after the padding's, with a tiny BERT's tokenizer."""
     import torch
-    from sentence_transformers import SentenceTransformer, models
     from transformers import AutoConfig, AutoTokenizer, RobertaConfig, RobertaModel
 
     torch.manual_seed(0)
@@ -144,7 +138,14 @@ def write_tiny_roberta(folder: Path, encoder: Path) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     RobertaModel(config).save_pretrained(plain)
-    modules = [models.Transformer(str(plain), max_seq_length=64), models.Pooling(32, pooling_mode="mean")]
+    return _pool(plain, folder, "mean")
+
+
+def _pool(plain: Path, folder: Path, how: str) -> Path:
+    """Write a plain transformer 32 wide with its pooling to ``folder`` and return it."""
+    from sentence_transformers import SentenceTransformer, models
+
+    modules = [models.Transformer(str(plain), max_seq_length=64), models.Pooling(32, pooling_mode=how)]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder))
     return folder
 
