@@ -1,7 +1,7 @@
 """Training, encoding and searching on a GPU, side by side with sentence-transformers in one process.
 
     python benchmarks/gpu.py train --scifact DIR [--shape base] [--compiled]     examples a second, rounds interleaved
-    python benchmarks/gpu.py encode --scifact DIR [--shape base]                 texts a second, and cosines
+    python benchmarks/gpu.py encode --scifact DIR [--shape base] [--onnx]        texts a second, and cosines
     python benchmarks/gpu.py search                                              a million random vectors
 
 ``DIR`` is a BEIR folder. The model is the packaged MiniLM, or one of random weights in the shape of BERT base or large
@@ -33,8 +33,11 @@ from finetuning import Labelled, machine, read, stock_trainer
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model, resolve_model
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.search import search
-from embed_pipeline.settings import Settings
+from embed_pipeline.release.onnx_export import export_onnx
+from embed_pipeline.release.precision import write_precision
+from embed_pipeline.settings import Release, Settings
 from embed_pipeline.training.build import build_trainer
 from embed_pipeline.training.policy import Plan
 from embed_pipeline.training.task import Task
@@ -50,8 +53,8 @@ LOADERS, SEED = 4, 17
 PEER_BATCH = 512
 
 
-def model_of(shape: str, folder: Path) -> str:
-    """The packaged model, or the folder of one of random weights."""
+def model_of(shape: str, folder: Path, tokens: int) -> str:
+    """The packaged model, or the folder of one of random weights that reads so many tokens."""
     packaged = resolve_model("packaged")
     if shape == "minilm":
         return packaged
@@ -66,7 +69,7 @@ def model_of(shape: str, folder: Path) -> str:
     )
     BertModel(config).save_pretrained(folder / "bert")
     AutoTokenizer.from_pretrained(packaged).save_pretrained(folder / "bert")
-    modules = [Transformer(str(folder / "bert")), Pooling(width, pooling_mode="mean"), Normalize()]
+    modules = [Transformer(str(folder / "bert"), max_seq_length=tokens), Pooling(width, pooling_mode="mean"), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder / shape))
     return str(folder / shape)
 
@@ -227,7 +230,7 @@ def train(arguments: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]
         }
 
 
-def encode(arguments: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+def encode(arguments: argparse.Namespace, model: str, folder: Path) -> Iterator[dict[str, Any]]:
     """Texts a second over the corpus, ours and the peer's, and cosines to the peer's in fp32."""
     from sentence_transformers import SentenceTransformer
 
@@ -247,6 +250,14 @@ def encode(arguments: argparse.Namespace, model: str) -> Iterator[dict[str, Any]
         systems[f"ours, {precision}, {attention_of(encoder.model)}"] = lambda encoder=encoder: encoder.encode(
             texts, "passage"
         )
+    if arguments.onnx:
+        export_onnx(Path(model), folder / "fp32", Release(), Settings().embedding)
+        write_precision(folder / "fp32", folder / "fp16", "fp16")
+        for precision in ("fp32", "fp16"):
+            backend = OnnxBackend(folder / precision)
+            if not backend.on_gpu:
+                raise SystemExit("onnxruntime does not run on the GPU here")
+            systems[f"ours, onnxruntime {precision}"] = lambda backend=backend: backend.encode(texts, "passage")
     rates: dict[str, list[float]] = {name: [] for name in systems}
     vectors: dict[str, np.ndarray] = {}
     names = list(systems)
@@ -306,6 +317,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of a round")
     parser.add_argument("--attention", default="auto", help="training.attention of ours")
     parser.add_argument("--compiled", action="store_true", help="ours with compiled layers too")
+    parser.add_argument("--onnx", action="store_true", help="the exports on onnxruntime too, which must have CUDA")
     parser.add_argument("--rounds", type=int, default=3, help="after one to warm up")
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--peak", type=float, default=H100_TERAFLOPS, help="TFLOP/s of dense bf16 products")
@@ -317,9 +329,8 @@ def main() -> None:
         if arguments.action == "search":
             results = find(arguments)
         else:
-            results = (train if arguments.action == "train" else encode)(
-                arguments, model_of(arguments.shape, Path(folder))
-            )
+            model = model_of(arguments.shape, Path(folder), arguments.tokens)
+            results = train(arguments, model) if arguments.action == "train" else encode(arguments, model, Path(folder))
         for result in results:
             kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
             kept[name] = {"machine": machine(), "torch": torch.__version__, **result}

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -32,6 +34,8 @@ _SDPA = "sdpa"
 _HALVES = (torch.float16, torch.bfloat16)
 _TRIAL_TOKENS = (3, 17, 130, 512)
 _LEAST_COSINE = 0.999
+
+_known_tokens: ContextVar[int | None] = ContextVar("tokens of the batch that is computed", default=None)
 
 
 class PackingError(ValueError):
@@ -55,7 +59,7 @@ def pack(model: SentenceTransformer, half: torch.dtype) -> None:
     if encoder is None:
         message = f"{type(model[0]).__name__} is no transformer"
         raise PackingError(message)
-    if isinstance(encoder.forward, _PackedForward):
+    if is_packed(model):
         return
     _check(encoder, model.device)
     before = encoder.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
@@ -74,6 +78,24 @@ def pack(model: SentenceTransformer, half: torch.dtype) -> None:
         encoder.set_attn_implementation(before)
         message = str(error).partition("\n")[0]
         raise PackingError(message) from error
+
+
+def is_packed(model: SentenceTransformer) -> bool:
+    """Whether :func:`pack` changed ``model``."""
+    return isinstance(getattr(getattr(model[0], "auto_model", None), "forward", None), _PackedForward)
+
+
+@contextmanager
+def token_count(tokens: int) -> Iterator[None]:
+    """Say how many tokens, without padding, each batch has that the block computes.
+
+    A packed model that does not know counts them, for which it must wait until the GPU has done all that was asked.
+    """
+    before = _known_tokens.set(tokens)
+    try:
+        yield
+    finally:
+        _known_tokens.reset(before)
 
 
 def _check(encoder: nn.Module, device: torch.device) -> None:
@@ -108,7 +130,7 @@ class _PackedForward:
         from transformers.modeling_outputs import BaseModelOutput
 
         rows, longest = input_ids.shape
-        places = attention_mask.flatten().nonzero().squeeze(1)
+        places = _places(attention_mask.flatten())
         lengths = attention_mask.sum(dim=1).cumsum(0)
         bounds = nn.functional.pad(lengths, (1, 0)).to(torch.int32)
         positions = attention_mask.cumsum(1) - 1 + self._first_position
@@ -132,6 +154,13 @@ class _PackedForward:
     @staticmethod
     def _is_half(device: torch.device) -> bool:
         return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) in _HALVES
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where a flat mask is not 0."""
+    tokens = _known_tokens.get()
+    found = torch.nonzero(mask) if tokens is None else torch.nonzero_static(mask, size=tokens)
+    return found.squeeze(1)
 
 
 def _first_position(encoder: nn.Module) -> int:

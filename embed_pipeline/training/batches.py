@@ -123,7 +123,7 @@ class Collator:
         self._questions = _tokenize(tokenizer, prefixes[0], examples.questions, max_tokens)
         self._passages = _tokenize(tokenizer, prefixes[1], examples.passages, max_tokens)
 
-    def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """Features of a batch, under the names by which the trainer tells the two sides apart."""
         chosen = sorted(
             (row["index"] for row in rows), key=lambda i: (-len(self._questions[self.examples.question[i]]), i)
@@ -168,11 +168,14 @@ class Collator:
             relations[row, place[self.examples.positive[example]]] = POSITIVE
         return relations
 
-    def _features(self, side: str, rows: Sequence[Tokens]) -> dict[str, Tensor]:
+    def _features(self, side: str, rows: Sequence[Tokens]) -> dict[str, Any]:
         import torch
 
+        from embed_pipeline.training.loss import LENGTHS
+
         ids, mask = (torch.from_numpy(array) for array in pad_rows(rows, self._pad, left=self._left))
-        features = {f"{side}_input_ids": ids, f"{side}_attention_mask": mask}
+        features: dict[str, Any] = {f"{side}_input_ids": ids, f"{side}_attention_mask": mask}
+        features[f"{side}_{LENGTHS}"] = [len(row) for row in rows]
         return features | ({f"{side}_token_type_ids": torch.zeros_like(ids)} if self._types else {})
 
 

@@ -16,6 +16,7 @@ from transformers import PrinterCallback
 
 from embed_pipeline.embedding.encoder import max_tokens_of
 from embed_pipeline.embedding.models import load_model, torch_device
+from embed_pipeline.embedding.packing import is_packed
 from embed_pipeline.settings import Settings, Training
 from embed_pipeline.training import hardware
 from embed_pipeline.training.adapters import add_adapters
@@ -33,9 +34,12 @@ from embed_pipeline.training.task import Task
 from embed_pipeline.training.teacher import taught_scores
 from embed_pipeline.training.trainer import ContrastiveTrainer
 
-_MICRO_TOKENS = {"cpu": 4_096, "cuda": 65_536}
+# A GPU has done a small batch's work before the next kernels are asked for.
+_MICRO_TOKENS = {"cpu": 4_096, "cuda": 131_072}
 _LOADERS = 2
 _NO_ROW_LIMIT = 1_000_000
+_LEAST_IN_CURVE = 50
+_MOST_STEPS_A_LOG = 10
 
 
 def world_size() -> int:
@@ -105,15 +109,22 @@ def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[Co
         measure=(lambda current: measure(current, embedding)) if measure else None,
         record=task.record,
     )
+    uncached = _uncached_tokens(model, training, precision, arguments.device)
+    micro = MicroBatches(
+        rows=training.micro_batch_size or _NO_ROW_LIMIT,
+        tokens=min(_MICRO_TOKENS[arguments.device.type], uncached),
+        padded_left=model.tokenizer.padding_side == "left",
+        packed=is_packed(model),
+    )
     trainer = ContrastiveTrainer(
         batches=batches,
-        uncached_tokens=_uncached_tokens(model, training, precision, arguments.device),
+        uncached_tokens=uncached,
         work=work,
         load_base=lambda: plain_base(settings),
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"index": list(range(len(task.examples)))}),
-        loss=_loss(model, training, arguments.device, bf16=precision == "bf16"),
+        loss=_loss(model, training, micro, bf16=precision == "bf16"),
         data_collator=collator,
         callbacks=[supervisor],
     )
@@ -140,7 +151,7 @@ def _arguments(
         save_strategy="no",
         eval_strategy="no",
         logging_strategy="steps",
-        logging_steps=1,
+        logging_steps=_steps_a_log(schedule.steps) if on_gpu else 1,
         logging_nan_inf_filter=False,
         # A GPU would wait while the next batch is put together.
         dataloader_num_workers=_LOADERS if on_gpu else 0,
@@ -155,11 +166,16 @@ def _arguments(
     )
 
 
-def _loss(model: SentenceTransformer, training: Training, device: torch.device, *, bf16: bool) -> MaskedInfoNCE:
+def _steps_a_log(steps: int) -> int:
+    """Steps between two losses that are read: for each the GPU is waited for, and then has nothing to do."""
+    return min(max(1, steps // _LEAST_IN_CURVE), _MOST_STEPS_A_LOG)
+
+
+def _loss(model: SentenceTransformer, training: Training, micro: MicroBatches, *, bf16: bool) -> MaskedInfoNCE:
     return MaskedInfoNCE(
         model,
         temperature=training.temperature,
-        micro=MicroBatches(training.micro_batch_size or _NO_ROW_LIMIT, _MICRO_TOKENS[device.type]),
+        micro=micro,
         cached=training.micro_batch_size > 0,
         bf16=bf16,
         dimensions=training.matryoshka_dimensions,

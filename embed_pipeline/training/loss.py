@@ -5,7 +5,7 @@ Imports torch: import it inside functions from modules that the orchestration re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Features = dict[str, Tensor]
+from embed_pipeline.embedding.packing import token_count
+
+Features = dict[str, Any]
+"""Padded token tensors of some texts, (n, longest), and ``LENGTHS``."""
+
+LENGTHS = "lengths"
+"""Tokens of each text, as a list: were they counted on a GPU, it would have to be waited for."""
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 """Relations of a question to a passage of its batch: its own positive, scored against it, or left out."""
@@ -21,30 +27,60 @@ POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
 @dataclass
 class MicroBatches:
-    """How many texts are encoded at once: bounds on rows, and on tokens with padding."""
+    """How many texts are encoded at once.
+
+    Attributes:
+        rows: texts, at most.
+        tokens: tokens, at most, but for a single text that is longer.
+        padded_left: where the padding is.
+        packed: whether the model leaves padding out: then it does not count, and texts of all lengths go together.
+    """
 
     rows: int
     tokens: int
+    padded_left: bool = False
+    packed: bool = False
+
+    def tokens_of(self, batch: Mapping[str, Any]) -> int:
+        """Tokens that are computed of a collated batch: with the padding, where that is computed too."""
+        if self.packed:
+            return sum(sum(lengths) for name, lengths in batch.items() if name.endswith(LENGTHS))
+        return sum(ids.numel() for name, ids in batch.items() if name.endswith("input_ids"))
+
+    def of_sides(self, sides: Sequence[Features]) -> list[Features]:
+        """Cut a batch's questions and passages into micro-batches, in order; fewer of them where both may share one."""
+        return [part for side in ([self._joined(sides)] if self.packed else sides) for part in self.split(side)]
 
     def split(self, features: Features) -> Iterator[Features]:
         """Cut padded features into consecutive rows within the bounds, each trimmed to its longest text.
 
         Rows should come sorted by length, so that little of a micro-batch is padding.
         """
-        mask = features["attention_mask"]
-        lengths: list[int] = mask.sum(dim=1).tolist()
-        padded_left = not bool((mask[:, 0] == 1).all())
+        lengths: list[int] = features[LENGTHS]
+        padded = {name: tensor for name, tensor in features.items() if name != LENGTHS}
+        width = padded["attention_mask"].shape[1]
         start = 0
         while start < len(lengths):
-            stop, longest = start, 0
+            stop, longest, total = start, 0, 0
             while stop < len(lengths) and stop - start < self.rows:
-                wider = max(longest, lengths[stop])
-                if stop > start and wider * (stop - start + 1) > self.tokens:
+                wider, more = max(longest, lengths[stop]), total + lengths[stop]
+                if stop > start and (more if self.packed else wider * (stop - start + 1)) > self.tokens:
                     break
-                stop, longest = stop + 1, wider
-            columns = slice(mask.shape[1] - longest, None) if padded_left else slice(0, longest)
-            yield {name: tensor[start:stop, columns] for name, tensor in features.items()}
+                stop, longest, total = stop + 1, wider, more
+            columns = slice(width - longest, None) if self.padded_left else slice(0, longest)
+            part = {name: tensor[start:stop, columns] for name, tensor in padded.items()}
+            yield part | {LENGTHS: lengths[start:stop]}
             start = stop
+
+    def _joined(self, sides: Sequence[Features]) -> Features:
+        """The rows of all sides under each other, padded to the longest."""
+        width = max(side["input_ids"].shape[1] for side in sides)
+        joined: Features = {LENGTHS: [length for side in sides for length in side[LENGTHS]]}
+        for name in sides[0].keys() - {LENGTHS}:
+            missing = [(side[name], width - side[name].shape[1]) for side in sides]
+            padded = [nn.functional.pad(rows, (n, 0) if self.padded_left else (0, n)) for rows, n in missing]
+            joined[name] = torch.cat(padded)
+        return joined
 
 
 @dataclass(frozen=True)
@@ -114,7 +150,7 @@ class MaskedInfoNCE(nn.Module):
             Scalar float32; its ``backward`` fills the model's gradients.
         """
         relations, taught = (labels, None) if labels.dim() == 2 else (labels[0], labels[1])  # noqa: PLR2004 - a matrix has two axes
-        parts = [part for side in features for part in self.micro.split(side)]
+        parts = self.micro.of_sides(features)
         vectors = self._cached(parts) if self.cached and torch.is_grad_enabled() else self._encode(parts)
         vectors = vectors.float()
         lengths = sorted({*self.dimensions, vectors.shape[1]})
@@ -136,7 +172,13 @@ class MaskedInfoNCE(nn.Module):
 
     def _encode(self, parts: Sequence[Features]) -> Tensor:
         with self._arithmetic(parts[0]):
-            return torch.cat([self.model(dict(part))["sentence_embedding"] for part in parts])
+            return torch.cat([self._vectors(part) for part in parts])
+
+    def _vectors(self, part: Features) -> Tensor:
+        padded = dict(part)
+        with token_count(sum(padded.pop(LENGTHS))):
+            vectors: Tensor = self.model(padded)["sentence_embedding"]
+        return vectors
 
     def _cached(self, parts: Sequence[Features]) -> Tensor:
         """Vectors as a leaf that, when its gradient is known, runs the micro-batches again with gradient."""
@@ -144,7 +186,7 @@ class MaskedInfoNCE(nn.Module):
         with torch.no_grad(), self._arithmetic(parts[0]):
             for part in parts:
                 states.append(RandomState.of(part["input_ids"].device))
-                vectors.append(self.model(dict(part))["sentence_embedding"])
+                vectors.append(self._vectors(part))
         leaf = torch.cat(vectors).requires_grad_()
         sizes = [len(vector) for vector in vectors]
 

@@ -25,8 +25,8 @@ class TrainingResult:
         learning_rate: peak learning rate.
         small_data: whether the rules for few examples set batch and passes.
         steps: optimizer steps of the winning seed, those before a resumption included.
-        final_loss: loss of the last step; None where there was none.
-        loss_curve: step and loss, every step.
+        final_loss: the last loss that was read; None where there was none.
+        loss_curve: step and mean loss since the one before, every step on a processor; on a GPU at least 50 of them.
         dev_curve: step and dev nDCG@10, the base at step 0; empty without dev questions.
         best_step: step whose weights won; 0: no step beat the base on dev, and the weights are the base's.
         weights: where the weights come from: ``step``, ``mean of steps`` or ``mean of seeds``.

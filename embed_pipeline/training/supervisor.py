@@ -177,5 +177,5 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
 
     @staticmethod
     def _note(state: TrainerState) -> str:
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        return f"loss {losses[-1]:.3f}" if losses else ""
+        last = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
+        return "" if last is None else f"loss {last:.3f}"

@@ -41,7 +41,7 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
 
         Args:
             batches: the batch order.
-            uncached_tokens: a batch of more tokens than this, padding included, gets gradient caching.
+            uncached_tokens: a batch of more tokens than this, with such padding as is computed, gets gradient caching.
             work: folder of the checkpoints.
             load_base: the base model anew, without adapters.
             options: what ``SentenceTransformerTrainer`` takes.
@@ -50,6 +50,7 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
         self._uncached_tokens = uncached_tokens
         self._work = work
         self._load_base = load_base
+        self._unread: tuple[int, torch.Tensor] | None = None
         super().__init__(**options)
 
     def get_batch_sampler(self, *_: object, **__: object) -> ShuffledBatches:
@@ -69,8 +70,7 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
         """
         loss_function = self._loss_function()
         always_cached = loss_function.cached
-        tokens = sum(mask.numel() for name, mask in inputs.items() if name.endswith("_attention_mask"))
-        loss_function.cached = always_cached or tokens > self._uncached_tokens
+        loss_function.cached = always_cached or loss_function.micro.tokens_of(inputs) > self._uncached_tokens
         while True:
             try:
                 loss: torch.Tensor = super().training_step(model, dict(inputs), num_items_in_batch)
@@ -82,10 +82,20 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
                 always_cached = True
             model.zero_grad(set_to_none=True)
         loss_function.cached = always_cached
-        if not torch.isfinite(loss):
-            message = f"the loss is {loss.item()} at step {self.state.global_step + 1}; {self.last_good()}"
-            raise TrainingError(message)
+        self._refuse_what_is_not_finite(loss)
         return loss
+
+    def _refuse_what_is_not_finite(self, loss: torch.Tensor) -> None:
+        """Raise where a loss is not finite: on a GPU the one of the step before, which it need not be waited for.
+
+        No weights are kept that such a step has touched: the supervisor looks at them before it keeps any.
+        """
+        read: tuple[int, torch.Tensor] | None = (self.state.global_step + 1, loss)
+        if loss.is_cuda:
+            read, self._unread = self._unread, read
+        if read is not None and not torch.isfinite(read[1]):
+            message = f"the loss is {read[1].item()} at step {read[0]}; {self.last_good()}"
+            raise TrainingError(message)
 
     def last_good(self) -> str:
         """The last whole checkpoint, in words."""

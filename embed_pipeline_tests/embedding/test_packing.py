@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from embed_pipeline.embedding import packing
 from embed_pipeline.embedding.models import load_model
-from embed_pipeline.embedding.packing import PackingError, pack
+from embed_pipeline.embedding.packing import PackingError, pack, token_count
 from embed_pipeline.settings import Embedding
+from embed_pipeline.training.loss import LENGTHS, POSITIVE, MaskedInfoNCE, MicroBatches
 from embed_pipeline_tests.training import small
 
 TEXTS = ["the value of a class", "what is the object of a statement in the language", "a", "the list"]
@@ -77,6 +78,52 @@ def test_packed_rows_give_the_vectors_and_gradients_of_padded_ones(
     for name, gradient in gradients.items():
         size = gradient.norm()
         assert (again[name] - gradient).norm() < 0.06 * size + 1e-5, name
+
+
+def test_a_packed_model_that_is_told_the_number_of_tokens_does_not_wait_to_count_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(folder, Embedding(), DEVICE)
+    pack(model, torch.bfloat16)
+    vectors, _ = run(model)
+    monkeypatch.setattr(torch, "nonzero", None)
+    with token_count(sum(len(ids) for ids in model.tokenizer(TEXTS, truncation=True)["input_ids"])):
+        assert torch.equal(run(model)[0], vectors)
+    with pytest.raises(TypeError, match="not callable"):
+        run(model)
+
+
+def test_a_packed_model_has_the_loss_and_gradients_of_a_padded_one(folder: Path) -> None:
+    passages = ["the value of an object in the language " * 3, "a class", "the list of what a statement is"]
+    kinds = [(False, False), (True, False), (True, True)]
+    found = [loss_and_gradients(folder, TEXTS, passages, packed=packed, cached=cached) for packed, cached in kinds]
+    (expected, gradients), *others = found
+    for loss, again in others:
+        assert loss == pytest.approx(expected, rel=0.02)
+        assert again.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert (again[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-4, name
+
+
+def loss_and_gradients(
+    folder: Path, questions: list[str], passages: list[str], *, packed: bool, cached: bool
+) -> tuple[float, dict[str, Tensor]]:
+    model = load_model(folder, Embedding(), DEVICE)
+    left = model.tokenizer.padding_side == "left"
+    if packed:
+        pack(model, torch.bfloat16)
+    micro = MicroBatches(rows=99, tokens=60, padded_left=left, packed=packed)
+    loss = MaskedInfoNCE(model, temperature=0.5, micro=micro, cached=cached, bf16=True)
+    sides = []
+    for texts in (questions, passages):
+        rows = model.tokenizer(sorted(texts, key=len, reverse=True), padding=True, truncation=True, return_tensors="pt")
+        side = {name: rows[name].to(DEVICE) for name in model.tokenizer.model_input_names}
+        sides.append(side | {LENGTHS: rows["attention_mask"].sum(dim=1).tolist()})
+    relations = torch.zeros((len(questions), len(passages)), dtype=torch.int8, device=DEVICE)
+    relations[torch.arange(len(questions)), torch.arange(len(questions)) % len(passages)] = POSITIVE
+    value = loss(sides, relations)
+    value.backward()
+    return value.item(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def test_in_fp32_a_packed_model_computes_padded_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,19 @@ from torch import nn
 
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Embedding
-from embed_pipeline.training.loss import IGNORED, NEGATIVE, POSITIVE, MaskedInfoNCE, MicroBatches, info_nce
+from embed_pipeline.training.loss import (
+    IGNORED,
+    LENGTHS,
+    NEGATIVE,
+    POSITIVE,
+    Features,
+    MaskedInfoNCE,
+    MicroBatches,
+    info_nce,
+)
+
+
+NAMES = ("input_ids", "attention_mask")
 
 
 def test_info_nce_is_the_cross_entropy_of_the_positive_among_what_is_not_ignored() -> None:
@@ -19,9 +31,10 @@ def test_info_nce_is_the_cross_entropy_of_the_positive_among_what_is_not_ignored
     assert info_nce(logits, relations).item() == pytest.approx(((first + second) / 2).item(), abs=1e-6)
 
 
-def features(model: nn.Module, texts: list[str]) -> dict[str, torch.Tensor]:
+def features(model: nn.Module, texts: list[str]) -> Features:
     batch = model.tokenizer(sorted(texts, key=len, reverse=True), padding=True, return_tensors="pt")
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    tensors = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    return tensors | {LENGTHS: batch["attention_mask"].sum(dim=1).tolist()}
 
 
 def gradients(folder: Path, *, cached: bool, rows: int, dropout: bool) -> tuple[float, dict[str, torch.Tensor]]:
@@ -67,9 +80,27 @@ def test_micro_batches_keep_the_bounds_and_trim_the_padding(*, left: bool) -> No
     lengths = [6, 4, 4, 3, 1]
     rows = [[0] * (6 - n) + [n] * n if left else [n] * n + [0] * (6 - n) for n in lengths]
     ids = torch.tensor(rows)
-    parts = list(MicroBatches(rows=2, tokens=8).split({"input_ids": ids, "attention_mask": (ids > 0).long()}))
+    padded = {"input_ids": ids, "attention_mask": (ids > 0).long(), LENGTHS: lengths}
+    parts = list(MicroBatches(rows=2, tokens=8, padded_left=left).split(padded))
     assert [part["input_ids"].shape for part in parts] == [(1, 6), (2, 4), (2, 3)]
     assert [int(n) for part in parts for n in part["attention_mask"].sum(dim=1)] == lengths
+    assert [n for part in parts for n in part[LENGTHS]] == lengths
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_packed_questions_and_passages_share_micro_batches_and_padding_does_not_count(*, left: bool) -> None:
+    def side(lengths: list[int]) -> Features:
+        padded = [[0] * (max(lengths) - n) + [n] * n if left else [n] * n + [0] * (max(lengths) - n) for n in lengths]
+        ids = torch.tensor(padded)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long(), LENGTHS: lengths}
+
+    parts = MicroBatches(rows=9, tokens=12, padded_left=left, packed=True).of_sides([side([3, 2]), side([6, 5, 1])])
+    assert [part["input_ids"].shape for part in parts] == [(3, 6), (2, 5)]
+    assert [part[LENGTHS] for part in parts] == [[3, 2, 6], [5, 1]]
+    rows = [row[mask.bool()].tolist() for part in parts for row, mask in zip(*(part[name] for name in NAMES), strict=True)]
+    assert rows == [[n] * n for n in (3, 2, 6, 5, 1)]
+    outer = 0 if left else -1
+    assert parts[0]["attention_mask"][:, outer].tolist() == [0, 0, 1]
 
 
 def test_the_loss_is_the_mean_over_the_cut_lengths(tiny_model: Path) -> None:
@@ -77,7 +108,10 @@ def test_the_loss_is_the_mean_over_the_cut_lengths(tiny_model: Path) -> None:
     sides = [features(model, [f"what is {i}" for i in range(3)]), features(model, [f"value {i}" for i in range(3)])]
     relations = torch.eye(3, dtype=torch.int8)
     with torch.no_grad():
-        questions, passages = (model(dict(side))["sentence_embedding"] for side in sides)
+        questions, passages = (
+            model({name: tensor for name, tensor in side.items() if name != LENGTHS})["sentence_embedding"]
+            for side in sides
+        )
         expected = []
         for length in (8, 16, 32):
             left, right = (nn.functional.normalize(side[:, :length], dim=-1) for side in (questions, passages))

@@ -112,18 +112,27 @@ def test_a_checkpoint_of_other_examples_or_settings_is_not_taken_up(tiny_model: 
     assert result.resumed_from is None
 
 
+class OnGpu(torch.Tensor):
+    """A number that says it is on a GPU, where it is read late."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("kind", "step", "good"), [(torch.Tensor, 6, 4), (OnGpu, 7, 6)])
 def test_a_loss_that_is_nan_stops_with_the_step_and_the_last_good_checkpoint(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[torch.Tensor], step: int, good: int
 ) -> None:
     info_nce, calls = loss_module.info_nce, []
 
     def broken(logits: torch.Tensor, relations: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        return info_nce(logits, relations) * (torch.nan if len(calls) == 6 else 1.0)
+        return (info_nce(logits, relations) * (torch.nan if len(calls) == step else 1.0)).as_subclass(kind)
 
     monkeypatch.setattr(loss_module, "info_nce", broken)
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 6; the last good checkpoint is .*checkpoint-4"):
+    expected = rf"the loss is nan at step {step}; the last good checkpoint is .*checkpoint-{good}$"
+    with pytest.raises(TrainingError, match=expected):
         train(tmp_path, small.settings(tiny_model), with_dev=False)
+    assert len(calls) == step + (kind is OnGpu)
     assert not (tmp_path / "tuned").exists()
 
 
