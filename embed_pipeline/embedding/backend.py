@@ -7,8 +7,9 @@ writes, and need neither torch nor transformers.
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches, tokenized_windows
+from embed_pipeline.embedding.lanes import in_lanes
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.progress import progress
 
@@ -36,6 +38,7 @@ class Backend(ABC):
     Attributes:
         runtime: name of what computes.
         on_gpu: whether it computes on a GPU.
+        lanes: inferences that may run side by side, each on a core of its own; 1: one at a time.
         dimensions: length of a vector.
         max_tokens: longest text, in tokens with prefix and special tokens.
         query_prefix: put before every query.
@@ -46,6 +49,7 @@ class Backend(ABC):
 
     runtime: ClassVar[str]
     on_gpu: bool
+    lanes: int = 1
 
     def __init__(self, onnx_folder: Path, batch_tokens: int) -> None:
         """Read limits, prefixes and tokenizer.
@@ -72,8 +76,8 @@ class Backend(ABC):
         self._cut.enable_truncation(self.max_tokens)
 
     @abstractmethod
-    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Unit vectors of a padded batch."""
+    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> NDArray[np.float32]:
+        """Unit vectors of a padded batch, over all cores, or else on one."""
 
     def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> list[NDArray[np.int32]]:
         """Token ids of each text with the special tokens; no prefix is added here.
@@ -86,8 +90,12 @@ class Backend(ABC):
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def infer(self, ids: Sequence[Row]) -> NDArray[np.float32]:
+    def infer(self, ids: Sequence[Row], *, alone: bool = True) -> NDArray[np.float32]:
         """Unit vectors, float32 (n, dimensions), of rows of token ids, run as one padded batch.
+
+        Args:
+            ids: at least one row.
+            alone: whether it may use all cores; else it takes one, and up to ``lanes`` such calls run side by side.
 
         Raises:
             ValueError: there are no rows, or a row is empty or longer than ``max_tokens``.
@@ -99,7 +107,7 @@ class Backend(ABC):
             if not 0 < len(row) <= self.max_tokens:
                 message = f"ids[{position}] has {len(row)} tokens, must have 1 to {self.max_tokens}"
                 raise ValueError(message)
-        return self._run(*self._pad(ids))
+        return self._run(*self._pad(ids), alone=alone)
 
     def _pad(self, ids: Sequence[Row]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return pad_rows(ids, self._pad_token_id, left=self._left)
@@ -119,14 +127,27 @@ class Backend(ABC):
         with progress(label or f"encode {kind} texts with {self.runtime}", len(distinct), "texts") as bar:
             read = partial(self.tokenize, truncate=True)
             for start, rows in tokenized_windows([prefix + text for text in distinct], read, on_gpu=self.on_gpu):
-                for batch in token_budget_batches([len(row) for row in rows], budget):
-                    vectors[start + batch] = self.infer([rows[i] for i in batch])
+                for batch, found in self._infer_batches(rows, budget):
+                    vectors[start + batch] = found
                     bar.advance(len(batch))
         if not np.isfinite(vectors).all():
             message = f"the released model gives vectors that are not finite with {self.runtime}"
             raise ModelError(message)
         position = {text: index for index, text in enumerate(distinct)}
         return vectors[[position[text] for text in texts]]
+
+
+    def _infer_batches(
+        self, rows: Sequence[Row], budget: int
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Positions of ``rows`` in batches, and their vectors; side by side where there are lanes and work for them."""
+        lengths = [len(row) for row in rows]
+        if self.lanes == 1 or len(rows) == 1:
+            for batch in token_budget_batches(lengths, budget):
+                yield batch, self.infer([rows[i] for i in batch])
+            return
+        batches = list(token_budget_batches(lengths, min(budget, math.ceil(sum(lengths) / self.lanes))))
+        yield from in_lanes(lambda batch: self.infer([rows[i] for i in batch], alone=False), batches, self.lanes)
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

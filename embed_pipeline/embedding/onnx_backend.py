@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import CONFIG_FILE, TOKENIZER_FILE, Backend, Row
+from embed_pipeline.embedding.lanes import lanes_for, usable_cores
 from embed_pipeline.embedding.models import ModelError
 
 if TYPE_CHECKING:
@@ -42,16 +43,21 @@ class OnnxBackend(Backend):
             ModelError: a file is missing or cannot be read, or the model's data lies outside the folder.
         """
         super().__init__(onnx_folder, batch_tokens)
-        self._session = _open_session(onnx_folder / MODEL_FILE, threads)
-        self.on_gpu = _CUDA in self._session.get_providers()
+        path = onnx_folder / MODEL_FILE
+        self._on_all_cores = self._on_one_core = _open_session(path, threads or usable_cores())
+        self.on_gpu = _CUDA in self._on_all_cores.get_providers()
+        self.lanes = 1 if self.on_gpu else lanes_for(path, threads)
+        if self.lanes > 1:
+            self._on_one_core = _open_session(path, 1)
 
     def padded(self, ids: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
         """The graph's inputs, int64 (n, longest), for rows of token ids."""
         tokens, mask = self._pad(ids)
         return {"input_ids": tokens, "attention_mask": mask}
 
-    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        outputs = self._session.run(["embeddings"], {"input_ids": tokens, "attention_mask": mask})
+    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> NDArray[np.float32]:
+        session = self._on_all_cores if alone else self._on_one_core
+        outputs = session.run(["embeddings"], {"input_ids": tokens, "attention_mask": mask})
         vectors: NDArray[np.float32] = np.asarray(outputs[0], dtype=np.float32)
         return vectors
 

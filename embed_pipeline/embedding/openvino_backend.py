@@ -9,12 +9,14 @@ model is opened, so a release needs no file for it.
 from __future__ import annotations
 
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend
+from embed_pipeline.embedding.lanes import lanes_for, usable_cores
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, check_export
 
@@ -64,26 +66,44 @@ class OpenVinoBackend(Backend):
             raise ModelError(message)
         path = onnx_folder / MODEL_FILE
         check_export(path)
+        self.lanes = lanes_for(path, threads)
         options: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(str(path))
             if precision == "int8":
                 _round_weights(model, group_size)
                 options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group_size
-            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+            self._on_all_cores = self._on_one_core = _Requests(core, model, options, streams=1)
+            if self.lanes > 1:
+                self._on_one_core = _Requests(core, model, options, streams=self.lanes)
         except RuntimeError as error:
             message = f"OpenVINO cannot run {path}: {error}"
             raise ModelError(message) from error
 
-    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        outputs = self._request.infer({"input_ids": tokens, "attention_mask": mask})
-        # A copy: the next inference writes into the same memory.
-        return np.array(outputs["embeddings"], dtype=np.float32)
+    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> NDArray[np.float32]:
+        requests = self._on_all_cores if alone else self._on_one_core
+        return requests.infer({"input_ids": tokens, "attention_mask": mask})
+
+
+class _Requests:
+    """A compiled model and as many requests as may run on it at once; others wait."""
+
+    def __init__(self, core: openvino.Core, model: openvino.Model, options: dict[str, Any], *, streams: int) -> None:
+        compiled = core.compile_model(model, "CPU", {**options, "NUM_STREAMS": streams})
+        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
+
+    def infer(self, inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        request = self._free.get()
+        try:
+            # A copy: the next inference writes into the same memory.
+            return np.array(request.infer(inputs)["embeddings"], dtype=np.float32)
+        finally:
+            self._free.put(request)
 
 
 def _round_weights(model: openvino.Model, group_size: int) -> None:

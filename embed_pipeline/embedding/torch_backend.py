@@ -59,7 +59,13 @@ class TorchBackend(Backend):
         if threads:
             torch.set_num_threads(threads)
 
-    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _run(
+        self,
+        tokens: NDArray[np.int64],
+        mask: NDArray[np.int64],
+        *,
+        alone: bool,  # noqa: ARG002 - torch has one pool of threads for all
+    ) -> NDArray[np.float32]:
         found = unit_vectors(self._model, tokens, mask, dimensions=self.dimensions, precision=self._precision)
         vectors: NDArray[np.float32] = found.cpu().numpy()
         return vectors

@@ -1,8 +1,11 @@
-"""Waiting texts merged into batches of like length, one batch in the model at a time.
+"""Waiting texts merged into batches of like length, and the batches run: alone over all cores, or side by side.
 
-While one batch runs the next is collected: an idle model starts at once, a busy one finds more to merge. Requests
-take turns at starting a batch, and each batch is filled with the texts nearest in length from all of them, so that
-a request of one query waits for a batch or two, not for the two thousand passages that came before it.
+While batches run the next is collected: an idle model starts at once, a busy one finds more to merge. Requests take
+turns at starting a batch, and each batch is filled with the texts nearest in length from all of them, so that a
+request of one query waits for a batch or two, not for the two thousand passages that came before it.
+
+On a processor, few texts are answered soonest by one batch after another over all cores, and many by a batch on each
+core: nobody waits there for the slowest of the threads.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ import threading
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline.serving.cores import Cores
 from embed_pipeline.serving.errors import RequestError
 from embed_pipeline.serving.metrics import Metrics
 from embed_pipeline.serving.reading import Row
@@ -29,8 +34,16 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
-# Rows whose lengths differ by more than this factor do not share a batch: the short one would be padding mostly.
-_LENGTH_RATIO = 2
+
+class Infer(Protocol):
+    """A backend's :meth:`~embed_pipeline.embedding.backend.Backend.infer`."""
+
+    def __call__(self, ids: Sequence[Row], *, alone: bool) -> Floats:
+        """Vectors of rows of token ids."""
+
+
+# A batch on one core has at least so many tokens, if they are there: for fewer its start takes longest.
+_LANE_TOKENS = 64
 # Weight of the newest batch in the running estimate of tokens a second.
 _NEWEST = 0.2
 _MAX_RETRY_SECONDS = 60
@@ -60,28 +73,34 @@ _Waiting = tuple[int, int, Job, int]
 
 
 class Batcher:
-    """A bounded queue in front of a model, and the thread that empties it."""
+    """A bounded queue in front of a model, and the threads that empty it."""
 
     def __init__(
         self,
-        infer: Callable[[Sequence[Row]], Floats],
+        infer: Infer,
         *,
+        lanes: int,
         batch_tokens: int,
+        most_padding: int,
         max_queue_tokens: int,
         metrics: Metrics,
-        turn: threading.Lock,
+        cores: Cores,
     ) -> None:
-        """Start the thread.
+        """Start the threads.
 
         Args:
-            infer: rows of token ids to vectors.
+            infer: rows of token ids to vectors; ``alone``: over all cores, else on one.
+            lanes: batches that may run side by side; 1: one at a time, alone.
             batch_tokens: tokens in a batch, padding included; a longer row is a batch of its own.
+            most_padding: tokens by which a batch's rows may differ in length.
             max_queue_tokens: tokens that may wait.
             metrics: what is counted.
-            turn: held during inference; models that share it do not run at once.
+            cores: shared with other models.
         """
-        self._infer, self._turn, self._metrics = infer, turn, metrics
-        self._batch_tokens, self._max_queue_tokens = batch_tokens, max_queue_tokens
+        self._infer, self._lanes, self._cores, self._metrics = infer, lanes, cores, metrics
+        self._batch_tokens, self._most_padding = batch_tokens, most_padding
+        self._max_queue_tokens = max_queue_tokens
+        self._alone = self._beside = 0
         self._condition = threading.Condition()
         self._waiting: list[_Waiting] = []
         self._turns: deque[Job] = deque()
@@ -90,8 +109,11 @@ class Batcher:
         self._reserved = 0
         self._rate = 0.0
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"inference-{lane}", daemon=True) for lane in range(lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @contextmanager
     def reservation(self, tokens: int) -> Iterator[None]:
@@ -110,7 +132,7 @@ class Batcher:
             with self._condition:
                 self._reserved -= tokens
                 self._measure()
-                self._condition.notify()
+                self._condition.notify_all()
 
     def submit(self, rows: Sequence[Row], reserved: int) -> Job:
         """Queue rows of token ids; to be called on the event loop that awaits ``Job.future``.
@@ -134,7 +156,7 @@ class Batcher:
             self._turns.append(job)
             self._queued += tokens
             self._measure()
-            self._condition.notify()
+            self._condition.notify_all()
         return job
 
     def drop(self, job: Job) -> None:
@@ -145,11 +167,12 @@ class Batcher:
         job.future.cancel()
 
     def close(self) -> None:
-        """Finish what waits, then stop the thread."""
+        """Finish what waits, then stop the threads."""
         with self._condition:
             self._closing = True
-            self._condition.notify()
-        self._thread.join()
+            self._condition.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _check_room(self, tokens: int, taken: int) -> None:
         # A lone request is never refused: its estimate may be far too high.
@@ -166,36 +189,61 @@ class Batcher:
         self._metrics.queue_texts.set(len(self._waiting))
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            rows = [job.rows[index] for _, _, job, index in batch]
-            with self._turn:
-                started = time.monotonic()
-                try:
-                    vectors = self._infer(rows)
-                except Exception as error:
-                    # Whatever the runtime raises belongs to the requests of this batch; the thread serves the others.
-                    logger.exception("a batch of %d texts failed", len(rows))
-                    self._fail(batch, error)
-                    continue
-                seconds = time.monotonic() - started
-            self._record(batch, started, seconds)
-            self._deliver(batch, vectors)
+        while taken := self._next_batch():
+            batch, alone = taken
+            try:
+                self._run_batch(batch, alone=alone)
+            except Exception as error:
+                # Whatever the runtime raises belongs to the requests of this batch; the thread serves the others.
+                logger.exception("a batch of %d texts failed", len(batch))
+                self._fail(batch, error)
+            with self._condition:
+                self._alone -= alone
+                self._beside -= not alone
+                self._condition.notify_all()
 
-    def _next_batch(self) -> list[_Waiting]:
-        """Wait for work and take a batch of it; empty once closed and done."""
+    def _run_batch(self, batch: list[_Waiting], *, alone: bool) -> None:
+        rows = [job.rows[index] for _, _, job, index in batch]
+        with self._cores.taken(all_of_them=self._lanes == 1):
+            started = time.monotonic()
+            vectors = self._infer(rows, alone=alone)
+            seconds = time.monotonic() - started
+        self._record(batch, started, seconds, beside=1 if alone else self._lanes)
+        self._deliver(batch, vectors)
+
+    def _next_batch(self) -> tuple[list[_Waiting], bool] | None:
+        """Wait for work and take a batch of it, and whether it is to run alone; None once closed and done."""
         with self._condition:
-            while not self._waiting and not (self._closing and not self._reserved):
+            while (alone := self._next_alone()) is None:
+                if self._closing and not self._waiting and not self._reserved:
+                    return None
                 self._condition.wait()
-            if not self._waiting:
-                return []
-            start, stop = self._bounds(self._anchor())
+            start, stop = self._bounds(self._anchor(), self._batch_tokens if alone else self._share())
+            self._alone += alone
+            self._beside += not alone
             batch = self._waiting[start:stop]
             del self._waiting[start:stop]
             for length, _, job, _ in batch:
                 job.waiting -= 1
                 self._queued -= length
             self._measure()
-            return batch
+            return batch, alone
+
+    def _next_alone(self) -> bool | None:
+        """Whether the next batch is to run alone; None: there is none, or it must wait for one that does."""
+        if not self._waiting:
+            return None
+        if self._lanes == 1:
+            return True
+        separate = max(1, min(len(self._waiting), self._queued // _LANE_TOKENS))
+        if self._beside or 2 * (separate + self._alone) > self._lanes:
+            return False
+        return None if self._alone else True
+
+    def _share(self) -> int:
+        """Tokens for one of the idle lanes, of those that wait."""
+        idle = self._lanes - self._alone - self._beside
+        return min(self._batch_tokens, max(_LANE_TOKENS, math.ceil(self._queued / idle)))
 
     def _anchor(self) -> int:
         """Place of the row that starts the next batch: the first one waiting of the request whose turn it is."""
@@ -212,21 +260,21 @@ class Batcher:
             self._turns.append(job)
         return place
 
-    def _bounds(self, anchor: int) -> tuple[int, int]:
+    def _bounds(self, anchor: int, budget: int) -> tuple[int, int]:
         """Slice of the waiting rows around ``anchor`` that fits a batch: shorter ones first, then longer ones."""
         lengths, start, stop = self._waiting, anchor, anchor + 1
         longest = lengths[anchor][0]
-        while start and (stop - start + 1) * longest <= self._batch_tokens:
-            if lengths[start - 1][0] * _LENGTH_RATIO < longest:
+        while start and (stop - start + 1) * longest <= budget:
+            if lengths[start - 1][0] + self._most_padding < longest:
                 break
             start -= 1
-        while stop < len(lengths) and (stop - start + 1) * lengths[stop][0] <= self._batch_tokens:
-            if lengths[start][0] * _LENGTH_RATIO < lengths[stop][0]:
+        while stop < len(lengths) and (stop - start + 1) * lengths[stop][0] <= budget:
+            if lengths[start][0] + self._most_padding < lengths[stop][0]:
                 break
             stop += 1
         return start, stop
 
-    def _record(self, batch: list[_Waiting], started: float, seconds: float) -> None:
+    def _record(self, batch: list[_Waiting], started: float, seconds: float, *, beside: int) -> None:
         tokens = sum(length for length, *_ in batch)
         self._metrics.inference_seconds.observe(seconds)
         self._metrics.batch_rows.observe(len(batch))
@@ -234,28 +282,34 @@ class Batcher:
         self._metrics.tokens.inc(tokens)
         for _, _, job, _ in batch:
             self._metrics.queue_seconds.observe(started - job.since)
-        rate = tokens / max(seconds, 1e-9)
-        self._rate = rate if not self._rate else (1 - _NEWEST) * self._rate + _NEWEST * rate
+        rate = beside * tokens / max(seconds, 1e-9)
+        with self._condition:
+            self._rate = rate if not self._rate else (1 - _NEWEST) * self._rate + _NEWEST * rate
 
     def _deliver(self, batch: list[_Waiting], vectors: Floats) -> None:
         wrong = [batch[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
         if wrong:
             logger.error("the model gave %d vectors that are not finite", len(wrong))
             self._fail(wrong, FloatingPointError("the model gave a vector that is not finite"))
-        for (_, _, job, index), vector in zip(batch, vectors, strict=True):
-            job.vectors[index] = vector
-            job.unfinished -= 1
-            # A job that was dropped or has failed counts below zero.
-            if not job.unfinished:
-                done = np.stack([row for row in job.vectors if row is not None])
-                job.future.get_loop().call_soon_threadsafe(_resolve, job.future, done)
+        whole: list[Job] = []
+        with self._condition:
+            for (_, _, job, index), vector in zip(batch, vectors, strict=True):
+                job.vectors[index] = vector
+                job.unfinished -= 1
+                # A job that was dropped or has failed counts below zero.
+                if not job.unfinished:
+                    whole.append(job)
+        for job in whole:
+            done = np.stack([row for row in job.vectors if row is not None])
+            job.future.get_loop().call_soon_threadsafe(_resolve, job.future, done)
 
     def _fail(self, batch: list[_Waiting], error: Exception) -> None:
         jobs = {job for _, _, job, _ in batch}
         with self._condition:
             self._forget(jobs)
+            for job in jobs:
+                job.unfinished = -1
         for job in jobs:
-            job.unfinished = -1
             job.future.get_loop().call_soon_threadsafe(_refuse, job.future, error)
 
     def _forget(self, jobs: set[Job]) -> None:

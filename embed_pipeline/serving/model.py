@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -16,6 +15,7 @@ from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import Kind
 from embed_pipeline.release.bundle import Manifest
 from embed_pipeline.serving.batcher import Batcher
+from embed_pipeline.serving.cores import Cores
 from embed_pipeline.serving.errors import ServingError, invalid
 from embed_pipeline.serving.exports import Export
 from embed_pipeline.serving.metrics import Metrics
@@ -28,6 +28,8 @@ _SLICE_CHARACTERS = 200_000
 # For the estimate of a request's tokens before they are counted; English has four to five.
 _CHARACTERS_PER_TOKEN = 4
 _CPU_BATCH_TOKENS = 768
+# A processor computes padding as it does a text; a GPU has time for it while the next batch is made ready.
+_CPU_PADDING, _GPU_PADDING = 16, 128
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,13 @@ class Shared:
         serving: limits.
         metrics: what is counted.
         executor: threads that tokenise.
-        turn: held during inference, so that two models do not compete for the machine.
+        cores: held during inference, so that models do not compete for the machine.
     """
 
     serving: Serving
     metrics: Metrics
     executor: Executor
-    turn: threading.Lock
+    cores: Cores
 
 
 class ServedModel:
@@ -101,16 +103,19 @@ class ServedModel:
         self._limit, self._max_request_tokens = backend.max_tokens, serving.max_request_tokens
         self._metrics, self._executor = shared.metrics, shared.executor
         self._reader = Reader(backend)
-        warm = backend.infer(self._reader.read(["a"], "query", "NONE").rows)
-        if not np.isfinite(warm).all():
-            message = f"{name} of release {manifest.version} gives a vector that is not finite"
-            raise ServingError(message)
+        rows = self._reader.read(["a"], "query", "NONE").rows
+        for alone in (True, False):
+            if not np.isfinite(backend.infer(rows, alone=alone)).all():
+                message = f"{name} of release {manifest.version} gives a vector that is not finite"
+                raise ServingError(message)
         self._batcher = Batcher(
             backend.infer,
+            lanes=backend.lanes,
+            most_padding=_GPU_PADDING if backend.on_gpu else _CPU_PADDING,
             batch_tokens=min(serving.batch_tokens or _hardware_batch(backend, serving), serving.max_batch_tokens),
             max_queue_tokens=serving.max_queue_tokens,
             metrics=shared.metrics,
-            turn=shared.turn,
+            cores=shared.cores,
         )
 
     async def embed(self, texts: Sequence[str], kind: Kind, truncate: Truncate) -> Embedded:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embed_pipeline.embedding.encoder import Kind
+from embed_pipeline.embedding.lanes import usable_cores
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.bundle import BASE_FOLDER, Manifest, verify_bundle
+from embed_pipeline.serving.cores import Cores
 from embed_pipeline.serving.errors import RequestError, unavailable
 from embed_pipeline.serving.exports import Export, has_export, open_export
 from embed_pipeline.serving.metrics import Metrics
@@ -55,7 +57,7 @@ class Service:
         self.open_requests = 0
         self.loop: asyncio.AbstractEventLoop | None = None
         self._models: dict[str, ServedModel] = {}
-        self._shared = Shared(settings.serving, self.metrics, self.executor, threading.Lock())
+        self._shared = Shared(settings.serving, self.metrics, self.executor, Cores(usable_cores()))
 
     @property
     def ready(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from embed_pipeline.serving.batcher import Batcher
+from embed_pipeline.serving.cores import Cores
 from embed_pipeline.serving.errors import RequestError
 from embed_pipeline.serving.metrics import Metrics
 
@@ -19,11 +20,14 @@ class Model:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
         self.firsts: list[set[int]] = []
         self.opened, self.entered = threading.Event(), threading.Event()
         self.opened.set()
 
-    def __call__(self, rows):
+    def __call__(self, ids, *, alone):
+        rows = ids
+        self.alone.append(alone)
         self.batches.append([len(row) for row in rows])
         self.firsts.append({int(row[0]) for row in rows})
         self.entered.set()
@@ -34,7 +38,14 @@ class Model:
 
 
 def batcher(model: Model, **options: Any) -> Batcher:
-    defaults = {"batch_tokens": 64, "max_queue_tokens": 1000, "metrics": Metrics(), "turn": threading.Lock()}
+    defaults = {
+        "lanes": 1,
+        "batch_tokens": 64,
+        "most_padding": 10,
+        "max_queue_tokens": 1000,
+        "metrics": Metrics(),
+        "cores": Cores(options.get("lanes", 1)),
+    }
     return Batcher(model, **{**defaults, **options})
 
 
@@ -85,7 +96,7 @@ def test_batches_keep_the_budget_and_hold_like_lengths_of_all_requests():
 
 
 @pytest.mark.parametrize("lengths", [(20, 9, 9, 10, 20), (9, 9, 20, 20, 10)])
-def test_short_rows_are_not_padded_to_twice_their_length(lengths):
+def test_rows_far_apart_in_length_do_not_share_a_batch(lengths):
     model = Model()
 
     async def scenario():
@@ -97,7 +108,7 @@ def test_short_rows_are_not_padded_to_twice_their_length(lengths):
         queue.close()
 
     asyncio.run(scenario())
-    assert all(max(batch) <= 2 * min(batch) for batch in model.batches)
+    assert all(max(batch) <= 10 + min(batch) for batch in model.batches)
     assert len(model.batches) == 3
 
 
@@ -131,6 +142,116 @@ def test_an_idle_model_starts_at_once_and_a_busy_one_collects():
 
     asyncio.run(scenario())
     assert model.batches == [[4], [4] * 5]
+
+
+class SideBySide(Model):
+    """Goes on when so many batches are in it at once."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.barrier = threading.Barrier(count)
+
+    def __call__(self, ids, *, alone):
+        self.barrier.wait(10)
+        return super().__call__(ids, alone=alone)
+
+
+def test_many_texts_are_shared_out_to_the_lanes_and_computed_side_by_side():
+    model = SideBySide(4)
+
+    async def scenario():
+        queue = batcher(model, lanes=4, batch_tokens=1000)
+        answer = await queue.submit(rows(100, 101, 99, 100, first=3), 0).future
+        queue.close()
+        return answer
+
+    assert asyncio.run(scenario()).tolist() == [[3, 100], [3, 101], [3, 99], [3, 100]]
+    assert sorted(model.batches) == [[99], [100], [100], [101]]
+    assert model.alone == [False] * 4
+
+
+def test_short_texts_share_a_lane():
+    model = Model()
+
+    async def scenario():
+        queue = batcher(model, lanes=2, batch_tokens=1000)
+        await held(queue, model)
+        jobs = [queue.submit(rows(9), 0) for _ in range(7)]
+        model.opened.set()
+        await asyncio.gather(*(job.future for job in jobs))
+        queue.close()
+
+    asyncio.run(scenario())
+    assert max(map(len, model.batches)) > 3
+
+
+def test_few_texts_run_one_after_another_over_all_cores():
+    model = Model()
+
+    async def scenario():
+        queue = batcher(model, lanes=8)
+        first = await held(queue, model)
+        second = queue.submit(rows(40), 0)
+        await asyncio.sleep(0.1)
+        assert len(model.batches) == 1
+        model.opened.set()
+        await asyncio.gather(first.future, second.future)
+        queue.close()
+
+    asyncio.run(scenario())
+    assert model.batches == [[4], [40]]
+    assert model.alone == [True, True]
+
+
+def test_a_lane_that_is_free_does_not_wait_for_the_others():
+    model = Model()
+
+    async def scenario():
+        queue = batcher(model, lanes=2)
+        first = await held(queue, model)
+        model.entered.clear()
+        second = queue.submit(rows(40), 0)
+        assert await asyncio.to_thread(model.entered.wait, 10)
+        assert not first.future.done()
+        model.opened.set()
+        await asyncio.gather(first.future, second.future)
+        queue.close()
+
+    asyncio.run(scenario())
+    assert model.alone == [True, False]
+
+
+def test_a_batch_that_fails_on_a_lane_fails_its_request_and_not_the_one_beside():
+    async def scenario():
+        queue = batcher(Model(), lanes=2)
+        unlucky, lucky = queue.submit(rows(50, first=13), 0), queue.submit(rows(50), 0)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            await unlucky.future
+        assert (await lucky.future).tolist() == [[1, 50]]
+        assert (await queue.submit(rows(5), 0).future).tolist() == [[1, 5]]
+        queue.close()
+
+    asyncio.run(scenario())
+
+
+def test_who_wants_all_cores_is_not_passed_by_those_who_want_one():
+    cores, order = Cores(2), []
+
+    def take(name: str, *, all_of_them: bool) -> None:
+        with cores.taken(all_of_them=all_of_them):
+            order.append(name)
+
+    with cores.taken(all_of_them=False):
+        waiting = []
+        for name in ("all", "one"):
+            waiting.append(threading.Thread(target=take, args=(name,), kwargs={"all_of_them": name == "all"}))
+            waiting[-1].start()
+            while len(cores._waiting) < len(waiting):
+                threading.Event().wait(0.01)
+        assert order == []
+    for thread in waiting:
+        thread.join(10)
+    assert order == ["all", "one"]
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back():
