@@ -122,7 +122,7 @@ class Backend(ABC):
         """
         prefix = self.query_prefix if kind == "query" else self.passage_prefix
         distinct = list(dict.fromkeys(texts))
-        budget = token_budget(self._batch_tokens, on_gpu=self.on_gpu)
+        budget = token_budget(self._batch_tokens, on_gpu=self.on_gpu, lanes=self.lanes)
         vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
         with progress(label or f"encode {kind} texts with {self.runtime}", len(distinct), "texts") as bar:
             read = partial(self.tokenize, truncate=True)

@@ -16,16 +16,17 @@ _Tokens = TypeVar("_Tokens")
 # waits for the first of them.
 _CPU_WINDOW, _GPU_WINDOW = 32_768, 1_024
 _LOTS_AHEAD = 2
-_CPU_TOKENS = 1024
+_CORE_TOKENS, _CPU_TOKENS = 512, 1024
 _GPU_TOKENS = 65_536
 
 
-def token_budget(wanted: int, *, on_gpu: bool) -> int:
+def token_budget(wanted: int, *, on_gpu: bool, lanes: int = 1) -> int:
     """Tokens in a batch: ``wanted``, or where that is 0 what suits the hardware.
 
-    A processor is fastest while a batch's activations stay in its caches, a GPU while all of it has work.
+    A processor, and more so one core of it, is fastest while a batch's activations stay in its caches, a GPU while all
+    of it has work.
     """
-    return wanted or (_GPU_TOKENS if on_gpu else _CPU_TOKENS)
+    return wanted or (_GPU_TOKENS if on_gpu else _CPU_TOKENS if lanes == 1 else _CORE_TOKENS)
 
 
 def tokenized_windows(
