@@ -71,7 +71,11 @@ def model_of(shape: str, folder: Path, tokens: int) -> str:
     )
     BertModel(config).save_pretrained(folder / "bert")
     AutoTokenizer.from_pretrained(packaged).save_pretrained(folder / "bert")
-    modules = [Transformer(str(folder / "bert"), max_seq_length=tokens), Pooling(width, pooling_mode="mean"), Normalize()]
+    modules = [
+        Transformer(str(folder / "bert"), max_seq_length=tokens),
+        Pooling(width, pooling_mode="mean"),
+        Normalize(),
+    ]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder / shape))
     return str(folder / shape)
 
@@ -175,7 +179,10 @@ def time_stock(pairs: Pairs, arguments: argparse.Namespace, folder: Path, name: 
     # It encodes examples for the model's card.
     for callback in [each for each in trainer.callback_handler.callbacks if "ModelCard" in type(each).__name__]:
         trainer.remove_callback(callback)
-    return time_steps(trainer), {"attention": attention_of(model), "loss": float(trainer.state.log_history[-1]["train_loss"])}
+    return time_steps(trainer), {
+        "attention": attention_of(model),
+        "loss": float(trainer.state.log_history[-1]["train_loss"]),
+    }
 
 
 class Clock(TrainerCallback):
@@ -249,6 +256,16 @@ def train(arguments: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]
         }
 
 
+def exports(model: str, folder: Path) -> dict[str, OnnxBackend]:
+    """The model on onnxruntime in each precision that is for GPUs."""
+    export_onnx(Path(model), folder / "fp32", Release(), Settings().embedding)
+    write_precision(folder / "fp32", folder / "fp16", "fp16")
+    found = {precision: OnnxBackend(folder / precision) for precision in ("fp32", "fp16")}
+    if not all(backend.on_gpu for backend in found.values()):
+        raise SystemExit("onnxruntime does not run on the GPU here")
+    return found
+
+
 def encode(arguments: argparse.Namespace, model: str, folder: Path) -> Iterator[dict[str, Any]]:
     """Texts a second over the corpus, ours and the peer's, and cosines to the peer's in fp32."""
     from sentence_transformers import SentenceTransformer
@@ -269,14 +286,8 @@ def encode(arguments: argparse.Namespace, model: str, folder: Path) -> Iterator[
         systems[f"ours, {precision}, {attention_of(encoder.model)}"] = lambda encoder=encoder: encoder.encode(
             texts, "passage"
         )
-    if arguments.onnx:
-        export_onnx(Path(model), folder / "fp32", Release(), Settings().embedding)
-        write_precision(folder / "fp32", folder / "fp16", "fp16")
-        for precision in ("fp32", "fp16"):
-            backend = OnnxBackend(folder / precision)
-            if not backend.on_gpu:
-                raise SystemExit("onnxruntime does not run on the GPU here")
-            systems[f"ours, onnxruntime {precision}"] = lambda backend=backend: backend.encode(texts, "passage")
+    for name, backend in (exports(model, folder) if arguments.onnx else {}).items():
+        systems[f"ours, onnxruntime {name}"] = lambda backend=backend: backend.encode(texts, "passage")
     rates: dict[str, list[float]] = {name: [] for name in systems}
     vectors: dict[str, np.ndarray] = {}
     names = list(systems)

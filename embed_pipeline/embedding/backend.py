@@ -136,7 +136,6 @@ class Backend(ABC):
         position = {text: index for index, text in enumerate(distinct)}
         return vectors[[position[text] for text in texts]]
 
-
     def _infer_batches(
         self, rows: Sequence[Row], budget: int
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:

@@ -1,4 +1,4 @@
-"""Work side by side on a processor: each core a batch of its own, where one batch over all cores would leave some idle."""
+"""Work side by side on a processor: a batch for each core, where one batch over all would leave some of them idle."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def lanes_for(model_file: Path, threads: int) -> int:
     return (threads or usable_cores()) if weights <= LARGEST_BYTES else 1
 
 
-def in_lanes(
-    work: Callable[[_Item], _Result], items: Sequence[_Item], lanes: int
-) -> Iterator[tuple[_Item, _Result]]:
+def in_lanes(work: Callable[[_Item], _Result], items: Sequence[_Item], lanes: int) -> Iterator[tuple[_Item, _Result]]:
     """Each of ``items`` and what ``work`` gives of it, in order, so many at once; the first error ends it all."""
     pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
     try:

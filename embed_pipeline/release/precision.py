@@ -126,6 +126,7 @@ def mixed_precision(path: Path) -> onnx.ModelProto:
     kept = sorted({node.op_type for node in proto.graph.node} - HALF_OPERATORS)
     model = OnnxModel(convert_float_to_float16(proto, keep_io_types=True, op_block_list=kept))
     half: onnx.ModelProto = model.model
+    _drop_repeated(half.graph)
     _join_casts(half.graph)
     # The converter appends its casts at the end; ONNX wants every node after those that it reads from.
     model.topological_sort()
@@ -137,6 +138,15 @@ def mixed_precision(path: Path) -> onnx.ModelProto:
         message = f"the mixed-precision graph is not valid: {error}"
         raise ReleaseError(message) from error
     return half
+
+
+def _drop_repeated(graph: onnx.GraphProto) -> None:
+    """Keep one of the casts that the converter adds for a value: onnxruntime 1.31 adds one for each that reads it."""
+    known: set[str] = set()
+    for node in list(graph.node):
+        if node.op_type == "Cast" and node.output[0] in known:
+            graph.node.remove(node)
+        known.update(node.output)
 
 
 def _join_casts(graph: onnx.GraphProto) -> None:

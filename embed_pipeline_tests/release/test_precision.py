@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.transformers import float16
 
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.bundle import EXPORT_FOLDERS
@@ -42,6 +43,20 @@ def test_products_are_half_and_norms_are_not(tiny_export):
     assert found["MatMul"] == {onnx.TensorProto.FLOAT16}
     assert all(onnx.TensorProto.FLOAT16 not in found[kind] for kind in WIDE)
     assert types["embeddings"] == onnx.TensorProto.FLOAT
+
+
+def test_a_converter_that_repeats_its_casts_gives_the_same_graph(tiny_export, monkeypatch):
+    convert = float16.convert_float_to_float16
+
+    def repeating(*arguments, **options):
+        model = convert(*arguments, **options)
+        model.graph.node.extend([node for node in model.graph.node if node.op_type == "Cast"])
+        return model
+
+    expected = mixed_precision(tiny_export / "model.onnx")
+    monkeypatch.setattr(float16, "convert_float_to_float16", repeating)
+    found = mixed_precision(tiny_export / "model.onnx")
+    assert sorted(map(str, found.graph.node)) == sorted(map(str, expected.graph.node))
 
 
 @pytest.mark.parametrize(("precision", "calibration"), [("int8", None), ("int8", TEXTS), ("fp16", None)])

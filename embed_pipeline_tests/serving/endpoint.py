@@ -112,14 +112,14 @@ def changed(bundle: Path, copy: Path, name: str, **values: Any) -> Path:
 class Gate:
     """In place of a model's inference: runs it only once opened, and notes every batch."""
 
-    infer: Callable[[Sequence[Any]], np.ndarray]
+    infer: Callable[..., np.ndarray]
     opened: threading.Event = field(default_factory=threading.Event)
     batches: list[list[int]] = field(default_factory=list)
 
-    def __call__(self, rows: Sequence[Any]) -> np.ndarray:
-        self.batches.append([len(row) for row in rows])
+    def __call__(self, ids: Sequence[Any], *, alone: bool) -> np.ndarray:
+        self.batches.append([len(row) for row in ids])
         assert self.opened.wait(DEADLINE)
-        return self.infer(rows)
+        return self.infer(ids, alone=alone)
 
 
 @contextmanager

@@ -204,7 +204,7 @@ def test_many_texts_in_one_request(endpoint):
 
 
 def test_a_failure_inside_is_a_500_without_a_trace(endpoint, caplog):
-    def broken(_rows):
+    def broken(_ids, *, alone):
         raise RuntimeError("secret detail")
 
     with gated(endpoint.service) as gate:
@@ -223,7 +223,7 @@ def test_a_failure_inside_is_a_500_without_a_trace(endpoint, caplog):
 def test_a_vector_that_is_not_finite_never_leaves(endpoint):
     with gated(endpoint.service) as gate:
         kept = gate.infer
-        gate.infer = lambda rows: np.full((len(rows), 32), np.nan, dtype=np.float32)
+        gate.infer = lambda ids, *, alone: np.full((len(ids), 32), np.nan, dtype=np.float32)
         gate.opened.set()
         answer = endpoint.embed("a")
         gate.infer = kept

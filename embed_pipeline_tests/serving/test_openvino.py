@@ -50,7 +50,7 @@ def test_left_to_itself_it_takes_the_faster(bundle, monkeypatch, slowed, served)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_vectors_that_are_wrong_here_are_not_served(bundle, monkeypatch, precision):
     right = OpenVinoBackend._run
-    monkeypatch.setattr(OpenVinoBackend, "_run", lambda *given: right(*given)[:, ::-1])
+    monkeypatch.setattr(OpenVinoBackend, "_run", lambda *given, **options: right(*given, **options)[:, ::-1])
     with pytest.raises(ServingError, match=rf"{precision} with openvino: least cosine -?[\d.]+ is below serving"):
         opened(bundle, backend="openvino", precision=precision)
 

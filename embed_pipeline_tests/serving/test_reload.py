@@ -49,7 +49,11 @@ def test_a_promoted_release_is_served_and_a_promoted_back_one_too(store):
             eventually(lambda name=name: version(served) == name)
             assert np.allclose(served.vectors("class"), expected[name], atol=1e-6)
             # What is served no more holds no thread.
-            eventually(lambda before=before: before in served.service.models or not before._batcher._thread.is_alive())
+            eventually(
+                lambda before=before: (
+                    before in served.service.models or not any(t.is_alive() for t in before._batcher._threads)
+                )
+            )
 
 
 def test_no_request_is_lost_while_releases_change(store):

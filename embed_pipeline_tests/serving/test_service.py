@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 import threading
@@ -96,9 +97,9 @@ def test_nothing_long_runs_on_the_event_loop(bundle, monkeypatch):
     threads: dict[str, set[str]] = {}
 
     def watched(name, function):
-        def call(*arguments):
-            threads.setdefault(name, set()).add(threading.current_thread().name.split("_")[0])
-            return function(*arguments)
+        def call(*arguments, **options):
+            threads.setdefault(name, set()).add(re.split("[_-]", threading.current_thread().name)[0])
+            return function(*arguments, **options)
 
         return call
 

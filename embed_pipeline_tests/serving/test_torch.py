@@ -88,8 +88,8 @@ def test_half_precision_that_is_not_near_enough_is_not_served(bundle, stocked, c
 def test_vectors_that_are_wrong_here_are_not_served(bundle, stocked, monkeypatch, wrong):
     right = TorchBackend._run
 
-    def run(self, tokens, mask):
-        vectors = right(self, tokens, mask)
+    def run(self, tokens, mask, *, alone):
+        vectors = right(self, tokens, mask, alone=alone)
         vectors[0] *= wrong
         return vectors
 

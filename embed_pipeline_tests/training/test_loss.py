@@ -19,7 +19,6 @@ from embed_pipeline.training.loss import (
     info_nce,
 )
 
-
 NAMES = ("input_ids", "attention_mask")
 
 
@@ -97,7 +96,9 @@ def test_packed_questions_and_passages_share_micro_batches_and_padding_does_not_
     parts = MicroBatches(rows=9, tokens=12, padded_left=left, packed=True).of_sides([side([3, 2]), side([6, 5, 1])])
     assert [part["input_ids"].shape for part in parts] == [(3, 6), (2, 5)]
     assert [part[LENGTHS] for part in parts] == [[3, 2, 6], [5, 1]]
-    rows = [row[mask.bool()].tolist() for part in parts for row, mask in zip(*(part[name] for name in NAMES), strict=True)]
+    rows = [
+        row[mask.bool()].tolist() for part in parts for row, mask in zip(*(part[name] for name in NAMES), strict=True)
+    ]
     assert rows == [[n] * n for n in (3, 2, 6, 5, 1)]
     outer = 0 if left else -1
     assert parts[0]["attention_mask"][:, outer].tolist() == [0, 0, 1]
