@@ -132,7 +132,8 @@ class Batcher:
             with self._condition:
                 self._reserved -= tokens
                 self._measure()
-                self._condition.notify_all()
+                if self._closing:
+                    self._condition.notify_all()
 
     def submit(self, rows: Sequence[Row], reserved: int) -> Job:
         """Queue rows of token ids; to be called on the event loop that awaits ``Job.future``.
@@ -156,7 +157,7 @@ class Batcher:
             self._turns.append(job)
             self._queued += tokens
             self._measure()
-            self._condition.notify_all()
+            self._condition.notify(len(rows))
         return job
 
     def drop(self, job: Job) -> None:
@@ -200,7 +201,9 @@ class Batcher:
             with self._condition:
                 self._alone -= alone
                 self._beside -= not alone
-                self._condition.notify_all()
+                if alone:
+                    # The others may have been held back by this one.
+                    self._condition.notify_all()
 
     def _run_batch(self, batch: list[_Waiting], *, alone: bool) -> None:
         rows = [job.rows[index] for _, _, job, index in batch]

@@ -3,10 +3,14 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embed_pipeline.embedding import lanes
+from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.lanes import in_lanes, lanes_for, usable_cores
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 
 
 @pytest.mark.parametrize(
@@ -52,3 +56,32 @@ def test_an_error_ends_it_all() -> None:
     with pytest.raises(RuntimeError, match="out of luck"):
         list(in_lanes(work, range(1000), 2))
     assert len(begun) < 1000
+
+
+@pytest.mark.parametrize("runtime", [OnnxBackend, OpenVinoBackend])
+def test_vectors_computed_side_by_side_are_those_computed_alone(
+    tiny_export: Path, runtime: type[OnnxBackend | OpenVinoBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = runtime(tiny_export, threads=3)
+    assert backend.lanes == 3
+    texts = ["the value of a class " * (count % 9) + f"object {count}" for count in range(60)]
+    run, seen = runtime._run, []
+
+    def watched(self: Backend, tokens: np.ndarray, mask: np.ndarray, *, alone: bool) -> np.ndarray:
+        seen.append((threading.current_thread().name, alone))
+        return run(self, tokens, mask, alone=alone)
+
+    monkeypatch.setattr(runtime, "_run", watched)
+    vectors = backend.encode(texts, "passage")
+    assert len({name for name, _ in seen}) == 3
+    assert not any(alone for _, alone in seen)
+    for text, vector in zip(texts, vectors, strict=True):
+        np.testing.assert_allclose(backend.infer(backend.tokenize([text]))[0], vector, atol=1e-5)
+
+
+def test_a_single_text_has_all_cores(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, seen = OnnxBackend(tiny_export, threads=3), []
+    run = backend._run
+    monkeypatch.setattr(backend, "_run", lambda *given, alone: (seen.append(alone), run(*given, alone=alone))[1])
+    backend.encode(["the value of a class"], "query")
+    assert seen == [True]

@@ -1,0 +1,129 @@
+"""Batches side by side, one on each core, against one at a time over all cores: on this machine, without HTTP.
+
+    python benchmarks/lanes.py
+
+Clients in a closed loop hand one text each to the endpoint's queue, queries of 8 to 20 tokens and passages of 100 to
+250 in turn, and wait for its vector; the model is the packaged one on onnxruntime in fp32. Both ways take turns, round
+by round, and so do both ways to encode the same texts in one call. Results go to ``benchmarks/results/lanes.json``,
+under the number of cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from serving_load import CLIENTS, make_texts
+
+from embed_pipeline.embedding.lanes import usable_cores
+from embed_pipeline.embedding.models import resolve_model
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.release.onnx_export import export_onnx
+from embed_pipeline.serving.batcher import Batcher
+from embed_pipeline.serving.cores import Cores
+from embed_pipeline.serving.metrics import Metrics
+from embed_pipeline.settings import Embedding, Release
+
+RESULTS = Path(__file__).parent / "results" / "lanes.json"
+BATCH_TOKENS, MOST_PADDING, QUEUE_TOKENS = 768, 16, 1_000_000
+
+Row = NDArray[np.int32]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each load in each round")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(resolve_model("packaged"), Path(folder) / "onnx", Release(), Embedding(device="cpu"))
+        backend = OnnxBackend(Path(folder) / "onnx")
+        texts = [text for text, _ in make_texts(backend)]
+        measured = measure(backend, texts, arguments.rounds, arguments.seconds)
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    kept[f"{usable_cores()} cores"] = measured
+    RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(measured, indent=1))
+
+
+def measure(backend: OnnxBackend, texts: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+    """Tokens a second both ways, offline and for each number of clients, and the clients' waits."""
+    rows = backend.tokenize(texts)
+    tokens, every = sum(len(row) for row in rows), backend.lanes
+    rates: dict[tuple[str, str], list[float]] = {}
+    waits: dict[tuple[str, str], list[float]] = {}
+    for _ in range(rounds):
+        for name, lanes in (("side by side", every), ("one at a time", 1)):
+            backend.lanes = lanes
+            started = time.perf_counter()
+            backend.encode(texts, "query")
+            rates.setdefault((name, "offline"), []).append(tokens / (time.perf_counter() - started))
+            for clients in CLIENTS:
+                rate, found = asyncio.run(load(backend, rows, clients, seconds))
+                rates.setdefault((name, str(clients)), []).append(rate)
+                waits.setdefault((name, str(clients)), []).extend(found)
+    backend.lanes = every
+    return {
+        "rounds": rounds,
+        "seconds": seconds,
+        "rows": [
+            {
+                "way": name,
+                "clients": clients,
+                "tokens_per_second": round(statistics.median(values)),
+                **percentiles(waits.get((name, clients), [])),
+            }
+            for (name, clients), values in rates.items()
+        ],
+    }
+
+
+def percentiles(waits: list[float]) -> dict[str, float]:
+    """Milliseconds that half and nearly all of the texts waited at most."""
+    if not waits:
+        return {}
+    return {f"p{share}_ms": round(float(np.percentile(waits, share)) * 1000, 1) for share in (50, 95)}
+
+
+async def load(backend: OnnxBackend, rows: list[Row], clients: int, seconds: float) -> tuple[float, list[float]]:
+    """Tokens a second and each wait, where each of ``clients`` asks again as soon as it is answered."""
+    queue = Batcher(
+        backend.infer,
+        lanes=backend.lanes,
+        batch_tokens=BATCH_TOKENS,
+        most_padding=MOST_PADDING,
+        max_queue_tokens=QUEUE_TOKENS,
+        metrics=Metrics(),
+        cores=Cores(backend.lanes),
+    )
+    started = time.perf_counter()
+    waits: list[float] = []
+    tokens = 0
+
+    async def client(number: int) -> None:
+        nonlocal tokens
+        place = number * len(rows) // clients
+        while (asked := time.perf_counter()) < started + seconds:
+            row = rows[place % len(rows)]
+            place += 1
+            await queue.submit([row], 0).future
+            waits.append(time.perf_counter() - asked)
+            tokens += len(row)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    rate = tokens / (time.perf_counter() - started)
+    queue.close()
+    return rate, waits
+
+
+if __name__ == "__main__":
+    main()
