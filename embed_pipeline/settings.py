@@ -540,8 +540,8 @@ class Serving(_Stage):
     batch_tokens: int = Field(default=0, ge=0)
     """Tokens that waiting texts are merged into; 0: 768 on a CPU, max_batch_tokens on a GPU."""
     threads: int = Field(default=0, ge=0)
-    """Cores that compute; 0: all of them. Where many texts wait each core takes a batch of its own, for which a model of
-    up to 512 MiB is held in memory twice."""
+    """Cores that compute; 0: all of them. Where many texts wait, each core takes a batch of its own, for which a model
+    of up to 512 MiB is held in memory twice."""
     backend: Literal["auto", "onnx", "openvino", "torch"] = "onnx"
     """What computes: onnxruntime or OpenVINO with an export of the bundle, torch with its model; auto: the fastest."""
     precision: Literal["auto", "fp32", "int8", "fp16", "bf16"] = "fp32"

@@ -73,8 +73,8 @@ def test_vectors_computed_side_by_side_are_those_computed_alone(
 
     monkeypatch.setattr(runtime, "_run", watched)
     vectors = backend.encode(texts, "passage")
-    assert len({name for name, _ in seen}) == 3
-    assert not any(alone for _, alone in seen)
+    assert len(seen) >= 3
+    assert all(name.startswith("lane") and not alone for name, alone in seen)
     rows = backend.tokenize([backend.passage_prefix + text for text in texts], truncate=True)
     for row, vector in zip(rows, vectors, strict=True):
         np.testing.assert_allclose(backend.infer([row])[0], vector, atol=1e-5)
