@@ -36,7 +36,7 @@ class OnnxBackend(Backend):
 
         Args:
             onnx_folder: holds ``model.onnx``, ``tokenizer.json`` and ``embedding_config.json``.
-            threads: of one inference; 0: all cores.
+            threads: cores that compute; 0: all of them.
             batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
 
         Raises:

@@ -51,7 +51,7 @@ class OpenVinoBackend(Backend):
             onnx_folder: holds ``model.onnx``, ``tokenizer.json`` and ``embedding_config.json``.
             precision: arithmetic of the matrix products.
             group_size: one of :data:`GROUP_SIZES`, for int8.
-            threads: of one inference; 0: all cores.
+            threads: cores that compute; 0: all of them.
             batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
 
         Raises:

@@ -15,24 +15,19 @@ import logging
 import math
 import threading
 import time
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embed_pipeline.serving.cores import Cores
 from embed_pipeline.serving.errors import RequestError
 from embed_pipeline.serving.metrics import Metrics
 from embed_pipeline.serving.reading import Row
+from embed_pipeline.serving.waiting import Floats, Job, Waiting, WaitingTexts
 
 logger = logging.getLogger(__name__)
-
-Floats = NDArray[np.float32]
 
 
 class Infer(Protocol):
@@ -47,29 +42,6 @@ _LANE_TOKENS = 64
 # Weight of the newest batch in the running estimate of tokens a second.
 _NEWEST = 0.2
 _MAX_RETRY_SECONDS = 60
-
-
-@dataclass(eq=False)
-class Job:
-    """The texts of one request, waiting for their vectors.
-
-    Attributes:
-        rows: token ids.
-        future: gets float32 (len(rows), dimensions), or the error.
-    """
-
-    rows: Sequence[Row]
-    future: asyncio.Future[Floats]
-    first: int
-    vectors: list[Floats | None]
-    since: float = field(default_factory=time.monotonic)
-    next: int = 0
-    waiting: int = 0
-    unfinished: int = 0
-
-
-# Length, sequence number, job and position in it; sorted by the first two.
-_Waiting = tuple[int, int, Job, int]
 
 
 class Batcher:
@@ -98,14 +70,10 @@ class Batcher:
             cores: shared with other models.
         """
         self._infer, self._lanes, self._cores, self._metrics = infer, lanes, cores, metrics
-        self._batch_tokens, self._most_padding = batch_tokens, most_padding
-        self._max_queue_tokens = max_queue_tokens
+        self._batch_tokens, self._max_queue_tokens = batch_tokens, max_queue_tokens
         self._alone = self._beside = 0
         self._condition = threading.Condition()
-        self._waiting: list[_Waiting] = []
-        self._turns: deque[Job] = deque()
-        self._sequence = 0
-        self._queued = 0
+        self._waiting = WaitingTexts(most_padding)
         self._reserved = 0
         self._rate = 0.0
         self._closing = False
@@ -123,7 +91,7 @@ class Batcher:
             RequestError: 429, when others fill the queue.
         """
         with self._condition:
-            self._check_room(tokens, self._queued + self._reserved)
+            self._check_room(tokens, self._waiting.tokens + self._reserved)
             self._reserved += tokens
             self._measure()
         try:
@@ -148,14 +116,8 @@ class Batcher:
         future: asyncio.Future[Floats] = asyncio.get_running_loop().create_future()
         tokens = sum(len(row) for row in rows)
         with self._condition:
-            self._check_room(tokens, self._queued + self._reserved - reserved)
-            first = self._sequence
-            self._sequence += len(rows)
-            job = Job(rows, future, first, [None] * len(rows), waiting=len(rows), unfinished=len(rows))
-            self._waiting.extend((len(row), first + index, job, index) for index, row in enumerate(rows))
-            self._waiting.sort()
-            self._turns.append(job)
-            self._queued += tokens
+            self._check_room(tokens, self._waiting.tokens + self._reserved - reserved)
+            job = self._waiting.add(rows, future)
             self._measure()
             self._condition.notify(len(rows))
         return job
@@ -163,7 +125,8 @@ class Batcher:
     def drop(self, job: Job) -> None:
         """Forget what of ``job`` still waits; nobody wants it any more."""
         with self._condition:
-            self._forget({job})
+            self._waiting.forget({job})
+            self._measure()
             job.unfinished = -1
         job.future.cancel()
 
@@ -186,7 +149,7 @@ class Batcher:
         raise RequestError(429, message, code="rate_limit_exceeded", headers={"Retry-After": retry})
 
     def _measure(self) -> None:
-        self._metrics.queue_tokens.set(self._queued + self._reserved)
+        self._metrics.queue_tokens.set(self._waiting.tokens + self._reserved)
         self._metrics.queue_texts.set(len(self._waiting))
 
     def _run(self) -> None:
@@ -205,7 +168,7 @@ class Batcher:
                     # The others may have been held back by this one.
                     self._condition.notify_all()
 
-    def _run_batch(self, batch: list[_Waiting], *, alone: bool) -> None:
+    def _run_batch(self, batch: list[Waiting], *, alone: bool) -> None:
         rows = [job.rows[index] for _, _, job, index in batch]
         with self._cores.taken(all_of_them=self._lanes == 1):
             started = time.monotonic()
@@ -214,31 +177,29 @@ class Batcher:
         self._record(batch, started, seconds, beside=1 if alone else self._lanes)
         self._deliver(batch, vectors)
 
-    def _next_batch(self) -> tuple[list[_Waiting], bool] | None:
+    def _next_batch(self) -> tuple[list[Waiting], bool] | None:
         """Wait for work and take a batch of it, and whether it is to run alone; None once closed and done."""
         with self._condition:
             while (alone := self._next_alone()) is None:
                 if self._closing and not self._waiting and not self._reserved:
                     return None
                 self._condition.wait()
-            start, stop = self._bounds(self._anchor(), self._batch_tokens if alone else self._share())
+            batch = self._waiting.take(self._batch_tokens if alone else self._share())
             self._alone += alone
             self._beside += not alone
-            batch = self._waiting[start:stop]
-            del self._waiting[start:stop]
-            for length, _, job, _ in batch:
-                job.waiting -= 1
-                self._queued -= length
             self._measure()
             return batch, alone
 
     def _next_alone(self) -> bool | None:
-        """Whether the next batch is to run alone; None: there is none, or it must wait for one that does."""
+        """Whether the next batch is to run alone; None: there is none, or it must wait for one that does.
+
+        With fewer batches than half the cores, one after another over all of them is done sooner.
+        """
         if not self._waiting:
             return None
         if self._lanes == 1:
             return True
-        separate = max(1, min(len(self._waiting), self._queued // _LANE_TOKENS))
+        separate = max(1, min(len(self._waiting), self._waiting.tokens // _LANE_TOKENS))
         if self._beside or 2 * (separate + self._alone) > self._lanes:
             return False
         return None if self._alone else True
@@ -246,38 +207,9 @@ class Batcher:
     def _share(self) -> int:
         """Tokens for one of the idle lanes, of those that wait."""
         idle = self._lanes - self._alone - self._beside
-        return min(self._batch_tokens, max(_LANE_TOKENS, math.ceil(self._queued / idle)))
+        return min(self._batch_tokens, max(_LANE_TOKENS, math.ceil(self._waiting.tokens / idle)))
 
-    def _anchor(self) -> int:
-        """Place of the row that starts the next batch: the first one waiting of the request whose turn it is."""
-        job = self._turns.popleft()
-        while not job.waiting:
-            job = self._turns.popleft()
-        while True:
-            key = (len(job.rows[job.next]), job.first + job.next)
-            place = bisect_left(self._waiting, key, key=lambda entry: entry[:2])
-            job.next += 1
-            if place < len(self._waiting) and self._waiting[place][:2] == key:
-                break
-        if job.waiting > 1:
-            self._turns.append(job)
-        return place
-
-    def _bounds(self, anchor: int, budget: int) -> tuple[int, int]:
-        """Slice of the waiting rows around ``anchor`` that fits a batch: shorter ones first, then longer ones."""
-        lengths, start, stop = self._waiting, anchor, anchor + 1
-        longest = lengths[anchor][0]
-        while start and (stop - start + 1) * longest <= budget:
-            if lengths[start - 1][0] + self._most_padding < longest:
-                break
-            start -= 1
-        while stop < len(lengths) and (stop - start + 1) * lengths[stop][0] <= budget:
-            if lengths[start][0] + self._most_padding < lengths[stop][0]:
-                break
-            stop += 1
-        return start, stop
-
-    def _record(self, batch: list[_Waiting], started: float, seconds: float, *, beside: int) -> None:
+    def _record(self, batch: list[Waiting], started: float, seconds: float, *, beside: int) -> None:
         tokens = sum(length for length, *_ in batch)
         self._metrics.inference_seconds.observe(seconds)
         self._metrics.batch_rows.observe(len(batch))
@@ -289,7 +221,7 @@ class Batcher:
         with self._condition:
             self._rate = rate if not self._rate else (1 - _NEWEST) * self._rate + _NEWEST * rate
 
-    def _deliver(self, batch: list[_Waiting], vectors: Floats) -> None:
+    def _deliver(self, batch: list[Waiting], vectors: Floats) -> None:
         wrong = [batch[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
         if wrong:
             logger.error("the model gave %d vectors that are not finite", len(wrong))
@@ -306,23 +238,15 @@ class Batcher:
             done = np.stack([row for row in job.vectors if row is not None])
             job.future.get_loop().call_soon_threadsafe(_resolve, job.future, done)
 
-    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
+    def _fail(self, batch: list[Waiting], error: Exception) -> None:
         jobs = {job for _, _, job, _ in batch}
         with self._condition:
-            self._forget(jobs)
+            self._waiting.forget(jobs)
+            self._measure()
             for job in jobs:
                 job.unfinished = -1
         for job in jobs:
             job.future.get_loop().call_soon_threadsafe(_refuse, job.future, error)
-
-    def _forget(self, jobs: set[Job]) -> None:
-        gone = [entry for entry in self._waiting if entry[2] in jobs]
-        if gone:
-            self._waiting = [entry for entry in self._waiting if entry[2] not in jobs]
-            self._queued -= sum(length for length, *_ in gone)
-        for job in jobs:
-            job.waiting = 0
-        self._measure()
 
 
 def _resolve(future: asyncio.Future[Floats], vectors: Floats) -> None:
