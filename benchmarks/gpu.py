@@ -154,10 +154,7 @@ def time_ours(
     steps = len(rows) // arguments.batch
     trainer, supervisor = build_trainer(task, Plan(arguments.batch, 1.0, steps, 1, small_data=True), SEED, work)
     trainer.remove_callback(supervisor)
-    return time_steps(trainer), {
-        "attention": attention_of(trainer.model),
-        "loss": float(trainer.state.log_history[-1]["train_loss"]),
-    }
+    return time_steps(trainer)
 
 
 def time_stock(pairs: Pairs, arguments: argparse.Namespace, folder: Path, name: str) -> tuple[float, dict[str, Any]]:
@@ -179,10 +176,7 @@ def time_stock(pairs: Pairs, arguments: argparse.Namespace, folder: Path, name: 
     # It encodes examples for the model's card.
     for callback in [each for each in trainer.callback_handler.callbacks if "ModelCard" in type(each).__name__]:
         trainer.remove_callback(callback)
-    return time_steps(trainer), {
-        "attention": attention_of(model),
-        "loss": float(trainer.state.log_history[-1]["train_loss"]),
-    }
+    return time_steps(trainer)
 
 
 class Clock(TrainerCallback):
@@ -198,13 +192,15 @@ class Clock(TrainerCallback):
             self.started = time.perf_counter()
 
 
-def time_steps(trainer: SentenceTransformerTrainer) -> float:
-    """Seconds of a step, mean over those after the first ``WARM_STEPS``."""
+def time_steps(trainer: SentenceTransformerTrainer) -> tuple[float, dict[str, Any]]:
+    """Seconds of a step, mean over those after the first ``WARM_STEPS``, and what was trained how."""
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()
     torch.cuda.synchronize()
-    return (time.perf_counter() - clock.started) / (trainer.state.global_step - WARM_STEPS)
+    seconds = (time.perf_counter() - clock.started) / (trainer.state.global_step - WARM_STEPS)
+    loss = float(trainer.state.log_history[-1]["train_loss"])
+    return seconds, {"attention": attention_of(trainer.model), "loss": loss}
 
 
 def timed(run: Callable[[], object]) -> float:
