@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from serving_load import CLIENTS, make_texts
+from serving_load import CPU, make_texts
 
 from embed_pipeline.embedding.lanes import usable_cores
 from embed_pipeline.embedding.models import resolve_model
@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(resolve_model("packaged"), Path(folder) / "onnx", Release(), Embedding(device="cpu"))
         backend = OnnxBackend(Path(folder) / "onnx")
-        texts = [text for text, _ in make_texts(backend)]
+        texts = [text for text, _ in make_texts(backend, CPU.texts)]
         measured = measure(backend, texts, arguments.rounds, arguments.seconds)
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     kept[f"{usable_cores()} cores"] = measured
@@ -67,7 +67,7 @@ def measure(backend: OnnxBackend, texts: list[str], rounds: int, seconds: float)
             started = time.perf_counter()
             backend.encode(texts, "query")
             rates.setdefault((name, "offline"), []).append(tokens / (time.perf_counter() - started))
-            for clients in CLIENTS:
+            for clients in CPU.clients:
                 rate, found = asyncio.run(load(backend, rows, clients, seconds))
                 rates.setdefault((name, str(clients)), []).append(rate)
                 waits.setdefault((name, str(clients)), []).extend(found)

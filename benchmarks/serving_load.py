@@ -3,6 +3,7 @@
     python benchmarks/serving_load.py
     python benchmarks/serving_load.py --infinity VENV/bin/infinity_emb --infinity-model FOLDER
     python benchmarks/serving_load.py --soak 600
+    python benchmarks/serving_load.py --gpu
 
 Clients in a closed loop send one text a request, queries of 8 to 20 tokens and passages of 100 to 250 in turn, to
 servers that are all up and take turns: round by round, each number of clients asks each server once. Ours is served
@@ -10,8 +11,9 @@ by onnxruntime in fp32, as it comes, and by OpenVINO in fp32 and int8. Offline i
 encoding the same texts in one call, measured in every round too; for the peer it is onnxruntime. Tokens a second are
 compared, medians over the rounds. infinity-emb runs in an environment of its own, on the same model, with both of its
 CPU engines; its ONNX engine wants ``model.onnx`` in the model's folder. ``--soak`` offers twice the measured capacity
-of ours in fp32 for so many seconds, in place of the comparison, and watches errors and memory. Results go to
-``benchmarks/results/serving_load.json``.
+of ours in fp32 for so many seconds, in place of the comparison, and watches errors and memory. With ``--gpu`` ours is
+served by torch in fp32 and bf16, and by onnxruntime in fp32 and fp16 where it has CUDA, and the peer by torch. Results
+go to ``benchmarks/results/serving_load.json``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -31,36 +32,90 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 import numpy as np
 import psutil
+from finetuning import machine
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.models import resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
-from embed_pipeline.release.bundle import Lineage, write_bundle
+from embed_pipeline.embedding.torch_backend import TorchBackend
+from embed_pipeline.release.bundle import EXPORT_FOLDERS, Lineage, write_bundle
 from embed_pipeline.release.onnx_export import export_onnx
+from embed_pipeline.release.precision import write_precision
+from embed_pipeline.serving.exports import OPENVINO_PRECISIONS, TORCH_PRECISIONS
 from embed_pipeline.serving.listener import free_port
 from embed_pipeline.serving.process import start_endpoint
 from embed_pipeline.settings import Embedding, Paths, Release, Serving, Settings
 
 RESULTS = Path(__file__).parent / "results" / "serving_load.json"
-CLIENTS = (1, 4, 16, 64)
 QUERY_TOKENS, PASSAGE_TOKENS = (8, 20), (100, 250)
-TEXTS = 400
 SOAK_TEXTS = 16
-OFFLINE_TOKENS = 768
-ENGINES = ("torch", "optimum")
-OURS: tuple[tuple[str, str, Literal["fp32", "int8"]], ...] = (
-    ("ours", "onnx", "fp32"),
-    ("ours, openvino", "openvino", "fp32"),
-    ("ours, openvino int8", "openvino", "int8"),
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an endpoint of ours computes with."""
+
+    name: str
+    backend: Literal["onnx", "openvino", "torch"]
+    precision: Literal["fp32", "int8", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured on a kind of machine.
+
+    Attributes:
+        device: the peer's name of it.
+        forms: of ours, the first compared with the peer offline.
+        engines: of the peer.
+        clients: that ask at once, in one load after the other.
+        texts: different ones that they send.
+        offline_tokens: in a batch offline; 0: as many as suit the hardware.
+        rounds: of all loads.
+    """
+
+    device: str
+    forms: tuple[Form, ...]
+    engines: tuple[str, ...]
+    clients: tuple[int, ...]
+    texts: int
+    offline_tokens: int
+    rounds: int = 5
+
+
+CPU = Measured(
+    "cpu",
+    (
+        Form("ours", "onnx", "fp32"),
+        Form("ours, openvino", "openvino", "fp32"),
+        Form("ours, openvino int8", "openvino", "int8"),
+    ),
+    ("torch", "optimum"),
+    (1, 4, 16, 64),
+    400,
+    768,
+)
+GPU = Measured(
+    "cuda",
+    (
+        Form("ours", "torch", "bf16"),
+        Form("ours, fp32", "torch", "fp32"),
+        Form("ours, onnxruntime fp16", "onnx", "fp16"),
+        Form("ours, onnxruntime", "onnx", "fp32"),
+    ),
+    ("torch",),
+    (1, 16, 64, 256),
+    4_000,
+    0,
 )
 
 
@@ -87,34 +142,37 @@ class Load:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=CPU.rounds)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load in each round")
     parser.add_argument("--infinity", type=Path, help="the infinity_emb command")
     parser.add_argument("--infinity-model", type=Path, help="the packaged model's folder, with model.onnx in it")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU, with texts and clients enough for one")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds at twice the capacity, and nothing else")
     arguments = parser.parse_args()
     # Whoever ends this ends the servers with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    what = replace(GPU if arguments.gpu else CPU, rounds=arguments.rounds)
+    if arguments.soak:
+        what = replace(what, forms=what.forms[:1], rounds=1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bundle = make_bundle(folder)
-        texts = make_texts(OnnxBackend(bundle / "onnx"))
+        texts = make_texts(OnnxBackend(bundle / "onnx"), what.texts)
         write_corpus(folder, texts)
+        servers = [stack.enter_context(our_endpoint(bundle, folder, form)) for form in what.forms]
+        if arguments.infinity and not arguments.soak:
+            peers = (infinity(arguments.infinity, arguments.infinity_model, what, engine) for engine in what.engines)
+            servers.extend(stack.enter_context(peer) for peer in peers)
         kept: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+        measured = measure(what, bundle, servers, texts, arguments.seconds) | {"machine": machine()}
         if arguments.soak:
-            server = stack.enter_context(our_endpoint(bundle, folder, *OURS[0]))
-            measured = measure(bundle, [server], texts, 1, arguments.seconds)
             capacity = max(row["tokens_per_second"] for row in measured["rows"])
-            kept["soak"] = asyncio.run(soak(server, texts, 2 * capacity, arguments.soak))
+            kept["soak"] = asyncio.run(soak(servers[0], texts, 2 * capacity, arguments.soak))
             print("soak:", json.dumps(kept["soak"]))
+        elif arguments.gpu:
+            kept["gpu"] = measured
         else:
-            servers = [stack.enter_context(our_endpoint(bundle, folder, *form)) for form in OURS]
-            if arguments.infinity:
-                peers = (infinity(arguments.infinity, arguments.infinity_model, engine) for engine in ENGINES)
-                servers.extend(stack.enter_context(peer) for peer in peers)
-            kept |= measure(bundle, servers, texts, arguments.rounds, arguments.seconds)
-        kept["machine"] = f"{os.cpu_count()} cores, {platform.machine()}"
-    RESULTS.parent.mkdir(exist_ok=True)
+            kept |= measured
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
@@ -122,17 +180,24 @@ def make_bundle(folder: Path) -> Path:
     """The packaged base model, released."""
     model = Path(resolve_model("packaged"))
     export_onnx(model, folder / "onnx", Release(), Embedding(device="cpu"))
-    write_bundle(folder / "bundle", model=model, onnx_folder=folder / "onnx", lineage=Lineage(version="1"))
+    write_precision(folder / "onnx", folder / "fp16", "fp16")
+    write_bundle(
+        folder / "bundle",
+        model=model,
+        onnx_folder=folder / "onnx",
+        lineage=Lineage(version="1"),
+        beside={EXPORT_FOLDERS["fp16"]: folder / "fp16"},
+    )
     return folder / "bundle"
 
 
-def make_texts(backend: OnnxBackend) -> list[tuple[str, int]]:
+def make_texts(backend: Backend, count: int) -> list[tuple[str, int]]:
     """Texts with their token counts: a query and a passage in turn."""
     rng = random.Random(17)  # noqa: S311 - a workload to be repeated
     words = Path(__file__).read_text(encoding="utf-8").split() + __doc__.split()
     words = [word for word in words if word.isalpha()]
     texts = []
-    for index in range(TEXTS):
+    for index in range(count):
         wanted = rng.randint(*(PASSAGE_TOKENS if index % 2 else QUERY_TOKENS))
         chosen = rng.choices(words, k=wanted)
         while len(row := backend.tokenize([" ".join(chosen)])[0]) > wanted:
@@ -153,23 +218,23 @@ def write_corpus(store: Path, texts: list[tuple[str, int]]) -> None:
 
 
 @contextmanager
-def our_endpoint(bundle: Path, folder: Path, name: str, backend: str, precision: str) -> Iterator[Server]:
+def our_endpoint(bundle: Path, folder: Path, form: Form) -> Iterator[Server]:
     """Our endpoint while the block runs; but for what computes, settings are the defaults."""
-    serving = Serving.model_validate({"backend": backend, "precision": precision})
+    serving = Serving(backend=form.backend, precision=form.precision)
     settings = Settings(paths=Paths(store=folder), serving=serving)
     port = free_port(settings.serving.host)
-    endpoint = start_endpoint(bundle, settings, port=port, log=folder / f"{name}.log")
+    endpoint = start_endpoint(bundle, settings, port=port, log=folder / f"{form.name}.log")
     try:
-        yield Server(name, port, settings.serving.model_name, endpoint.process.pid)
+        yield Server(form.name, port, settings.serving.model_name, endpoint.process.pid)
     finally:
         endpoint.stop(settings.serving.drain_seconds)
 
 
 @contextmanager
-def infinity(command: Path, model: Path, engine: str) -> Iterator[Server]:
+def infinity(command: Path, model: Path, what: Measured, engine: str) -> Iterator[Server]:
     """The peer with one of its engines while the block runs."""
     port = free_port("127.0.0.1")
-    options = ["--engine", engine, "--device", "cpu", "--port", str(port), "--host", "127.0.0.1"]
+    options = ["--engine", engine, "--device", what.device, "--port", str(port), "--host", "127.0.0.1"]
     started = subprocess.Popen(  # noqa: S603 - the command that the caller names
         [command.absolute(), "v2", "--model-id", ".", "--served-model-name", "base", *options],
         cwd=model,
@@ -197,18 +262,18 @@ def ready(port: int) -> bool:
 
 
 def measure(
-    bundle: Path, servers: list[Server], texts: list[tuple[str, int]], rounds: int, seconds: float
+    what: Measured, bundle: Path, servers: list[Server], texts: list[tuple[str, int]], seconds: float
 ) -> dict[str, Any]:
     """Every server under every load and the model offline, round by round."""
-    backends = {name: offline_backend(bundle / "onnx", backend, precision) for name, backend, precision in OURS}
+    backends = {form.name: offline_backend(bundle, form, what.offline_tokens) for form in what.forms}
     loads: dict[tuple[str, int], list[Load]] = {}
     offline: dict[str, list[float]] = {name: [] for name in backends}
     for server in servers:
         asyncio.run(load(server, texts, 4, 2.0))
-    for _ in range(rounds):
+    for _ in range(what.rounds):
         for name, backend in backends.items():
             offline[name].append(offline_rate(backend, texts))
-        for clients in CLIENTS:
+        for clients in what.clients:
             for server in servers:
                 found = asyncio.run(load(server, texts, clients, seconds))
                 loads.setdefault((server.name, clients), []).append(found)
@@ -216,21 +281,25 @@ def measure(
     print("offline:", ", ".join(f"{name} {rate:.0f} tokens/s" for name, rate in medians.items()))
     print(f"{'server':20} {'clients':>7} {'tokens/s':>9} {'of offline':>10} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
     rows = [
-        row_of(name, clients, found, medians.get(name, medians["ours"])) for (name, clients), found in loads.items()
+        row_of(name, clients, found, medians.get(name, medians[what.forms[0].name]))
+        for (name, clients), found in loads.items()
     ]
     for row in sorted(rows, key=lambda row: (row["clients"], not row["server"].startswith("ours"), row["server"])):
         print(
             f"{row['server']:20} {row['clients']:7} {row['tokens_per_second']:9.0f} {row['of_offline']:10.2f} "
             f"{row['p50_ms']:8.1f} {row['p95_ms']:8.1f} {row['p99_ms']:8.1f}"
         )
-    return {"offline_tokens_per_second": medians, "rounds": rounds, "seconds": seconds, "rows": rows}
+    return {"offline_tokens_per_second": medians, "rounds": what.rounds, "seconds": seconds, "rows": rows}
 
 
-def offline_backend(exported: Path, backend: str, precision: Literal["fp32", "int8"]) -> Backend:
+def offline_backend(bundle: Path, form: Form, tokens: int) -> Backend:
     """What an endpoint of ours runs, without the endpoint."""
-    if backend == "onnx":
-        return OnnxBackend(exported, batch_tokens=OFFLINE_TOKENS)
-    return OpenVinoBackend(exported, precision, batch_tokens=OFFLINE_TOKENS)
+    if form.backend == "torch":
+        precision = TORCH_PRECISIONS[form.precision]
+        return TorchBackend(bundle / "model", bundle / "onnx", precision, batch_tokens=tokens)
+    if form.backend == "onnx":
+        return OnnxBackend(bundle / EXPORT_FOLDERS[form.precision], batch_tokens=tokens)
+    return OpenVinoBackend(bundle / "onnx", OPENVINO_PRECISIONS[form.precision], batch_tokens=tokens)
 
 
 def row_of(name: str, clients: int, found: list[Load], offline: float) -> dict[str, Any]:

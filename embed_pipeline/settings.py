@@ -529,7 +529,7 @@ class Serving(_Stage):
     """Port to listen on; 0: any free one."""
     model_name: str = "embed-pipeline"
     """Name under which the tuned model is served."""
-    max_batch_tokens: int = Field(default=8192, ge=128)
+    max_batch_tokens: int = Field(default=32768, ge=128)
     """Tokens in one inference batch, padding included."""
     max_queue_tokens: int = Field(default=600_000, ge=1)
     """Tokens waiting before requests are refused with 429."""

@@ -38,6 +38,7 @@ class Backend(ABC):
     Attributes:
         runtime: name of what computes.
         on_gpu: whether it computes on a GPU.
+        computes_padding: whether a short text takes as long as the longest of its batch.
         lanes: inferences that may run side by side, each on a core of its own; 1: one at a time.
         dimensions: length of a vector.
         max_tokens: longest text, in tokens with prefix and special tokens.
@@ -49,6 +50,7 @@ class Backend(ABC):
 
     runtime: ClassVar[str]
     on_gpu: bool
+    computes_padding: bool = True
     lanes: int = 1
 
     def __init__(self, onnx_folder: Path, batch_tokens: int) -> None:

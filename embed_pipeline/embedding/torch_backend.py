@@ -45,6 +45,8 @@ class TorchBackend(Backend):
         super().__init__(onnx_folder, batch_tokens)
         import torch
 
+        from embed_pipeline.embedding.packing import is_packed
+
         self._model = load_model(model, Embedding(), device)
         found = (embedding_dimensions(self._model), max_tokens_of(self._model))
         if found != (self.dimensions, self.max_tokens):
@@ -56,6 +58,7 @@ class TorchBackend(Backend):
         prepare_for_inference(self._model, precision)
         self._precision: Precision = precision
         self.on_gpu = self._model.device.type == "cuda"
+        self.computes_padding = not is_packed(self._model)
         if threads:
             torch.set_num_threads(threads)
 

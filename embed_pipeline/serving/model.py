@@ -28,7 +28,7 @@ _SLICE_CHARACTERS = 200_000
 # For the estimate of a request's tokens before they are counted; English has four to five.
 _CHARACTERS_PER_TOKEN = 4
 _CPU_BATCH_TOKENS = 768
-# A processor computes padding as it does a text; a GPU has time for it while the next batch is made ready.
+# A processor computes padding as it does a text; on a GPU a second batch costs more than some of it.
 _CPU_PADDING, _GPU_PADDING = 16, 128
 
 
@@ -111,7 +111,7 @@ class ServedModel:
         self._batcher = Batcher(
             backend.infer,
             lanes=backend.lanes,
-            most_padding=_GPU_PADDING if backend.on_gpu else _CPU_PADDING,
+            most_padding=_most_padding(backend),
             batch_tokens=min(serving.batch_tokens or _hardware_batch(backend, serving), serving.max_batch_tokens),
             max_queue_tokens=serving.max_queue_tokens,
             metrics=shared.metrics,
@@ -172,6 +172,12 @@ def cut(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
 def _hardware_batch(backend: Backend, serving: Serving) -> int:
     # Measured on two cores: no more texts a second above this, only longer waits.
     return serving.max_batch_tokens if backend.on_gpu else _CPU_BATCH_TOKENS
+
+
+def _most_padding(backend: Backend) -> int:
+    if not backend.computes_padding:
+        return backend.max_tokens
+    return _GPU_PADDING if backend.on_gpu else _CPU_PADDING
 
 
 def _slices(texts: Sequence[str]) -> Iterator[slice]:

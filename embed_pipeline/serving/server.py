@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,6 +24,9 @@ from embed_pipeline.settings import Settings, serving_api_key
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 75
+# A thread that computes may hold the interpreter, as torch does while it starts a GPU's kernels, and each step of each
+# request then waits for its turn. Against Python's own 5 ms, 64 clients of such a thread get 1.5 times as many answers.
+_TURN_SECONDS = 0.0005
 # Ready answers 503 for at least so long before the listener closes, so that a load balancer can see it.
 _NOTICE_SECONDS = 0.5
 
@@ -39,6 +43,7 @@ def serve(bundle: Path, settings: Settings, *, port: int | None = None) -> None:
     Raises:
         ServingError: the address is taken or not this machine's, or the release cannot be served.
     """
+    sys.setswitchinterval(_TURN_SECONDS)
     listener = bind(settings.serving, port)
     EmbeddingServer(bundle, Service(settings, serving_api_key()), listener).run_until_stopped()
 

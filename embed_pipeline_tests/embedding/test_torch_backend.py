@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from embed_pipeline.embedding import packing, torch_backend
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.torch_backend import TorchBackend
@@ -47,8 +48,24 @@ def _weighs(module: torch.nn.Module) -> bool:
     return isinstance(getattr(module, "weight", None), torch.nn.Parameter)
 
 
+def test_a_packed_model_computes_no_padding(tiny_model, tiny_export, monkeypatch):
+    monkeypatch.setattr(packing, "_check", lambda *_: None)
+    load = torch_backend.load_model
+
+    def packed(*arguments):
+        model = load(*arguments)
+        monkeypatch.setattr(packing, "_trial_vectors", lambda *_: torch.ones(1, 2))
+        packing.pack(model, torch.bfloat16)
+        return model
+
+    assert opened(tiny_model, tiny_export, "bf16").computes_padding
+    monkeypatch.setattr(torch_backend, "load_model", packed)
+    assert not opened(tiny_model, tiny_export, "bf16").computes_padding
+
+
 def test_rows_that_cannot_be_read_are_refused(tiny_model, tiny_export):
     backend = opened(tiny_model, tiny_export)
+    assert backend.computes_padding
     assert not backend.on_gpu
     for rows, message in (([], "no row"), ([[]], "has 0 tokens"), ([[1] * 65], "has 65 tokens, must have 1 to 64")):
         with pytest.raises(ValueError, match=message):

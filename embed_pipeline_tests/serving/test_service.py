@@ -75,6 +75,19 @@ def test_a_full_queue_is_a_429_with_retry_after_and_the_rest_is_answered(bundle)
         assert served.embed(["of " * 37]).status_code == 200
 
 
+@pytest.mark.parametrize(("computes_padding", "batches"), [(True, [[5], [54]]), (False, [[5, 54]])])
+def test_texts_of_any_length_share_a_batch_where_padding_costs_nothing(bundle, monkeypatch, computes_padding, batches):
+    monkeypatch.setattr(OnnxBackend, "computes_padding", computes_padding)
+    with running(bundle, threads=1) as served, gated(served.service) as gate, ThreadPoolExecutor(2) as threads:
+        first = threads.submit(served.embed, "in")
+        eventually(lambda: gate.batches == [[5]])
+        second = threads.submit(served.embed, ["in", "of " * 50])
+        eventually(lambda: served.metric("queue_texts") == 2)
+        gate.opened.set()
+        assert {first.result().status_code, second.result().status_code} == {200}
+        assert gate.batches[1:] == batches
+
+
 def test_a_huge_text_holds_up_nobody(bundle):
     huge = "in of to " * 230_000
     backend = OnnxBackend(bundle / "onnx", threads=1)
