@@ -6,8 +6,10 @@ Imports torch and transformers: import it inside functions from modules that the
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
         self._uncached_tokens = uncached_tokens
         self._work = work
         self._load_base = load_base
-        self._unread: tuple[int, torch.Tensor] | None = None
+        self._unread: _Loss | None = None
         super().__init__(**options)
 
     def get_batch_sampler(self, *_: object, **__: object) -> ShuffledBatches:
@@ -90,11 +92,11 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
 
         No weights are kept that such a step has touched: the supervisor looks at them before it keeps any.
         """
-        read: tuple[int, torch.Tensor] | None = (self.state.global_step + 1, loss)
+        read: _Loss | None = _Loss.sent(self.state.global_step + 1, loss)
         if loss.is_cuda:
             read, self._unread = self._unread, read
-        if read is not None and not torch.isfinite(read[1]):
-            message = f"the loss is {read[1].item()} at step {read[0]}; {self.last_good()}"
+        if read is not None and not math.isfinite(number := read.number()):
+            message = f"the loss is {number} at step {read.step}; {self.last_good()}"
             raise TrainingError(message)
 
     def last_good(self) -> str:
@@ -158,6 +160,31 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
             put(self.model, load_file(Path(checkpoint_path) / _ADAPTERS_FILE))
         else:
             super()._load_from_checkpoint(checkpoint_path)
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """A step's loss, on its way from where it was computed."""
+
+    step: int
+    value: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def sent(cls, step: int, loss: torch.Tensor) -> _Loss:
+        # Copied behind what the GPU has been asked until now: a test of the number itself would be asked for a step
+        # later, and the GPU would have to finish that one first.
+        value = loss.detach().to("cpu", non_blocking=True)
+        if not loss.is_cuda:
+            return cls(step, value, None)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no annotation here
+        arrived.record()
+        return cls(step, value, arrived)
+
+    def number(self) -> float:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return float(self.value)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

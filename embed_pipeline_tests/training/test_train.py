@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -118,6 +119,18 @@ class OnGpu(torch.Tensor):
     is_cuda = True
 
 
+class Arrival:
+    """In place of a CUDA event: notes that it was asked for, and that it was waited for."""
+
+    seen: ClassVar[list[str]] = []
+
+    def record(self) -> None:
+        self.seen.append("record")
+
+    def synchronize(self) -> None:
+        self.seen.append("synchronize")
+
+
 @pytest.mark.parametrize(("kind", "step"), [(torch.Tensor, 6), (OnGpu, 7)])
 def test_a_loss_that_is_nan_stops_with_the_step_and_the_last_good_checkpoint(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[torch.Tensor], step: int
@@ -129,11 +142,15 @@ def test_a_loss_that_is_nan_stops_with_the_step_and_the_last_good_checkpoint(
         return (info_nce(logits, relations) * (torch.nan if len(calls) == step else 1.0)).as_subclass(kind)
 
     monkeypatch.setattr(loss_module, "info_nce", broken)
+    monkeypatch.setattr(torch.cuda, "Event", Arrival)
+    monkeypatch.setattr(Arrival, "seen", [])
     good = (step - 1) // 2 * 2
     expected = rf"the loss is nan at step {step}; the last good checkpoint is .*checkpoint-{good}$"
     with pytest.raises(TrainingError, match=expected):
         train(tmp_path, small.settings(tiny_model), with_dev=False)
     assert len(calls) == step + (kind is OnGpu)
+    # A loss is waited for when the next one has been sent.
+    assert Arrival.seen == (["record", *["record", "synchronize"] * step] if kind is OnGpu else [])
     assert not (tmp_path / "tuned").exists()
 
 
