@@ -121,4 +121,6 @@ def test_data_outside_is_found_in_subgraphs_and_constants(folder):
 
 def test_threads_that_wait_do_not_spin(backend):
     options = backend._on_all_cores.get_session_options()
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    # Threads spin while a batch runs, and never after it.
+    for entry in ("session.intra_op.allow_spinning", "session.force_spinning_stop"):
+        assert options.get_session_config_entry(entry) == "1"
