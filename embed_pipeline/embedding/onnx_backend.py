@@ -126,7 +126,7 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that wait for each other spin, which answers a query in two thirds of the time, but not once they are done:
+    # Threads that wait for each other spin, so that a query takes two thirds of the time, but not once they are done:
     # then they would take the cores from everything else.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -119,8 +119,7 @@ def test_data_outside_is_found_in_subgraphs_and_constants(folder):
         refuse_outside_data(folder / "model.onnx", model)
 
 
-def test_threads_that_wait_do_not_spin(backend):
+def test_threads_spin_while_a_batch_runs_and_not_after_it(backend):
     options = backend._on_all_cores.get_session_options()
-    # Threads spin while a batch runs, and never after it.
     for entry in ("session.intra_op.allow_spinning", "session.force_spinning_stop"):
         assert options.get_session_config_entry(entry) == "1"
