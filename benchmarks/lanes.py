@@ -1,11 +1,13 @@
-"""Batches side by side, one on each core, against one at a time over all cores: on this machine, without HTTP.
+"""The endpoint's batches without HTTP: one on each core against one at a time over all cores, and those of a GPU.
 
     python benchmarks/lanes.py
+    python benchmarks/lanes.py --gpu
 
 Clients in a closed loop hand one text each to the endpoint's queue, queries of 8 to 20 tokens and passages of 100 to
 250 in turn, and wait for its vector; the model is the packaged one on onnxruntime in fp32. Both ways take turns, round
-by round, and so do both ways to encode the same texts in one call. Results go to ``benchmarks/results/lanes.json``,
-under the number of cores.
+by round, and so do both ways to encode the same texts in one call. With ``--gpu`` the model is on torch in bf16, and
+batches are of more or fewer tokens, and of texts that differ in length by more or less. Results go to
+``benchmarks/results/lanes.json``, under the number of cores or the name of the card.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from serving_load import CPU, make_texts
+from finetuning import machine
+from serving_load import CPU, GPU, make_texts
 
+from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.lanes import usable_cores
 from embed_pipeline.embedding.models import resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.release.onnx_export import export_onnx
 from embed_pipeline.serving.batcher import Batcher
 from embed_pipeline.serving.cores import Cores
@@ -33,9 +39,20 @@ from embed_pipeline.serving.metrics import Metrics
 from embed_pipeline.settings import Embedding, Release
 
 RESULTS = Path(__file__).parent / "results" / "lanes.json"
-BATCH_TOKENS, MOST_PADDING, QUEUE_TOKENS = 768, 16, 1_000_000
+QUEUE_TOKENS = 1_000_000
 
 Row = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What the queue makes of waiting texts: tokens in a batch, and by how many its texts may differ in length."""
+
+    tokens: int
+    most_padding: int
+
+
+ON_CORES = Batches(768, 16)
 
 
 def main() -> None:
@@ -43,20 +60,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load in each round")
+    parser.add_argument("--gpu", action="store_true", help="batches on a GPU, in place of those on cores")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(resolve_model("packaged"), Path(folder) / "onnx", Release(), Embedding(device="cpu"))
-        backend = OnnxBackend(Path(folder) / "onnx")
-        texts = [text for text, _ in make_texts(backend, CPU.texts)]
-        measured = measure(backend, texts, arguments.rounds, arguments.seconds)
+        model, exported = Path(resolve_model("packaged")), Path(folder) / "onnx"
+        export_onnx(model, exported, Release(), Embedding(device="cpu"))
+        if arguments.gpu:
+            measured = measure_gpu(TorchBackend(model, exported, "bf16"), arguments.rounds, arguments.seconds)
+        else:
+            measured = measure(OnnxBackend(exported), arguments.rounds, arguments.seconds)
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    kept[f"{usable_cores()} cores"] = measured
+    kept[machine() if arguments.gpu else f"{usable_cores()} cores"] = measured
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(measured, indent=1))
 
 
-def measure(backend: OnnxBackend, texts: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+def measure(backend: OnnxBackend, rounds: int, seconds: float) -> dict[str, Any]:
     """Tokens a second both ways, offline and for each number of clients, and the clients' waits."""
+    texts = [text for text, _ in make_texts(backend, CPU.texts)]
     rows = backend.tokenize(texts)
     tokens, every = sum(len(row) for row in rows), backend.lanes
     rates: dict[tuple[str, str], list[float]] = {}
@@ -68,7 +89,7 @@ def measure(backend: OnnxBackend, texts: list[str], rounds: int, seconds: float)
             backend.encode(texts, "query")
             rates.setdefault((name, "offline"), []).append(tokens / (time.perf_counter() - started))
             for clients in CPU.clients:
-                rate, found = asyncio.run(load(backend, rows, clients, seconds))
+                rate, found = asyncio.run(load(backend, rows, clients, seconds, ON_CORES))
                 rates.setdefault((name, str(clients)), []).append(rate)
                 waits.setdefault((name, str(clients)), []).extend(found)
     backend.lanes = every
@@ -87,6 +108,34 @@ def measure(backend: OnnxBackend, texts: list[str], rounds: int, seconds: float)
     }
 
 
+def measure_gpu(backend: TorchBackend, rounds: int, seconds: float) -> dict[str, Any]:
+    """Tokens a second of each kind of batch and number of clients, and the clients' waits."""
+    rows = backend.tokenize([text for text, _ in make_texts(backend, GPU.texts)])
+    rates: dict[tuple[Batches, int], list[float]] = {}
+    waits: dict[tuple[Batches, int], list[float]] = {}
+    kinds = [Batches(tokens, padding) for tokens in (8_192, 32_768) for padding in (16, 128, backend.max_tokens)]
+    for _ in range(rounds):
+        for batches in kinds:
+            for clients in GPU.clients:
+                rate, found = asyncio.run(load(backend, rows, clients, seconds, batches))
+                rates.setdefault((batches, clients), []).append(rate)
+                waits.setdefault((batches, clients), []).extend(found)
+    return {
+        "rounds": rounds,
+        "seconds": seconds,
+        "rows": [
+            {
+                "batch_tokens": batches.tokens,
+                "most_padding": batches.most_padding,
+                "clients": clients,
+                "tokens_per_second": round(statistics.median(values)),
+                **percentiles(waits[batches, clients]),
+            }
+            for (batches, clients), values in rates.items()
+        ],
+    }
+
+
 def percentiles(waits: list[float]) -> dict[str, float]:
     """Milliseconds that half and nearly all of the texts waited at most."""
     if not waits:
@@ -94,13 +143,15 @@ def percentiles(waits: list[float]) -> dict[str, float]:
     return {f"p{share}_ms": round(float(np.percentile(waits, share)) * 1000, 1) for share in (50, 95)}
 
 
-async def load(backend: OnnxBackend, rows: list[Row], clients: int, seconds: float) -> tuple[float, list[float]]:
+async def load(
+    backend: Backend, rows: list[Row], clients: int, seconds: float, batches: Batches
+) -> tuple[float, list[float]]:
     """Tokens a second and each wait, where each of ``clients`` asks again as soon as it is answered."""
     queue = Batcher(
         backend.infer,
         lanes=backend.lanes,
-        batch_tokens=BATCH_TOKENS,
-        most_padding=MOST_PADDING,
+        batch_tokens=batches.tokens,
+        most_padding=batches.most_padding,
         max_queue_tokens=QUEUE_TOKENS,
         metrics=Metrics(),
         cores=Cores(backend.lanes),

@@ -445,7 +445,7 @@ class Training(_Stage):
     CPU; else the model's own choice."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Run the model's layers through torch's compiler before training; auto: on a GPU with a C compiler beside it, for
-    trainings of 5,000 steps and more."""
+    trainings of 2,000 steps and more."""
     teacher: str = "none"
     """Who scores each question's candidates softly: none, ``hybrid`` (BM25 and the base model), or a cross-encoder
     folder or hub name."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LEAST_STEPS = 5_000
+_LEAST_STEPS = 2_000
 
 
 def compile_layers(model: SentenceTransformer, training: Training, steps: int, *, bf16: bool) -> bool:

@@ -119,7 +119,7 @@ def test_data_outside_is_found_in_subgraphs_and_constants(folder):
         refuse_outside_data(folder / "model.onnx", model)
 
 
-def test_threads_spin_while_a_batch_runs_and_not_after_it(backend):
+def test_threads_spin_for_moments_while_a_batch_runs_and_not_after_it(backend):
     options = backend._on_all_cores.get_session_options()
-    for entry in ("session.intra_op.allow_spinning", "session.force_spinning_stop"):
-        assert options.get_session_config_entry(entry) == "1"
+    entries = {"intra_op.allow_spinning": "1", "intra_op.spin_duration_us": "20", "force_spinning_stop": "1"}
+    assert {name: options.get_session_config_entry(f"session.{name}") for name in entries} == entries
