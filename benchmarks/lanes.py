@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from finetuning import machine
+from numpy.typing import NDArray
 from serving_load import CPU, GPU, make_texts
 
 from embed_pipeline.embedding.backend import Backend

@@ -128,6 +128,23 @@ def test_an_address_that_is_not_here_is_named():
         bind(Serving(host="192.0.2.1"), 0)
 
 
+def test_its_threads_take_short_turns(bundle, monkeypatch):
+    turns = []
+
+    def noted(server):
+        turns.append(sys.getswitchinterval())
+        server._listener.close()
+
+    monkeypatch.setattr(EmbeddingServer, "run_until_stopped", noted)
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1)
+        serve(bundle, Settings(), port=0)
+    finally:
+        sys.setswitchinterval(before)
+    assert turns == [pytest.approx(0.0005)]
+
+
 def test_a_broken_bundle_ends_the_server_with_what_is_wrong(bundle, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / "1")
     (copy / "onnx" / "model.onnx").write_bytes(b"x")
