@@ -27,6 +27,9 @@ from embed_pipeline.settings import Serving
 _SLICE_CHARACTERS = 200_000
 # For the estimate of a request's tokens before they are counted; English has four to five.
 _CHARACTERS_PER_TOKEN = 4
+# Attention over padded rows takes memory by the square of their length.
+_PADDED_TOKENS, _PACKED_TOKENS = 8_192, 32_768
+# Measured on two cores: no more texts a second above this, only longer waits.
 _CPU_BATCH_TOKENS = 768
 # A processor computes padding as it does a text; on a GPU a second batch costs more than some of it.
 _CPU_PADDING, _GPU_PADDING = 16, 128
@@ -92,10 +95,11 @@ class ServedModel:
         self.name, self.manifest, self.created = name, manifest, int(time.time())
         backend, self.precision, serving = export.backend, export.precision, shared.serving
         self.runtime = backend.runtime
-        if backend.max_tokens > serving.max_batch_tokens:
+        most = serving.max_batch_tokens or (_PADDED_TOKENS if backend.computes_padding else _PACKED_TOKENS)
+        if backend.max_tokens > most:
             message = (
-                f"{name} reads {backend.max_tokens} tokens, more than serving.max_batch_tokens = "
-                f"{serving.max_batch_tokens}; set it to {backend.max_tokens} or more"
+                f"{name} reads {backend.max_tokens} tokens, more than serving.max_batch_tokens = {most}; "
+                f"set it to {backend.max_tokens} or more"
             )
             raise ServingError(message)
         self.dimensions = backend.dimensions
@@ -112,7 +116,7 @@ class ServedModel:
             backend.infer,
             lanes=backend.lanes,
             most_padding=_most_padding(backend),
-            batch_tokens=min(serving.batch_tokens or _hardware_batch(backend, serving), serving.max_batch_tokens),
+            batch_tokens=min(serving.batch_tokens or (most if backend.on_gpu else _CPU_BATCH_TOKENS), most),
             max_queue_tokens=serving.max_queue_tokens,
             metrics=shared.metrics,
             cores=shared.cores,
@@ -167,11 +171,6 @@ def cut(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
     lengths = np.linalg.norm(short, axis=1, keepdims=True)
     scaled: NDArray[np.float32] = short / np.maximum(lengths, np.finfo(np.float32).tiny)
     return scaled
-
-
-def _hardware_batch(backend: Backend, serving: Serving) -> int:
-    # Measured on two cores: no more texts a second above this, only longer waits.
-    return serving.max_batch_tokens if backend.on_gpu else _CPU_BATCH_TOKENS
 
 
 def _most_padding(backend: Backend) -> int:

@@ -174,7 +174,7 @@ class _Loss:
     def sent(cls, step: int, loss: torch.Tensor) -> _Loss:
         # Copied behind what the GPU has been asked until now: a test of the number itself would be asked for a step
         # later, and the GPU would have to finish that one first.
-        value = loss.detach().to("cpu", non_blocking=True)
+        value = loss.detach().to("cpu", non_blocking=loss.is_cuda)
         if not loss.is_cuda:
             return cls(step, value, None)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no annotation here

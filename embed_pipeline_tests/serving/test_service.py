@@ -159,6 +159,22 @@ def test_a_model_that_reads_more_than_a_batch_holds_is_refused(bundle, tmp_path)
         service.close()
 
 
+@pytest.mark.parametrize(("computes_padding", "most"), [(True, 8_192), (False, 32_768)])
+def test_padding_bounds_what_a_model_may_read(bundle, tmp_path, monkeypatch, computes_padding, most):
+    monkeypatch.setattr(OnnxBackend, "computes_padding", computes_padding)
+    service = Service(Settings(serving=Serving(threads=1)))
+    try:
+        service.load(changed(bundle, tmp_path / "2", "onnx/embedding_config.json", max_tokens=most))
+        longer = changed(bundle, tmp_path / "3", "onnx/embedding_config.json", max_tokens=most + 1)
+        with pytest.raises(
+            ServingError, match=rf"reads {most + 1} tokens, more than serving.max_batch_tokens = {most};"
+        ):
+            service.load(longer)
+        assert service.version == "2"
+    finally:
+        service.close()
+
+
 def test_a_changed_bundle_is_refused(bundle, tmp_path):
     import shutil
 
