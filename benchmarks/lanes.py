@@ -18,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,60 +80,58 @@ def measure(backend: OnnxBackend, rounds: int, seconds: float) -> dict[str, Any]
     texts = [text for text, _ in make_texts(backend, CPU.texts)]
     rows = backend.tokenize(texts)
     tokens, every = sum(len(row) for row in rows), backend.lanes
-    rates: dict[tuple[str, str], list[float]] = {}
-    waits: dict[tuple[str, str], list[float]] = {}
+    found = Loads(("way", "clients"), rounds, seconds)
     for _ in range(rounds):
-        for name, lanes in (("side by side", every), ("one at a time", 1)):
+        for way, lanes in (("side by side", every), ("one at a time", 1)):
             backend.lanes = lanes
             started = time.perf_counter()
             backend.encode(texts, "query")
-            rates.setdefault((name, "offline"), []).append(tokens / (time.perf_counter() - started))
+            found.add((way, "offline"), tokens / (time.perf_counter() - started), [])
             for clients in CPU.clients:
-                rate, found = asyncio.run(load(backend, rows, clients, seconds, ON_CORES))
-                rates.setdefault((name, str(clients)), []).append(rate)
-                waits.setdefault((name, str(clients)), []).extend(found)
+                found.add((way, str(clients)), *asyncio.run(load(backend, rows, clients, seconds, ON_CORES)))
     backend.lanes = every
-    return {
-        "rounds": rounds,
-        "seconds": seconds,
-        "rows": [
-            {
-                "way": name,
-                "clients": clients,
-                "tokens_per_second": round(statistics.median(values)),
-                **percentiles(waits.get((name, clients), [])),
-            }
-            for (name, clients), values in rates.items()
-        ],
-    }
+    return found.summary()
 
 
 def measure_gpu(backend: TorchBackend, rounds: int, seconds: float) -> dict[str, Any]:
     """Tokens a second of each kind of batch and number of clients, and the clients' waits."""
     rows = backend.tokenize([text for text, _ in make_texts(backend, GPU.texts)])
-    rates: dict[tuple[Batches, int], list[float]] = {}
-    waits: dict[tuple[Batches, int], list[float]] = {}
     kinds = [Batches(tokens, padding) for tokens in (8_192, 32_768) for padding in (16, 128, backend.max_tokens)]
+    found = Loads(("batch_tokens", "most_padding", "clients"), rounds, seconds)
     for _ in range(rounds):
         for batches in kinds:
             for clients in GPU.clients:
-                rate, found = asyncio.run(load(backend, rows, clients, seconds, batches))
-                rates.setdefault((batches, clients), []).append(rate)
-                waits.setdefault((batches, clients), []).extend(found)
-    return {
-        "rounds": rounds,
-        "seconds": seconds,
-        "rows": [
+                loaded = asyncio.run(load(backend, rows, clients, seconds, batches))
+                found.add((batches.tokens, batches.most_padding, clients), *loaded)
+    return found.summary()
+
+
+@dataclass
+class Loads:
+    """Rates and waits of loads that are repeated in rounds, by what tells the loads apart."""
+
+    columns: tuple[str, ...]
+    rounds: int
+    seconds: float
+    rates: dict[tuple[Any, ...], list[float]] = field(default_factory=dict)
+    waits: dict[tuple[Any, ...], list[float]] = field(default_factory=dict)
+
+    def add(self, key: tuple[Any, ...], rate: float, waits: list[float]) -> None:
+        """One load's tokens a second and what its texts waited."""
+        self.rates.setdefault(key, []).append(rate)
+        self.waits.setdefault(key, []).extend(waits)
+
+    def summary(self) -> dict[str, Any]:
+        """Medians of the rates, percentiles of all waits."""
+        rows = [
             {
-                "batch_tokens": batches.tokens,
-                "most_padding": batches.most_padding,
-                "clients": clients,
-                "tokens_per_second": round(statistics.median(values)),
-                **percentiles(waits[batches, clients]),
+                **dict(zip(self.columns, key, strict=True)),
+                "tokens_per_second": round(statistics.median(rates)),
+                **percentiles(self.waits[key]),
             }
-            for (batches, clients), values in rates.items()
-        ],
-    }
+            for key, rates in self.rates.items()
+        ]
+        return {"rounds": self.rounds, "seconds": self.seconds, "rows": rows}
 
 
 def percentiles(waits: list[float]) -> dict[str, float]:

@@ -12,8 +12,8 @@ encoding the same texts in one call, measured in every round too; for the peer i
 compared, medians over the rounds. infinity-emb runs in an environment of its own, on the same model, with both of its
 CPU engines; its ONNX engine wants ``model.onnx`` in the model's folder. ``--soak`` offers twice the measured capacity
 of ours in fp32 for so many seconds, in place of the comparison, and watches errors and memory. With ``--gpu`` ours is
-served by torch in fp32 and bf16, and by onnxruntime in fp32 and fp16 where it has CUDA, and the peer by torch. Results
-go to ``benchmarks/results/serving_load.json``.
+served by torch in fp32 and bf16 and by onnxruntime in fp32 and fp16, and the peer by torch. Results go to
+``benchmarks/results/serving_load.json``.
 """
 
 from __future__ import annotations
@@ -156,8 +156,11 @@ def main() -> None:
         what = replace(what, forms=what.forms[:1], rounds=1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        bundle = make_bundle(folder)
-        texts = make_texts(OnnxBackend(bundle / "onnx"), what.texts)
+        bundle = make_bundle(folder, fp16=any(form.precision == "fp16" for form in what.forms))
+        reader = OnnxBackend(bundle / "onnx")
+        if arguments.gpu and not reader.on_gpu:
+            raise SystemExit("onnxruntime does not run on the GPU here")
+        texts = make_texts(reader, what.texts)
         write_corpus(folder, texts)
         servers = [stack.enter_context(our_endpoint(bundle, folder, form)) for form in what.forms]
         if arguments.infinity and not arguments.soak:
@@ -167,27 +170,20 @@ def main() -> None:
         measured = measure(what, bundle, servers, texts, arguments.seconds) | {"machine": machine()}
         if arguments.soak:
             capacity = max(row["tokens_per_second"] for row in measured["rows"])
-            kept["soak"] = asyncio.run(soak(servers[0], texts, 2 * capacity, arguments.soak))
-            print("soak:", json.dumps(kept["soak"]))
-        elif arguments.gpu:
-            kept["gpu"] = measured
-        else:
-            kept |= measured
+            measured = {"soak": asyncio.run(soak(servers[0], texts, 2 * capacity, arguments.soak))}
+            print(json.dumps(measured))
+        (kept.setdefault("gpu", {}) if arguments.gpu else kept).update(measured)
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
-def make_bundle(folder: Path) -> Path:
-    """The packaged base model, released."""
-    model = Path(resolve_model("packaged"))
-    export_onnx(model, folder / "onnx", Release(), Embedding(device="cpu"))
-    write_precision(folder / "onnx", folder / "fp16", "fp16")
-    write_bundle(
-        folder / "bundle",
-        model=model,
-        onnx_folder=folder / "onnx",
-        lineage=Lineage(version="1"),
-        beside={EXPORT_FOLDERS["fp16"]: folder / "fp16"},
-    )
+def make_bundle(folder: Path, *, fp16: bool) -> Path:
+    """The packaged base model, released, in fp16 too where that is asked for."""
+    model, exported, half = Path(resolve_model("packaged")), folder / "onnx", folder / "fp16"
+    export_onnx(model, exported, Release(), Embedding(device="cpu"))
+    if fp16:
+        write_precision(exported, half, "fp16")
+    beside = {EXPORT_FOLDERS["fp16"]: half} if fp16 else {}
+    write_bundle(folder / "bundle", model=model, onnx_folder=exported, lineage=Lineage(version="1"), beside=beside)
     return folder / "bundle"
 
 

@@ -529,9 +529,9 @@ class Serving(_Stage):
     """Port to listen on; 0: any free one."""
     model_name: str = "embed-pipeline"
     """Name under which the tuned model is served."""
-    max_batch_tokens: int = Field(default=0, ge=0)
-    """Tokens in one inference batch, padding included, and in one text; 0: 32,768 where a GPU computes no padding, else
-    8,192."""
+    max_batch_tokens: int | None = Field(default=None, ge=128)
+    """Tokens in one inference batch, padding included, and in one text; None: 32,768 where a GPU computes no padding,
+    else 8,192."""
     max_queue_tokens: int = Field(default=600_000, ge=1)
     """Tokens waiting before requests are refused with 429."""
     max_request_tokens: int = Field(default=300_000, ge=1)

@@ -49,6 +49,10 @@ def test_the_command_line_names_a_variable():
         ("[sinthesis]\nmax_hops = 2\n", "unknown setting 'sinthesis'; did you mean 'synthesis'"),
         ("[synthesis]\nmax_hops = 9\n", "synthesis.max_hops = 9: Input should be less than or equal to 5"),
         ("[training]\ntemperature = 0\n", "training.temperature = 0: Input should be greater than 0"),
+        (
+            "[serving]\nmax_batch_tokens = 127\n",
+            "serving.max_batch_tokens = 127: Input should be greater than or equal",
+        ),
         ("[training]\ncontrastive = false\n", "the tuned model would be the base; set linear_adapter"),
         ("[synthesis]\nmin_complexity = 4\nmax_complexity = 2\n", "min_complexity is 4, above max_complexity 2"),
         ("[evaluation]\ncutoffs = [1, 5]\n", "10 must be among them"),

@@ -117,7 +117,7 @@ class Batcher:
         tokens = sum(len(row) for row in rows)
         with self._condition:
             self._check_room(tokens, self._waiting.tokens + self._reserved - reserved)
-            job = self._waiting.add(rows, future)
+            job = self._waiting.add(rows, tokens, future)
             self._measure()
             self._condition.notify(len(rows))
         return job

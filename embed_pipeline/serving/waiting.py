@@ -62,15 +62,15 @@ class WaitingTexts:
     def __len__(self) -> int:
         return len(self._sorted)
 
-    def add(self, rows: Sequence[Row], future: asyncio.Future[Floats]) -> Job:
-        """The texts of a request, whose vectors are for ``future``."""
+    def add(self, rows: Sequence[Row], tokens: int, future: asyncio.Future[Floats]) -> Job:
+        """The texts of a request, of so many tokens together, whose vectors are for ``future``."""
         first = self._sequence
         self._sequence += len(rows)
         job = Job(rows, future, first, [None] * len(rows), waiting=len(rows), unfinished=len(rows))
         self._sorted.extend((len(row), first + index, job, index) for index, row in enumerate(rows))
         self._sorted.sort()
         self._turns.append(job)
-        self.tokens += sum(len(row) for row in rows)
+        self.tokens += tokens
         return job
 
     def take(self, budget: int) -> list[Waiting]:
