@@ -123,3 +123,30 @@ def test_threads_spin_for_moments_while_a_batch_runs_and_not_after_it(backend):
     options = backend._on_all_cores.get_session_options()
     entries = {"intra_op.allow_spinning": "1", "intra_op.spin_duration_us": "20", "force_spinning_stop": "1"}
     assert {name: options.get_session_config_entry(f"session.{name}") for name in entries} == entries
+
+
+def test_operators_that_are_slower_together_stay_apart_on_a_processor(tiny_export, tmp_path, monkeypatch):
+    import onnxruntime
+
+    asked = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, path, sess_options, **options):
+            asked.append(options["disabled_optimizers"])
+            sess_options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+            super().__init__(path, sess_options, **options)
+
+    def operators():
+        OnnxBackend(tiny_export, threads=1)
+        return {node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node}
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    fused = {"SkipLayerNormalization", "BiasGelu"}
+    assert not operators() & fused
+    monkeypatch.setattr("embed_pipeline.embedding.onnx_backend._SLOW_FUSIONS", ())
+    assert operators() >= fused
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    operators()
+    assert asked[-1] is None
