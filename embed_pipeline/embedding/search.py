@@ -53,6 +53,11 @@ class Hits:
         found = np.flatnonzero(self.indices[row] == index)
         return int(found[0]) + 1 if len(found) else None
 
+    def overlap(self, other: Hits) -> float:
+        """Mean over the queries of the share of these passages that ``other``, of the same width, has as well."""
+        pairs = zip(self.indices.tolist(), other.indices.tolist(), strict=True)
+        return float(np.mean([len(set(a) & set(b)) for a, b in pairs]) / self.indices.shape[1])
+
 
 def search(queries: Floats, corpus: Floats, k: int, *, backend: SearchBackend = "torch") -> Hits:
     """The ``k`` passages of highest inner product for each query, exactly.

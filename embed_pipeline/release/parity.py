@@ -162,7 +162,7 @@ def measure_parity(
         queries=len(questions),
         min_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),
-        top10_overlap=_overlap(hits_a, hits_b),
+        top10_overlap=hits_a.overlap(hits_b),
         ndcg_delta=metrics_b[0] - metrics_a[0],
         recall_delta=metrics_b[1] - metrics_a[1],
         worst=tuple(
@@ -180,12 +180,6 @@ def cosines_of(left: Floats, right: Floats) -> NDArray[np.float64]:
         cosines: NDArray[np.float64] = np.einsum("ij,ij->i", a, b) / lengths
     # A vector of zeros has no direction; it is as far from the original's as can be.
     return np.where(np.isfinite(cosines), np.minimum(cosines, 1.0), -1.0)
-
-
-def _overlap(left: Hits, right: Hits) -> float:
-    width = left.indices.shape[1]
-    pairs = zip(left.indices.tolist(), right.indices.tolist(), strict=True)
-    return float(np.mean([len(set(a) & set(b)) / width for a, b in pairs]))
 
 
 def _metrics(

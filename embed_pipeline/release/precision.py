@@ -63,7 +63,7 @@ def write_precision(
     if calibration is None:
         quantize_dynamic(source, target, **options)
     else:
-        ranges = _calibration(OnnxBackend(onnx_folder), calibration)
+        ranges = _calibration(OnnxBackend(onnx_folder, threads=1), calibration)
         quantize_static(source, target, ranges, op_types_to_quantize=["MatMul", "Gather"], **options)
 
 

@@ -144,6 +144,7 @@ def verify_deployment(
         milliseconds = probe.time_queries(queries)
     passage_vectors = original.encode(passages, "passage", "embed with the original model")
     query_vectors = original.encode(queries, "query")
+    hits = search(served_queries, served_passages, _DEPTH)
     served = np.concatenate([served_queries, served_passages])
     cosines = cosines_of(served, np.concatenate([query_vectors, passage_vectors]))
     return Verification(
@@ -151,10 +152,7 @@ def verify_deployment(
         runtime=str(release["runtime"]),
         texts_compared=len(served),
         min_cosine=float(cosines.min()),
-        top10_overlap=_overlap(
-            search(served_queries, served_passages, _DEPTH).indices,
-            search(query_vectors, passage_vectors, _DEPTH).indices,
-        ),
+        top10_overlap=hits.overlap(search(query_vectors, passage_vectors, _DEPTH)),
         median_milliseconds=milliseconds,
     )
 
@@ -225,9 +223,3 @@ def _sample(texts: Sequence[str], seed: int) -> list[str]:
     if len(texts) <= MAX_TEXTS:
         return list(texts)
     return random.Random(seed).sample(list(texts), MAX_TEXTS)  # noqa: S311 - a choice to be repeated, not a secret
-
-
-def _overlap(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
-    width = left.shape[1]
-    shared = [len(set(a) & set(b)) / width for a, b in zip(left.tolist(), right.tolist(), strict=True)]
-    return float(np.mean(shared))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed_pipeline.embedding import search as search_module
-from embed_pipeline.embedding.search import BM25, search, top_indices
+from embed_pipeline.embedding.search import BM25, Hits, search, top_indices
 
 
 def brute_force(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +82,13 @@ def test_memory_stays_bounded():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 256 * 2**20
+
+
+def test_overlap_is_the_mean_share_of_common_passages():
+    indices = np.array([[0, 1, 2, 3], [4, 5, 6, 7]])
+    others = np.array([[3, 2, 1, 0], [4, 9, 8, 5]])
+    scores = np.zeros(indices.shape, dtype=np.float32)
+    assert Hits(scores, indices).overlap(Hits(scores, others)) == 0.75
 
 
 def test_rank_of():
