@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MODEL_FILE = "model.onnx"
 _CUDA = "CUDAExecutionProvider"
 _SPIN_MICROSECONDS = "20"
-# On a processor these take longer than the operators that they put together: theirs are loops over single numbers.
+# On a processor the operators that these fuse to are loops over single numbers, slower than those that they replace.
 _SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
 
 
