@@ -112,7 +112,8 @@ class _Opener:
     def open_onnx(self, precision: str) -> Export:
         folder, bound = EXPORT_FOLDERS[precision], self._settings.serving.max_int8_ndcg_delta
         if not has_export(self._manifest, folder):
-            message = f"it holds no {folder}/{MODEL_FILE}"
+            missed = f"{precision} is not among release.precisions or missed its bound, as onnx_precisions says"
+            message = f"it holds no {folder}/{MODEL_FILE}: {missed}"
             raise _RefusedError(message)
         # The parity of the others is a gate of the release itself.
         if precision == "int8":

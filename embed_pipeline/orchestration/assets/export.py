@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailabl
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.training.dimensions import declared_dimensions
 from embed_pipeline.training.record import read_record
+
+logger = logging.getLogger(__name__)
 
 GROUP = "5_export"
 _SETTINGS = load_settings()
@@ -84,6 +87,8 @@ def onnx_precisions(
             write_precision(onnx_model, folder, precision, passages)
             parity = _measured(finetuned_model, folder, corpus, test, settings)
             failures = precision_failures(precision, parity, settings)
+            for failure in failures:
+                logger.warning("not released: %s", failure)
             rows.append([precision, f"{parity.min_cosine:.5f}", f"{parity.ndcg_delta:+.4f}", "; ".join(failures)])
     shown = markdown_table(["precision", "min cosine", "change of nDCG@10", "not released because"], rows)
     return stored(context, name_by_content(staged), settings, metadata={"precisions": shown})
