@@ -60,7 +60,7 @@ def opened(bundle: Path, **serving) -> str:
 
 def test_a_release_with_fp32_alone_is_served_in_fp32(bundle):
     assert opened(bundle) == "fp32"
-    with pytest.raises(ServingError, match=r"it holds no onnx_int8/model\.onnx: int8 .* missed its bound"):
+    with pytest.raises(ServingError, match=r"release 1: it holds no onnx_int8/model\.onnx: int8 .* missed its bound"):
         opened(bundle, precision="int8")
 
 
