@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,6 +114,8 @@ def estimate_false_negatives(
         seed: seed of the sample.
         sampled: questions in it, at most.
     """
+    from scipy.stats import binomtest
+
     eligible = [row for row in rows if row["negative_segment_ids"]]
     chosen = random.Random(f"{seed} audit").sample(eligible, min(sampled, len(eligible)))  # noqa: S311 - sampling
     if not chosen:
@@ -127,7 +128,8 @@ def estimate_false_negatives(
         found = hits.rank_of(index, place[texts[row["negative_segment_ids"][0]]]) is not None
         close = row["negative_similarities"][0] >= _SUSPECT_RATIO * min(row["positive_similarities"])
         suspected += found and close
-    return FalseNegatives(len(chosen), suspected, *_wilson(suspected, len(chosen)))
+    interval = binomtest(suspected, len(chosen)).proportion_ci(method="wilson")
+    return FalseNegatives(len(chosen), suspected, float(interval.low), float(interval.high))
 
 
 def negatives_failures(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> list[str]:
@@ -190,16 +192,6 @@ def ratio_histogram(ratios: Sequence[float], relative_margin: float) -> bytes:
 def _ratios(row: Mapping[str, Any]) -> list[float]:
     least = min(row["positive_similarities"])
     return [similarity / least for similarity in row["negative_similarities"]] if least > 0 else []
-
-
-def _wilson(hits: int, total: int) -> tuple[float, float]:
-    """95 % interval of a proportion."""
-    z = 1.96
-    share = hits / total
-    middle = share + z * z / (2 * total)
-    reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
 
 def _hardest_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from embed_pipeline.settings import Settings, TrainingData
-from embed_pipeline.training_data.groups import DisjointSets
 from embed_pipeline.training_data.labels import given_side
 from embed_pipeline.training_data.near_duplicates import join_near_duplicates
+
+if TYPE_CHECKING:
+    from scipy.cluster.hierarchy import DisjointSet
 
 
 class SplitError(ValueError):
@@ -40,7 +43,7 @@ class Pair:
 
 def group_documents(
     documents: Documents, pairs: Sequence[Pair], earlier: Mapping[int, str], settings: Settings
-) -> DisjointSets:
+) -> DisjointSet:
     """Document groups, over the positions of ``documents``.
 
     Args:
@@ -49,7 +52,9 @@ def group_documents(
         earlier: position of each document that was on a side in an earlier split, and that side.
         settings: thresholds and the seed.
     """
-    sets = DisjointSets(len(documents.ids))
+    from scipy.cluster.hierarchy import DisjointSet
+
+    sets = DisjointSet(range(len(documents.ids)))
     join_near_duplicates(documents.texts, settings.training_data.near_duplicate_documents, sets)
     _join_multi_hop(pairs, sets, earlier, settings)
     return sets
@@ -84,11 +89,11 @@ def read_pairs(qa: pl.DataFrame, documents: Documents) -> list[Pair]:
     return pairs
 
 
-def group_names(documents: Documents, sets: DisjointSets) -> dict[int, str]:
+def group_names(documents: Documents, sets: DisjointSet) -> dict[int, str]:
     """Root of each group to its id: the hash of its first path, so that edits and new documents rarely rename it."""
     names: dict[int, str] = {}
     for place, path in enumerate(documents.paths):
-        names.setdefault(sets.find(place), hashlib.sha256(path.encode()).hexdigest()[:16])
+        names.setdefault(sets[place], hashlib.sha256(path.encode()).hexdigest()[:16])
     return names
 
 
@@ -97,7 +102,7 @@ def draw(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "big")
 
 
-def _join_multi_hop(pairs: Sequence[Pair], sets: DisjointSets, earlier: Mapping[int, str], settings: Settings) -> None:
+def _join_multi_hop(pairs: Sequence[Pair], sets: DisjointSet, earlier: Mapping[int, str], settings: Settings) -> None:
     """Join the groups of multi-hop questions, those of fewest documents first, while groups stay small.
 
     Groups that were on different sides never join: a question is worth less than a stable split.
@@ -105,16 +110,16 @@ def _join_multi_hop(pairs: Sequence[Pair], sets: DisjointSets, earlier: Mapping[
     largest = _largest_group(len(sets), settings.training_data)
     held: dict[int, set[str]] = {}
     for place, side in earlier.items():
-        held.setdefault(sets.find(place), set()).add(side)
+        held.setdefault(sets[place], set()).add(side)
     multi = [pair for pair in pairs if len(pair.documents) > 1 and not pair.given]
     for pair in sorted(multi, key=lambda pair: (len(pair.documents), draw(settings.seed, pair.qa_id), pair.qa_id)):
-        roots = sorted({sets.find(place) for place in pair.documents})
+        roots = sorted({sets[place] for place in pair.documents})
         sides = set().union(*(held.get(root, set()) for root in roots))
-        if len(roots) < 2 or sum(sets.size(root) for root in roots) > largest or len(sides) > 1:  # noqa: PLR2004 - joined already
+        if len(roots) < 2 or sum(sets.subset_size(root) for root in roots) > largest or len(sides) > 1:  # noqa: PLR2004 - joined already
             continue
         for root in roots[1:]:
-            sets.join(roots[0], root)
-        held[sets.find(roots[0])] = sides
+            sets.merge(roots[0], root)
+        held[sets[roots[0]]] = sides
 
 
 def _largest_group(documents: int, options: TrainingData) -> int:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from embed_pipeline.corpus.shingles import HashedTexts, candidates, containment
 from embed_pipeline.synthesis.words import content_words, words
-from embed_pipeline.training_data.groups import DisjointSets
+
+if TYPE_CHECKING:
+    from scipy.cluster.hierarchy import DisjointSet
 
 _WORDS_PER_SHINGLE = 5
 _KEPT_PASSAGES = 1_000
@@ -51,20 +54,20 @@ class Passages:
         return kept
 
 
-def join_near_duplicates(texts: Sequence[str], threshold: float, sets: DisjointSets) -> None:
+def join_near_duplicates(texts: Sequence[str], threshold: float, sets: DisjointSet) -> None:
     """Join in ``sets`` the positions of texts whose containment is ``threshold`` or more.
 
     Args:
         texts: documents.
         threshold: share of the shorter one's 5-grams, above 0.
-        sets: one element for each text.
+        sets: the positions of the texts.
     """
     source = HashedTexts(texts)
     for index, others in candidates(source, threshold):
         for other in others.tolist():
-            apart = sets.find(index) != sets.find(other)
+            apart = not sets.connected(index, other)
             if apart and containment(source.hashes(index), source.hashes(other)) >= threshold:
-                sets.join(index, other)
+                sets.merge(index, other)
 
 
 def normalise_question(question: str) -> str:

@@ -12,7 +12,6 @@ import polars as pl
 
 from embed_pipeline.settings import Augmentation, Settings
 from embed_pipeline.synthesis.words import content_words, words
-from embed_pipeline.training_data.groups import DisjointSets
 from embed_pipeline.training_data.labels import read_labels
 from embed_pipeline.training_data.near_duplicates import (
     join_near_duplicates,
@@ -149,6 +148,8 @@ def _unheard(found: Sequence[_Row], rows: Sequence[_Row], split: pl.DataFrame, s
 
 def usable_corpus(corpus: pl.DataFrame, split: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     """Segments of the documents that training may read: on the train side or none, and no copy of a held-out one."""
+    from scipy.cluster.hierarchy import DisjointSet
+
     held = split.filter(pl.col("split").is_in([DEV, TEST]))
     held_documents = set(held["document_ids"].explode())
     documents = (
@@ -156,9 +157,9 @@ def usable_corpus(corpus: pl.DataFrame, split: pl.DataFrame, settings: Settings)
         .group_by("document_id", maintain_order=True)
         .agg(pl.col("text").str.join(""))
     )
-    sets = DisjointSets(documents.height)
+    sets = DisjointSet(range(documents.height))
     join_near_duplicates(documents["text"].to_list(), settings.training_data.near_duplicate_documents, sets)
     ids = documents["document_id"].to_list()
-    closed = {sets.find(place) for place, key in enumerate(ids) if key in held_documents}
-    usable = [key for place, key in enumerate(ids) if sets.find(place) not in closed]
+    closed = {sets[place] for place, key in enumerate(ids) if key in held_documents}
+    usable = [key for place, key in enumerate(ids) if sets[place] not in closed]
     return corpus.filter(pl.col("document_id").is_in(usable))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -29,8 +30,10 @@ from embed_pipeline.training_data.document_groups import (
     read_documents,
     read_pairs,
 )
-from embed_pipeline.training_data.groups import DisjointSets
 from embed_pipeline.training_data.near_duplicates import near_duplicate_questions
+
+if TYPE_CHECKING:
+    from scipy.cluster.hierarchy import DisjointSet
 
 TRAIN, DEV, TEST, HELD_OUT = "train", "dev", "test", "held_out"
 SIDES = (TRAIN, DEV, TEST)
@@ -78,7 +81,7 @@ def split_dataset(
                 "question": pair.question,
                 "document_ids": pair.document_ids,
                 "paths": [documents.paths[place] for place in pair.documents],
-                "group_id": names[roots.pop()] if len(roots := {sets.find(d) for d in pair.documents}) == 1 else "",
+                "group_id": names[roots.pop()] if len(roots := {sets[d] for d in pair.documents}) == 1 else "",
                 "split": side,
                 "reason": reason,
             }
@@ -131,20 +134,20 @@ def _earlier_sides(previous: pl.DataFrame | None, documents: Documents) -> dict[
 def _assign(
     pairs: Sequence[Pair],
     documents: Documents,
-    sets: DisjointSets,
+    sets: DisjointSet,
     earlier: Mapping[int, str],
     settings: Settings,
 ) -> dict[int, str]:
     """Side of every group (by its root) that has a pair or an earlier side."""
     counts: dict[int, int] = {}
     for pair in pairs:
-        roots = {sets.find(place) for place in pair.documents}
+        roots = {sets[place] for place in pair.documents}
         if len(roots) == 1:
             root = roots.pop()
             counts[root] = counts.get(root, 0) + 1
     sides: dict[int, str] = {}
     for place, side in earlier.items():
-        root = sets.find(place)
+        root = sets[place]
         sides[root] = min(side, sides.get(root, side), key=_PRECEDENCE.index)
     taken = dict.fromkeys(SIDES, 0)
     for root, side in sides.items():
@@ -161,14 +164,14 @@ def _assign(
 
 def _assign_leftovers(
     pairs: Sequence[Pair],
-    sets: DisjointSets,
+    sets: DisjointSet,
     sides: dict[int, str],
     shares: Mapping[str, float],
     taken: dict[str, int],
 ) -> None:
     """Groups that only questions over several groups ask about follow the side of the others in the question."""
     for pair in pairs:
-        roots = {sets.find(place) for place in pair.documents}
+        roots = {sets[place] for place in pair.documents}
         if roots <= sides.keys():
             continue
         known = {sides[root] for root in roots if root in sides}
@@ -192,11 +195,11 @@ def _shares(pairs: int, options: TrainingData) -> dict[str, float]:
     return {TRAIN: 1 - test - dev, DEV: dev, TEST: test}
 
 
-def _decide(pair: Pair, sets: DisjointSets, sides: Mapping[int, str]) -> tuple[str, str]:
+def _decide(pair: Pair, sets: DisjointSet, sides: Mapping[int, str]) -> tuple[str, str]:
     """Side of a pair, and why it is on none, or on one whatever its documents."""
     if pair.given:
         return pair.given, GIVEN
-    found = {sides[root] for root in {sets.find(place) for place in pair.documents} if root in sides}
+    found = {sides[root] for root in {sets[place] for place in pair.documents} if root in sides}
     return (found.pop(), "") if len(found) == 1 else (HELD_OUT, "spans_sides")
 
 

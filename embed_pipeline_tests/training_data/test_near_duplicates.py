@@ -6,10 +6,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.cluster.hierarchy import DisjointSet
 
 from embed_pipeline.corpus import shingles
 from embed_pipeline.corpus.shingles import Shingler, containment
-from embed_pipeline.training_data.groups import DisjointSets
 from embed_pipeline.training_data.near_duplicates import (
     join_near_duplicates,
     near_duplicate_questions,
@@ -18,12 +18,9 @@ from embed_pipeline_tests.training_data.material import prose
 
 
 def groups(texts: list[str], threshold: float = 0.6) -> list[list[int]]:
-    sets = DisjointSets(len(texts))
+    sets = DisjointSet(range(len(texts)))
     join_near_duplicates(texts, threshold, sets)
-    found: dict[int, list[int]] = {}
-    for index in range(len(texts)):
-        found.setdefault(sets.find(index), []).append(index)
-    return sorted(group for group in found.values() if len(group) > 1)
+    return sorted(sorted(group) for group in sets.subsets() if len(group) > 1)
 
 
 def test_a_quoted_page_and_an_edited_copy_join_and_a_shared_paragraph_does_not():
@@ -51,16 +48,16 @@ def test_equals_the_comparison_of_all_pairs():
         start = int(rng.integers(0, 40))
         words[start : start + int(rng.integers(0, 60))] = prose(100 + i, 20).split()
         texts.append(" ".join(words))
-    expected = DisjointSets(len(texts))
+    expected = DisjointSet(range(len(texts)))
     shingler = Shingler()
     hashes = [shingler.hashes(text) for text in texts]
     for one, other in combinations(range(len(texts)), 2):
         if containment(hashes[one], hashes[other]) >= 0.6:
-            expected.join(one, other)
-    found = DisjointSets(len(texts))
+            expected.merge(one, other)
+    found = DisjointSet(range(len(texts)))
     join_near_duplicates(texts, 0.6, found)
     for one, other in combinations(range(len(texts)), 2):
-        assert (found.find(one) == found.find(other)) == (expected.find(one) == expected.find(other))
+        assert found.connected(one, other) == expected.connected(one, other)
 
 
 def test_questions_that_ask_the_same():
