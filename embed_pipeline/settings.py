@@ -512,8 +512,6 @@ class Release(_Stage):
     """Least mean overlap of the ten best passages, exported against original."""
     precisions: tuple[Literal["int8", "fp16"], ...] = ("int8",)
     """Exports beside fp32: int8 for processors, fp16 for GPUs; each is released only within its bounds."""
-    int8: Literal["dynamic", "static"] = "dynamic"
-    """How int8 takes the ranges of activations: from each batch, or from passages of the corpus once and for all."""
     min_fp16_cosine: float = Field(default=0.999, gt=0, le=1)
     """Least cosine between the fp16 export's and the original model's vector, over the evaluation corpus."""
     base_export: bool = True

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.backend import CONFIG_FILE, TOKENIZER_FILE, Backend, Row
+from embed_pipeline.embedding.backend import CONFIG_FILE, TOKENIZER_FILE, Backend
 from embed_pipeline.embedding.lanes import lanes_for, usable_cores
 from embed_pipeline.embedding.models import ModelError
 
@@ -52,11 +52,6 @@ class OnnxBackend(Backend):
         self.lanes = 1 if self.on_gpu else lanes_for(path, threads)
         if self.lanes > 1:
             self._on_one_core = _open_session(path, 1)
-
-    def padded(self, ids: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
-        """The graph's inputs, int64 (n, longest), for rows of token ids."""
-        tokens, mask = self._pad(ids)
-        return {"input_ids": tokens, "attention_mask": mask}
 
     def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> NDArray[np.float32]:
         session = self._on_all_cores if alone else self._on_one_core

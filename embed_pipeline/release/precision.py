@@ -3,52 +3,40 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from embed_pipeline.embedding.onnx_backend import MODEL_FILE, OnnxBackend, refuse_outside_data
+from embed_pipeline.embedding.onnx_backend import MODEL_FILE, refuse_outside_data
 from embed_pipeline.release.bundle import EXPORT_FOLDERS
 from embed_pipeline.release.onnx_export import INLINE_BYTES, ReleaseError
 from embed_pipeline.release.parity import PARITY_FILE, Parity, read_parity
 from embed_pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
-    from numpy.typing import NDArray
-    from onnxruntime.quantization import CalibrationDataReader
 
 Precision = Literal["int8", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp16")
-
-# Texts that static int8 takes its ranges from, and how many are run at a time.
-_CALIBRATION_TEXTS = 128
-_CALIBRATION_BATCH = 8
 
 # Everything else stays in fp32; sums, norms and softmax lose digits in fp16 that the parity gate asks for.
 HALF_OPERATORS = frozenset({"MatMul", "Gemm", "Add", "Mul", "Gelu", "Transpose", "Reshape", "Attention"})
 
 
-def write_precision(
-    onnx_folder: Path, output: Path, precision: Precision, calibration: Sequence[str] | None = None
-) -> None:
+def write_precision(onnx_folder: Path, output: Path, precision: Precision) -> None:
     """Write the export ``onnx_folder`` to ``output`` in another precision, tokenizer and configuration as they are.
 
     Args:
         onnx_folder: as :func:`~embed_pipeline.release.onnx_export.export_onnx` writes it.
         output: a folder that does not exist.
         precision: ``int8``: weights of the matrix products and the embeddings in 8 bits, each output channel with a
-            scale of its own; ``fp16``: :func:`mixed_precision`.
-        calibration: for int8, passages whose activations fix the ranges once and for all (static); None: each batch
-            has its own ranges (dynamic).
+            scale of its own, and the ranges of activations taken from each batch; ``fp16``: :func:`mixed_precision`.
 
     Raises:
         ReleaseError: the result is not a valid graph.
         ModelError: the graph's data lies outside its folder.
     """
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     source, target = onnx_folder / MODEL_FILE, output / MODEL_FILE
     refuse_outside_data(source)
@@ -58,13 +46,14 @@ def write_precision(
         onnx.save(mixed_precision(source), str(target), save_as_external_data=large)
         return
     # Seven bits of eight, so that processors without VNNI do not saturate and every machine gives what was measured.
-    options = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
-    options["use_external_data_format"] = large
-    if calibration is None:
-        quantize_dynamic(source, target, **options)
-    else:
-        ranges = _calibration(OnnxBackend(onnx_folder, threads=1), calibration)
-        quantize_static(source, target, ranges, op_types_to_quantize=["MatMul", "Gather"], **options)
+    quantize_dynamic(
+        source,
+        target,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=True,
+        use_external_data_format=large,
+    )
 
 
 def measured_precisions(folder: Path) -> dict[Precision, Parity]:
@@ -92,22 +81,6 @@ def precision_failures(precision: Precision, parity: Parity, settings: Settings)
     if not abs(parity.ndcg_delta) <= bound:
         return [f"int8: nDCG@10 changes by {parity.ndcg_delta:+.4f}, more than serving.max_int8_ndcg_delta {bound}"]
     return []
-
-
-def _calibration(backend: OnnxBackend, texts: Sequence[str]) -> CalibrationDataReader:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    step = max(1, len(texts) // _CALIBRATION_TEXTS)
-    chosen = texts[::step][:_CALIBRATION_TEXTS]
-    rows = backend.tokenize([backend.passage_prefix + text for text in chosen], truncate=True)
-    batches = iter([rows[start : start + _CALIBRATION_BATCH] for start in range(0, len(rows), _CALIBRATION_BATCH)])
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-        def get_next(self) -> dict[str, NDArray[np.int64]] | None:
-            batch = next(batches, None)
-            return None if batch is None else backend.padded(batch)
-
-    return Reader()
 
 
 def mixed_precision(path: Path) -> onnx.ModelProto:

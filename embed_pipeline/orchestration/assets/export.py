@@ -79,12 +79,11 @@ def onnx_precisions(
     settings = load_settings()
     staged = stage_folder(settings.paths.store / "models", "onnx_precisions")
     test = generated_set(qa_dataset, dataset_split, "test")
-    passages = corpus["text"].to_list() if settings.release.int8 == "static" else None
     rows = []
     with explained():
         for precision in settings.release.precisions:
             folder = staged / EXPORT_FOLDERS[precision]
-            write_precision(onnx_model, folder, precision, passages)
+            write_precision(onnx_model, folder, precision)
             parity = _measured(finetuned_model, folder, corpus, test, settings)
             failures = precision_failures(precision, parity, settings)
             for failure in failures:
