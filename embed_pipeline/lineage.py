@@ -12,6 +12,7 @@ import polars as pl
 from upath import UPath
 
 from embed_pipeline import tables
+from embed_pipeline.enumerations import CRITERIA, GENERATED
 from embed_pipeline.storage import list_folder, parse_table, read_all, read_table, table_path
 
 Row = dict[str, Any]
@@ -50,7 +51,8 @@ class Trace:
     """The whole chain of one pair; what was not materialized or does not apply is None or empty.
 
     Attributes:
-        pair: row of :data:`tables.QA_PAIRS`; what was not generated has only what :data:`tables.QA_DATASET` holds.
+        pair: row of :data:`tables.QA_PAIRS` with what :data:`tables.QA_DATASET` adds; null where it is in one of them
+            alone.
         documents: rows of :data:`tables.DOCUMENTS` of its sources, each in the version that it was written from.
         segments: rows of :data:`tables.SEGMENTS` of its sources.
         scores: row of :data:`tables.QA_SCORES`.
@@ -87,14 +89,13 @@ def trace(qa_id: str, read: ReadTable, models: Sequence[Model] = ()) -> Trace:
     """
     pair = _find_pair(qa_id, read)
     by_id = pl.col("qa_id") == pair["qa_id"]
-    in_batch = by_id & (pl.col("batch") == pair["batch"])
+    in_batch = by_id & pl.col("batch").eq_missing(pl.lit(pair["batch"], pl.String))
     sources = pl.col("segment_id").is_in(pair["segment_ids"])
-    segments = _rows(read, "segments", sources)
-    documents = _rows(read, "documents", pl.col("document_id").is_in(pair["document_ids"]) & ~pl.col("deleted"))
-    if not (segments and documents):
-        # Passages that labels brought along are in the corpus alone.
-        in_corpus = [{**row, "batch": pair["batch"]} for row in _rows(read, "corpus", sources)]
-        segments, documents = segments or in_corpus, documents or in_corpus
+    # Passages that labels bring along are in the corpus alone, each a document of its own.
+    brought = [{**row, "batch": None} for row in _rows(read, "corpus", sources & pl.col("label_set").is_not_null())]
+    segments = _rows(read, "segments", sources) + brought
+    present = pl.col("document_id").is_in(pair["document_ids"]) & ~pl.col("deleted")
+    documents = _rows(read, "documents", present) + brought
     mined = _first(_rows(read, "hard_negatives", by_id))
     examples = read("training_examples")
     own = [] if examples is None else examples.filter(by_id)["example_id"].to_list()
@@ -139,8 +140,7 @@ def format_trace(found: Trace) -> str:
 def _origin(found: Trace) -> list[str]:
     lines = ["DOCUMENTS"]
     lines += [
-        f"  {row['path']}  version {row['document_id']}, batch {row['batch']}: {row['title']}"
-        for row in found.documents
+        f"  {row['path']}  version {row['document_id']}, {_place(row)}: {row['title']}" for row in found.documents
     ]
     paths = {row["document_id"]: row["path"] for row in found.documents}
     lines.append("SEGMENTS")
@@ -151,30 +151,44 @@ def _origin(found: Trace) -> list[str]:
     return lines
 
 
+def _place(document: Row) -> str:
+    """What brought a document in: its batch, or the label set of a passage that labels bring along."""
+    return f"batch {document['batch']}" if document["batch"] is not None else f"label set {document['label_set']}"
+
+
 def _question(found: Trace) -> list[str]:
     pair = found.pair
     lines = ["HOPS"]
     for hop in pair["hops"]:
         lines += _wrapped(f"{hop['hop_number']}. on {', '.join(hop['segment_ids'])}: {hop['summary']}", indent=2)
-    style = pair["style"] or "none"
-    kinds = f"{pair['query_type']}, {pair['reasoning_type']}, complexity {pair['complexity']}, style {style}"
+    answer = [] if pair["answer"] is None else _wrapped(f"A: {pair['answer']}", indent=2)
     return [
         *lines,
-        f"QUESTION  {pair['qa_id']}  ({kinds}; by {pair['generator']}, prompt {pair['prompt_version']})",
+        f"QUESTION  {pair['qa_id']}  ({_kind(pair)})",
         *_wrapped(f"Q: {pair['question']}", indent=2),
-        *_wrapped(f"A: {pair['answer']}", indent=2),
+        *answer,
     ]
+
+
+def _kind(pair: Row) -> str:
+    """What kind of question it is and who made it."""
+    if pair["origin"] != GENERATED:
+        of_set = [] if pair["label_set"] is None else [f"label set {pair['label_set']}"]
+        side = [] if pair["side"] is None else [f"side {pair['side']} given"]
+        return ", ".join([pair["origin"], *of_set, *side])
+    asked = f"{pair['query_type']}, {pair['reasoning_type']}, complexity {pair['complexity']}, style {pair['style']}"
+    return f"{asked}; by {pair['generator']}, prompt {pair['prompt_version']}"
 
 
 def _judgement(found: Trace) -> list[str]:
     scores = found.scores
-    if scores is None and found.pair["style"] is None:
-        return [f"SCORES  none: not generated, but {found.pair['generator']}"]
+    if found.pair["origin"] != GENERATED:
+        return ["SCORES  none: only generated pairs are judged"]
     if scores is None:
         return ["SCORES  none: not judged, or no usable verdict (see rejected_judgements)"]
     ranks = f"base {scores['dense_rank']}, BM25 {scores['bm25_rank']}"
     lines = [f"SCORES  overall {scores['overall']:g}, by {scores['judge']}"]
-    for name in tables.CRITERIA:
+    for name in CRITERIA:
         lines += _wrapped(f"{name} {scores[name]:g}: {scores[f'{name}_justification']}", indent=2)
     lines.append(
         f"  rank of its sources: {ranks}; grounding {scores['grounding']:.2f}, lexical overlap "
@@ -202,9 +216,10 @@ def _use(found: Trace) -> list[str]:
 
 
 def _find_pair(qa_id: str, read: ReadTable) -> Row:
-    # What is not generated is in the dataset alone, which lacks a column or two.
-    found_in = [table for table in (read("qa_dataset"), read("qa_pairs")) if table is not None]
-    pairs = pl.concat(found_in, how="diagonal") if found_in else tables.QA_PAIRS.empty()
+    generated, dataset = read("qa_pairs"), read("qa_dataset")
+    written = (tables.QA_PAIRS.empty() if generated is None else generated).with_columns(origin=pl.lit(GENERATED))
+    # What is not generated is in the dataset alone.
+    pairs = pl.concat([tables.QA_DATASET.empty() if dataset is None else dataset, written], how="diagonal")
     if pairs.is_empty():
         message = "there are no question-answer pairs yet; run: embed-pipeline sdg"
         raise LineageError(message)
@@ -238,7 +253,7 @@ def _first(rows: list[Row]) -> Row | None:
     return rows[-1] if rows else None
 
 
-def _one_each(rows: list[Row], key: str, batch: str) -> list[Row]:
+def _one_each(rows: list[Row], key: str, batch: str | None) -> list[Row]:
     """A row for each key: the pair's own batch before others, which hold copies of the same text."""
     chosen: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["batch"] != batch):

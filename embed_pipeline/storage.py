@@ -54,8 +54,11 @@ def parse_table(path: UPath | Path, content: bytes, table: Table) -> pl.DataFram
 
     try:
         return tables.validate(pl.read_parquet(io.BytesIO(content)), table)
-    except (pl.exceptions.PolarsError, tables.TableError) as error:
-        message = f"{path} cannot be used ({error}); materialize {table.name} again"
+    except tables.TableError as error:
+        message = f"{path} was stored by another version ({error}); run: embed-pipeline {table.stage}"
+        raise StorageError(message) from error
+    except pl.exceptions.PolarsError as error:
+        message = f"{path} is damaged ({error}); make it again with: embed-pipeline {table.stage} --force"
         raise StorageError(message) from error
 
 

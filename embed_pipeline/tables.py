@@ -8,9 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from dataclasses import dataclass, replace
 
 import polars as pl
+
+from embed_pipeline.enumerations import (
+    ARTIFACT_KINDS,
+    COPY_KINDS,
+    CRITERIA,
+    DECISIONS,
+    FILE_PROBLEMS,
+    METRICS,
+    ORIGINS,
+    OUTCOMES,
+    QUERY_TYPES,
+    REASONING_TYPES,
+    SIDES,
+    SPLIT_REASONS,
+    SPLITS,
+    STYLES,
+    SYSTEMS,
+)
 
 
 class TableError(ValueError):
@@ -19,27 +38,53 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """One column: name, Polars type, meaning, and whether it may be null."""
+    """One column.
+
+    Attributes:
+        name: its name.
+        dtype: its Polars type.
+        description: what it means, with its values or bounds.
+        nullable: whether it may be null.
+        values: the values that it may have; empty: any.
+        bounds: least and greatest number that it may have; None: any.
+    """
 
     name: str
     dtype: pl.DataType
     description: str
     nullable: bool = False
+    values: tuple[str, ...] = ()
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """One stored table. ``key`` names the columns whose values are unique together."""
+    """One stored table.
+
+    Attributes:
+        name: its name, which is that of the asset.
+        description: what its rows are.
+        columns: its columns, in stored order.
+        key: the columns whose values are unique together.
+        stage: the command that makes it.
+    """
 
     name: str
     description: str
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ()
+    stage: str = "sdg"
 
     @property
     def schema(self) -> pl.Schema:
         """Column names and types, in stored order."""
         return pl.Schema({column.name: column.dtype for column in self.columns})
+
+    @property
+    def form(self) -> str:
+        """Short hash of what :func:`validate` asks of a frame: a table stored in another form has to be made again."""
+        asked = [(c.name, str(c.dtype), c.nullable, c.values, c.bounds) for c in self.columns]
+        return hashlib.sha256(repr((asked, self.key)).encode()).hexdigest()[:12]
 
     def empty(self) -> pl.DataFrame:
         """A frame of no rows."""
@@ -60,7 +105,7 @@ def validate(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
 
     Raises:
         TableError: naming the table, and the column that is missing, unknown, of another type, null where it
-            may not be, not finite, or a key that occurs twice.
+            may not be, not finite, has a value that is none of its values or out of bounds, or a key that occurs twice.
     """
     missing = [c.name for c in table.columns if c.name not in frame.columns]
     unknown = [name for name in frame.columns if name not in table.schema]
@@ -78,12 +123,30 @@ def validate(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
         if series.dtype.is_float() and not series.drop_nulls().is_finite().all():
             message = f"table {table.name}: column {column.name} has values that are not finite"
             raise TableError(message)
+        problem = _value_problem(series.drop_nulls(), column)
+        if problem:
+            message = f"table {table.name}: column {column.name} has {problem}"
+            raise TableError(message)
     if table.key and frame.height:
         repeated = frame.group_by(table.key).len().filter(pl.col("len") > 1).sort(table.key)
         if repeated.height:
             message = f"table {table.name}: key {table.key} repeats, first {repeated.row(0)[:-1]}"
             raise TableError(message)
     return frame.select(table.schema.names())
+
+
+def _value_problem(series: pl.Series, column: Column) -> str | None:
+    """The first value that the column may not have, and what it may have."""
+    if column.values:
+        unknown = series.filter(~series.is_in(column.values)).sort()
+        if len(unknown):
+            return f"{unknown[0]!r}, expected one of {list(column.values)}"
+    if column.bounds:
+        low, high = column.bounds
+        outside = series.filter(~series.is_between(low, high)).sort()
+        if len(outside):
+            return f"{outside[0]}, expected {low:g} to {high:g}"
+    return None
 
 
 def content_hash(frame: pl.DataFrame) -> str:
@@ -96,18 +159,36 @@ def content_hash(frame: pl.DataFrame) -> str:
 _IDS = pl.List(pl.String)
 _HOPS = pl.List(pl.Struct({"hop_number": pl.Int64, "segment_ids": _IDS, "summary": pl.String}))
 _TIME = pl.Datetime("us", "UTC")
+_SCORES, _COMPLEXITY, _FROM_ONE = (1.0, 10.0), (1.0, 5.0), (1.0, math.inf)
 
 
 def _text(name: str, description: str, *, nullable: bool = False) -> Column:
     return Column(name, pl.String(), description, nullable)
 
 
+def _one_of(name: str, values: tuple[str, ...], description: str, *, nullable: bool = False) -> Column:
+    listed = ", ".join(value for value in values if value)
+    return Column(name, pl.String(), f"{description} One of: {listed}.", nullable, values)
+
+
 def _real(name: str, description: str, *, nullable: bool = False) -> Column:
     return Column(name, pl.Float64(), description, nullable)
 
 
+def _share(name: str, description: str) -> Column:
+    return Column(name, pl.Float64(), description, bounds=(0, 1))
+
+
+def _score(name: str, description: str, *, nullable: bool = False) -> Column:
+    return Column(name, pl.Float64(), description, nullable, bounds=_SCORES)
+
+
 def _count(name: str, description: str, *, nullable: bool = False) -> Column:
     return Column(name, pl.Int64(), description, nullable)
+
+
+def _number(name: str, bounds: tuple[float, float], description: str, *, nullable: bool = False) -> Column:
+    return Column(name, pl.Int64(), description, nullable, bounds=bounds)
 
 
 def _ids(name: str, description: str) -> Column:
@@ -141,7 +222,7 @@ REJECTED_DOCUMENTS = Table(
     (
         _PATH,
         _BATCH,
-        _text("reason", "empty, not_text, too_large, unreadable or changed_since_batch."),
+        _one_of("reason", FILE_PROBLEMS, "Why the file was set aside."),
         _text("detail", "What was found."),
     ),
     key=("path",),
@@ -181,7 +262,7 @@ DOCUMENT_ARTIFACTS = Table(
     (
         _DOCUMENT_ID,
         _BATCH,
-        _text("kind", "concept, entity, relation, procedure, condition or figure."),
+        _one_of("kind", ARTIFACT_KINDS, "What kind of thing it is."),
         _text("text", "The artifact, in the document's words."),
         _ids("segment_ids", "Segments that it stands in."),
         _text("extractor", "What found it: a model's name, or `keyphrases` for the statistical extractor."),
@@ -193,17 +274,28 @@ _GENERATED_BY = (
     _text("prompt_version", "Hash of the prompt files that asked for it."),
 )
 
-_PAIR_BODY = (
-    _text("question", "The question."),
-    _text("answer", "The answer, from the segments alone."),
-    _text("query_type", "multi_hop, structural or contextual."),
-    _text("reasoning_type", "factual, relational, inferential, temporal, procedural, causal or visual."),
-    _count("complexity", "1 (a stated fact) to 5 (reasoning over several statements)."),
-    _count("hop_count", "Number of hops."),
-    Column("hops", _HOPS, "Each hop: its number from 1, the segments it needs, a summary of the context it uses."),
-    _ids("segment_ids", "Source segments: the union over the hops, sorted."),
-    _ids("document_ids", "Documents of the source segments, sorted."),
-)
+
+def _pair_body(*, generated: bool) -> tuple[Column, ...]:
+    """What a pair says and asks; ``generated``: a generator wrote all of them, so that nothing is null."""
+    other = "" if generated else " Null: the pair was not generated."
+    unanswered = "" if generated else " Null: the label has none."
+    return (
+        _text("question", "The question."),
+        _text("answer", f"The answer, from the segments alone.{unanswered}", nullable=not generated),
+        _one_of("query_type", QUERY_TYPES, f"What the question asks for.{other}", nullable=not generated),
+        _one_of("reasoning_type", REASONING_TYPES, f"How it is answered.{other}", nullable=not generated),
+        _number(
+            "complexity",
+            _COMPLEXITY,
+            f"1 (a stated fact) to 5 (reasoning over several statements).{other}",
+            nullable=not generated,
+        ),
+        _number("hop_count", _FROM_ONE, "Number of hops."),
+        Column("hops", _HOPS, "Each hop: its number from 1, the segments it needs, a summary of the context it uses."),
+        _ids("segment_ids", "Source segments: the union over the hops, sorted."),
+        _ids("document_ids", "Documents of the source segments, sorted."),
+    )
+
 
 QA_PAIRS = Table(
     "qa_pairs",
@@ -211,8 +303,8 @@ QA_PAIRS = Table(
     (
         _text("qa_id", "Pair: hash of question and source segments."),
         _BATCH,
-        *_PAIR_BODY,
-        _text("style", "How it is asked: question, keywords, symptom or paraphrase."),
+        *_pair_body(generated=True),
+        _one_of("style", STYLES, "How it is asked."),
         *_GENERATED_BY,
     ),
     key=("qa_id",),
@@ -237,14 +329,13 @@ REJECTED_JUDGEMENTS = replace(
     description="Pairs that got no usable verdict, with the reason and the judge's raw answer.",
 )
 
-CRITERIA = ("relevance", "accuracy", "context_support", "clarity")
 _CRITERION_MEANING = {
     "relevance": "how much the question is about its source segments",
     "accuracy": "how right the answer is",
     "context_support": "how far the segments alone support question and answer",
     "clarity": "how clear and self-contained the question is",
 }
-_OVERALL = _real("overall", "Mean of the four scores, computed here.")
+_OVERALL = _score("overall", "Mean of the four scores, computed here.")
 
 QA_SCORES = Table(
     "qa_scores",
@@ -252,17 +343,21 @@ QA_SCORES = Table(
     (
         _text("qa_id", "The pair judged."),
         _BATCH,
-        *(_real(name, f"1-10: {meaning}.") for name, meaning in _CRITERION_MEANING.items()),
+        *(_score(name, f"1-10: {meaning}.") for name, meaning in _CRITERION_MEANING.items()),
         *(_text(f"{name}_justification", f"Why that score: {name}.") for name in CRITERIA),
         _OVERALL,
         _text("judge", "Who spoke: `measured`, or the judge model's name."),
-        _count("dense_rank", "Worst rank of its source segments among the batch's under the base model; 101: lower."),
-        _count("bm25_rank", "The same under BM25."),
-        _count("round_trip_rank", "The worst over its source segments of the better of both ranks."),
-        _real("grounding", "Share of the answer's content words that stand in the source segments."),
-        _real("lexical_overlap", "Share of the question's content words that stand in the source segments."),
+        _number(
+            "dense_rank",
+            _FROM_ONE,
+            "Worst rank of its source segments among the batch's under the base model; 101: lower.",
+        ),
+        _number("bm25_rank", _FROM_ONE, "The same under BM25."),
+        _number("round_trip_rank", _FROM_ONE, "The worst over its source segments of the better of both ranks."),
+        _share("grounding", "Share of the answer's content words that stand in the source segments."),
+        _share("lexical_overlap", "Share of the question's content words that stand in the source segments."),
         Column("well_formed", pl.Boolean(), "True where the question has the form of one."),
-        _real("hop_need", "Share of the question's rare words that the least of its hops alone holds; 1: one hop."),
+        _share("hop_need", "Share of the question's rare words that the least of its hops alone holds; 1: one hop."),
         Column("hops_needed", pl.Boolean(), "False where the answer follows without one of the hops."),
     ),
     key=("qa_id",),
@@ -271,7 +366,14 @@ QA_SCORES = Table(
 CORPUS = Table(
     "corpus",
     "Segments of the newest version of every document still present: what is searched.",
-    (_SEGMENT_ID, _DOCUMENT_ID, _PATH, _text("title", "The document's title."), *_SEGMENT_BODY),
+    (
+        _SEGMENT_ID,
+        _DOCUMENT_ID,
+        _PATH,
+        _text("title", "The document's title."),
+        *_SEGMENT_BODY,
+        _text("label_set", "Label set that brings the passage along; null: it is of the documents.", nullable=True),
+    ),
     key=("segment_id",),
 )
 
@@ -282,23 +384,33 @@ LEFT_OUT_DOCUMENTS = Table(
         _PATH,
         _DOCUMENT_ID,
         _BATCH,
-        _text("reason", "duplicate (the same text) or near_duplicate."),
+        _one_of("reason", COPY_KINDS, "Whether the other one has the same text, or nearly."),
         _text("duplicate_of", "Path of the document that is in the corpus."),
-        _real("resemblance", "Share of the longer one's word 5-grams that stands in the other."),
+        _share("resemblance", "Share of the longer one's word 5-grams that stands in the other."),
     ),
     key=("path",),
 )
 
 QA_DATASET = Table(
     "qa_dataset",
-    "Accepted pairs over the present corpus, deduplicated across batches.",
+    "Accepted pairs over the present corpus, deduplicated across batches, and the pairs of other sources.",
     (
         _text("qa_id", "The pair."),
-        _BATCH,
-        *_PAIR_BODY,
-        *_GENERATED_BY,
-        _OVERALL,
-        _count("round_trip_rank", "Worst rank of its source segments in the whole corpus."),
+        _one_of("origin", ORIGINS, "Where the pair comes from."),
+        replace(_BATCH, description="Document batch that it was generated from; null: not generated.", nullable=True),
+        _text("label_set", "Label set that it comes from; null: not labelled.", nullable=True),
+        _one_of(
+            "side", SIDES, "Side on which the label's own split has it; null: the split here decides.", nullable=True
+        ),
+        *_pair_body(generated=False),
+        *(replace(column, nullable=True) for column in _GENERATED_BY),
+        _score("overall", "Mean of the judge's four scores; null: nobody judged it.", nullable=True),
+        _number(
+            "round_trip_rank",
+            _FROM_ONE,
+            "Worst rank of its source segments in the whole corpus; null: not measured.",
+            nullable=True,
+        ),
     ),
     key=("qa_id",),
 )
@@ -311,10 +423,10 @@ QA_DECISIONS = Table(
         _BATCH,
         _text("question", "The question."),
         Column("accepted", pl.Boolean(), "True where the pair is in qa_dataset."),
-        _text("reason", "accepted, or the first threshold or rule that it failed."),
+        _one_of("reason", DECISIONS, "Accepted, or the first threshold or rule that it failed."),
         _text("detail", "The value that failed and its bound; empty where it is accepted."),
         _OVERALL,
-        _count("round_trip_rank", "Worst rank of its source segments in the whole corpus.", nullable=True),
+        _number("round_trip_rank", _FROM_ONE, "Worst rank of its source segments in the whole corpus."),
         _text("duplicate_of", "The better-scored pair that asks the same.", nullable=True),
     ),
     key=("qa_id",),
@@ -329,10 +441,11 @@ DATASET_SPLIT = Table(
         _ids("document_ids", "Documents of its source segments."),
         _ids("paths", "Files of those documents, in the same order: an edited document keeps its side."),
         _text("group_id", "Document group: joined by near-duplicate text or multi-hop questions; empty: several."),
-        _text("split", "train, dev or test; held_out: on no side."),
-        _text("reason", "Held out for: spans_sides, repeats_test or repeats_dev; given: by the labels' own split."),
+        _one_of("split", SPLITS, "The side; held_out: on none."),
+        _one_of("reason", SPLIT_REASONS, "Why it is held out; given: by the label's own split; empty: by its group."),
     ),
     key=("qa_id",),
+    stage="prep",
 )
 
 HARD_NEGATIVES = Table(
@@ -340,7 +453,7 @@ HARD_NEGATIVES = Table(
     "For each training question its positives and the most similar wrong segments under the ceiling.",
     (
         _text("qa_id", "The pair, or the structure pair, that is the question."),
-        _text("origin", "generated, labelled, or how it was augmented: see training_data.augmentations."),
+        _one_of("origin", ORIGINS, "Where the question comes from; keywords: it is shortened from another."),
         _text("question", "The question."),
         _ids("positive_segment_ids", "Segments that answer it; of those that say the same, one."),
         Column("positive_similarities", pl.List(pl.Float64), "Cosine of question and positive, in the same order."),
@@ -355,6 +468,7 @@ HARD_NEGATIVES = Table(
         _text("cross_check", "Who checked and what became of answers, such as `drop by judge gpt-x`; empty: nobody."),
     ),
     key=("qa_id",),
+    stage="prep",
 )
 
 TRAINING_EXAMPLES = Table(
@@ -363,7 +477,7 @@ TRAINING_EXAMPLES = Table(
     (
         _text("example_id", "Example: hash of question id and positive."),
         _text("qa_id", "The original question; examples that share it are siblings."),
-        _text("origin", "generated, labelled, or how it was augmented: see training_data.augmentations."),
+        _one_of("origin", ORIGINS, "Where the question comes from; keywords: it is shortened from another."),
         _text("question", "The question."),
         _text("positive_segment_id", "The segment that answers it."),
         _ids("negative_segment_ids", "Hard negatives, the same for all siblings."),
@@ -371,6 +485,7 @@ TRAINING_EXAMPLES = Table(
         Column("negative_similarities", pl.List(pl.Float64), "Cosine of question and each negative."),
     ),
     key=("example_id",),
+    stage="prep",
 )
 
 RETRIEVAL_EVALUATION = Table(
@@ -379,8 +494,8 @@ RETRIEVAL_EVALUATION = Table(
     (
         _text("query_set", "`generated` for the held-out questions, else the labelled set's name."),
         _text("slice", "`all`, or the slice such as `hop_count=2`."),
-        _text("system", "base, tuned, bm25 or hybrid."),
-        _text("metric", "nDCG, Recall, Precision, MAP or MRR."),
+        _one_of("system", SYSTEMS, "What ranked the passages."),
+        _one_of("metric", METRICS, "What is measured."),
         _count("k", "Cut-off."),
         _count("queries", "Queries measured."),
         _real("value", "Mean over the queries, 0 to 1."),
@@ -389,6 +504,7 @@ RETRIEVAL_EVALUATION = Table(
         _real("difference_high", "Upper end of that interval."),
     ),
     key=("query_set", "slice", "system", "metric", "k"),
+    stage="eval",
 )
 
 QUESTION_RESULTS = Table(
@@ -407,11 +523,12 @@ QUESTION_RESULTS = Table(
         ),
         _count("tuned_rank", "Rank of the first answer under the tuned model; null as above.", nullable=True),
         _real("change", "nDCG@10 under the tuned model less that under the base model."),
-        _text("outcome", "won, lost or same: the sign of the change."),
+        _one_of("outcome", OUTCOMES, "The sign of the change."),
         _text("base_first", "Segment that the base model ranks first."),
         _text("tuned_first", "Segment that the tuned model ranks first."),
     ),
     key=("query_set", "query_id"),
+    stage="eval",
 )
 
 CHAMPION_COMPARISON = Table(
@@ -428,6 +545,7 @@ CHAMPION_COMPARISON = Table(
         _real("difference_high", "Upper end of that interval."),
     ),
     key=("query_set",),
+    stage="deploy",
 )
 
 DEPLOYMENT = Table(
@@ -444,6 +562,7 @@ DEPLOYMENT = Table(
         _real("top10_overlap", "Mean overlap of the ten best passages, served against original."),
         _real("median_milliseconds", "Median time of a single-query request."),
     ),
+    stage="deploy",
 )
 
 TABLES: dict[str, Table] = {

@@ -17,12 +17,14 @@ def _document(key: str, batch: str = "b1", **changes: Any) -> dict[str, Any]:
     return {**row, "modified_at": datetime(2026, 1, 1, tzinfo=UTC), "deleted": False, **changes}
 
 
-def _default(dtype: pl.DataType) -> Any:
-    return [] if isinstance(dtype, pl.List) else (0 if dtype.is_numeric() else "")
+def _default(column: tables.Column) -> Any:
+    if column.nullable or column.values:
+        return None if column.nullable else column.values[0]
+    return [] if isinstance(column.dtype, pl.List) else (0 if column.dtype.is_numeric() else "")
 
 
 def _filled(table: tables.Table, **known: Any) -> pl.DataFrame:
-    return table.frame([{name: known.get(name, _default(dtype)) for name, dtype in table.schema.items()}])
+    return table.frame([{column.name: known.get(column.name, _default(column)) for column in table.columns}])
 
 
 PAIRS = material.pairs(
@@ -84,6 +86,30 @@ def test_the_text_shows_every_link() -> None:
         "TRAINED ON  1 examples; models: tuned version 2",
     ):
         assert part in text, part
+
+
+def test_a_label_shows_its_set_and_the_passages_that_it_brings_along() -> None:
+    unsaid = {column.name: None for column in tables.QA_DATASET.columns if column.nullable}
+    label = unsaid | {"qa_id": "beef01", "origin": "labelled", "label_set": "people", "side": "test", "hop_count": 1}
+    label |= {"question": "What costs a late payment?", "segment_ids": ["s2", "p1"], "document_ids": ["d1", "dp"]}
+    label |= {"hops": [{"hop_number": 1, "segment_ids": ["s2", "p1"], "summary": ""}]}
+    passage = {"segment_id": "p1", "document_id": "dp", "path": "labels/people/p1", "title": "", "position": 0}
+    passage |= {"heading_path": "", "text": "A fee of two percent.", "token_count": 5, "label_set": "people"}
+    frames = FRAMES | {
+        "qa_dataset": tables.QA_DATASET.frame([label]),
+        "corpus": pl.concat([FRAMES["corpus"], tables.CORPUS.frame([passage])]),
+    }
+    text = format_trace(trace("beef", frames.get))
+    for part in (
+        "d1.md  version d1, batch b1: Title d1",
+        "labels/people/p1  version dp, label set people: ",
+        "A fee of two percent.",
+        "QUESTION  beef01  (labelled, label set people, side test given)",
+        "SCORES  none: only generated pairs are judged",
+    ):
+        assert part in text, part
+    assert "A: " not in text
+    assert "None" not in text
 
 
 def test_what_is_not_there_yet_is_said() -> None:

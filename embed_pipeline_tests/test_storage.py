@@ -96,5 +96,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
 def test_a_damaged_table_is_named(root):
     path = root / "corpus.parquet"
     write_whole(path, b"not parquet")
-    with pytest.raises(StorageError, match=r"corpus\.parquet cannot be used .*; materialize corpus again"):
+    with pytest.raises(
+        StorageError, match=r"corpus\.parquet is damaged .*; make it again with: embed-pipeline sdg --force"
+    ):
         read_table(path, tables.CORPUS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
@@ -48,6 +50,56 @@ def test_a_value_that_is_not_finite_is_refused():
     figures = {"value": float("nan"), "difference": 0.0, "difference_low": 0.0, "difference_high": 0.0}
     with pytest.raises(TableError, match="column value has values that are not finite"):
         tables.RETRIEVAL_EVALUATION.frame([{**values, **figures}])
+
+
+ARTIFACT = {"document_id": "d1", "batch": "b", "kind": "concept", "text": "pump", "segment_ids": [], "extractor": "x"}
+PAIR = {"question": "?", "answer": "!", "query_type": "contextual", "reasoning_type": "factual", "complexity": 1}
+PAIR |= {"qa_id": "q1", "batch": "b", "hop_count": 1, "hops": [], "segment_ids": [], "document_ids": []}
+PAIR |= {"style": "question", "generator": "g", "prompt_version": "v"}
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "says"),
+    [
+        (tables.DOCUMENT_ARTIFACTS, {**ARTIFACT, "kind": "mood"}, r"kind has 'mood', expected one of \['concept', .*"),
+        (tables.QA_PAIRS, {**PAIR, "style": "rhyme"}, r"style has 'rhyme', expected one of \['question', .*"),
+        (tables.QA_PAIRS, {**PAIR, "query_type": "labelled"}, "query_type has 'labelled', expected one of "),
+        (tables.QA_PAIRS, {**PAIR, "query_type": None}, "query_type has 1 nulls"),
+        (tables.QA_PAIRS, {**PAIR, "complexity": 6}, "complexity has 6, expected 1 to 5"),
+        (tables.QA_PAIRS, {**PAIR, "hop_count": 0}, "hop_count has 0, expected 1 to inf"),
+    ],
+)
+def test_a_value_that_the_column_may_not_have_is_named(table, values, says):
+    with pytest.raises(TableError, match=f"table {table.name}: column {says}"):
+        table.frame([values])
+
+
+def test_a_pair_that_nobody_generated_or_judged_has_nulls():
+    unsaid = {column.name: None for column in tables.QA_DATASET.columns if column.nullable}
+    known = {name: PAIR[name] for name in ("qa_id", "question", "hop_count", "hops", "segment_ids", "document_ids")}
+    frame = tables.QA_DATASET.frame([{**unsaid, **known, "origin": "labelled"}])
+    assert {"overall", "round_trip_rank", "batch", "side", "query_type", "generator"} <= unsaid.keys()
+    with pytest.raises(TableError, match="column overall has 0.5, expected 1 to 10"):
+        validate(frame.with_columns(overall=pl.lit(0.5)), tables.QA_DATASET)
+
+
+def test_descriptions_show_the_values_that_a_column_may_have():
+    listed = [column for table in tables.TABLES.values() for column in table.columns if column.values]
+    assert len(listed) > 10
+    for column in listed:
+        assert all(value in column.description for value in column.values), column
+
+
+def test_a_tables_form_is_what_validation_asks_of_it():
+    table = tables.QA_PAIRS
+    style = next(column for column in table.columns if column.name == "style")
+
+    def with_style(column: tables.Column) -> tables.Table:
+        return replace(table, columns=tuple(column if c is style else c for c in table.columns))
+
+    assert with_style(replace(style, description="Otherwise said.")).form == table.form
+    others = [replace(style, nullable=True), replace(style, values=()), replace(style, name="manner")]
+    assert len({table.form, *(with_style(other).form for other in others)}) == 4
 
 
 def test_a_row_that_lacks_a_column_is_refused():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
+
+from embed_pipeline.beir import read_beir
 
 logger = logging.getLogger(__name__)
 
@@ -18,11 +19,10 @@ Qrels = dict[str, dict[str, int]]
 
 GENERATED = "generated"
 SLICES = ("hop_count", "query_type", "reasoning_type")
-_QRELS_COLUMNS = 3
 
 
 class EvaluationError(ValueError):
-    """A query set or an evaluation input is malformed."""
+    """There is nothing to evaluate, or query sets and passages do not fit each other."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,15 @@ def generated_set(qa: pl.DataFrame, split: pl.DataFrame, side: str) -> QuerySet:
         name=GENERATED if side == "test" else side,
         queries={row["qa_id"]: row["question"] for row in rows},
         qrels={row["qa_id"]: dict.fromkeys(row["segment_ids"], 1) for row in rows},
-        slices={dimension: {row["qa_id"]: str(row[dimension]) for row in rows} for dimension in SLICES},
+        slices={
+            dimension: {row["qa_id"]: str(row[dimension]) for row in rows if row[dimension] is not None}
+            for dimension in SLICES
+        },
     )
 
 
 def labelled_set(folder: Path, corpus: pl.DataFrame) -> QuerySet | None:
-    """Read a BEIR folder: ``queries.jsonl``, ``qrels/test.tsv`` and, where the set has one, ``corpus.jsonl``.
+    """The test questions of a BEIR folder (:mod:`embed_pipeline.beir`).
 
     Without ``corpus.jsonl`` the judged ids are paths of documents in ``corpus``; judgements on documents that are not
     there are left out and counted in the log.
@@ -95,16 +98,18 @@ def labelled_set(folder: Path, corpus: pl.DataFrame) -> QuerySet | None:
         The set, or None (and a line in the log) where the folder is absent or judges no document of the corpus.
 
     Raises:
-        EvaluationError: naming the file and the line that is malformed.
+        LabelsError: naming the file that is missing, or the file and line that is malformed.
     """
     if not folder.is_dir():
         logger.warning("labelled queries: no folder %s; left out", folder)
         return None
-    queries = {row: text for row, text, _ in _read_texts(folder / "queries.jsonl")}
-    judged = _read_qrels(folder / "qrels" / "test.tsv", queries)
-    own = folder / "corpus.jsonl"
-    passages = _read_passages(own) if own.exists() else None
-    known = set(passages.ids) if passages else set(corpus["path"].unique().to_list())
+    found = read_beir(folder, ("test",))
+    passages = None if found.passages is None else Passages(tuple(found.passages), tuple(found.passages.values()))
+    known = set(corpus["path"].unique().to_list()) if found.passages is None else found.passages.keys()
+    judged = {
+        query: {item: grade for item, grade in judgements.grades.items() if grade > 0}
+        for query, judgements in found.judged["test"].items()
+    }
     qrels, unknown = _keep_known(judged, known)
     if unknown:
         logger.warning("labelled queries %s: %d judgements are on documents not in the corpus", folder.name, unknown)
@@ -113,76 +118,15 @@ def labelled_set(folder: Path, corpus: pl.DataFrame) -> QuerySet | None:
         return None
     return QuerySet(
         name=folder.name,
-        queries={query: queries[query] for query in sorted(qrels)},
+        queries={query: found.queries[query] for query in sorted(qrels)},
         qrels=qrels,
         unit="segment" if passages else "document",
         corpus=passages,
     )
 
 
-def _keep_known(judged: Qrels, known: set[str]) -> tuple[Qrels, int]:
+def _keep_known(judged: Qrels, known: AbstractSet[str]) -> tuple[Qrels, int]:
     """The judgements on known ids, queries without any left out, and how many judgements went."""
     kept = {query: {item: grade for item, grade in rel.items() if item in known} for query, rel in judged.items()}
     unknown = sum(len(rel) for rel in judged.values()) - sum(len(rel) for rel in kept.values())
     return {query: rel for query, rel in kept.items() if rel}, unknown
-
-
-def _read_passages(path: Path) -> Passages:
-    rows = [(row, f"{title} {text}".strip() if title else text) for row, text, title in _read_texts(path)]
-    return Passages(ids=tuple(row for row, _ in rows), texts=tuple(text for _, text in rows))
-
-
-def _read_texts(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Id, text and title of every line of a BEIR JSONL file."""
-    seen: set[str] = set()
-    for number, line in _lines(path):
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise _malformed(path, number, f"not JSON: {error.msg}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("_id"), str) or not isinstance(row.get("text"), str):
-            raise _malformed(path, number, "expected an object with the strings _id and text")
-        if row["_id"] in seen:
-            raise _malformed(path, number, f"_id {row['_id']!r} occurs twice")
-        seen.add(row["_id"])
-        title = row.get("title") or ""
-        if not isinstance(title, str):
-            raise _malformed(path, number, f"title is {title!r}, expected a string")
-        yield row["_id"], row["text"], title
-
-
-def _read_qrels(path: Path, queries: dict[str, str]) -> Qrels:
-    """Judgements of grade 1 and more; lower ones say that a document does not answer."""
-    qrels: Qrels = {}
-    for number, line in _lines(path):
-        parts = line.rstrip("\r\n").split("\t")
-        if number == 1 and parts[0].strip().lower() in {"query-id", "query_id", "qid"}:
-            continue
-        if len(parts) != _QRELS_COLUMNS:
-            raise _malformed(path, number, f"expected query-id, corpus-id and score, got {len(parts)} columns")
-        query, item, score = (part.strip() for part in parts)
-        try:
-            grade = int(score)
-        except ValueError as error:
-            raise _malformed(path, number, f"score {score!r} is not a whole number") from error
-        if query not in queries:
-            raise _malformed(path, number, f"query {query!r} is not in queries.jsonl")
-        if grade > 0:
-            qrels.setdefault(query, {})[item] = grade
-    return qrels
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8") as stream:
-            yield from ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
-    except OSError as error:
-        message = f"{path}: {error.strerror}"
-        raise EvaluationError(message) from error
-    except UnicodeDecodeError as error:
-        message = f"{path}: not UTF-8 at byte {error.start}"
-        raise EvaluationError(message) from error
-
-
-def _malformed(path: Path, line: int, problem: str) -> EvaluationError:
-    return EvaluationError(f"{path}, line {line}: {problem}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from embed_pipeline.enumerations import SYSTEMS
 from embed_pipeline.evaluation.query_sets import GENERATED
-from embed_pipeline.evaluation.ranking import SYSTEMS
 
 COLUMNS = ("questions", "system", "nDCG@10", "Recall@10", "nDCG@10 less the base's (95 % interval)")
 

@@ -7,12 +7,13 @@ import logging
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from embed_pipeline import tables
+from embed_pipeline.enumerations import ArtifactKind
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import LLMClient, open_client
 from embed_pipeline.llm.errors import InvalidAnswer
@@ -36,7 +37,7 @@ class ArtifactAnswer(BaseModel):
     """One artifact as the model states it."""
 
     model_config = ConfigDict(extra="forbid")
-    kind: Literal["concept", "entity", "relation", "procedure", "condition", "figure"]
+    kind: ArtifactKind
     text: str
     segments: list[str]
 
@@ -63,7 +64,7 @@ class Extraction:
     usage: Usage = field(default_factory=Usage)
 
 
-def find_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> Extraction:
+def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> Extraction:
     """Artifacts of every document of the batch: what the questions are steered by and the neighbour graph joined by.
 
     With an endpoint, its model reads each document; the embedded model is too small for that, and the statistical
@@ -86,11 +87,6 @@ def artifact_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     """The rows as a frame of :data:`tables.DOCUMENT_ARTIFACTS`, each artifact once."""
     frame = tables.DOCUMENT_ARTIFACTS.frame(rows).unique(["document_id", "kind", "text"], keep="first")
     return frame.sort("document_id", "kind", "text")
-
-
-def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
-    """The artifacts of :func:`find_artifacts` alone."""
-    return find_artifacts(batch, segments, settings).artifacts
 
 
 def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:

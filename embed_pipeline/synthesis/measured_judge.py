@@ -26,7 +26,7 @@ _RARE_IDF = 2.5
 
 @dataclass(frozen=True)
 class Verdict:
-    """Scores of the four criteria on 1-10, in the order of :data:`tables.CRITERIA`, each with its reason."""
+    """Scores on 1-10 in the order of :data:`~embed_pipeline.enumerations.CRITERIA`, each with its reason."""
 
     scores: tuple[float, float, float, float]
     justifications: tuple[str, str, str, str]

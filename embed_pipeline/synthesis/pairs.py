@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from embed_pipeline.settings import REASONING_TYPES, STYLES
-
-QUERY_TYPES = ("multi_hop", "structural", "contextual")
+from embed_pipeline.enumerations import QUERY_TYPES, REASONING_TYPES, STYLES
 
 MAX_QUESTION_CHARACTERS = 500
 MAX_ANSWER_CHARACTERS = 4000

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from embed_pipeline.enumerations import QueryType, ReasoningType, Style
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
@@ -42,9 +43,9 @@ class PairAnswer(BaseModel):
     request: int
     question: str
     answer: str
-    query_type: Literal["multi_hop", "structural", "contextual"]
-    reasoning_type: Literal["factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"]
-    style: Literal["question", "keywords", "symptom", "paraphrase"]
+    query_type: QueryType
+    reasoning_type: ReasoningType
+    style: Style
     complexity: int
     hops: list[HopAnswer]
 
@@ -128,7 +129,7 @@ async def ask_questions(tasks: list[Task], settings: Settings, client: LLMClient
     accepted = [0, 0]
 
     async def ask(call: Call) -> Generated:
-        temperature = settings.synthesis.temperature
+        temperature = settings.synthesis.sampling_temperature
         try:
             answer = await client.structured(messages_of(call), PairsAnswer, temperature=temperature, seed=call.seed)
         except InvalidAnswer as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from embed_pipeline.settings import Augmentation
+from embed_pipeline.enumerations import Augmentation
 from embed_pipeline.synthesis.words import content_words, sentences
 from embed_pipeline.training_data.near_duplicates import normalise_question
 

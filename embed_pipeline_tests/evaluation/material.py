@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from embed_pipeline.evaluation.query_sets import QuerySet
-from embed_pipeline.tables import CORPUS
+from embed_pipeline.tables import CORPUS, Column
 
 WORDS = "value object class function statement python number letter string list".split()
 
@@ -24,15 +24,15 @@ def corpus() -> pl.DataFrame:
             "text": text,
             "position": i % 2,
         }
-        rows.append({name: known.get(name, default(dtype)) for name, dtype in CORPUS.schema.items()})
+        rows.append({column.name: known.get(column.name, default(column)) for column in CORPUS.columns})
     return CORPUS.frame(rows)
 
 
-def default(dtype: pl.DataType) -> object:
+def default(column: Column) -> object:
     """A value of a column that the tests do not look at."""
-    if dtype == pl.String:
-        return ""
-    return [] if isinstance(dtype, pl.List) else 0
+    if column.nullable:
+        return None
+    return "" if column.dtype == pl.String else 0
 
 
 def generated() -> QuerySet:

@@ -83,14 +83,16 @@ def test_a_damaged_file_is_named_and_never_used(manager, tmp_path, damage):
     manager.handle_output(output_context("segments"), segments(200))
     path = tmp_path / "segments.parquet"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(StorageError, match=r"segments\.parquet cannot be used .*; materialize segments again"):
+    with pytest.raises(
+        StorageError, match=r"segments\.parquet is damaged .*; make it again with: embed-pipeline sdg --force"
+    ):
         manager.load_input(input_context("segments"))
 
 
 def test_a_table_of_another_schema_is_refused(tmp_path):
     path = UPath(tmp_path / "corpus.parquet")
     segments().write_parquet(str(path))
-    with pytest.raises(StorageError, match="missing columns"):
+    with pytest.raises(StorageError, match=r"by another version .*missing columns .*; run: embed-pipeline sdg"):
         read_table(path, tables.CORPUS)
 
 

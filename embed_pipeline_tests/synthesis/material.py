@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from embed_pipeline import tables
+from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.synthesis.plan import Source, Task, Wish
 
 TEXTS = {
@@ -71,8 +72,8 @@ def pairs(*rows: dict[str, Any]) -> pl.DataFrame:
 
 
 def score_row(qa_id: str, **changes: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {"qa_id": qa_id, "batch": "b1", **dict.fromkeys(tables.CRITERIA, 9.0)}
-    row |= {f"{name}_justification": "because" for name in tables.CRITERIA}
+    row: dict[str, Any] = {"qa_id": qa_id, "batch": "b1", **dict.fromkeys(CRITERIA, 9.0)}
+    row |= {f"{name}_justification": "because" for name in CRITERIA}
     row |= {"overall": 9.0, "judge": "stub", "dense_rank": 1, "bm25_rank": 1, "round_trip_rank": 1, "grounding": 1.0}
     row |= {"lexical_overlap": 1.0, "well_formed": True, "hop_need": 1.0, "hops_needed": True}
     return {**row, **changes}
@@ -80,7 +81,8 @@ def score_row(qa_id: str, **changes: Any) -> dict[str, Any]:
 
 def corpus(texts: dict[str, str] = TEXTS) -> pl.DataFrame:
     frame = segments(texts).drop("batch")
-    titled = frame.with_columns(path=pl.col("document_id") + ".md", title=pl.lit("T"))
+    nothing = pl.lit(None, pl.String)
+    titled = frame.with_columns(path=pl.col("document_id") + ".md", title=pl.lit("T"), label_set=nothing)
     return titled.select(tables.CORPUS.schema.names())
 
 
@@ -109,7 +111,7 @@ def write_pairs(request: dict[str, Any], change: Callable[[dict[str, Any]], dict
 def judge_pair(score: object = 8.5) -> str:
     """What a judge answers."""
     verdict = {"score": score, "justification": "It stands there."}
-    return json.dumps(dict.fromkeys(tables.CRITERIA, verdict))
+    return json.dumps(dict.fromkeys(CRITERIA, verdict))
 
 
 def need_hops(request: dict[str, Any], *, needed: bool = True) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.artifacts import extract_artifacts, find_artifacts, plan_windows
+from embed_pipeline.synthesis.artifacts import extract_artifacts, plan_windows
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
@@ -20,7 +20,7 @@ def test_key_phrases_are_headings_and_identifiers_of_a_document() -> None:
         "s2": "open_valve() raises ValveError.",
         "s4": "Invoices only.",
     }
-    frame = extract_artifacts("b1", material.segments(texts), Settings())
+    frame = extract_artifacts("b1", material.segments(texts), Settings()).artifacts
     found = {(row["document_id"], row["text"]): row for row in frame.iter_rows(named=True)}
     assert found["d1", "open_valve"]["segment_ids"] == ["s1", "s2"]
     assert found["d1", "open_valve"]["extractor"] == "keyphrases"
@@ -30,7 +30,7 @@ def test_key_phrases_are_headings_and_identifiers_of_a_document() -> None:
 
 def test_a_model_reads_every_document_in_windows(make_settings: MakeSettings) -> None:
     with stub_endpoint(material.respond) as stub:
-        extraction = find_artifacts("b1", material.segments(), make_settings(stub.base_url))
+        extraction = extract_artifacts("b1", material.segments(), make_settings(stub.base_url))
     assert extraction.artifacts["segment_ids"].to_list() == [["s1"], ["s4"]]
     assert extraction.artifacts["extractor"].unique().to_list() == ["stub"]
     assert extraction.usage.calls == len(stub.requests) == 2
@@ -59,7 +59,7 @@ def test_what_no_segment_bears_out_is_left_out_and_counted(
     good = {"kind": "condition", "text": "less than ten litres", "segments": ["S1"]}
     with stub_endpoint(lambda _: json.dumps({"artifacts": [artifact, good]})) as stub:
         texts = {"s1": material.TEXTS["s1"]}
-        extraction = find_artifacts("b1", material.segments(texts), make_settings(stub.base_url))
+        extraction = extract_artifacts("b1", material.segments(texts), make_settings(stub.base_url))
     assert extraction.artifacts["text"].to_list() == ["less than ten litres"]
     assert extraction.dropped == {reason: 1}
 
@@ -69,6 +69,6 @@ def test_a_document_without_a_usable_answer_goes_without(make_settings: MakeSett
         return "nonsense" if "Invoices" in request["messages"][1]["content"] else material.respond(request)
 
     with stub_endpoint(respond) as stub:
-        extraction = find_artifacts("b1", material.segments(), make_settings(stub.base_url))
+        extraction = extract_artifacts("b1", material.segments(), make_settings(stub.base_url))
     assert extraction.artifacts["document_id"].to_list() == ["d1"]
     assert extraction.dropped == {"invalid_answer": 1}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from embed_pipeline import tables
+from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.judge import NoVerdict, ask_judge
@@ -31,7 +31,7 @@ def _judge(settings: Settings, stub: Stub, *rows: dict[str, Any]) -> list[Verdic
 def test_a_verdict_has_four_scores_each_with_a_reason(make_settings: MakeSettings) -> None:
     answer = {
         name: {"score": score, "justification": f"for {name}"}
-        for name, score in zip(tables.CRITERIA, (9, 8.5, 7, 1), strict=True)
+        for name, score in zip(CRITERIA, (9, 8.5, 7, 1), strict=True)
     }
     with stub_endpoint(lambda _: json.dumps(answer)) as stub:
         (verdict,) = _judge(make_settings(), stub)
@@ -51,7 +51,7 @@ def test_a_score_that_is_none_is_rejected_and_never_coerced(make_settings: MakeS
     assert len(stub.requests) == 3
 
 
-@pytest.mark.parametrize("missing", [*tables.CRITERIA, "justification"])
+@pytest.mark.parametrize("missing", [*CRITERIA, "justification"])
 def test_a_verdict_that_lacks_a_part_is_rejected(make_settings: MakeSettings, missing: str) -> None:
     answer = json.loads(material.judge_pair())
     for part in answer.values():

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import polars as pl
 import pytest
 
-from embed_pipeline.training_data.label_files import LabelsError, read_label_set
-
-
-def write_beir(folder: Path, *, corpus: bool = True, **qrels: str) -> Path:
-    """A BEIR folder of three queries and, if wanted, two passages."""
-    (folder / "qrels").mkdir(parents=True)
-    queries = [{"_id": f"q{n}", "text": f"question {n}", "metadata": {}} for n in range(3)]
-    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
-    if corpus:
-        passages = [{"_id": "a", "title": "Title", "text": "first"}, {"_id": "b", "text": "second"}]
-        (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)) + "\n")
-    for side, text in qrels.items():
-        (folder / "qrels" / f"{side}.tsv").write_text("query-id\tcorpus-id\tscore\n" + text)
-    return folder
+from embed_pipeline.beir import LabelsError
+from embed_pipeline.training_data.label_files import read_label_set
+from embed_pipeline_tests.test_beir import write_beir
 
 
 def test_beir_folder_with_its_own_split(tmp_path):
@@ -36,7 +24,7 @@ def test_beir_folder_with_its_own_split(tmp_path):
 
 
 def test_train_judgements_alone_are_no_split_and_test_judgements_alone_are(tmp_path):
-    assert [x.side for x in read_label_set(write_beir(tmp_path / "one", train="q0\ta\t1\n")).labels] == [""]
+    assert [x.side for x in read_label_set(write_beir(tmp_path / "one", train="q0\ta\t1\n")).labels] == [None]
     assert [x.side for x in read_label_set(write_beir(tmp_path / "two", test="q0\ta\t1\n")).labels] == ["test"]
 
 
@@ -79,32 +67,12 @@ def test_a_malformed_row_is_named(tmp_path, line, problem):
         read_label_set(tmp_path / "x.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("qrels", "problem"),
-    [
-        ("q0 a 1\n", "train.tsv, line 2: expected query-id"),
-        ("q0\ta\tyes\n", "train.tsv, line 2: expected query-id"),
-        ("q9\ta\t1\n", "query 'q9' is not in queries.jsonl"),
-    ],
-)
-def test_a_malformed_judgement_is_named(tmp_path, qrels, problem):
-    with pytest.raises(LabelsError, match=problem):
-        read_label_set(write_beir(tmp_path / "set", train=qrels))
-
-
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(LabelsError, match="neither a folder nor"):
         read_label_set(tmp_path / "absent")
-    with pytest.raises(LabelsError, match="none of qrels/train.tsv"):
-        read_label_set(write_beir(tmp_path / "empty"))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(LabelsError, match="bad.parquet: not a readable Parquet file"):
         read_label_set(tmp_path / "bad.parquet")
     (tmp_path / "bad.jsonl").write_bytes(b'{"question": "\xff"}')
-    with pytest.raises(LabelsError, match="not UTF-8 at byte 14"):
+    with pytest.raises(LabelsError, match="bad.jsonl, line 1: not UTF-8 at byte 14"):
         read_label_set(tmp_path / "bad.jsonl")
-    (write_beir(tmp_path / "twice", train="q0\ta\t1\n") / "queries.jsonl").write_text(
-        '{"_id": "q0", "text": "x"}\n' * 2
-    )
-    with pytest.raises(LabelsError, match="line 2: _id 'q0' occurs twice"):
-        read_label_set(tmp_path / "twice")

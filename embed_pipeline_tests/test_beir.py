@@ -1,0 +1,133 @@
+"""BEIR folders: what both rooms that read them rely on, and the file and line of what is malformed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from embed_pipeline.beir import LabelsError, read_beir, read_json_lines
+
+BYTE_ORDER_MARK = "\ufeff"
+HEADER = "query-id\tcorpus-id\tscore\n"
+
+
+def write_beir(folder: Path, *, corpus: bool = True, **qrels: str) -> Path:
+    """A BEIR folder of three queries and, if wanted, two passages."""
+    (folder / "qrels").mkdir(parents=True)
+    queries = [{"_id": f"q{n}", "text": f"question {n}", "metadata": {}} for n in range(3)]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    if corpus:
+        passages = [{"_id": "a", "title": "Title", "text": "first"}, {"_id": "b", "text": "second"}]
+        (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)) + "\n")
+    for side, text in qrels.items():
+        (folder / "qrels" / f"{side}.tsv").write_text(HEADER + text)
+    return folder
+
+
+def test_a_whole_folder(tmp_path):
+    found = read_beir(write_beir(tmp_path / "set", train="q0\ta\t1\nq0\tb\t0\nq1\tb\t-1\n", test="q1\tb\t2\n"))
+    assert found.queries == {"q0": "question 0", "q1": "question 1", "q2": "question 2"}
+    assert found.passages == {"a": "Title first", "b": "second"}
+    assert {side: sorted(queries) for side, queries in found.judged.items()} == {"train": ["q0", "q1"], "test": ["q1"]}
+    first, second = found.judged["train"]["q0"], found.judged["train"]["q1"]
+    assert (first.positives, first.negatives, first.place) == (
+        ["a"],
+        ["b"],
+        f"{tmp_path / 'set' / 'qrels' / 'train.tsv'}, line 2",
+    )
+    assert (second.positives, second.negatives) == ([], ["b"])
+    assert found.judged["test"]["q1"].grades == {"b": 2}
+
+
+def test_only_the_sides_asked_for_are_read(tmp_path):
+    folder = write_beir(tmp_path / "set", train="not a judgement\n", test="q0\ta\t1\n")
+    assert read_beir(folder, ("test",)).judged.keys() == {"test"}
+
+
+def test_passages_may_be_those_of_the_documents(tmp_path):
+    assert read_beir(write_beir(tmp_path / "set", corpus=False, test="q0\tguide.md\t1\n")).passages is None
+
+
+@pytest.mark.parametrize("header", ["", HEADER, BYTE_ORDER_MARK + HEADER, "QID\tdocid\tgrade\n", "\n" + HEADER])
+@pytest.mark.parametrize("score", ["1", "+1", "1.0", " 1 ", "01"])
+def test_a_header_and_how_a_grade_is_written_do_not_matter(tmp_path, header, score):
+    folder = write_beir(tmp_path / "set", test="")
+    (folder / "qrels" / "test.tsv").write_bytes(f"{header}q0\ta\t{score}\r\n\r\nq1\tb\t0\r\n".encode())
+    judged = read_beir(folder).judged["test"]
+    assert {query: judgements.grades for query, judgements in judged.items()} == {"q0": {"a": 1}, "q1": {"b": 0}}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
+    for name in ("queries.jsonl", "corpus.jsonl"):
+        path = folder / name
+        path.write_bytes((BYTE_ORDER_MARK + path.read_text()).encode())
+    found = read_beir(folder)
+    assert list(found.queries) == ["q0", "q1", "q2"]
+    assert list(found.passages or {}) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("passage", "text"),
+    [
+        ({"title": "T", "text": " text\n"}, "T  text"),
+        ({"title": "", "text": " text\n"}, "text"),
+        ({"title": None, "text": "text"}, "text"),
+        ({"text": "line\u2028separator"}, "line\u2028separator"),
+        ({"title": "T", "text": ""}, "T"),
+    ],
+)
+def test_title_and_text_are_joined_as_beir_joins_them(tmp_path, passage, text):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
+    (folder / "corpus.jsonl").write_text(json.dumps({"_id": "a", **passage}, ensure_ascii=False), "utf-8")
+    assert read_beir(folder).passages == {"a": text}
+
+
+def test_of_several_judgements_the_highest_counts(tmp_path):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\nq0\ta\t0\nq0\tb\t1\nq0\tb\t2\n")
+    assert read_beir(folder).judged["test"]["q0"].grades == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("queries.jsonl", '{"_id": "q0", "text": "x"}\n{"_id": 2}\n', "line 2: expected the strings _id and text"),
+        ("queries.jsonl", '{"_id": "q0", "text": "x"}\n\n{\n', "line 3: not JSON"),
+        ("queries.jsonl", "[]", "line 1: expected an object"),
+        ("queries.jsonl", '{"_id": "q0", "text": "x"}\n{"_id": "q0", "text": "y"}', "line 2: _id 'q0' occurs twice"),
+        ("corpus.jsonl", '{"_id": "a", "text": "x", "title": ["t"]}', r"line 1: title is \['t'\], expected a string"),
+        ("qrels/test.tsv", HEADER + "q0\ta\n", "line 2: expected query-id, corpus-id, score .* got 2 columns"),
+        ("qrels/test.tsv", "q0 a 1\n", "line 1: expected query-id, corpus-id, score .* got 1 columns"),
+        ("qrels/test.tsv", "q0\ta\thigh\n", "line 1: score 'high' is not a whole number"),
+        ("qrels/test.tsv", "q0\ta\t0.5\n", "line 1: score '0.5' is not a whole number"),
+        ("qrels/test.tsv", "q0\ta\t²\n", "line 1: score '²' is not a whole number"),
+        ("qrels/test.tsv", "q9\ta\t1\n", "line 1: query 'q9' is not in queries.jsonl"),
+    ],
+)
+def test_what_is_malformed_is_named_with_its_line(tmp_path, file, content, problem):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
+    (folder / file).write_text(content, "utf-8")
+    with pytest.raises(LabelsError, match=f"{file}, {problem}"):
+        read_beir(folder)
+
+
+def test_what_is_missing_or_no_text_is_named(tmp_path):
+    folder = write_beir(tmp_path / "set")
+    with pytest.raises(LabelsError, match="set: there is no qrels/train.tsv or qrels/dev.tsv or qrels/test.tsv"):
+        read_beir(folder)
+    with pytest.raises(LabelsError, match="set: there is no qrels/test.tsv"):
+        read_beir(folder, ("test",))
+    (folder / "queries.jsonl").write_bytes(b'{"_id": "q0", "text": "x"}\n{"_id": "q1\xff"}')
+    with pytest.raises(LabelsError, match="queries.jsonl, line 2: not UTF-8 at byte 11"):
+        read_beir(folder)
+    (folder / "queries.jsonl").unlink()
+    with pytest.raises(LabelsError, match="queries.jsonl: No such file"):
+        read_beir(folder)
+
+
+def test_json_lines_have_their_places(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert list(read_json_lines(path)) == [(f"{path}, line 1", {"a": 1}), (f"{path}, line 3", {"a": 2})]
