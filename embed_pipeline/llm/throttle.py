@@ -15,7 +15,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 
@@ -68,11 +68,12 @@ class Throttle:
         refusals: 429s altogether.
     """
 
-    def __init__(self, max_concurrency: int) -> None:
+    def __init__(self, max_concurrency: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Start low.
 
         Args:
             max_concurrency: upper bound of requests in flight, at least 1.
+            clock: gives the time in seconds; that of the event loop in which the requests run.
 
         Raises:
             ValueError: if it is below 1.
@@ -83,6 +84,7 @@ class Throttle:
         self.cuts = 0
         self.refusals = 0
         self._max = max_concurrency
+        self._clock = clock
         self._in_flight = 0
         self._cut_at = -math.inf
         self._not_before = -math.inf
@@ -99,7 +101,7 @@ class Throttle:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[float]:
-        """Wait for a turn and hold it while the block runs; yields the start time (monotonic seconds).
+        """Wait for a turn and hold it while the block runs; yields the start time (seconds of the clock).
 
         Raises:
             Stopped: if :meth:`stop` was called before the turn came.
@@ -109,7 +111,7 @@ class Throttle:
             self._in_flight += 1
         try:
             await self._await_start()
-            yield time.monotonic()
+            yield self._clock()
         finally:
             self._in_flight -= 1
             async with self._freed:
@@ -129,7 +131,7 @@ class Throttle:
 
     def succeeded(self) -> None:
         """Count an answer; after a cut the limit grows, by one a round trip."""
-        now = time.monotonic()
+        now = self._clock()
         self._successes.append(now)
         while self._successes and self._successes[0] < now - _RATE_WINDOW_SECONDS:
             self._successes.popleft()
@@ -146,7 +148,7 @@ class Throttle:
             started: when the refused request started (what :meth:`slot` yielded).
             wait: seconds that the response asked for; None: it asked for none.
         """
-        now = time.monotonic()
+        now = self._clock()
         self.refusals += 1
         if started > self._cut_at:
             self.cuts += 1
@@ -161,7 +163,7 @@ class Throttle:
 
     def pause(self, seconds: float) -> None:
         """Let nothing start for some seconds, at most 120."""
-        until = time.monotonic() + min(seconds, MAX_PAUSE_SECONDS)
+        until = self._clock() + min(seconds, MAX_PAUSE_SECONDS)
         if until > self._not_before:
             self._not_before = until
             self._spread = min(seconds / 2, _MAX_SPREAD_SECONDS)
@@ -180,7 +182,7 @@ class Throttle:
         """Requests that may start a second, as learned; None: no limit met."""
         if self._plateau is None:
             return None
-        age = time.monotonic() - self._cut_at
+        age = self._clock() - self._cut_at
         return max(MIN_RATE, self._plateau * (1 + _DIP * ((age - _PLATEAU_SECONDS) / _PLATEAU_SECONDS) ** 3))
 
     def _learn_rate(self, until: float) -> None:
@@ -199,7 +201,7 @@ class Throttle:
             while True:
                 if self._stop.is_set():
                     raise Stopped
-                now = time.monotonic()
+                now = self._clock()
                 due = max(self._not_before, self._last_start + self._spacing(now))
                 if due <= now:
                     break

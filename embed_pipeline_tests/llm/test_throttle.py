@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from email.utils import formatdate
 
+import numpy as np
 import pytest
 
-from embed_pipeline.llm.throttle import CUT, FIRST_LIMIT, OPENING_SECONDS, Stopped, Throttle, retry_after
+from embed_pipeline.llm.throttle import Stopped, Throttle, retry_after
+from embed_pipeline_tests.virtual_time import run_in_virtual_time
 
 
 @pytest.mark.parametrize(
@@ -32,133 +33,114 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers, now=1_700_000_000) == seconds
 
 
-def test_a_burst_cuts_once_and_the_next_burst_again() -> None:
-    throttle = Throttle(64)
-    started = time.monotonic()
+def throttle_of(max_concurrency: int) -> Throttle:
+    """A throttle on the clock of the running loop."""
+    return Throttle(max_concurrency, asyncio.get_running_loop().time)
+
+
+async def starts_of(throttle: Throttle, count: int, seconds: float = 0.0) -> list[float]:
+    """When each of so many requests starts that are asked for at once and take so long."""
+    starts: list[float] = []
+
+    async def one() -> None:
+        async with throttle.slot() as started:
+            starts.append(started)
+            await asyncio.sleep(seconds)
+
+    await asyncio.gather(*(one() for _ in range(count)))
+    return starts
+
+
+def test_a_burst_cuts_once_by_a_quarter_and_the_next_burst_again() -> None:
+    now = 5.0
+    throttle = Throttle(64, lambda: now)
+    assert throttle.limit == 12
     for _ in range(20):
-        throttle.refused(started, None)
-    assert (throttle.cuts, throttle.refusals, throttle.limit) == (1, 20, FIRST_LIMIT * CUT)
-    throttle.refused(time.monotonic() + 1e-3, None)
-    assert (throttle.cuts, throttle.limit) == (2, FIRST_LIMIT * CUT * CUT)
+        throttle.refused(4.9, None)
+    assert (throttle.cuts, throttle.refusals, throttle.limit) == (1, 20, 9)
+    now = 6.0
+    throttle.refused(5.1, None)
+    assert (throttle.cuts, throttle.limit) == (2, 6.75)
 
 
 def test_after_a_cut_the_limit_grows_by_one_a_round_trip() -> None:
-    throttle = Throttle(1000)
-    throttle.refused(time.monotonic(), None)
-    cut = throttle.limit
-    for _ in range(round(cut)):
+    throttle = Throttle(1000, lambda: 0.0)
+    throttle.refused(0.0, None)
+    for _ in range(9):
         throttle.succeeded()
-    assert cut + 0.8 < throttle.limit < cut + 1.2
+    assert 9.8 < throttle.limit < 10.2
 
 
 def test_it_opens_without_a_rush() -> None:
     async def run() -> list[float]:
-        throttle = Throttle(64)
-        starts: list[float] = []
+        return await starts_of(throttle_of(64), 64, seconds=60)
 
-        async def one() -> None:
-            async with throttle.slot() as started:
-                starts.append(started)
-                await asyncio.sleep(0.5)
-
-        await asyncio.gather(*(one() for _ in range(64)))
-        return starts
-
-    starts = asyncio.run(run())
-    assert starts[FIRST_LIMIT - 1] - starts[0] < 0.05
-    opening = starts[-1] - starts[0]
-    assert 20 * OPENING_SECONDS < opening < 0.45, "spaced, yet all in flight before the first ends"
+    starts = run_in_virtual_time(run())
+    assert starts[:12] == [0.0] * 12
+    assert starts.count(0.0) <= 24, "a second dozen at most, by the credit of a wake-up that came late"
+    assert np.diff(starts[25:50]) == pytest.approx([0.004] * 24)
+    assert starts[-1] < 60, "all are in flight before the first ends"
 
 
 def test_the_limit_stays_between_one_and_the_maximum() -> None:
-    throttle = Throttle(3)
+    throttle = Throttle(3, lambda: 0.0)
     assert throttle.limit == 3
-    throttle.refused(time.monotonic(), None)
+    throttle.refused(0.0, None)
     for _ in range(50):
         throttle.succeeded()
     assert throttle.limit == 3
     for burst in range(50):
-        throttle.refused(time.monotonic() + burst + 1, None)
+        throttle.refused(burst + 1.0, None)
     assert throttle.limit == 1
     with pytest.raises(ValueError, match="max_concurrency is 0"):
         Throttle(0)
 
 
-async def _peak(throttle: Throttle, count: int) -> int:
-    now, peak = 0, 0
-
-    async def one() -> None:
-        nonlocal now, peak
-        async with throttle.slot():
-            now += 1
-            peak = max(peak, now)
-            await asyncio.sleep(0.002)
-            now -= 1
-
-    await asyncio.gather(*(one() for _ in range(count)))
-    return peak
-
-
 def test_no_more_than_the_limit_are_in_flight() -> None:
-    assert asyncio.run(_peak(Throttle(5), 40)) == 5
+    async def run() -> list[float]:
+        return await starts_of(throttle_of(5), 40, seconds=1.0)
+
+    assert run_in_virtual_time(run()) == [float(number // 5) for number in range(40)]
 
 
 def test_nothing_starts_during_a_pause_and_then_not_all_at_once() -> None:
-    async def run() -> tuple[float, list[float]]:
-        throttle = Throttle(10)
-        paused_at = time.monotonic()
+    async def run() -> list[float]:
+        throttle = throttle_of(10)
         throttle.pause(0.3)
-        starts: list[float] = []
+        return await starts_of(throttle, 10)
 
-        async def one() -> None:
-            async with throttle.slot() as started:
-                starts.append(started - paused_at)
-
-        await asyncio.gather(*(one() for _ in range(10)))
-        return min(starts), starts
-
-    earliest, starts = asyncio.run(run())
-    assert earliest >= 0.3
-    assert max(starts) - min(starts) > 0.02
+    starts = run_in_virtual_time(run())
+    assert starts[0] == pytest.approx(0.3)
+    # Half the pause, divided among the ten.
+    assert np.diff(starts) == pytest.approx([0.015] * 9)
 
 
 def test_a_learned_rate_spaces_the_starts() -> None:
     async def run() -> tuple[float | None, list[float]]:
-        throttle = Throttle(64)
+        throttle = throttle_of(64)
         for _ in range(20):
             async with throttle.slot() as begun:
                 throttle.succeeded()
         throttle.refused(begun, 0.5)
-        starts: list[float] = []
+        await asyncio.sleep(0.5)
+        return throttle.rate, await starts_of(throttle, 15)
 
-        async def one() -> None:
-            async with throttle.slot() as started:
-                starts.append(started)
-
-        await asyncio.gather(*(one() for _ in range(15)))
-        return throttle.rate, starts
-
-    rate, starts = asyncio.run(run())
+    rate, starts = run_in_virtual_time(run())
     # Twenty answers, then a wait of half a second: some 40 a second may start, a little less to be safe.
-    assert 30 < rate < 40
-    assert 14 / 40 * 0.9 < max(starts) - min(starts) < 14 / 30 * 1.5
+    assert rate is not None
+    assert 35 < rate < 40
+    assert np.diff(starts) == pytest.approx([1 / rate] * 14, rel=0.02)
 
 
 def test_stop_wakes_those_that_wait() -> None:
     async def run() -> float:
-        throttle = Throttle(1)
+        throttle = throttle_of(1)
         throttle.pause(60)
-
-        async def wait() -> None:
-            async with throttle.slot():
-                pass
-
-        waiting = [asyncio.create_task(wait()) for _ in range(3)]
-        await asyncio.sleep(0.01)
-        begun = time.monotonic()
+        waiting = [asyncio.create_task(starts_of(throttle, 1)) for _ in range(3)]
+        await asyncio.sleep(1)
         throttle.stop()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(outcome, Stopped) for outcome in outcomes)
-        return time.monotonic() - begun
+        return asyncio.get_running_loop().time()
 
-    assert asyncio.run(run()) < 1
+    assert run_in_virtual_time(run()) == 1
