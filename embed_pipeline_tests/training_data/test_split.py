@@ -179,30 +179,61 @@ def test_a_small_set_gives_the_test_its_minimum():
     assert split_failures(split, qa, settings(min_test_questions=10)) == []
 
 
-def test_failures_name_what_is_wrong():
+@pytest.fixture
+def sound():
+    """A split of forty documents that nothing forbids, and the pairs that it splits."""
     corpus, qa = many_documents(40)
-    options = settings()
-    split = split_dataset(qa, corpus, options)
-    train = split.filter(pl.col("split") == "train")["qa_id"][0]
-    test = split.filter(pl.col("split") == "test")
-    moved = split.with_columns(split=pl.when(pl.col("qa_id") == train).then(pl.lit("test")).otherwise(pl.col("split")))
-    failures = split_failures(moved, qa, options)
+    return split_dataset(qa, corpus, settings()), qa
+
+
+def changed(split: pl.DataFrame, qa_id: str, column: str, value: str) -> pl.DataFrame:
+    here = pl.col("qa_id") == qa_id
+    return split.with_columns(pl.when(here).then(pl.lit(value)).otherwise(pl.col(column)).alias(column))
+
+
+def first_of(split: pl.DataFrame, side: str) -> dict[str, object]:
+    return split.filter(pl.col("split") == side).row(0, named=True)
+
+
+def test_a_pair_moved_alone_tears_its_group_its_document_and_its_file(sound):
+    split, qa = sound
+    moved = changed(split, first_of(split, "train")["qa_id"], "split", "test")
+    failures = split_failures(moved, qa, settings())
     assert [message.split(" are on two sides")[0] for message in failures] == [
         "1 of document groups",
         "1 of documents",
         "1 of files",
     ]
-    leaked = split.with_columns(
-        question=pl.when(pl.col("qa_id") == train).then(pl.lit(test["question"][0])).otherwise(pl.col("question"))
+
+
+def test_a_train_question_that_repeats_one_of_the_test_is_a_failure(sound):
+    split, qa = sound
+    leaked = changed(split, first_of(split, "train")["qa_id"], "question", first_of(split, "test")["question"])
+    [failure] = split_failures(leaked, qa, settings())
+    assert failure.startswith("1 train questions are test questions")
+
+
+def test_too_few_test_questions_are_a_failure_that_says_how_wide_the_interval_would_be(sound):
+    [failure] = split_failures(*sound, settings(min_test_questions=100))
+    assert "below training_data.min_test_questions = 100" in failure
+    assert "at most ±0.10" in failure
+
+
+def test_a_pair_without_a_row_is_a_failure(sound):
+    split, qa = sound
+    assert f"1 pairs are in one of qa_dataset and dataset_split alone, first ['{split['qa_id'][0]}']" in split_failures(
+        split[1:], qa, settings()
     )
-    assert "1 train questions are test questions" in split_failures(leaked, qa, options)[0]
-    few = split_failures(split, qa, settings(min_test_questions=100))
-    assert len(few) == 1
-    assert "below training_data.min_test_questions = 100" in few[0]
-    assert f"±{interval_half_width(100):.2f}" in few[0]
-    assert "1 pairs are in one of" in split_failures(split[1:], qa, options)[0]
-    assert "unknown sides ['tset']" in split_failures(split.with_columns(split=pl.lit("tset")), qa, options)[0]
-    assert split_failures(tables.DATASET_SPLIT.empty(), tables.QA_DATASET.empty(), options)
+
+
+def test_an_empty_split_is_a_failure():
+    failures = split_failures(tables.DATASET_SPLIT.empty(), tables.QA_DATASET.empty(), settings())
+    assert failures[0] == "no question is on the train side"
+
+
+def test_a_hundred_questions_give_an_interval_of_a_tenth():
+    assert interval_half_width(100) == pytest.approx(0.098)
+    assert interval_half_width(0) == 1
 
 
 def test_a_pair_on_a_missing_document_is_refused():
