@@ -77,7 +77,7 @@ def run(settings: Settings, only: int = 0) -> tuple[dict[str, Any], Selection]:
     for batch in load_batches(settings.paths.store):
         documents, _ = clean_documents(read_documents(batch, settings)[0], batch, settings)
         segments = split_segments(documents, settings.corpus, encoder.count_tokens, max_tokens=encoder.max_tokens)
-        artifacts = extract_artifacts(batch.name, segments, settings)
+        artifacts = extract_artifacts(batch.name, segments, settings).artifacts
         titles = dict(documents.select("document_id", "title").iter_rows())
         begun, computed = time.monotonic(), time.process_time()
         asked = _some_documents(segments, only)

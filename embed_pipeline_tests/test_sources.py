@@ -28,7 +28,7 @@ def write_labels(folder: Path, count: int) -> Path:
 def labelled_project(root: Path, model: Path, stub: Stub, count: int) -> Project:
     """A project that learns from the labels in ``root/turns`` alone."""
     labels = str(write_labels(root / "turns", count))
-    sources = {"training_data__labelled": labels, "training_data__sources": ""}
+    sources = {"training_data__label_sets": labels, "training_data__sources": ""}
     return small_project(root / "project", model, stub.base_url, **sources)
 
 
@@ -45,12 +45,13 @@ def test_labels_alone_become_training_examples_and_nobody_is_asked(tiny_model, t
         assert stub.requests == []
     pairs, corpus = project.table("qa_dataset"), project.table("corpus")
     assert pairs.height == 40
-    assert set(pairs["batch"].str.split("/").list.first()) == {"labels"}
-    assert corpus["path"].str.starts_with("labels/turns/").sum() == 40
+    assert pairs.select("origin", "label_set", "side").unique().rows() == [("labelled", "turns", None)]
+    assert (corpus["label_set"] == "turns").sum() == 40
     status, output = project.command("lineage", pairs["qa_id"][0])
     assert status == 0, output
     assert "labels/turns/p" in output
-    assert "SCORES  none: not generated, but labelled" in output
+    assert "(labelled, label set turns)" in output
+    assert "SCORES  none: only generated pairs are judged" in output
     assert len(set(project.table("training_examples")["question"]) & set(pairs["question"])) > 20
 
 
@@ -64,7 +65,7 @@ def test_structure_alone_needs_no_language_model(tiny_model, tmp_path):
         assert status == 0, output
         assert "0 questions to be asked for" in output
         assert stub.requests == []
-    assert set(project.table("qa_dataset")["batch"]) == {"structure"}
+    assert set(project.table("qa_dataset")["origin"]) <= {"title", "heading", "link", "crop"}
     assert project.table("training_examples").height > 0
 
 

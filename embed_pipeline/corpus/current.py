@@ -45,7 +45,8 @@ def current_corpus(
         message = f"{uncut.height} documents have no segments, first {uncut['path'][0]} of batch {uncut['batch'][0]}"
         raise CorpusError(message)
     joined = pieces.join(present.select("document_id", "batch", "path", "title"), on=["document_id", "batch"])
-    frame = joined.select(tables.CORPUS.schema.names()).sort("path", "position")
+    of_documents = joined.with_columns(label_set=pl.lit(None, pl.String))
+    frame = of_documents.select(tables.CORPUS.schema.names()).sort("path", "position")
     return tables.validate(frame, tables.CORPUS), copies
 
 
@@ -62,7 +63,7 @@ def _copies(newest: pl.DataFrame, distinct: pl.DataFrame, corpus: Corpus) -> pl.
     first_seen = newest.group_by("document_id").agg(pl.col("batch").min().alias("since"))
     ordered = distinct.join(first_seen, on="document_id").sort("since", "path")
     paths, ids = ordered["path"].to_list(), ordered["document_id"].to_list()
-    near = find_copies(ordered["text"].to_list(), corpus.near_duplicates) if corpus.near_duplicates else {}
+    near = find_copies(ordered["text"].to_list(), bound) if (bound := corpus.near_duplicates) != "off" else {}
     first = {ids[index]: paths[near[index][0] if index in near else index] for index in range(len(ids))}
     alike = {paths[index]: share for index, (_, share) in near.items()}
     rows = [

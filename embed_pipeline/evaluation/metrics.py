@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-METRICS = ("nDCG", "Recall", "Precision", "MAP", "MRR")
-"""Names as reported; MAP and MRR at k are the means of AP@k and RR@k."""
+from embed_pipeline.enumerations import METRICS
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class QueryScores:
 def score_rankings(
     rankings: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]], cutoffs: Sequence[int]
 ) -> QueryScores:
-    """nDCG, Recall, Precision, MAP and MRR at each cut-off for each ranking.
+    """nDCG, Recall, Precision, MAP and MRR at each cut-off for each ranking: MAP and MRR of AP@k and RR@k.
 
     Args:
         rankings: query id to item ids, best first, at least ``max(cutoffs)`` of them where there are as many.

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
+from embed_pipeline.enumerations import SYSTEMS
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.progress import progress
 
 Floats = NDArray[np.float32]
 
-SYSTEMS = ("base", "tuned", "bm25", "hybrid")
 _BLOCK_BYTES = 64 * 1024 * 1024
 
 

@@ -80,11 +80,21 @@ SOURCES: Mapping[str, Sources] = MappingProxyType(
             "qa_scores": {"overall": "overall", "reason": "overall"},
         },
         "dataset_split": {
-            "qa_dataset": {"qa_id": "qa_id", "question": "question", "document_ids": "document_ids"},
+            "qa_dataset": {
+                "qa_id": "qa_id",
+                "question": "question",
+                "document_ids": "document_ids",
+                "split": "side",
+            },
             "corpus": {"paths": "path", "group_id": "text"},
         },
         "hard_negatives": {
-            "qa_dataset": {"qa_id": "qa_id", "question": "question", "positive_segment_ids": "segment_ids"},
+            "qa_dataset": {
+                "qa_id": "qa_id",
+                "origin": "origin",
+                "question": "question",
+                "positive_segment_ids": "segment_ids",
+            },
             "corpus": {"negative_segment_ids": "segment_id"},
         },
         "training_examples": {

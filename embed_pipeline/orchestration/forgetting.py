@@ -13,6 +13,7 @@ from upath import UPath
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import forget_path
 from embed_pipeline.corpus.sources import is_present
+from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
 from embed_pipeline.settings import Paths, Settings
@@ -237,7 +238,7 @@ def _forget_answers(traces: Traces, paths: Paths) -> int:
         return responses.remove_holding(groups)
 
 
-_SAID = frozenset({"question", "answer", "text", "raw", *(f"{name}_justification" for name in tables.CRITERIA)})
+_SAID = frozenset({"question", "answer", "text", "raw", *(f"{name}_justification" for name in CRITERIA)})
 
 
 def _remove_derived(store: Path) -> None:

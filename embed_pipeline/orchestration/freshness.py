@@ -1,8 +1,8 @@
 """Is an asset made from what is there now: so that a command repeats nothing whose inputs and code are unchanged.
 
-Every materialization records a fingerprint of the data versions that it was made from and of its code version, which
-holds the settings and prompts that matter to it. Dagster's own staleness, which the UI shows, says the same but stops
-looking at fan-ins of a hundred partitions and more.
+Every materialization records a fingerprint of the data versions that it was made from, of its table's form and of its
+code version, which holds the settings and prompts that matter to it. Dagster's own staleness, which the UI shows, knows
+no forms and stops looking at fan-ins of a hundred partitions and more.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from embed_pipeline import tables
 from embed_pipeline.orchestration.partitions import document_batches
 
 FINGERPRINT = "made_from"
@@ -17,7 +18,7 @@ _PAGE = 1000
 
 
 def fingerprint(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, key: dg.AssetKey, batch: str | None) -> str:
-    """Hash of the asset's code version and of the newest data version of everything that it reads.
+    """Hash of the asset's code version, its table's form and the newest data version of everything that it reads.
 
     Args:
         instance: where materializations are recorded.
@@ -25,7 +26,8 @@ def fingerprint(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, key: 
         key: the asset.
         batch: its partition; None for an unpartitioned one, which reads all batches of its partitioned inputs.
     """
-    parts = [str(assets.code_versions_by_key.get(key))]
+    table = tables.TABLES.get(key.path[-1])
+    parts = [str(assets.code_versions_by_key.get(key)), table.form if table else ""]
     for dependency in sorted(assets.asset_deps[key], key=str):
         versions = data_versions(instance, dependency)
         wanted = [batch] if batch is not None and batch in versions else sorted(versions, key=str)

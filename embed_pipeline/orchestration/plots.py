@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from embed_pipeline import tables
+from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.evaluation.plots import draw_bars, draw_histograms
 
 
@@ -14,4 +14,4 @@ def counts(values: pl.Series, label: str) -> bytes:
 
 def score_histograms(scores: pl.DataFrame) -> bytes:
     """Distribution of the four scores of a batch."""
-    return draw_histograms({name: scores[name].to_list() for name in tables.CRITERIA}, (1.0, 10.0))
+    return draw_histograms({name: scores[name].to_list() for name in CRITERIA}, (1.0, 10.0))

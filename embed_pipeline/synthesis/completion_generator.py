@@ -82,7 +82,7 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
                     f"Question: {opening}".rstrip(),
                     stop=["\n"],
                     max_tokens=_MAX_TOKENS,
-                    temperature=settings.synthesis.temperature + _TEMPERATURE_STEP * number,
+                    temperature=settings.synthesis.sampling_temperature + _TEMPERATURE_STEP * number,
                     seed=task.seed + number,
                 )
             except InvalidAnswer as error:

@@ -20,7 +20,7 @@ from embed_pipeline.corpus.batches import copy_batches, cut_batches, load_batche
 from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.llm.embedded import lay_out, model_file
+from embed_pipeline.llm.embedded import SLOTS, lay_out, model_file
 from embed_pipeline.llm.rehearsal import NOT_ASKED, Rehearsal, open_rehearsal
 from embed_pipeline.llm.transport import CHARACTERS_PER_TOKEN
 from embed_pipeline.settings import Settings
@@ -40,6 +40,8 @@ PAIR_TOKENS = 130
 VERDICT_TOKENS = 150
 NEED_TOKENS = 40
 EMBEDDED_QUESTION_TOKENS = 14
+# Of one call at an endpoint.
+_SECONDS_PER_CALL = 5.0
 EMBEDDED_PROMPT_RATE = 280
 """Tokens a second and server that the packaged model works off, and that it writes (measured on a 2-core machine)."""
 EMBEDDED_WRITING_RATE = 75
@@ -187,7 +189,7 @@ async def _rehearse_artifacts(
     batch: str, segments: pl.DataFrame, settings: Settings, client: Rehearsal, tally: _Tally
 ) -> pl.DataFrame:
     if settings.llm.embedded:
-        return extract_artifacts(batch, segments, settings)
+        return extract_artifacts(batch, segments, settings).artifacts
     before = client.usage.cached
     rows = await ask_artifacts(batch, segments, settings, client, Counter())
     tally.take(client, before, ARTIFACTS_TOKENS)
@@ -251,12 +253,12 @@ def _any_unasked(found: Generated) -> bool:
 def _priced(stage: str, tally: _Tally, settings: Settings) -> StageEstimate:
     llm = settings.llm
     if llm.embedded:
-        layout = lay_out(llm.slots, llm.threads, model_file(llm).stat().st_size)
+        layout = lay_out(SLOTS, llm.server_threads, model_file(llm).stat().st_size)
         seconds = tally.fresh_tokens / EMBEDDED_PROMPT_RATE + tally.completion_tokens / EMBEDDED_WRITING_RATE
         seconds /= layout.servers
         cost = 0.0
     else:
-        seconds = tally.calls * llm.seconds_per_call / min(llm.max_concurrency, max(1, tally.calls))
+        seconds = tally.calls * _SECONDS_PER_CALL / min(llm.max_concurrency, max(1, tally.calls))
         cost = tally.prompt_tokens * llm.price_per_million_prompt_tokens / 1e6
         cost += tally.completion_tokens * llm.price_per_million_completion_tokens / 1e6
     counts = (tally.calls, tally.cached, tally.prompt_tokens, tally.completion_tokens)
@@ -271,9 +273,9 @@ def _caps(stages: tuple[StageEstimate, ...], settings: Settings) -> tuple[str, .
         tokens = stage.prompt_tokens + stage.completion_tokens
         for name, cap, value in (
             ("max_calls", llm.max_calls, stage.calls),
-            ("max_tokens", llm.max_tokens, tokens),
+            ("max_total_tokens", llm.max_total_tokens, tokens),
             ("max_cost", llm.max_cost, stage.cost),
         ):
-            if cap and value >= cap:
+            if cap is not None and value >= cap:
                 reached.append(f"{stage.stage}: llm.{name} is {cap:g}, about {value:.6g} are expected")
     return tuple(reached)

@@ -22,6 +22,9 @@ from embed_pipeline.synthesis.neighbours import Neighbour, find_neighbours, near
 
 Item = TypeVar("Item")
 
+STRUCTURAL_SHARE = 0.25
+"""Share of the single-hop questions that ask how parts relate (steps, options, what belongs to what)."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -199,7 +202,7 @@ def _walk(
 
 def _spread(members: Sequence[Source], synthesis: Synthesis) -> list[int]:
     """How many questions each segment of a document gets: the first ones one more where it does not divide evenly."""
-    if not synthesis.questions_per_document:
+    if synthesis.questions_per_document is None:
         return [synthesis.questions_per_segment] * len(members)
     each, over = divmod(synthesis.questions_per_document, len(members))
     richest = sorted(range(len(members)), key=lambda index: (-len(members[index].artifacts), index))[:over]
@@ -211,7 +214,7 @@ def _wishes(name: str, count: int, settings: Settings, *, multi_hop: bool = Fals
     synthesis = settings.synthesis
     low, high = synthesis.min_complexity, synthesis.max_complexity
     shares: dict[str, dict[str, float]] = {
-        "query": {"structural": synthesis.structural_share, "contextual": 1 - synthesis.structural_share},
+        "query": {"structural": STRUCTURAL_SHARE, "contextual": 1 - STRUCTURAL_SHARE},
         "reasoning": dict(synthesis.reasoning_types),
         "style": dict(synthesis.styles),
         "complexity": {str(level): 1.0 for level in range(max(low, 2) if multi_hop and high > 1 else low, high + 1)},

@@ -12,6 +12,7 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.llm.errors import InvalidAnswer
@@ -26,6 +27,8 @@ from embed_pipeline.synthesis.signals import measure_round_trip
 from embed_pipeline.synthesis.words import inverse_document_frequency, overlap
 
 MEASURED = "measured"
+LEAST_HOP_NEED = 0.15
+"""Where the judge is not asked: the share of its question's rare words that each hop of a pair must hold alone."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def score_pairs(
     rejects = []
     for index, pair in enumerate(pairs.iter_rows(named=True)):
         verdict = verdicts[index]
-        hops_needed = asked.get(pair["qa_id"], signals.hop_needs[index] >= settings.synthesis.min_hop_need)
+        hops_needed = asked.get(pair["qa_id"], signals.hop_needs[index] >= LEAST_HOP_NEED)
         if isinstance(verdict, NoVerdict):
             rejects.append(_reject(pair, verdict.reason, verdict.detail, verdict.raw))
         elif isinstance(hops_needed, InvalidAnswer):
@@ -105,8 +108,8 @@ def _reject(pair: Mapping[str, Any], reason: str, detail: str, raw: str) -> Reje
 
 def _scores(verdict: Verdict) -> dict[str, Any]:
     return {
-        **dict(zip(tables.CRITERIA, verdict.scores, strict=True)),
-        **{f"{n}_justification": j for n, j in zip(tables.CRITERIA, verdict.justifications, strict=True)},
+        **dict(zip(CRITERIA, verdict.scores, strict=True)),
+        **{f"{n}_justification": j for n, j in zip(CRITERIA, verdict.justifications, strict=True)},
         "overall": round(verdict.overall, 4),
     }
 

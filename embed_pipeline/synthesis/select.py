@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.enumerations import CRITERIA, GENERATED
 from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.synthesis.signals import measure_round_trip
 
@@ -65,14 +66,20 @@ def select_pairs(
     passed = [index for index, failure in enumerate(failures) if failure is None]
     twins = _find_twins(joined, trip.question_vectors, passed, settings.synthesis.near_duplicate_similarity)
     decisions = _decisions(joined, trip.ranks, failures, twins)
-    ranked = joined.with_columns(pl.Series("round_trip_rank", trip.ranks, dtype=pl.Int64))
+    nothing = pl.lit(None, pl.String)
+    ranked = joined.with_columns(
+        pl.Series("round_trip_rank", trip.ranks, dtype=pl.Int64),
+        origin=pl.lit(GENERATED),
+        label_set=nothing,
+        side=nothing,
+    )
     accepted = ranked.filter(decisions["accepted"]).select(tables.QA_DATASET.schema.names())
     return Selection(tables.validate(accepted, tables.QA_DATASET), decisions)
 
 
 def _failure(row: Mapping[str, Any], rank: int, synthesis: Synthesis) -> tuple[str, str] | None:
     """The first rule that a pair fails, as (reason, detail)."""
-    for name in (*tables.CRITERIA, "overall"):
+    for name in (*CRITERIA, "overall"):
         bound = getattr(synthesis, f"min_{name}")
         if row[name] < bound:
             return name, f"{row[name]:g}, bound {bound:g}"

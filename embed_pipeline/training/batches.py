@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.batches import pad_rows
+from embed_pipeline.embedding.token_batches import pad_rows
+from embed_pipeline.enumerations import LABELLED
 from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training_data.labels import LABELLED
 
 if TYPE_CHECKING:
     from torch import Tensor

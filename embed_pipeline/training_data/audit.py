@@ -43,9 +43,9 @@ class FalseNegatives:
     high: float
 
     @property
-    def rate(self) -> float:
-        """Suspected share of the sample; 0 of an empty one."""
-        return self.suspected / self.sampled if self.sampled else 0.0
+    def rate(self) -> float | None:
+        """Suspected share of the sample; None where it is empty."""
+        return self.suspected / self.sampled if self.sampled else None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -64,11 +63,11 @@ class Mined:
 def similarity_ceiling(positive_similarities: Sequence[float], options: TrainingData) -> float:
     """Greatest similarity that a negative may have, given those of the question's positives.
 
-    Below the least of them by ``relative_margin`` of its magnitude and by ``absolute_margin``, whichever is lower: so
-    that it is below it for negative similarities too.
+    Below the least of them by ``relative_margin`` of its magnitude, so that it is below it for negative similarities
+    too.
     """
     least = min(positive_similarities)
-    return min(least - options.relative_margin * abs(least), least - options.absolute_margin)
+    return least - options.relative_margin * abs(least)
 
 
 def mine_candidates(
@@ -133,8 +132,7 @@ def _depths(wanted: int, options: TrainingData) -> tuple[int, ...]:
     if not wanted:
         return (0,)
     first = options.range_min + 4 * wanted + 8
-    whole = options.sampling_strategy == "random" or first >= options.range_max
-    return (options.range_max,) if whole else (first, options.range_max)
+    return (options.range_max,) if first >= options.range_max else (first, options.range_max)
 
 
 def _blocks(asked: Sequence[Question], looked_at: int) -> Iterator[tuple[int, list[Question]]]:
@@ -156,7 +154,6 @@ class _Rules:
         self._texts = texts
         self._wanted = wanted
         self._options = settings.training_data
-        self._seed = settings.seed
         self._passages = Passages(settings.training_data.near_duplicate_passages)
 
     def judge(
@@ -185,16 +182,12 @@ class _Rules:
         )
 
     def _choose(self, question: Question, fitting: Sequence[int]) -> list[int]:
-        """Places of the first that are no near-duplicate of a positive, most similar first or in a seeded order."""
-        order = list(range(len(fitting)))
-        if self._options.sampling_strategy == "random":
-            digest = hashlib.sha256(f"{self._seed} {question.qa_id}".encode()).digest()
-            np.random.default_rng(int.from_bytes(digest[:8], "big")).shuffle(order)
+        """Places of the first that are no near-duplicate of a positive, most similar first."""
         chosen: list[int] = []
-        for place in order:
+        for place, number in enumerate(fitting):
             if len(chosen) == self._wanted:
                 break
-            text = self._texts[fitting[place]]
+            text = self._texts[number]
             if not any(self._passages.alike(text, self._texts[own]) for own in question.known):
                 chosen.append(place)
         return chosen

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from embed_pipeline.settings import Settings, TrainingData
-from embed_pipeline.training_data.labels import given_side
+from embed_pipeline.enumerations import Side
+from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.near_duplicates import join_near_duplicates
 
 if TYPE_CHECKING:
     from scipy.cluster.hierarchy import DisjointSet
+
+LARGEST_GROUP = 0.1
+"""Multi-hop questions join documents only while the group stays under this share of all documents (or is two)."""
 
 
 class SplitError(ValueError):
@@ -31,18 +34,18 @@ class Documents:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A pair, the positions of its documents (distinct, ascending), and the side that a label's own split gives it."""
+class PlacedPair:
+    """A pair, the positions of its documents (distinct, ascending), and the side that its label set gives it."""
 
     qa_id: str
     question: str
     document_ids: list[str]
     documents: list[int]
-    given: str = ""
+    given: Side | None
 
 
 def group_documents(
-    documents: Documents, pairs: Sequence[Pair], earlier: Mapping[int, str], settings: Settings
+    documents: Documents, pairs: Sequence[PlacedPair], earlier: Mapping[int, str], settings: Settings
 ) -> DisjointSet:
     """Document groups, over the positions of ``documents``.
 
@@ -70,7 +73,7 @@ def read_documents(corpus: pl.DataFrame) -> Documents:
     return Documents(frame["document_id"].to_list(), frame["path"].to_list(), frame["text"].to_list())
 
 
-def read_pairs(qa: pl.DataFrame, documents: Documents) -> list[Pair]:
+def read_pairs(qa: pl.DataFrame, documents: Documents) -> list[PlacedPair]:
     """The pairs of :data:`tables.QA_DATASET`, sorted by id.
 
     Raises:
@@ -85,7 +88,7 @@ def read_pairs(qa: pl.DataFrame, documents: Documents) -> list[Pair]:
             raise SplitError(message)
         own = sorted({places[key] for key in row["document_ids"]})
         ids = [documents.ids[place] for place in own]
-        pairs.append(Pair(row["qa_id"], row["question"], ids, own, given_side(row["batch"])))
+        pairs.append(PlacedPair(row["qa_id"], row["question"], ids, own, row["side"]))
     return pairs
 
 
@@ -102,16 +105,18 @@ def draw(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "big")
 
 
-def _join_multi_hop(pairs: Sequence[Pair], sets: DisjointSet, earlier: Mapping[int, str], settings: Settings) -> None:
+def _join_multi_hop(
+    pairs: Sequence[PlacedPair], sets: DisjointSet, earlier: Mapping[int, str], settings: Settings
+) -> None:
     """Join the groups of multi-hop questions, those of fewest documents first, while groups stay small.
 
     Groups that were on different sides never join: a question is worth less than a stable split.
     """
-    largest = _largest_group(len(sets), settings.training_data)
+    largest = _largest_group(len(sets))
     held: dict[int, set[str]] = {}
     for place, side in earlier.items():
         held.setdefault(sets[place], set()).add(side)
-    multi = [pair for pair in pairs if len(pair.documents) > 1 and not pair.given]
+    multi = [pair for pair in pairs if len(pair.documents) > 1 and pair.given is None]
     for pair in sorted(multi, key=lambda pair: (len(pair.documents), draw(settings.seed, pair.qa_id), pair.qa_id)):
         roots = sorted({sets[place] for place in pair.documents})
         sides = set().union(*(held.get(root, set()) for root in roots))
@@ -122,6 +127,6 @@ def _join_multi_hop(pairs: Sequence[Pair], sets: DisjointSet, earlier: Mapping[i
         held[sets[roots[0]]] = sides
 
 
-def _largest_group(documents: int, options: TrainingData) -> int:
+def _largest_group(documents: int) -> int:
     """Documents that multi-hop questions may join: the share, at least two, and never over half of a tiny corpus."""
-    return min(max(2, int(options.max_group_share * documents)), max(1, documents // 2))
+    return min(max(2, int(LARGEST_GROUP * documents)), max(1, documents // 2))

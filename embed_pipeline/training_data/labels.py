@@ -1,8 +1,8 @@
 """Labels that people made, as pairs beside the generated ones or in their place.
 
-Labels become rows of ``qa_dataset``, so that split, mining, training and evaluation treat them as any other pair. Their
-``batch`` says where they are from and on which side their own split has them (``labels/scifact/train``): that split is
-respected, question by question, even where a document answers questions of several sides.
+Labels become rows of ``qa_dataset``, so that split, mining, training and evaluation treat them as any other pair. Where
+a label set has a split of its own, that split is respected, question by question, even where a document answers
+questions of several sides.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from pathlib import Path
 import polars as pl
 
 from embed_pipeline import tables
+from embed_pipeline.beir import LabelsError
+from embed_pipeline.enumerations import LABELLED, Side
 from embed_pipeline.synthesis.words import overlap
-from embed_pipeline.training_data.label_files import SIDES, LabelsError, LabelSet, RawLabel, read_label_set
+from embed_pipeline.training_data.label_files import LabelSet, RawLabel, read_label_set
 
-LABELS = "labels"
-LABELLED = "labelled"
+_FOLDER = "labels"
 
 
 @dataclass(frozen=True)
@@ -29,30 +30,19 @@ class Label:
 
     Attributes:
         qa_id: hash of the set's name, the question and its positives.
-        set_name: name of the set.
+        label_set: name of the set.
         question: the question.
         positives: segments that answer it, sorted.
         negatives: segments that people say do not, in their order.
-        side: train, dev or test; empty where the set has no split of its own.
+        side: None where the set has no split of its own.
     """
 
     qa_id: str
-    set_name: str
+    label_set: str
     question: str
     positives: list[str]
     negatives: list[str]
-    side: str
-
-    @property
-    def batch(self) -> str:
-        """Where the pair is from, as stored."""
-        return f"{LABELS}/{self.set_name}" + (f"/{self.side}" if self.side else "")
-
-
-def given_side(batch: str) -> str:
-    """The side on which a label's own split has it, from its ``batch``; empty for any other pair."""
-    parts = batch.split("/")
-    return parts[-1] if parts[0] == LABELS and parts[-1] in SIDES and len(parts) > 2 else ""  # noqa: PLR2004 - labels, name, side
+    side: Side | None
 
 
 def with_labelled_passages(
@@ -72,13 +62,13 @@ def with_labelled_passages(
         LabelsError: a set cannot be read.
     """
     known = set(corpus["text"])
-    rows: list[tuple[str, str]] = []
+    rows: list[tuple[str, str, str]] = []
     for label_set in _read_all(labelled):
         for path, text in _own_passages(label_set):
             if text.strip() and text not in known:
                 known.add(text)
-                rows.append((path, text))
-    counts = count_tokens([text for _, text in rows])
+                rows.append((label_set.name, path, text))
+    counts = count_tokens([text for _, _, text in rows])
     added = tables.CORPUS.frame(
         [
             {
@@ -90,8 +80,9 @@ def with_labelled_passages(
                 "heading_path": "",
                 "text": text,
                 "token_count": tokens,
+                "label_set": name,
             }
-            for (path, text), tokens in zip(rows, counts, strict=True)
+            for (name, path, text), tokens in zip(rows, counts, strict=True)
         ]
     )
     return pl.concat([corpus, added]).sort("path", "position")
@@ -116,26 +107,29 @@ def read_labels(labelled: Sequence[Path], corpus: pl.DataFrame) -> list[Label]:
 
 
 def labelled_pairs(labels: Sequence[Label], corpus: pl.DataFrame) -> pl.DataFrame:
-    """Labels as rows of :data:`tables.QA_DATASET`; what generation would have measured is 10 (overall) and 0 (rank)."""
+    """Labels as rows of :data:`tables.QA_DATASET`; what a generator or a judge says of a pair is null."""
     documents = dict(corpus.select("segment_id", "document_id").iter_rows())
     return tables.QA_DATASET.frame(
         [
             {
                 "qa_id": label.qa_id,
-                "batch": label.batch,
+                "origin": LABELLED,
+                "batch": None,
+                "label_set": label.label_set,
+                "side": label.side,
                 "question": label.question,
-                "answer": "",
-                "query_type": LABELLED,
-                "reasoning_type": LABELLED,
-                "complexity": 1,
+                "answer": None,
+                "query_type": None,
+                "reasoning_type": None,
+                "complexity": None,
                 "hop_count": 1,
                 "hops": [{"hop_number": 1, "segment_ids": label.positives, "summary": ""}],
                 "segment_ids": label.positives,
                 "document_ids": sorted({documents[segment] for segment in label.positives}),
-                "generator": LABELLED,
-                "prompt_version": "",
-                "overall": 10.0,
-                "round_trip_rank": 0,
+                "generator": None,
+                "prompt_version": None,
+                "overall": None,
+                "round_trip_rank": None,
             }
             for label in labels
         ]
@@ -148,7 +142,7 @@ def _read_all(labelled: Sequence[Path]) -> Iterator[LabelSet]:
         label_set = read_label_set(path)
         name = re.sub(r"[^\w.-]+", "-", label_set.name)
         if name in names:
-            message = f"training_data.labelled: {names[name]} and {path} are both named {name!r}"
+            message = f"training_data.label_sets: {names[name]} and {path} are both named {name!r}"
             raise LabelsError(message)
         names[name] = path
         yield LabelSet(name, label_set.labels, label_set.passages)
@@ -157,10 +151,10 @@ def _read_all(labelled: Sequence[Path]) -> Iterator[LabelSet]:
 def _own_passages(label_set: LabelSet) -> Iterator[tuple[str, str]]:
     """Path and text of every passage of a set."""
     for key, text in label_set.passages.items():
-        yield f"{LABELS}/{label_set.name}/{key}", text
+        yield f"{_FOLDER}/{label_set.name}/{key}", text
     for label in label_set.labels:
         for text in (*label.positives, *label.negatives):
-            yield f"{LABELS}/{label_set.name}/{hashlib.sha256(text.encode()).hexdigest()[:16]}", text
+            yield f"{_FOLDER}/{label_set.name}/{hashlib.sha256(text.encode()).hexdigest()[:16]}", text
 
 
 class _Finder:

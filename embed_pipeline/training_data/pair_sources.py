@@ -9,15 +9,12 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.settings import Settings
-from embed_pipeline.training_data.labels import LABELLED, labelled_pairs, read_labels
+from embed_pipeline.training_data.labels import labelled_pairs, read_labels
 from embed_pipeline.training_data.structure import structure_pairs
-
-GENERATED = "generated"
-_STRUCTURE = "structure"
 
 
 def collect_pairs(generated: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> pl.DataFrame:
-    """The pairs of every source that ``training_data.sources`` and ``training_data.labelled`` name.
+    """The pairs of every source that ``training_data.sources`` and ``training_data.label_sets`` name.
 
     Args:
         generated: accepted generated pairs, frame of :data:`tables.QA_DATASET`.
@@ -34,34 +31,27 @@ def collect_pairs(generated: pl.DataFrame, corpus: pl.DataFrame, settings: Setti
     frames = [tables.QA_DATASET.empty()]
     if options.generates:
         frames.append(generated)
-    if _STRUCTURE in options.sources:
+    if "structure" in options.sources:
         frames.append(structural_pairs(corpus, settings))
-    if options.labelled:
-        frames.append(labelled_pairs(read_labels(options.labelled, corpus), corpus))
+    if options.label_sets:
+        frames.append(labelled_pairs(read_labels(options.label_sets, corpus), corpus))
     return tables.validate(pl.concat(frames).sort("qa_id"), tables.QA_DATASET)
 
 
 def labels_version(settings: Settings) -> str:
     """Short hash of which labels there are: names, sizes and times of their files, whose texts are not read."""
     found = []
-    for given in settings.training_data.labelled:
+    for given in settings.training_data.label_sets:
         files = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else [given]
         stats = [(path, path.stat()) for path in files if path.exists()]
         found.append([str(given), *((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)])
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:12]
 
 
-def sources_version(settings: Settings) -> str:
-    """Short hash of what decides which pairs there are beside the generated ones."""
-    options = settings.training_data
-    chosen = [sorted(options.sources), sorted(options.augmentations), settings.corpus.min_segment_tokens]
-    return hashlib.sha256(json.dumps([chosen, labels_version(settings)]).encode()).hexdigest()[:12]
-
-
 def structural_pairs(corpus: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     """Structure pairs as rows of :data:`tables.QA_DATASET`; the kinds are those of ``training_data.augmentations``.
 
-    What generation would have measured is 10 (overall) and 0 (rank).
+    What a generator or a judge says of a pair is null.
     """
     place = {row[0]: row[1:] for row in corpus.select("segment_id", "document_id", "text").iter_rows()}
     found = structure_pairs(corpus, settings.training_data.augmentations, settings.corpus.min_segment_tokens)
@@ -72,28 +62,23 @@ def structural_pairs(corpus: pl.DataFrame, settings: Settings) -> pl.DataFrame:
         rows.append(
             {
                 "qa_id": hashlib.sha256(identity.encode()).hexdigest()[:16],
-                "batch": _STRUCTURE,
+                "origin": pair.origin,
+                "batch": None,
+                "label_set": None,
+                "side": None,
                 "question": pair.question,
                 "answer": text,
-                "query_type": "structural",
-                "reasoning_type": "factual",
-                "complexity": 1,
+                "query_type": None,
+                "reasoning_type": None,
+                "complexity": None,
                 "hop_count": 1,
                 "hops": [{"hop_number": 1, "segment_ids": [pair.segment_id], "summary": ""}],
                 "segment_ids": [pair.segment_id],
                 "document_ids": [document],
-                "generator": f"{_STRUCTURE}:{pair.origin}",
-                "prompt_version": "",
-                "overall": 10.0,
-                "round_trip_rank": 0,
+                "generator": None,
+                "prompt_version": None,
+                "overall": None,
+                "round_trip_rank": None,
             }
         )
     return tables.QA_DATASET.frame(rows)
-
-
-def origin_of(generator: str) -> str:
-    """How a pair came to be, from the ``generator`` stored with it: generated, labelled, or the structure's kind."""
-    if generator == LABELLED:
-        return LABELLED
-    source, _, kind = generator.partition(":")
-    return kind if source == _STRUCTURE and kind else GENERATED

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from embed_pipeline.settings import Augmentation, Settings
+from embed_pipeline.enumerations import Augmentation
+from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.words import content_words, words
 from embed_pipeline.training_data.labels import read_labels
 from embed_pipeline.training_data.near_duplicates import (
@@ -18,7 +19,6 @@ from embed_pipeline.training_data.near_duplicates import (
     near_duplicate_questions,
     normalise_question,
 )
-from embed_pipeline.training_data.pair_sources import origin_of
 from embed_pipeline.training_data.split import DEV, TEST, TRAIN
 from embed_pipeline.training_data.structure import structure_pairs
 
@@ -53,11 +53,11 @@ def training_questions(qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFra
         LabelsError: labels cannot be read any more.
     """
     labelled = {}
-    if settings.training_data.labelled:
-        labelled = {label.qa_id: label.negatives for label in read_labels(settings.training_data.labelled, corpus)}
+    if settings.training_data.label_sets:
+        labelled = {label.qa_id: label.negatives for label in read_labels(settings.training_data.label_sets, corpus)}
     train = split.filter(pl.col("split") == TRAIN).select("qa_id")
     rows = [
-        _Row(row["qa_id"], origin_of(row["generator"]), row["question"], sorted(set(row["segment_ids"])), negatives)
+        _Row(row["qa_id"], row["origin"], row["question"], sorted(set(row["segment_ids"])), negatives)
         for row in qa.join(train, on="qa_id", how="semi").sort("qa_id").iter_rows(named=True)
         for negatives in [labelled.get(row["qa_id"], [])]
     ]

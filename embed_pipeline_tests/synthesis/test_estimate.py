@@ -26,7 +26,7 @@ def _estimate(settings: Settings, encoder: Encoder) -> Estimate:
 def _run(settings: Settings, encoder: Encoder) -> int:
     """All stages that ask the model; the number of pairs."""
     segments = material.segments()
-    artifacts = extract_artifacts("b1", segments, settings)
+    artifacts = extract_artifacts("b1", segments, settings).artifacts
     made = generate_pairs("b1", segments, artifacts, TITLES, settings, lambda: encoder)
     score_pairs("b1", made.pairs, segments, settings, encoder)
     return made.pairs.height
@@ -71,7 +71,10 @@ def test_tokens_are_those_of_the_prompts(make_settings: MakeSettings, encoder: E
 
 @pytest.mark.parametrize(
     ("caps", "named"),
-    [({"max_calls": 2}, "questions: llm.max_calls is 2"), ({"max_tokens": 500}, "artifacts: llm.max_tokens is 500")],
+    [
+        ({"max_calls": 2}, "questions: llm.max_calls is 2"),
+        ({"max_total_tokens": 500}, "artifacts: llm.max_total_tokens is 500"),
+    ],
 )
 def test_a_cap_that_will_be_reached_is_named(
     make_settings: MakeSettings, encoder: Encoder, caps: dict[str, int], named: str

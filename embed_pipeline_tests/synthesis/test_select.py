@@ -7,6 +7,7 @@ import pytest
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.select import Selection, select_pairs
 from embed_pipeline_tests.synthesis import material
@@ -41,7 +42,7 @@ def test_good_pairs_are_accepted_with_the_rank_over_the_whole_corpus(encoder: En
     assert selection.decisions["detail"].to_list() == ["", ""]
 
 
-@pytest.mark.parametrize("criterion", [*tables.CRITERIA, "overall"])
+@pytest.mark.parametrize("criterion", [*CRITERIA, "overall"])
 def test_each_threshold_turns_away_and_says_by_how_much(encoder: Encoder, criterion: str) -> None:
     selection = _select(encoder, [material.pair_row("q1", LAMP, "s2")], [material.score_row("q1", **{criterion: 5.5})])
     assert selection.dataset.is_empty()

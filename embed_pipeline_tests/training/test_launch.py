@@ -19,10 +19,12 @@ from embed_pipeline_tests.training import small
 def filled(table: tables.Table, rows: list[dict[str, object]]) -> pl.DataFrame:
     """Rows of ``table`` with a plain value in every column that is not given."""
 
-    def plain(dtype: pl.DataType) -> object:
-        return {pl.String: "", pl.Int64: 1, pl.Float64: 0.5}.get(dtype, [])  # type: ignore[call-overload]
+    def plain(column: tables.Column) -> object:
+        if column.nullable or column.values:
+            return None if column.nullable else column.values[0]
+        return {pl.String: "", pl.Int64: 1, pl.Float64: 0.5}.get(column.dtype, [])  # type: ignore[call-overload]
 
-    return table.frame([{name: row.get(name, plain(dtype)) for name, dtype in table.schema.items()} for row in rows])
+    return table.frame([{c.name: row.get(c.name, plain(c)) for c in table.columns} for row in rows])
 
 
 def store(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
@@ -50,7 +52,7 @@ def store(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         "TRAINING__EVALUATIONS_PER_EPOCH": 2,
         "TRAINING__LEARNING_RATE": 1e-3,
         "TRAINING__PROCESSES": 2,
-        "EVALUATION__GENERAL_QUESTIONS": 0,
+        "FORGETTING__QUESTIONS": 0,
     }
     for name, value in chosen.items():
         monkeypatch.setenv(f"EMBED_PIPELINE_{name}", str(value))

@@ -39,6 +39,7 @@ def corpus(documents: Mapping[str, Sequence[str]], titles: Mapping[str, str] | N
                 "heading_path": "",
                 "text": text,
                 "token_count": len(text.split()),
+                "label_set": None,
             }
             for position, text in enumerate(texts)
         ]
@@ -60,8 +61,9 @@ def pairs(frame: pl.DataFrame, questions: Mapping[str, tuple[str, Sequence[str]]
             "segment_ids": sorted(segments),
             "document_ids": sorted({document_of[segment] for segment in segments}),
             "hop_count": len(segments),
+            "origin": "generated",
         }
-        rows.append({name: known.get(name, _default(dtype)) for name, dtype in tables.QA_DATASET.schema.items()})
+        rows.append({column.name: known.get(column.name, _default(column)) for column in tables.QA_DATASET.columns})
     return tables.QA_DATASET.frame(rows)
 
 
@@ -89,7 +91,5 @@ class GivenVectors:
         return np.ascontiguousarray((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
 
 
-def _default(dtype: pl.DataType) -> object:
-    if dtype == pl.String:
-        return ""
-    return [] if isinstance(dtype, pl.List) else 0
+def _default(column: tables.Column) -> object:
+    return None if column.nullable else []

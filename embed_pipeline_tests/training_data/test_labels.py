@@ -9,16 +9,16 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
+from embed_pipeline.beir import LabelsError
 from embed_pipeline.training_data.audit import negatives_failures
-from embed_pipeline.training_data.label_files import LabelsError
-from embed_pipeline.training_data.labels import given_side, read_labels, with_labelled_passages
+from embed_pipeline.training_data.labels import read_labels, with_labelled_passages
 from embed_pipeline.training_data.negatives import mine_hard_negatives
 from embed_pipeline.training_data.pair_sources import collect_pairs
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset, split_failures
+from embed_pipeline_tests.test_beir import write_beir
 from embed_pipeline_tests.training_data import material
 from embed_pipeline_tests.training_data.material import GivenVectors, many_documents, prose, settings
-from embed_pipeline_tests.training_data.test_label_files import write_beir
 
 
 def count(texts):
@@ -35,9 +35,11 @@ def test_passages_of_labels_join_the_corpus_once(tmp_path):
     rows = [{"question": "what", "positives": ["first text", "other"], "negatives": ["wrong text"]}] * 2
     sets = [write_beir(tmp_path / "beir", train="q0\ta\t1\n"), write_rows(tmp_path / "own rows.jsonl", *rows)]
     grown = with_labelled_passages(corpus, sets, count)
-    added = grown.filter(pl.col("path").str.starts_with("labels/"))
+    added = grown.filter(pl.col("label_set").is_not_null())
     assert sorted(added["text"]) == ["Title first", "first text", "wrong text"]
-    assert added.filter(pl.col("text") == "Title first")["path"].to_list() == ["labels/beir/a"]
+    assert added.filter(pl.col("text") == "Title first").select("path", "label_set").rows() == [
+        ("labels/beir/a", "beir")
+    ]
     assert added.sort("text")["token_count"].to_list() == [2, 2, 2]
     assert grown.height == corpus.height + 3
     assert with_labelled_passages(grown, sets, count).equals(grown)
@@ -88,7 +90,7 @@ def labelled_task(tmp_path: Path, **rows: str):
     path = write_rows(
         tmp_path / "own.jsonl", *labels, {"question": rows["leak"], "positive_ids": ["d001.md#0"], "split": "train"}
     )
-    options = settings(labelled=[path])
+    options = settings(label_sets=[path])
     everything = collect_pairs(qa, corpus, options)
     return corpus, qa, everything, options
 
@@ -107,17 +109,19 @@ def test_a_labels_own_split_is_respected_and_moves_no_document(tmp_path):
     assert split.join(alone, on="qa_id", how="semi").equals(alone)
     again = split_dataset(everything, corpus, options, previous=split)
     assert again.equals(split)
-    labels_alone = split_dataset(everything.filter(pl.col("generator") == "labelled"), corpus, options)
+    labels_alone = split_dataset(everything.filter(pl.col("origin") == "labelled"), corpus, options)
     assert split_dataset(qa, corpus, options, previous=labels_alone).equals(alone)
 
 
 def test_labels_alone_without_a_split_are_split_here(tmp_path):
     corpus, _ = many_documents(30)
     rows = [{"question": f"what is t{i}w{n}?", "positive_ids": [f"d{i:03}.md#0"]} for i in range(30) for n in range(2)]
-    options = settings(labelled=[write_rows(tmp_path / "own.jsonl", *rows)], sources=[])
+    options = settings(label_sets=[write_rows(tmp_path / "own.jsonl", *rows)], sources=[])
     everything = collect_pairs(many_documents(30)[1], corpus, options)
-    assert set(everything["generator"]) == {"labelled"}
     assert everything.height == 60
+    assert everything.select("origin", "label_set", "side").unique().rows() == [("labelled", "own", None)]
+    for unsaid in ("batch", "overall", "round_trip_rank", "answer", "query_type", "complexity", "generator"):
+        assert everything[unsaid].null_count() == 60
     split = split_dataset(everything, corpus, options)
     assert {"train", "test"} <= set(split["split"])
     assert split_failures(split, everything, options) == []
@@ -126,7 +130,7 @@ def test_labels_alone_without_a_split_are_split_here(tmp_path):
 def test_labelled_negatives_come_first_and_need_no_ceiling(tmp_path):
     corpus = material.corpus({f"{i}": [prose(i)] for i in range(5)})
     row = {"question": "what?", "positive_ids": ["0#0"], "negative_ids": ["3#0", "0#0"], "split": "train"}
-    options = settings(labelled=[write_rows(tmp_path / "own.jsonl", row)], sources=[], augment_below=0)
+    options = settings(label_sets=[write_rows(tmp_path / "own.jsonl", row)], sources=[], augment_below=0)
     qa = collect_pairs(tables.QA_DATASET.empty(), corpus, options)
     split = split_dataset(qa, corpus, options)
     questions = training_questions(qa, split, corpus, options)
@@ -139,8 +143,3 @@ def test_labelled_negatives_come_first_and_need_no_ceiling(tmp_path):
     assert mined["labelled_negatives"] == 1
     assert mined["negative_similarities"][0] > mined["ceiling"] > mined["negative_similarities"][1]
     assert negatives_failures(frame, corpus, options) == []
-
-
-def test_given_side_is_of_labels_alone():
-    assert given_side("labels/scifact/train") == "train"
-    assert given_side("labels/scifact") == given_side("labels/test") == given_side("batch/scifact/test") == ""

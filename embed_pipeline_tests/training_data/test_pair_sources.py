@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embed_pipeline.training_data.pair_sources import collect_pairs, origin_of, structural_pairs
+from embed_pipeline.training_data.pair_sources import collect_pairs, structural_pairs
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset, split_failures
 from embed_pipeline_tests.training_data import material
@@ -19,7 +19,8 @@ def test_structure_pairs_alone_make_a_whole_data_set():
     corpus = material.corpus(documents, {path: f"All of subject{path}" for path in documents})
     options = settings(sources=["structure"], augmentations=["title", "crop", "keywords"])
     pairs = collect_pairs(many_documents(30)[1], corpus, options)
-    assert {origin_of(generator) for generator in pairs["generator"]} == {"title", "crop"}
+    assert set(pairs["origin"]) == {"title", "crop"}
+    assert pairs["overall"].null_count() == pairs["batch"].null_count() == pairs.height
     assert pairs.height == 90
     split = split_dataset(pairs, corpus, options)
     assert split_failures(split, pairs, options) == []
@@ -31,9 +32,3 @@ def test_both():
     corpus, qa = many_documents(3)
     both = collect_pairs(qa, corpus, settings(sources=["generated", "structure"]))
     assert both.height == qa.height + structural_pairs(corpus, settings()).height
-    assert [origin_of(name) for name in ("llama", "labelled", "structure:link", "structure:")] == [
-        "generated",
-        "labelled",
-        "link",
-        "generated",
-    ]
