@@ -33,11 +33,11 @@ from embed_pipeline.storage import read_table, table_path
 RESULTS = Path(__file__).parent / "results" / "documents_only.json"
 CUTOFF = 10
 STAGES = ("sdg", "prep", "finetune", "eval")
-_NO_ADAPTER = "training.linear_adapter=0"
+_NO_ADAPTER = "adapter.share=0"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "defaults": (),
-    "half the linear adapter alone": ("training.linear_adapter=0.5", "training.contrastive=false"),
-    "the linear adapter alone": ("training.linear_adapter=1", "training.contrastive=false"),
+    "half the linear adapter alone": ("adapter.share=0.5", "training.contrastive=false"),
+    "the linear adapter alone": ("adapter.share=1", "training.contrastive=false"),
     "no linear adapter": (_NO_ADAPTER,),
     "one question a segment": (_NO_ADAPTER, "synthesis.questions_per_segment=1"),
     "no mined negatives": (_NO_ADAPTER, "training_data.num_negatives=0"),
@@ -80,7 +80,7 @@ def main() -> None:
 
 def run_stage(stage: str, work: Path, beir: Path, changes: tuple[str, ...]) -> float:
     """Run one of the product's commands in ``work``; the seconds it took."""
-    command = [str(Path(sys.executable).with_name("embed-pipeline")), "--set", f"evaluation.labelled={beir}"]
+    command = [str(Path(sys.executable).with_name("embed-pipeline")), "--set", f"evaluation.query_sets={beir}"]
     for change in changes:
         command += ["--set", change]
     started = time.time()

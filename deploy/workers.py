@@ -36,7 +36,6 @@ def prepare_workers(folder: Path) -> None:
         folder,
         corpus__documents_per_batch="1",
         orchestration__training_cron="0 0 1 1 *",
-        orchestration__runs_per_tick=str(BATCHES),
     )
     path = folder / "home" / "dagster.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -9,22 +9,33 @@ from embed_pipeline.orchestration.io_managers import ModelFolderIOManager, Parqu
 from embed_pipeline.orchestration.jobs import all_assets, all_jobs
 from embed_pipeline.orchestration.promotion import champion
 from embed_pipeline.orchestration.resources import MLflow
-from embed_pipeline.settings import load_settings
+from embed_pipeline.orchestration.versions import with_settings
+from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.shelf import Shelf
 
-_settings = load_settings()
 
-defs = dg.Definitions(
-    assets=[*all_assets, champion],
-    asset_checks=all_checks,
-    jobs=all_jobs,
-    sensors=all_sensors,
-    schedules=all_schedules,
-    resources={
-        "tables": ParquetIOManager(_settings.paths.root / "tables", _settings.seed),
-        "models": ModelFolderIOManager(Shelf.of(_settings.paths).under("models")),
-        "bundles": ModelFolderIOManager(Shelf.of(_settings.paths)),
-        "mlflow": MLflow.of(_settings),
-    },
-    executor=stage_executor(_settings.orchestration),
-)
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """Everything that Dagster knows of the product, under these settings.
+
+    Raises:
+        SettingsError: ``orchestration.training_cron`` is no schedule.
+    """
+    assets = [with_settings(definition, settings) for definition in all_assets]
+    return dg.Definitions(
+        assets=[*assets, champion],
+        asset_checks=all_checks,
+        jobs=all_jobs,
+        sensors=all_sensors(settings),
+        schedules=all_schedules(settings),
+        resources={
+            "settings": settings,
+            "tables": ParquetIOManager(settings.paths.root / "tables", settings.seed),
+            "models": ModelFolderIOManager(Shelf.of(settings.paths).under("models")),
+            "bundles": ModelFolderIOManager(Shelf.of(settings.paths)),
+            "mlflow": MLflow.of(settings),
+        },
+        executor=stage_executor(settings.orchestration, assets),
+    )
+
+
+defs = build_definitions(load_settings())

@@ -80,10 +80,12 @@ def forget(document: Annotated[str, typer.Argument(help="Path in the documents f
     from embed_pipeline.orchestration.forgetting import forget_document
     from embed_pipeline.orchestration.instance import open_instance
     from embed_pipeline.orchestration.jobs import all_assets
+    from embed_pipeline.orchestration.versions import with_settings
 
     settings = load_settings()
+    assets = [with_settings(definition, settings) for definition in all_assets]
     with open_instance(settings.paths.store) as instance:
-        gone = forget_document(document, settings, instance, all_assets)
+        gone = forget_document(document, settings, instance, assets)
     table = Table("table", "rows removed")
     for name, rows in gone.rows.items():
         table.add_row(name, str(rows))

@@ -1,10 +1,17 @@
 """Every setting and threshold of the product.
 
 Settings come from ``embed_pipeline.toml``, are overridden by environment variables
-(``EMBED_PIPELINE_<STAGE>__<NAME>``) and by ``--set stage.name=value`` on the command line (which only
+(``EMBED_PIPELINE_<GROUP>__<NAME>``) and by ``--set group.name=value`` on the command line (which only
 sets that environment variable, so that every process of a run sees the same values). Unknown names and
 values out of range are refused with the name, the value and the bound. Secrets are never settings: API keys
 are read from the environment at the moment of use (:func:`llm_api_key`, :func:`serving_api_key`).
+
+Each setting is classified where it is defined: it decides what is made (:func:`decides` names the assets), it says how,
+where and within which bounds the work runs (:func:`runs`), or it is the bound of a check (:func:`gates`, the group of
+that name). Only the first kind enters code versions and fingerprints (:meth:`Settings.digest`): whatever else is
+changed makes nothing again.
+
+``auto`` leaves a choice to the product, ``none`` says that something is absent, and 0 is zero.
 """
 
 from __future__ import annotations
@@ -14,10 +21,12 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import MappingProxyType, NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -26,9 +35,19 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from embed_pipeline.enumerations import REASONING_TYPES, STYLES, Augmentation
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -50,14 +69,41 @@ _STORAGE_DRIVERS: dict[str, tuple[str | None, str]] = {
     "file": (None, ""),
     "memory": (None, ""),
 }
-_CRON_BOUNDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
 
+Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(ge=1, le=10)]
+Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
-REASONING_TYPES = ("factual", "relational", "inferential", "temporal", "procedural", "causal", "visual")
-STYLES = ("question", "keywords", "symptom", "paraphrase")
+TRAINING = "training"
+"""What the trained weights are made by: a part of ``finetuned_model`` that is kept while nothing that decides it
+changes, so that the choice of weights, the adapter and the guard against forgetting alone can be made again."""
+PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType({"finetuned_model": (TRAINING,)})
+"""Asset to its parts: what decides a part decides the asset."""
+
+# Whatever encodes with the base model, or with a model that the settings' prefixes apply to.
+_ASKED = ("document_artifacts", "qa_pairs", "qa_scores")
+_ENCODED = ("segments", "corpus", "qa_pairs", "qa_scores", "qa_dataset", "hard_negatives", TRAINING)
+_MEASURED = ("retrieval_evaluation", "champion_comparison")
+_EXPORTED = ("onnx_model", "onnx_precisions", "base_onnx_model")
+
+
+def decides(default: object, *assets: str, **bounds: Any) -> Any:  # noqa: ANN401 - a field's default, of its own type
+    """A setting that decides what is made: a change makes ``assets`` stale, and what follows from them."""
+    if not assets:
+        raise TypeError("decides() names the assets that the setting decides")
+    return Field(default, json_schema_extra={"kind": "decides", "assets": list(assets)}, **bounds)
+
+
+def runs(default: object, **bounds: Any) -> Any:  # noqa: ANN401 - as above
+    """A setting that says how, where or within which bounds the work runs: a change makes nothing stale."""
+    return Field(default, json_schema_extra={"kind": "runs"}, **bounds)
+
+
+def gates(default: object, **bounds: Any) -> Any:  # noqa: ANN401 - as above
+    """The bound of a check: a change makes nothing stale, and holds from the next time that the check runs."""
+    return Field(default, json_schema_extra={"kind": "gates"}, **bounds)
 
 
 def _read_weights(value: object) -> object:
@@ -98,26 +144,53 @@ def _folder_or_url(value: object) -> object:
     return Path(place) if protocol in {"file", "local"} else text.rstrip("/")
 
 
-Augmentation = Literal["keywords", "title", "heading", "link", "crop"]
-
-
 class SettingsError(ValueError):
     """A setting is unknown, malformed or out of its bounds."""
 
 
-class _Stage(BaseModel):
+class Group(BaseModel):
+    """Settings of one topic; each is classified by the function that gives its default."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - pydantic's signature
+        """Refuse a setting that nobody classified.
 
-class Paths(_Stage):
+        Raises:
+            TypeError: naming the setting.
+        """
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.model_fields.items():
+            if not _is_group(field) and not isinstance(field.json_schema_extra, dict):
+                message = f"{cls.__name__}.{name} is not classified; define it by decides(), runs() or gates()"
+                raise TypeError(message)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_text(cls, value: object, info: ValidationInfo) -> object:
+        """Lists come from the environment separated by commas; ``none`` is None in TOML, too, which has no null."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if not isinstance(value, str):
+            return value
+        if NoneType in get_args(annotation) and value.lower() == "none":
+            return None
+        return [part for part in value.split(",") if part] if get_origin(annotation) is tuple else value
+
+
+def _is_group(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Group)
+
+
+class Paths(Group):
     """Where documents are read from and where everything made is kept."""
 
-    documents: Annotated[Path | str, BeforeValidator(_folder_or_url)] = Path("data/documents")
+    documents: Annotated[Path | str, BeforeValidator(_folder_or_url)] = runs(Path("data/documents"))
     """Folder of input documents, read recursively; or an address that fsspec can list, such as ``s3://bucket/prefix``,
     ``gs://``, ``az://`` or ``https://``."""
-    store: Path = Path("data/store")
+    store: Path = runs(Path("data/store"))
     """Folder of this machine for tables, models, releases, the response store, run history and work in progress."""
-    assets: str | None = None
+    assets: str | None = runs(None)
     """Where tables, models, releases and batch manifests are kept instead, such as ``s3://bucket/prefix``; the store
     then keeps the rest, and copies of the models and releases in use. None: in the store."""
 
@@ -164,74 +237,70 @@ class Paths(_Stage):
         return self.remote or UPath(self.store)
 
 
-class Corpus(_Stage):
+class Corpus(Group):
     """Files to documents to segments."""
 
-    suffixes: tuple[str, ...] = (".md", ".txt", ".rst", ".html")
-    """File name endings that are read; others are left alone and counted. Also known: .csv, .jsonl, and with the extra
-    ``documents`` .pdf, .docx and .pptx."""
-    max_file_bytes: int = Field(default=20_000_000, ge=1)
-    """A larger file is set aside unread."""
-    max_unpacked_bytes: int = Field(default=200_000_000, ge=1)
-    """An Office file that unpacks to more is set aside."""
-    conversion_megabytes: int = Field(default=256, ge=64, le=65_536)
-    """Memory that the conversion of a PDF or Office file may take."""
-    conversion_seconds: float = Field(default=120, gt=0)
-    """Time that the conversion of a PDF or Office file may take."""
-    max_files: Positive = 500_000
+    suffixes: tuple[str, ...] = runs((".md", ".txt", ".rst", ".html"))
+    """File name endings that are looked for; others are left alone and counted. Also known: .csv, .jsonl, and with the
+    extra ``documents`` .pdf, .docx and .pptx."""
+    max_files: Positive = runs(500_000)
     """The scan stops with an error beyond this many files and folders."""
-    boilerplate_share: Share = 0.3
-    """Lines that this share of the documents has are boilerplate (menus, page heads and feet, licences): a paragraph of
-    such lines stays in the first document and is taken out of the others; 0: nothing is."""
-    boilerplate_documents: int = Field(default=10, ge=2)
-    """Least number of documents that must have a line for it to be boilerplate."""
-    near_duplicates: Share = 0.95
-    """A document that shares more of its word 5-grams with an earlier one is left out of the corpus; 0: none is."""
-    documents_per_batch: Positive = 200
+    documents_per_batch: Positive = runs(200)
     """A drop of more new files than this is cut into several batches."""
-    segment_tokens: int = Field(default=200, ge=16, le=8192)
+    max_file_bytes: Positive = decides(20_000_000, "documents")
+    """A larger file is set aside unread."""
+    max_unpacked_bytes: Positive = decides(200_000_000, "documents")
+    """An Office file that unpacks to more is set aside."""
+    conversion_megabytes: int = decides(256, "documents", ge=64, le=65_536)
+    """Memory that the conversion of a PDF or Office file may take; one that needs more is set aside."""
+    conversion_seconds: float = decides(120, "documents", gt=0)
+    """Time that the conversion of a PDF or Office file may take; one that needs more is set aside."""
+    boilerplate_share: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = decides(0.3, "documents", "corpus")
+    """Lines that this share of the documents has are boilerplate (menus, page heads and feet, licences): a paragraph of
+    such lines stays in the first document and is taken out of the others; off: nothing is."""
+    boilerplate_documents: int = decides(10, "documents", "corpus", ge=2)
+    """Least number of documents that must have a line for it to be boilerplate."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = decides(0.95, "corpus")
+    """A document that shares more of its word 5-grams with an earlier one is left out of the corpus; off: none is."""
+    segment_tokens: int = decides(200, "segments", ge=16, le=8192)
     """Longest segment, in tokens of the base encoder; must fit the encoder's own limit."""
-    min_segment_tokens: int = Field(default=24, ge=1)
+    min_segment_tokens: Positive = decides(24, "qa_pairs", "qa_dataset", "hard_negatives")
     """Shorter segments (bare headings) stay stored, but no question is asked of them."""
 
 
-class LLM(_Stage):
+class LLM(Group):
     """The model that writes and judges questions."""
 
-    base_url: str | None = None
+    base_url: str | None = decides(None, *_ASKED, "hard_negatives")
     """OpenAI-compatible endpoint, such as ``http://host:8000/v1``. None: the embedded llama.cpp server."""
-    model: str = "embedded"
+    model: str = decides("embedded", *_ASKED, "hard_negatives")
     """Model name at the endpoint."""
-    judge_model: str | None = None
+    judge_model: str | None = decides(None, "qa_scores", "hard_negatives")
     """Model that judges pairs; None: the generator's."""
-    gguf_path: Path | None = None
+    gguf_path: Path | None = decides(None, *_ASKED)
     """GGUF file for the embedded server; None: the packaged SmolLM2-135M-Instruct."""
-    slots: int = Field(default=8, ge=1, le=256)
-    """Parallel sequences of the embedded server."""
-    threads: int = Field(default=0, ge=0)
-    """Threads of the embedded server; 0: all cores of the machine."""
-    max_concurrency: int = Field(default=64, ge=1, le=4096)
-    """Upper bound of requests in flight at an endpoint; the client adapts below it."""
-    timeout_seconds: float = Field(default=120, gt=0)
-    """Longest wait for one answer."""
-    max_attempts: int = Field(default=6, ge=1, le=20)
-    """Tries for one request on 408, 409, 429, 5xx and broken connections."""
-    structured_outputs: Literal["auto", "json_schema", "plain"] = "auto"
+    structured_outputs: Literal["auto", "json_schema", "plain"] = decides("auto", *_ASKED, "hard_negatives")
     """How JSON is asked for: by schema where the endpoint has it, else by instruction; both are validated."""
-    max_output_tokens: int = Field(default=2048, ge=16)
+    max_output_tokens: int = decides(2048, *_ASKED, "hard_negatives", ge=16)
     """Answer length limit at an endpoint."""
-    max_calls: int = Field(default=0, ge=0)
-    """Hard cap on calls of one run; 0: none."""
-    max_tokens: int = Field(default=0, ge=0)
-    """Hard cap on prompt plus completion tokens of one run; 0: none."""
-    max_cost: float = Field(default=0, ge=0)
-    """Hard cap on the cost of one run, in the currency of the prices; 0: none."""
-    price_per_million_prompt_tokens: float = Field(default=0, ge=0)
+    server_threads: Positive | Literal["all"] = runs("all")
+    """Threads of the embedded server; all: one for each core of the machine."""
+    max_concurrency: int = runs(64, ge=1, le=4096)
+    """Upper bound of requests in flight at an endpoint; the client adapts below it."""
+    timeout_seconds: float = runs(120, gt=0)
+    """Longest wait for one answer."""
+    max_attempts: int = runs(6, ge=1, le=20)
+    """Tries for one request on 408, 409, 429, 5xx and broken connections."""
+    max_calls: Count | None = runs(None)
+    """Hard cap on calls of one run."""
+    max_total_tokens: Count | None = runs(None)
+    """Hard cap on prompt plus completion tokens of one run."""
+    max_cost: Annotated[float, Field(ge=0)] | None = runs(None)
+    """Hard cap on the cost of one run, in the currency of the prices."""
+    price_per_million_prompt_tokens: float = runs(0, ge=0)
     """Price of a million prompt tokens; the embedded model costs nothing."""
-    price_per_million_completion_tokens: float = Field(default=0, ge=0)
+    price_per_million_completion_tokens: float = runs(0, ge=0)
     """Price of a million completion tokens."""
-    seconds_per_call: float = Field(default=5, gt=0)
-    """Expected time of one call at an endpoint, for ``embed-pipeline estimate``."""
 
     @property
     def embedded(self) -> bool:
@@ -239,67 +308,48 @@ class LLM(_Stage):
         return self.base_url is None
 
 
-class Synthesis(_Stage):
+class Synthesis(Group):
     """Segments to question-answer pairs to accepted pairs."""
 
-    questions_per_segment: int = Field(default=2, ge=1, le=20)
+    questions_per_segment: int = decides(2, "qa_pairs", ge=1, le=20)
     """Single-hop questions asked of every segment that is long enough."""
-    questions_per_document: int = Field(default=0, ge=0)
-    """Single-hop questions asked of every document, spread over its segments; 0: ``questions_per_segment`` decides."""
-    structural_share: Share = 0.25
-    """Share of the single-hop questions that ask how parts relate (steps, options, what belongs to what)."""
-    reasoning_types: Weights = Field(
-        default={"factual": 3, "procedural": 2, "causal": 1, "inferential": 1, "relational": 1, "temporal": 0.5}
+    questions_per_document: Positive | None = decides(None, "qa_pairs")
+    """Single-hop questions asked of every document, spread over its segments; None: ``questions_per_segment``
+    decides."""
+    reasoning_types: Weights = decides(
+        {"factual": 3, "procedural": 2, "causal": 1, "inferential": 1, "relational": 1, "temporal": 0.5}, "qa_pairs"
     )
     """Weights of the reasoning types asked for; ``visual`` too where documents describe figures."""
-    styles: Weights = Field(default={"question": 4, "keywords": 2, "symptom": 1, "paraphrase": 1})
+    styles: Weights = decides({"question": 4, "keywords": 2, "symptom": 1, "paraphrase": 1}, "qa_pairs")
     """Weights of the styles asked for: full question, keyword query, error message or symptom, other words."""
-    multi_hop_share: Share = 0.1
+    multi_hop_share: Share = decides(0.1, "qa_pairs")
     """Multi-hop questions as a share of the single-hop ones."""
-    cross_document_share: Share = 0.5
+    cross_document_share: Share = decides(0.5, "qa_pairs")
     """Share of the multi-hop questions that join different documents, as far as neighbours allow."""
-    max_hops: int = Field(default=3, ge=1, le=5)
+    max_hops: int = decides(3, "qa_pairs", ge=1, le=5)
     """Most segments that one question may join."""
-    min_complexity: int = Field(default=1, ge=1, le=5)
+    min_complexity: int = decides(1, "qa_pairs", ge=1, le=5)
     """Least complexity asked of the generator (1: a stated fact, 5: reasoning over several statements)."""
-    max_complexity: int = Field(default=5, ge=1, le=5)
+    max_complexity: int = decides(5, "qa_pairs", ge=1, le=5)
     """Greatest complexity asked of the generator."""
-    temperature: float = Field(default=0.3, ge=0, le=2)
+    sampling_temperature: float = decides(0.3, "qa_pairs", ge=0, le=2)
     """Sampling temperature of the generator."""
-    min_relevance: Score = 6
-    """Least relevance of an accepted pair (1-10)."""
-    min_accuracy: Score = 6
-    """Least accuracy of an accepted pair (1-10)."""
-    min_context_support: Score = 6
-    """Least context support of an accepted pair (1-10)."""
-    min_clarity: Score = 6
-    """Least clarity of an accepted pair (1-10)."""
-    min_overall: Score = 7
-    """Least overall score of an accepted pair: the mean of the four."""
-    check_hops: bool = True
+    check_hops: bool = decides(True, "qa_scores")  # noqa: FBT003 - a default
     """Have the judge say of every multi-hop pair whether each of its hops is needed; else that is only measured."""
-    min_hop_need: Share = 0.15
-    """Where the judge is not asked: the share of its question's rare words that each hop of a pair must hold alone."""
-    max_round_trip_rank: int = Field(default=20, ge=1)
+    min_relevance: Score = decides(6, "qa_dataset")
+    """Least relevance of an accepted pair (1-10)."""
+    min_accuracy: Score = decides(6, "qa_dataset")
+    """Least accuracy of an accepted pair (1-10)."""
+    min_context_support: Score = decides(6, "qa_dataset")
+    """Least context support of an accepted pair (1-10)."""
+    min_clarity: Score = decides(6, "qa_dataset")
+    """Least clarity of an accepted pair (1-10)."""
+    min_overall: Score = decides(7, "qa_dataset")
+    """Least overall score of an accepted pair: the mean of the four."""
+    max_round_trip_rank: Positive = decides(20, "qa_scores", "qa_dataset")
     """A pair is dropped unless the base model and BM25 together find each of its segments this high."""
-    near_duplicate_similarity: float = Field(default=0.95, gt=0, le=1)
+    near_duplicate_similarity: float = decides(0.95, "qa_dataset", gt=0, le=1)
     """Questions with a cosine similarity above this are one question; the better-scored is kept."""
-    min_acceptance_rate: Share = 0.15
-    """The dataset check fails below this share of accepted pairs."""
-    min_segment_coverage: Share = 0.10
-    """The dataset check warns below this share of segments with an accepted question."""
-    min_accepted_pairs: Positive = 20
-    """The dataset check fails below this many accepted pairs."""
-    min_pairs_per_document: float = Field(default=1, ge=0)
-    """The yield check warns below this many accepted pairs for each document, on average."""
-    max_share_deviation: Share = 0.3
-    """The mix check warns where a type's or hop count's share of the accepted pairs is farther from what was asked."""
-    min_mean_score: Score = 6
-    """The score check warns where the mean of a criterion over all judged pairs is below."""
-    max_duplicate_rate: Share = 0.3
-    """The duplicate check warns above this share of duplicates among the pairs that pass every threshold."""
-    min_round_trip_rate: Share = 0.3
-    """The round-trip check warns below this share of pairs whose sources are all among the ten best."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Synthesis:
@@ -314,55 +364,51 @@ class Synthesis(_Stage):
         return self
 
 
-class TrainingData(_Stage):
+class TrainingData(Group):
     """Accepted pairs to split to hard negatives to training examples."""
 
-    sources: tuple[Literal["generated", "structure"], ...] = ("generated",)
-    """Where pairs come from beside ``labelled``: generated by the LLM, the documents' own structure; may be empty."""
-    labelled: tuple[Path, ...] = ()
+    sources: tuple[Literal["generated", "structure"], ...] = decides(
+        ("generated",), "document_artifacts", "qa_pairs", "qa_dataset"
+    )
+    """Where pairs come from beside ``label_sets``: generated by the LLM, the documents' own structure; may be empty."""
+    label_sets: tuple[Path, ...] = decides((), "corpus", "qa_dataset", "hard_negatives")
     """Your own labels, mixed in: BEIR folders, or JSONL or Parquet files of questions with positives."""
-    dev_share: float = Field(default=0.1, ge=0, lt=1)
+    dev_share: float = decides(0.1, "dataset_split", ge=0, lt=1)
     """Share of the pairs, by document group, held out for choosing the checkpoint."""
-    test_share: float = Field(default=0.15, gt=0, lt=1)
+    test_share: float = decides(0.15, "dataset_split", gt=0, lt=1)
     """Share of the pairs, by document group, held out for the evaluation; more where ``min_test_questions`` asks it."""
-    min_test_questions: Positive = 10
+    min_test_questions: Positive = decides(10, "dataset_split")
     """The split aims at this many test questions in a small set, and its check fails below."""
-    near_duplicate_documents: float = Field(default=0.6, gt=0, le=1)
+    near_duplicate_documents: float = decides(0.6, "dataset_split", "hard_negatives", gt=0, le=1)
     """Documents are one group when this share of the shorter one's word 5-grams stands in the other."""
-    near_duplicate_questions: float = Field(default=0.8, gt=0, le=1)
+    near_duplicate_questions: float = decides(0.8, "dataset_split", "hard_negatives", gt=0, le=1)
     """Questions are near-duplicates at this Jaccard similarity of their content words; no side has another's."""
-    near_duplicate_passages: float = Field(default=0.8, gt=0, le=1)
+    near_duplicate_passages: float = decides(0.8, "hard_negatives", gt=0, le=1)
     """A passage is a positive's duplicate when this share of the shorter one's word 5-grams stands in the other."""
-    max_group_share: float = Field(default=0.1, gt=0, le=1)
-    """Multi-hop questions join documents only while the group stays under this share of all documents (or is two)."""
-    num_negatives: int = Field(default=4, ge=0, le=100)
+    num_negatives: int = decides(4, "hard_negatives", ge=0, le=100)
     """Hard negatives wanted for each question; fewer where fewer survive."""
-    relative_margin: float = Field(default=0.05, ge=0, lt=1)
+    relative_margin: float = decides(0.05, "hard_negatives", ge=0, lt=1)
     """A negative lies below ``1 - relative_margin`` of the least similar positive's similarity (95 %)."""
-    absolute_margin: float = Field(default=0.0, ge=0, le=2)
-    """A negative lies at least this far below the least similar positive's similarity."""
-    range_min: int = Field(default=0, ge=0)
+    range_min: Count = decides(0, "hard_negatives")
     """Ranks skipped at the top of the candidates before negatives are taken."""
-    range_max: int = Field(default=100, ge=1)
+    range_max: Positive = decides(100, "hard_negatives")
     """Candidates looked at for each question, most similar first, positives and duplicates left out."""
-    search_backend: Literal["torch", "faiss"] = "torch"
+    search_backend: Literal["torch", "faiss"] = runs("torch")
     """What searches for candidates, on a GPU where there is one; the result is the same."""
-    sampling_strategy: Literal["top", "random"] = "top"
-    """Which surviving candidates become negatives: the most similar, or a seeded choice."""
-    cross_encoder: Path | None = None
+    cross_encoder: Path | None = decides(None, "hard_negatives")
     """Folder of a cross-encoder that checks the negatives: one over the ceiling by its scores answers the question."""
-    judge_negatives: bool = False
+    judge_negatives: bool = decides(False, "hard_negatives")  # noqa: FBT003 - a default
     """Ask the LLM at ``llm.base_url`` of each negative whether it answers the question."""
-    false_negatives: Literal["drop", "promote"] = "drop"
+    false_negatives: Literal["drop", "promote"] = decides("drop", "hard_negatives")
     """What becomes of a negative that a check says answers the question: dropped, or a positive."""
-    min_negative_coverage: Share = 0.5
-    """The negatives check warns below this share of questions with all the negatives wanted."""
-    augment_below: int = Field(default=2000, ge=0)
-    """Under this many examples, augmentation is automatic; 0: never."""
-    augmentations: tuple[Augmentation, ...] = ("keywords", "title", "heading", "link", "crop")
+    augment_below: Count = decides(2000, "hard_negatives")
+    """Under this many examples, augmentation is automatic."""
+    augmentations: tuple[Augmentation, ...] = decides(
+        ("keywords", "title", "heading", "link", "crop"), "qa_dataset", "hard_negatives"
+    )
     """What augmented examples are made of, in this order until there are enough: a question's content words, a title
     and the document's opening, a heading and its section, a link's text and its target, a sentence and its segment."""
-    max_augmented_share: Share = 0.25
+    max_augmented_share: Share = decides(0.25, "hard_negatives")
     """Augmented examples are at most this share of the training examples."""
 
     @property
@@ -381,115 +427,124 @@ class TrainingData(_Stage):
         return self
 
 
-class Embedding(_Stage):
+class Embedding(Group):
     """The base encoder, and how texts are encoded for mining and evaluation."""
 
-    model: str = "packaged"
+    model: str = decides("packaged", *_ENCODED, "retrieval_evaluation", "base_onnx_model")
     """Base model: ``packaged`` (all-MiniLM-L6-v2 from its wheel), a sentence-transformers folder, or a hub name."""
-    trust_remote_code: bool = False
+    query_prefix: str = decides("auto", *_ENCODED, *_MEASURED, *_EXPORTED)
+    """Text before every query; auto: what the model's own configuration says."""
+    passage_prefix: str = decides("auto", *_ENCODED, *_MEASURED, *_EXPORTED)
+    """Text before every passage; auto: what the model's own configuration says."""
+    precision: Literal["fp32", "bf16"] = decides("fp32", *_ENCODED, *_MEASURED, *_EXPORTED)
+    """Arithmetic of encoding; that of training is ``training.precision``."""
+    trust_remote_code: bool = runs(False)  # noqa: FBT003 - a default
     """Run code that the model's folder brings along; only for a model you trust."""
-    query_prefix: str | None = None
-    """Text before every query; None: what the model's own configuration says."""
-    passage_prefix: str | None = None
-    """Text before every passage; None: what the model's own configuration says."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = runs("auto")
     """Where encoding and training run; auto: a GPU where there is one."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of training and encoding; auto: bf16 for training on GPUs that have it and processors with AMX,
-    fp32 for all else."""
-    batch_tokens: int = Field(default=0, ge=0)
-    """Tokens in one encoding batch, padding included; 0: 1,024 on a CPU, 65,536 on a GPU."""
-
-
-class Training(_Stage):
-    """Contrastive fine-tuning."""
-
-    contrastive: bool = True
-    """Train on the questions; false: the base's weights stay and ``linear_adapter`` alone, which needs no questions,
-    makes the model."""
-    temperature: float = Field(default=0.02, gt=0, le=1)
-    """InfoNCE temperature."""
-    epochs: float = Field(default=0, ge=0, le=100)
-    """Passes over the examples; 0: from the number of examples."""
-    batch_size: int = Field(default=0, ge=0, le=65536)
-    """Examples in a batch; 0: from the number of examples."""
-    micro_batch_size: int = Field(default=0, ge=0)
-    """Texts encoded at once under gradient caching; 0: gradient caching only when the batch does not fit."""
-    learning_rate: float = Field(default=0, ge=0, lt=1)
-    """Peak learning rate (AdamW, linear decay); 0: from the width of the model and who wrote the
-    questions."""
-    warmup_share: Share = 0.1
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = Field(default=0.01, ge=0, lt=1)
-    """AdamW weight decay."""
-    max_tokens: int = Field(default=0, ge=0, le=32768)
-    """Longest text in training, in tokens; 0: the model's own limit."""
-    negatives: int = Field(default=0, ge=0, le=100)
-    """Mined negatives used of each example, most similar first; 0: one on a CPU, where a step's time goes to passages,
-    else all."""
-    evaluations_per_epoch: int = Field(default=1, ge=1, le=100)
-    """How often dev nDCG@10 is measured; the best checkpoint is kept."""
-    seeds: int = Field(default=1, ge=1, le=16)
-    """Trainings with seeds in a row; the best on dev wins, or the mean of their weights where that does better."""
-    average_weights: bool = True
-    """The mean of the weights over the second half of the steps wins where it does better on dev than any step."""
-    lora_rank: int = Field(default=0, ge=0, le=1024)
-    """Rank of LoRA adapters on every linear layer (needs peft); 0: all weights are trained."""
-    matryoshka_dimensions: tuple[Positive, ...] = ()
-    """Shorter lengths that vectors may be cut to: each is trained beside the full one and declared with the model."""
-    gradient_checkpointing: bool = False
-    """Keep few activations and compute them again: less memory, a third more time."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "packed"] = "auto"
-    """Attention kernels; packed: torch's flash attention over batches without padding. auto: packed on a GPU where the
-    model gives the same vectors so, else flash attention where it is installed; fp32 attention in bf16 training on a
-    CPU; else the model's own choice."""
-    compile: Literal["auto", "always", "never"] = "auto"
-    """Run the model's layers through torch's compiler before training; auto: on a GPU with a C compiler beside it, for
-    trainings of 2,000 steps and more."""
-    teacher: str = "none"
-    """Who scores each question's candidates softly: none, ``hybrid`` (BM25 and the base model), or a cross-encoder
-    folder or hub name."""
-    teacher_loss: Literal["kl", "margin"] = "kl"
-    """How a teacher is followed: its distribution over the candidates, or its margins of positive over negatives."""
-    teacher_weight: float = Field(default=0.5, gt=0, le=100)
-    """Weight of the teacher's loss beside InfoNCE."""
-    linear_adapter: Share | None = None
-    """Share of a linear map that is put after pooling once the weights are chosen: by it, each sentence of the corpus
-    ranks the other documents' segments as BM25 and the model together do. Takes a minute or two and no questions; 0:
-    none; None: half where the questions are generated and the corpus has 20 documents or more."""
-    processes: int = Field(default=1, ge=1, le=64)
-    """Training processes on this machine, one for each GPU."""
+    backend: Literal["auto", "torch", "onnx", "openvino"] = runs("auto")
+    """What encodes a corpus: torch, or onnxruntime or OpenVINO with an export of the model, in fp32, where each text's
+    vector comes within a cosine of 0.99999 of torch's; auto: the fastest of these on this machine for 10,000 passages
+    and more on a CPU, else torch. Each passage and question of a comparison is encoded by the same."""
+    batch_tokens: Positive | Auto = runs("auto")
+    """Tokens in one encoding batch, padding included; auto: 1,024 on a CPU, 512 on each of its cores, 65,536 on a GPU.
+    """
 
     @model_validator(mode="after")
-    def _changes_the_base(self) -> Training:
-        if not self.contrastive and not self.linear_adapter:
-            message = (
-                "contrastive is false without a linear_adapter: the tuned model would be the base; set linear_adapter"
-            )
+    def _exports_are_exact(self) -> Embedding:
+        if self.backend in {"onnx", "openvino"} and self.precision != "fp32":
+            message = f"precision is {self.precision}, which backend = {self.backend} does not compute"
             raise ValueError(message)
         return self
 
 
-class Evaluation(_Stage):
+class Training(Group):
+    """Contrastive fine-tuning: what decides the trained weights, and how they are trained."""
+
+    contrastive: bool = decides(True, TRAINING)  # noqa: FBT003 - a default
+    """Train on the questions; false: the base's weights stay and ``adapter.share`` alone, which needs no questions,
+    makes the model."""
+    loss_temperature: float = decides(0.02, TRAINING, gt=0, le=1)
+    """InfoNCE temperature."""
+    epochs: Annotated[float, Field(gt=0, le=100)] | Auto = decides("auto", TRAINING)
+    """Passes over the examples; auto: from the number of examples."""
+    batch_size: Annotated[int, Field(ge=1, le=65536)] | Auto = decides("auto", TRAINING)
+    """Examples in a batch; auto: from the number of examples."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] | Auto = decides("auto", TRAINING)
+    """Peak learning rate (AdamW, linear decay); auto: from the width of the model and who wrote the questions."""
+    warmup_ratio: Share = decides(0.1, TRAINING)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = decides(0.01, TRAINING, ge=0, lt=1)
+    """AdamW weight decay."""
+    max_text_tokens: Annotated[int, Field(ge=1, le=32768)] | Auto = decides("auto", TRAINING)
+    """Longest text in training, in tokens; auto: the model's own limit."""
+    negatives_per_example: Annotated[int, Field(ge=0, le=100)] | Literal["auto", "all"] = decides("auto", TRAINING)
+    """Mined negatives used of each example, most similar first; auto: one on a CPU, where a step's time goes to
+    passages, else all."""
+    evaluations_per_epoch: int = decides(1, TRAINING, ge=1, le=100)
+    """How often dev nDCG@10 is measured; the best checkpoint is kept."""
+    num_runs: int = decides(1, TRAINING, ge=1, le=16)
+    """Trainings with consecutive seeds; the best on dev is kept, or the mean of their weights where that does
+    better."""
+    average_weights: bool = decides(True, TRAINING)  # noqa: FBT003 - a default
+    """The mean of the weights over the second half of the steps wins where it does better on dev than any step."""
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = decides(None, TRAINING)
+    """Rank of LoRA adapters on every linear layer (needs peft); None: all weights are trained."""
+    matryoshka_dimensions: tuple[Positive, ...] = decides((), TRAINING)
+    """Shorter lengths that vectors may be cut to: each is trained beside the full one and declared with the model."""
+    teacher: str | None = decides(None, TRAINING)
+    """Who scores each question's candidates softly: ``hybrid`` (BM25 and the base model), or a cross-encoder folder or
+    hub name."""
+    teacher_weight: float = decides(0.5, TRAINING, gt=0, le=100)
+    """Weight of the teacher's loss beside InfoNCE."""
+    precision: Literal["auto", "fp32", "bf16"] = decides("auto", TRAINING)
+    """Arithmetic of training; auto: bf16 on GPUs that have it and processors with AMX, else fp32."""
+    micro_batch_size: Positive | Auto = runs("auto")
+    """Texts encoded at once under gradient caching; auto: gradient caching only when the batch does not fit."""
+    gradient_checkpointing: bool = runs(False)  # noqa: FBT003 - a default
+    """Keep few activations and compute them again: less memory, a third more time."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "packed"] = runs("auto")
+    """Attention kernels; packed: torch's flash attention over batches without padding. auto: packed on a GPU where the
+    model gives the same vectors so, else flash attention where it is installed; fp32 attention in bf16 training on a
+    CPU; else the model's own choice."""
+    compile: Literal["auto", "always", "never"] = runs("auto")
+    """Run the model's layers through torch's compiler before training; auto: on a GPU with a C compiler beside it, for
+    trainings of 2,000 steps and more."""
+    processes: int = runs(1, ge=1, le=64)
+    """Training processes on this machine, one for each GPU."""
+
+
+class Adapter(Group):
+    """The linear adapter: a map after pooling, fitted to the corpus once the weights are chosen."""
+
+    share: Share | Auto = decides("auto", "finetuned_model")
+    """Share of a linear map that is put after pooling: by it, each sentence of the corpus ranks the other documents'
+    segments as BM25 and the model together do. Takes a minute or two and no questions; auto: half where the questions
+    are generated and the corpus has 20 documents or more, else none."""
+
+
+class Forgetting(Group):
+    """The guard of what the base knew of general text."""
+
+    questions: int = decides(400, "finetuned_model", ge=0, le=10_000)
+    """Questions of the general check set, from the standard library's docstrings; with none nothing is checked."""
+    max_loss: Share = decides(0.02, "finetuned_model")
+    """Greatest loss in nDCG@10 on the general check set, absolute; beyond it weights are merged with the base's, and a
+    model that still loses more is refused."""
+
+
+class Evaluation(Group):
     """Base against tuned."""
 
-    cutoffs: tuple[Positive, ...] = (1, 5, 10, 20, 60, 100)
+    cutoffs: tuple[Positive, ...] = decides((1, 5, 10, 20, 60, 100), *_MEASURED)
     """k of nDCG@k, Recall@k, Precision@k, MAP@k and MRR@k; 10 must be among them."""
-    labelled: tuple[Path, ...] = (Path("data/sample/python-reference"),)
+    query_sets: tuple[Path, ...] = decides((Path("data/sample/python-reference"),), *_MEASURED)
     """BEIR folders of queries people wrote; one that is absent, or knows no document here, is left out and named."""
-    bootstrap_samples: int = Field(default=2000, ge=100, le=1_000_000)
+    bootstrap_samples: int = decides(2000, *_MEASURED, ge=100, le=1_000_000)
     """Resamples behind every confidence interval."""
-    min_gain: float = Field(default=0.0, ge=-1, le=1)
-    """Least gain in nDCG@10 on the generated test questions for a release, relative to the base."""
-    max_labelled_loss: float = Field(default=0.05, ge=0, le=1)
-    """Greatest loss in nDCG@10 on any labelled set, absolute; beyond it, or where a loss is significant, nothing is
-    released."""
-    max_forgetting: float = Field(default=0.02, ge=0, le=1)
-    """Greatest loss in nDCG@10 on the general check set, absolute; beyond it weights are merged with the base's."""
-    general_questions: int = Field(default=400, ge=0, le=10_000)
-    """Questions of the general check set, from the standard library's docstrings; 0: nothing is checked."""
-    hybrid_dense_weight: Share = 0.65
-    """Weight of the dense z-score in the BM25 + dense hybrid."""
+    hybrid_dense_weight: Share = decides(0.65, *_MEASURED, TRAINING, "finetuned_model")
+    """Weight of the dense z-score in the BM25 + dense hybrid, which is also what the linear adapter and a ``hybrid``
+    teacher follow."""
 
     @model_validator(mode="after")
     def _has_ten(self) -> Evaluation:
@@ -499,75 +554,59 @@ class Evaluation(_Stage):
         return self
 
 
-class Release(_Stage):
-    """Export, parity and bundle."""
+class Release(Group):
+    """Export and bundle."""
 
-    opset: int = Field(default=20, ge=18, le=24)
+    opset: int = decides(20, "onnx_model", "base_onnx_model", ge=18, le=24)
     """ONNX operator set."""
-    min_cosine: float = Field(default=0.99999, gt=0, le=1)
-    """Least cosine between the exported and the original model's vector, over the evaluation corpus."""
-    max_ndcg_delta: float = Field(default=0.001, ge=0, le=1)
-    """Greatest change of nDCG@10 that the export may bring."""
-    min_top10_overlap: Share = 0.99
-    """Least mean overlap of the ten best passages, exported against original."""
-    precisions: tuple[Literal["int8", "fp16"], ...] = ("int8",)
+    precisions: tuple[Literal["int8", "fp16"], ...] = decides(("int8",), "onnx_precisions")
     """Exports beside fp32: int8 for processors, fp16 for GPUs; each is released only within its bounds."""
-    min_fp16_cosine: float = Field(default=0.999, gt=0, le=1)
-    """Least cosine between the fp16 export's and the original model's vector, over the evaluation corpus."""
-    base_export: bool = True
+    min_fp16_cosine: float = decides(0.999, "release", gt=0, le=1)
+    """Least cosine between the fp16 export's and the original model's vector, over the evaluation corpus, for the
+    export to be released."""
+    max_int8_ndcg_delta: Share = decides(0.005, "release")
+    """An int8 export is released and served only where it changed nDCG@10 by no more than this when it was made."""
+    base_export: bool = decides(True, "base_onnx_model")  # noqa: FBT003 - a default
     """Export the base model too: the endpoint then serves it beside the tuned one, for comparison."""
 
 
-class Serving(_Stage):
+class Serving(Group):
     """The HTTP endpoint."""
 
-    host: str = "127.0.0.1"
-    """Address to listen on."""
-    port: int = Field(default=8000, ge=0, le=65535)
-    """Port to listen on; 0: any free one."""
-    model_name: str = "embed-pipeline"
-    """Name under which the tuned model is served."""
-    max_batch_tokens: int | None = Field(default=None, ge=128)
-    """Tokens in one inference batch, padding included, and in one text; None: 32,768 where a GPU computes no padding,
-    else 8,192."""
-    max_queue_tokens: int = Field(default=600_000, ge=1)
-    """Tokens waiting before requests are refused with 429."""
-    max_request_tokens: int = Field(default=300_000, ge=1)
-    """Tokens in one request."""
-    max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
-    """Bytes in one request body."""
-    batch_tokens: int = Field(default=0, ge=0)
-    """Tokens that waiting texts are merged into; 0: 768 on a CPU, max_batch_tokens on a GPU."""
-    threads: int = Field(default=0, ge=0)
-    """Cores that compute; 0: all of them. Where many texts wait, each core takes a batch of its own, for which a model
-    of up to 512 MiB is held in memory twice."""
-    backend: Literal["auto", "onnx", "openvino", "torch"] = "onnx"
+    backend: Literal["auto", "onnx", "openvino", "torch"] = decides("onnx", "deployment")
     """What computes: onnxruntime or OpenVINO with an export of the bundle, torch with its model; auto: the fastest."""
-    precision: Literal["auto", "fp32", "int8", "fp16", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "int8", "fp16", "bf16"] = decides("fp32", "deployment")
     """Arithmetic that is served; auto: the fastest on this machine of those that may be. onnxruntime has no bf16, torch
     no int8 and fp16 on a GPU alone, OpenVINO no fp16."""
-    min_proven_cosine: float = Field(default=0.999, gt=0, le=1)
-    """OpenVINO, and torch in half precision, are served only where their vectors come so near those of the fp32 export,
-    least cosine, on texts of the corpus when the endpoint starts."""
-    max_int8_ndcg_delta: float = Field(default=0.005, ge=0, le=1)
-    """An int8 export is released and served only where it changed nDCG@10 by no more than this when it was made."""
-    min_int8_top10_overlap: Share = 0.8
-    """Least mean overlap of the ten best passages in a deployment's check, where int8 is served."""
-    reload_seconds: float = Field(default=2, ge=0)
-    """How often to look whether another release of the store is current; 0: never."""
-    search_page: bool = True
+    host: str = runs("127.0.0.1")
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=1, le=65535)] | Auto = runs(8000)
+    """Port to listen on; auto: any free one."""
+    model_name: str = runs("embed-pipeline")
+    """Name under which the tuned model is served."""
+    max_batch_tokens: Annotated[int, Field(ge=128)] | Auto = runs("auto")
+    """Tokens in one inference batch, padding included, and in one text; auto: 32,768 where a GPU computes no padding,
+    else 8,192."""
+    max_queue_tokens: Positive = runs(600_000)
+    """Tokens waiting before requests are refused with 429."""
+    max_request_tokens: Positive = runs(300_000)
+    """Tokens in one request."""
+    max_body_bytes: int = runs(8 * 1024 * 1024, ge=1024)
+    """Bytes in one request body."""
+    cores: Positive | Literal["all"] = runs("all")
+    """Cores that compute. Where many texts wait, each core takes a batch of its own, for which a model of up to 512 MiB
+    is held in memory twice."""
+    reload_seconds: Annotated[float, Field(gt=0)] | Literal["never"] = runs(2.0)
+    """How often to look whether another release of the store is current."""
+    search_page: bool = runs(True)  # noqa: FBT003 - a default
     """Offer a page at / that searches the corpus, and so shows its text to whoever may use the endpoint."""
-    header_seconds: float = Field(default=10, gt=0)
-    """A connection whose request headers take longer is closed."""
-    body_seconds: float = Field(default=30, gt=0)
-    """A request whose body takes longer is refused and its connection closed."""
-    drain_seconds: float = Field(default=30, ge=0)
+    drain_seconds: float = runs(30, ge=0)
     """Longest wait for the work in flight after SIGTERM."""
-    start_seconds: float = Field(default=180, gt=0)
+    start_seconds: float = runs(180, gt=0)
     """Longest wait of a deployment for its endpoint to be ready."""
-    strict_input_type: bool = False
+    strict_input_type: bool = runs(False)  # noqa: FBT003 - a default
     """Refuse requests that do not say ``input_type``."""
-    open_metrics: bool = False
+    open_metrics: bool = runs(False)  # noqa: FBT003 - a default
     """Answer /metrics to other machines without a key."""
 
     @model_validator(mode="after")
@@ -585,76 +624,122 @@ class Serving(_Stage):
         return self
 
 
-class Tracking(_Stage):
+class Gates(Group):
+    """Bounds of the checks: what is too little, too much or too far off to go on from."""
+
+    min_accepted_pairs: Positive = gates(20)
+    """The dataset check fails below this many accepted pairs."""
+    min_acceptance_rate: Share = gates(0.15)
+    """The dataset check fails below this share of accepted pairs."""
+    min_pairs_per_document: float = gates(1, ge=0)
+    """The yield check warns below this many accepted pairs for each document, on average."""
+    min_segment_coverage: Share = gates(0.10)
+    """The coverage check warns below this share of segments with an accepted question."""
+    max_share_deviation: Share = gates(0.3)
+    """The mix check warns where a type's or hop count's share of the accepted pairs is farther from what was asked."""
+    min_mean_score: Score = gates(6)
+    """The score check warns where the mean of a criterion over all judged pairs is below."""
+    max_duplicate_rate: Share = gates(0.3)
+    """The duplicate check warns above this share of duplicates among the pairs that pass every threshold."""
+    min_round_trip_rate: Share = gates(0.3)
+    """The round-trip check warns below this share of pairs whose sources are all among the ten best."""
+    min_negative_coverage: Share = gates(0.5)
+    """The negatives check warns below this share of questions with all the negatives wanted."""
+    min_gain: float = gates(0.0, ge=-1, le=1)
+    """Least gain in nDCG@10 on the generated test questions for a release, relative to the base."""
+    max_labelled_loss: Share = gates(0.05)
+    """Greatest loss in nDCG@10 on any set of people's queries, absolute, against the base and against the release
+    served now; beyond it, or where a loss is significant, nothing is released."""
+    min_export_cosine: float = gates(0.99999, gt=0, le=1)
+    """Least cosine between the fp32 export's and the original model's vector, over the evaluation corpus."""
+    max_export_ndcg_delta: Share = gates(0.001)
+    """Greatest change of nDCG@10 that the fp32 export may bring."""
+    min_export_top10_overlap: Share = gates(0.99)
+    """Least mean overlap of the ten best passages, exported against original."""
+    min_proven_cosine: float = gates(0.999, gt=0, le=1)
+    """OpenVINO, and torch in half precision, are served only where their vectors come so near those of the fp32 export,
+    least cosine, on texts of the corpus when the endpoint starts."""
+    min_int8_top10_overlap: Share = gates(0.8)
+    """Least mean overlap of the ten best passages in a deployment's check, where int8 is served."""
+    min_champion_gain: float = gates(0.0, ge=-1, le=1)
+    """Least gain in nDCG@10 over the release served now, relative, on the generated test questions; below it that one
+    stays."""
+
+
+class Tracking(Group):
     """MLflow."""
 
-    uri: str | None = None
+    uri: str | None = runs(None)
     """Tracking URI; None: SQLite in the store."""
-    experiment: str = "embed-pipeline"
+    experiment: str = runs("embed-pipeline")
     """Experiment name."""
-    registered_model: str = "embed-pipeline"
+    registered_model: str = runs("embed-pipeline")
     """Registered model name."""
-    mlflow_url: str | None = None
+    mlflow_url: str | None = runs(None)
     """Address of the MLflow UI in a browser, for links from Dagster; None: ``uri``, where it is a server's."""
-    dagster_url: str | None = None
+    dagster_url: str | None = runs(None)
     """Address of the Dagster UI, such as ``http://host:3000``, for links from MLflow; None: run ids alone."""
 
 
-class Orchestration(_Stage):
+class Orchestration(Group):
     """Dagster."""
 
-    executor: Literal["multiprocess", "docker", "kubernetes"] = "multiprocess"
+    executor: Literal["multiprocess", "docker", "kubernetes"] = runs("multiprocess")
     """Where the steps of a run started from the UI, a sensor or a schedule run: processes here, containers, or
     Kubernetes jobs (extra ``k8s``)."""
-    max_parallel_steps: int = Field(default=2, ge=1, le=256)
+    max_parallel_steps: int = runs(2, ge=1, le=256)
     """Steps of one run at a time; steps that use the GPU always run one by one."""
-    gpus: int = Field(default=0, ge=0, le=64)
-    """GPUs that the Docker and Kubernetes executors give to each GPU-tagged step; 0: none."""
-    automatic: bool = False
+    gpus: int = runs(0, ge=0, le=64)
+    """GPUs that the Docker and Kubernetes executors give to each GPU-tagged step."""
+    automatic: bool = runs(False)  # noqa: FBT003 - a default
     """The document sensor, the automation of the cheap stages and the training schedule run from the start; else they
     wait to be switched on in the UI."""
-    poll_seconds: int = Field(default=60, ge=1, le=86_400)
+    poll_seconds: int = runs(60, ge=1, le=86_400)
     """Least time between two looks of the sensor at the documents folder."""
-    settle_seconds: float = Field(default=30, ge=0, le=86_400)
+    settle_seconds: float = runs(30, ge=0, le=86_400)
     """A file is taken by the sensor once nothing about it has changed for so long."""
-    files_per_tick: int = Field(default=5000, ge=1)
-    """Files that the sensor reads in one look; the rest waits for the next."""
-    bytes_per_tick: int = Field(default=500_000_000, ge=1)
-    """Bytes that the sensor reads in one look."""
-    runs_per_tick: int = Field(default=50, ge=1, le=1000)
-    """Runs that the sensor asks for in one look."""
-    training_cron: str = "0 3 * * *"
+    training_cron: str = runs("0 3 * * *")
     """When a training is considered: minute, hour, day, month and weekday, in UTC."""
-    min_new_pairs: int = Field(default=50, ge=1)
+    min_new_pairs: Positive = runs(50)
     """A scheduled training starts only with this many accepted pairs more than the last one had, batch by batch."""
-    max_deleted_share: Share = 0.5
+    max_deleted_share: Share = runs(0.5)
     """Where more than this share of the known files is gone at once, the sensor takes none for deleted: a mount may be
     missing. ``embed-pipeline sdg`` takes them."""
-    min_champion_gain: float = Field(default=0.0, ge=-1, le=1)
-    """Least gain in nDCG@10 over the release served now, relative, on the generated test questions; below it that one
-    stays. On labelled sets ``evaluation.max_labelled_loss`` is the bound."""
-    fresh_days: float = Field(default=8, ge=0.01, le=3650)
+    fresh_days: float = runs(8, ge=0.01, le=3650)
     """The UI warns when the corpus, the model or the deployment is older than so many days; twice that is an alarm."""
 
-    @field_validator("training_cron")
-    @classmethod
-    def _is_cron(cls, text: str) -> str:
-        fields = text.split()
-        if len(fields) != len(_CRON_BOUNDS):
-            message = f"{text!r} has {len(fields)} fields; expected five: minute hour day month weekday"
-            raise ValueError(message)
-        for field, (name, low, high) in zip(fields, _CRON_BOUNDS, strict=True):
-            parts = re.split(r"[,/-]", field)
-            if not all(part == "*" or (part.isdecimal() and low <= int(part) <= high) for part in parts):
-                message = f"{name} is {field!r}; expected *, or numbers from {low} to {high} with , - and /"
-                raise ValueError(message)
-        return text
+
+@dataclass(frozen=True)
+class Setting:
+    """How a setting is defined.
+
+    Attributes:
+        name: ``group.name``, or ``seed``.
+        field: type, default, bounds and description.
+        kind: what the setting is for.
+        assets: what it decides; empty for the other kinds.
+    """
+
+    name: str
+    field: FieldInfo
+    kind: Literal["decides", "runs", "gates"]
+    assets: tuple[str, ...]
 
 
-class Settings(_Stage):
-    """Everything that can be set, a group per stage."""
+class Settings(Group):
+    """Everything that can be set, a group for each topic."""
 
-    seed: int = Field(default=17, ge=0, lt=2**32)
+    seed: int = decides(
+        17,
+        *_ASKED,
+        "dataset_split",
+        "hard_negatives",
+        TRAINING,
+        *_MEASURED,
+        "deployment",
+        ge=0,
+        lt=2**32,
+    )
     """Seed of every random choice."""
     paths: Paths = Paths()
     corpus: Corpus = Corpus()
@@ -663,59 +748,152 @@ class Settings(_Stage):
     training_data: TrainingData = TrainingData()
     embedding: Embedding = Embedding()
     training: Training = Training()
+    adapter: Adapter = Adapter()
+    forgetting: Forgetting = Forgetting()
     evaluation: Evaluation = Evaluation()
     release: Release = Release()
     serving: Serving = Serving()
+    gates: Gates = Gates()
     tracking: Tracking = Tracking()
     orchestration: Orchestration = Orchestration()
+
+    @model_validator(mode="after")
+    def _changes_the_base(self) -> Settings:
+        if not self.training.contrastive and self.adapter.share in {"auto", 0}:
+            raise ValueError(
+                f"training.contrastive is false and adapter.share is {self.adapter.share}: the tuned model would be "
+                "the base; set adapter.share above 0"
+            )
+        return self
+
+    @classmethod
+    def definitions(cls) -> Iterator[Setting]:
+        """How each setting is defined, in the order of definition."""
+        for name, field in cls.model_fields.items():
+            inner = field.annotation.model_fields if _is_group(field) else {"": field}  # type: ignore[union-attr]
+            for own, definition in inner.items():
+                said: Any = definition.json_schema_extra
+                yield Setting(
+                    name=f"{name}.{own}" if own else name,
+                    field=definition,
+                    kind=said["kind"],
+                    assets=tuple(said.get("assets", ())),
+                )
 
     def tracking_uri(self) -> str:
         """MLflow tracking URI: the one set, or SQLite in the store."""
         return self.tracking.uri or f"sqlite:///{(self.paths.store / 'mlflow.db').resolve()}"
 
     def flat(self) -> dict[str, Any]:
-        """Every effective value under its ``stage.name``, JSON-ready, for run records; passwords in URLs are masked."""
-        groups = json.loads(_URL_PASSWORD.sub(r"\1***@", self.model_dump_json()))
-        nested = {f"{stage}.{name}": v for stage, g in groups.items() if isinstance(g, dict) for name, v in g.items()}
-        return {"seed": self.seed, **nested}
+        """Every effective value under its ``group.name``, JSON-ready, for run records; passwords in URLs are masked."""
+        return _leaves(json.loads(_URL_PASSWORD.sub(r"\1***@", self.model_dump_json())))
 
-    def digest(self, *stages: str) -> str:
-        """Short hash of the named groups and the seed, for asset code versions."""
-        chosen = {"seed": self.seed, **{stage: getattr(self, stage).model_dump(mode="json") for stage in stages}}
+    def digest(self, asset: str) -> str:
+        """Short hash of the settings that decide ``asset``, or a part of it: for code versions and fingerprints."""
+        parts = {asset, *PARTS.get(asset, ())}
+        values = _leaves(self.model_dump(mode="json"))
+        chosen = {setting.name: values[setting.name] for setting in self.definitions() if parts & {*setting.assets}}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
+    def as_environment(self, groups: Sequence[str]) -> dict[str, str]:
+        """The variables that give another process these values of ``groups``."""
+        return {
+            f"{ENVIRONMENT_PREFIX}{group}__{name}".upper(): _as_text(value)
+            for group in groups
+            for name, value in getattr(self, group).model_dump(mode="json").items()
+        }
 
-def load_settings(config: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
-    """Read settings from the TOML file and the environment.
+
+def _leaves(values: dict[str, Any]) -> dict[str, Any]:
+    groups = {name: group for name, group in values.items() if isinstance(group, dict)}
+    return {
+        "seed": values["seed"],
+        **{f"{name}.{own}": v for name, group in groups.items() for own, v in group.items()},
+    }
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, dict):
+        return ",".join(f"{name}={part}" for name, part in value.items())
+    return "none" if value is None else str(value)
+
+
+def load_settings(config: Path | None = None) -> Settings:
+    """Read settings from the TOML file and the environment, which wins.
 
     Args:
         config: TOML file; None: ``$EMBED_PIPELINE_CONFIG``, else ``embed_pipeline.toml`` here if there is one.
-        environment: variables to read; None: the process environment.
 
     Raises:
         SettingsError: naming each setting that is unknown, malformed or out of range, its value and the bound.
     """
-    environment = os.environ if environment is None else environment
-    named = config or (Path(environment[CONFIG_VARIABLE]) if CONFIG_VARIABLE in environment else None)
-    values = _read_toml(named) if named else _read_toml(Path("embed_pipeline.toml"), must_exist=False)
-    for variable in sorted(environment):
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _NOT_SETTINGS:
-            _set(values, _setting_name(variable), environment[variable])
+    named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+    if named and not named.exists():
+        message = f"settings file {named}: No such file or directory"
+        raise SettingsError(message)
+    _refuse_unknown_variables()
+    path = named or Path("embed_pipeline.toml")
     try:
-        return Settings.model_validate(values)
+        loaded = _Loaded(**TomlConfigSettingsSource(_Loaded, path)())
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
+    except OSError as error:
+        message = f"settings file {path}: {error.strerror}"
+        raise SettingsError(message) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        message = f"settings file {path} is not TOML: {error}"
+        raise SettingsError(message) from error
+    return Settings(**dict(loaded))
+
+
+class _Loaded(BaseSettings, Settings):
+    """Settings under the values of the environment; :class:`Settings` itself reads none."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", enable_decoding=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings' signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, then what is given (the file)."""
+        return env_settings, init_settings
+
+
+def _refuse_unknown_variables() -> None:
+    """Refuse variables of ours that name no group: pydantic-settings passes them over.
+
+    Raises:
+        SettingsError: naming the setting.
+    """
+    for variable in sorted(os.environ):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _NOT_SETTINGS:
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        field = Settings.model_fields.get(name[0])
+        if field is None:
+            message = f"unknown setting {'.'.join(name)!r}{_suggestion('.'.join(name))}"
+            raise SettingsError(message)
+        if len(name) > 1 and not _is_group(field):
+            message = f"{'.'.join(name)}: {name[0]} is a single setting, not a group"
+            raise SettingsError(message)
 
 
 def override_variable(assignment: str) -> tuple[str, str]:
-    """Turn ``stage.name=value`` into the environment variable that carries it.
+    """Turn ``group.name=value`` into the environment variable that carries it.
 
     Raises:
-        SettingsError: if the text has no ``=`` or the name is not ``stage.name`` or ``seed``.
+        SettingsError: if the text has no ``=`` or the name is not ``group.name`` or ``seed``.
     """
     name, separator, value = assignment.partition("=")
     if not separator or (name != "seed" and name.count(".") != 1):
-        message = f"--set {assignment!r}: expected stage.name=value, such as synthesis.max_hops=2"
+        message = f"--set {assignment!r}: expected group.name=value, such as synthesis.max_hops=2"
         raise SettingsError(message)
     return ENVIRONMENT_PREFIX + name.replace(".", "__").upper(), value
 
@@ -730,53 +908,29 @@ def serving_api_key() -> str | None:
     return os.environ.get(SERVING_KEY_VARIABLE)
 
 
-def _read_toml(path: Path, *, must_exist: bool = True) -> dict[str, Any]:
-    if not path.exists() and not must_exist:
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        message = f"settings file {path}: {error.strerror}"
-        raise SettingsError(message) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        message = f"settings file {path} is not TOML: {error}"
-        raise SettingsError(message) from error
-
-
-def _setting_name(variable: str) -> list[str]:
-    return variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-
-
-def _set(values: dict[str, Any], name: list[str], text: str) -> None:
-    """Put an environment value into the tree; lists are comma-separated, ``none`` is None."""
-    *stages, last = name
-    for stage in stages:
-        values = values.setdefault(stage, {})
-        if not isinstance(values, dict):
-            message = f"{'.'.join(name)}: {stage} is a single setting, not a group"
-            raise SettingsError(message)
-    field = Settings.model_fields.get(stages[0]) if stages else None
-    group = field.annotation if field else None
-    inner = group.model_fields.get(last) if isinstance(group, type) and issubclass(group, BaseModel) else None
-    is_list = inner is not None and str(inner.annotation).startswith("tuple")
-    values[last] = [p for p in text.split(",") if p] if is_list else (None if text.lower() == "none" else text)
-
-
 def _explain(error: ValidationError) -> str:
-    lines = []
+    lines: dict[str, str] = {}
+    words: dict[str, str] = {}
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown setting {name!r}{_suggestion([str(p) for p in problem['loc']])}")
-        else:
-            value = "" if isinstance(problem["input"], dict) else f" = {without_secrets(repr(problem['input']))}"
-            lines.append(f"setting {name or 'group'}{value}: {problem['msg']}")
-    return "; ".join(lines)
+            lines[name] = f"unknown setting {name!r}{_suggestion(name)}"
+            continue
+        # Of a number or a word there is a problem for each of the two, with which of them at the end of its place.
+        setting = next((one for one in Settings.definitions() if name.startswith(f"{one.name}.")), None)
+        if setting is not None and get_origin(setting.field.annotation) in {Union, UnionType}:
+            name = setting.name
+            if problem["type"] == "literal_error":
+                words[name] = f", or {problem['ctx']['expected']}"
+                continue
+        value = "" if isinstance(problem["input"], dict) else f" = {without_secrets(repr(problem['input']))}"
+        lines[name] = f"setting {name or 'group'}{value}: {problem['msg']}"
+    return "; ".join(line + words.get(name, "") for name, line in lines.items())
 
 
-def _suggestion(location: list[str]) -> str:
+def _suggestion(name: str) -> str:
     from difflib import get_close_matches
 
-    names = set(Settings().flat())
-    close = get_close_matches(".".join(location), sorted(names | set(Settings.model_fields)), n=1)
+    names = {setting.name for setting in Settings.definitions()} | set(Settings.model_fields)
+    close = get_close_matches(name, sorted(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

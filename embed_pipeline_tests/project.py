@@ -68,15 +68,15 @@ def small_project(root: Path, model: Path, base_url: str, **settings: str) -> Pr
         "EMBEDDING__MODEL": str(model),
         "CORPUS__SEGMENT_TOKENS": "60",
         "CORPUS__MIN_SEGMENT_TOKENS": "10",
-        "SYNTHESIS__MIN_ACCEPTED_PAIRS": "5",
+        "GATES__MIN_ACCEPTED_PAIRS": "5",
         # A model of random weights puts all questions close together.
         "SYNTHESIS__NEAR_DUPLICATE_SIMILARITY": "1",
         "TRAINING_DATA__MIN_TEST_QUESTIONS": "2",
         "TRAINING__EPOCHS": "1",
-        "EVALUATION__LABELLED": "",
+        "EVALUATION__QUERY_SETS": "",
         "EVALUATION__BOOTSTRAP_SAMPLES": "200",
         # A model of random weights learns little from so few examples; what is tested here is the way, not the gain.
-        "EVALUATION__MIN_GAIN": "-1",
+        "GATES__MIN_GAIN": "-1",
         **{name.upper(): value for name, value in settings.items()},
     }
     project = Project(root, {f"EMBED_PIPELINE_{name}": value for name, value in values.items()})

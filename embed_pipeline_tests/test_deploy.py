@@ -137,10 +137,12 @@ def test_a_run_knows_what_the_daemon_knows():
 
 
 @pytest.mark.parametrize("name", ["daemon", "code", "code-gpu", "embeddings", "embeddings-gpu"])
-def test_the_environment_holds_settings_that_exist(name, tmp_path):
+def test_the_environment_holds_settings_that_exist(name, tmp_path, monkeypatch):
     empty = tmp_path / "settings.toml"
     empty.write_text("")
-    load_settings(empty, environment_of(name))
+    for variable, value in environment_of(name).items():
+        monkeypatch.setenv(variable, value)
+    load_settings(empty)
 
 
 def test_code_location_and_runs_know_the_same_settings():
@@ -221,7 +223,7 @@ class TestDockerfile:
         assert not re.search(r"(PASSWORD|API_KEY|TOKEN)\s*=", path.read_text(encoding="utf-8"))
 
 
-def test_kubernetes_runs_the_same_definitions_under_the_same_limits(tmp_path):
+def test_kubernetes_runs_the_same_definitions_under_the_same_limits(tmp_path, monkeypatch):
     values = yaml.safe_load((DEPLOY / "kubernetes" / "values.yaml").read_text(encoding="utf-8"))
     [deployment] = values["dagster-user-deployments"]["deployments"]
     [server] = [entry["grpc_server"] for entry in yaml.safe_load((DEPLOY / "workspace.yaml").read_text())["load_from"]]
@@ -229,7 +231,9 @@ def test_kubernetes_runs_the_same_definitions_under_the_same_limits(tmp_path):
     assert deployment["dagsterApiGrpcArgs"] == ["--module-name", "embed_pipeline.definitions"]
     settings = tmp_path / "settings.toml"
     settings.write_text("")
-    loaded = load_settings(settings, {entry["name"]: entry["value"] for entry in deployment["env"]})
+    for entry in deployment["env"]:
+        monkeypatch.setenv(entry["name"], entry["value"])
+    loaded = load_settings(settings)
     assert loaded.orchestration.executor == "kubernetes"
     limits = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]["tagConcurrencyLimits"]
     assert limits == DAGSTER["concurrency"]["runs"]["tag_concurrency_limits"]

@@ -225,7 +225,7 @@ def _write_all(
     settings: Settings, last: int, changed: Sequence[BatchFile], deleted: Sequence[str]
 ) -> tuple[Batch, ...]:
     size = settings.corpus.documents_per_batch
-    lines = learned_lines(settings.paths.root) if settings.corpus.boilerplate_share else ()
+    lines = learned_lines(settings.paths.root) if settings.corpus.boilerplate_share != "off" else ()
     pieces = [changed[start : start + size] for start in range(0, len(changed), size)] or ([[]] if deleted else [])
     return tuple(
         _write(

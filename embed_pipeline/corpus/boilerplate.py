@@ -77,10 +77,10 @@ def remove_boilerplate(texts: Sequence[str], corpus: Corpus, known: Collection[s
 
     Args:
         texts: documents, in an order that does not change.
-        corpus: the two bounds; a share of 0 removes nothing.
+        corpus: the two bounds; a share of ``off`` removes nothing.
         known: ids of lines that other documents keep.
     """
-    if not corpus.boilerplate_share:
+    if corpus.boilerplate_share == "off":
         return Cleaned(tuple(texts), ())
     read = {text: _paragraphs(text) for text in texts}
     counts = _count(read.values())
@@ -148,7 +148,8 @@ def _count(read: Collection[list[_Paragraph]] | Iterator[list[_Paragraph]]) -> C
 
 
 def _recurring(counts: Counter[str], texts: int, corpus: Corpus, known: Collection[str]) -> set[str]:
-    least = max(corpus.boilerplate_documents, math.ceil(corpus.boilerplate_share * texts))
+    share = 0.0 if corpus.boilerplate_share == "off" else corpus.boilerplate_share
+    least = max(corpus.boilerplate_documents, math.ceil(share * texts))
     return {key for key, count in counts.items() if count >= least} | set(known)
 
 

@@ -54,7 +54,7 @@ def _only_on_generated(verdicts: Mapping[str, Verdict]) -> list[str]:
     if not labelled:
         caution = (
             "there are no questions written by people; a gain on generated questions may not carry over: add a BEIR "
-            "folder to evaluation.labelled"
+            "folder to evaluation.query_sets"
         )
         return [caution]
     if verdicts.get(GENERATED) is None or verdicts[GENERATED].outcome != "better":

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from embed_pipeline.evaluation.query_sets import GENERATED
-from embed_pipeline.settings import Evaluation
+from embed_pipeline.settings import Forgetting, Gates
 
 
 def headline(metrics: pl.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
@@ -21,7 +21,7 @@ def headline(metrics: pl.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["query_set"], row["system"]): row for row in rows.to_dicts()}
 
 
-def release_failures(metrics: pl.DataFrame, evaluation: Evaluation) -> list[str]:
+def release_failures(metrics: pl.DataFrame, gates: Gates) -> list[str]:
     """Why the tuned model may not be released, a sentence for each reason; empty: it may.
 
     The gain on the generated test questions is relative to the base. On a labelled set no loss may be significant,
@@ -30,7 +30,7 @@ def release_failures(metrics: pl.DataFrame, evaluation: Evaluation) -> list[str]
 
     Args:
         metrics: table ``retrieval_evaluation``.
-        evaluation: the bounds, ``min_gain`` and ``max_labelled_loss``.
+        gates: the bounds, ``min_gain`` and ``max_labelled_loss``.
     """
     rows = headline(metrics)
     figures = {key: row["value"] for key, row in rows.items()}
@@ -41,37 +41,37 @@ def release_failures(metrics: pl.DataFrame, evaluation: Evaluation) -> list[str]
     for name in sets:
         base, tuned = figures[name, "base"], figures[name, "tuned"]
         figure = f"nDCG@10 {tuned:.4f} against the base's {base:.4f}"
-        if name == GENERATED and tuned < base * (1 + evaluation.min_gain):
+        if name == GENERATED and tuned < base * (1 + gates.min_gain):
             failures.append(
-                f"{name}: {figure} is below the least relative gain evaluation.min_gain = {evaluation.min_gain}"
+                f"{name}: {figure} is below the least relative gain gates.min_gain = {gates.min_gain}"
             )
         low, high = (rows[name, "tuned"][f"difference_{end}"] for end in ("low", "high"))
         if name != GENERATED and high < 0:
             failures.append(f"{name}: {figure} is a significant loss, 95 % interval [{low:.4f}, {high:.4f}]")
-        elif name != GENERATED and base - tuned > evaluation.max_labelled_loss:
+        elif name != GENERATED and base - tuned > gates.max_labelled_loss:
             failures.append(
-                f"{name}: {figure} loses more than evaluation.max_labelled_loss = {evaluation.max_labelled_loss}"
+                f"{name}: {figure} loses more than gates.max_labelled_loss = {gates.max_labelled_loss}"
             )
     return failures
 
 
-def forgetting_failures(record: Mapping[str, Any], evaluation: Evaluation) -> list[str]:
+def forgetting_failures(record: Mapping[str, Any], forgetting: Forgetting) -> list[str]:
     """Why the tuned model has forgotten too much, a sentence for each reason; empty: it has not.
 
     Args:
         record: what training recorded beside the model: nDCG@10 on the general questions, ``general_before`` under
             the base and ``general_after`` under the model, None where it was not measured.
-        evaluation: the bound, ``max_forgetting``; with ``general_questions`` 0 nothing is checked.
+        forgetting: the bound, ``max_loss``; with no ``questions`` nothing is checked.
     """
-    if not evaluation.general_questions:
+    if not forgetting.questions:
         return []
     before, after = record.get("general_before"), record.get("general_after")
     if before is None or after is None:
         return ["the general questions were not scored when the model was trained; train it again"]
-    if before - after <= evaluation.max_forgetting:
+    if before - after <= forgetting.max_loss:
         return []
     tried = "; no mixture with the base's weights keeps both bounds" if record.get("tuned_share") == 0 else ""
     figure = f"nDCG@10 {after:.4f} against the base's {before:.4f}"
     return [
-        f"general questions: {figure} loses more than evaluation.max_forgetting = {evaluation.max_forgetting}{tried}"
+        f"general questions: {figure} loses more than forgetting.max_loss = {forgetting.max_loss}{tried}"
     ]

@@ -10,7 +10,7 @@ import polars as pl
 from embed_pipeline.evaluation.gates import headline
 from embed_pipeline.evaluation.query_sets import GENERATED, QuerySet
 from embed_pipeline.evaluation.retrieval import compare
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Gates, Settings
 from embed_pipeline.tables import CHAMPION_COMPARISON
 
 
@@ -55,16 +55,16 @@ def compare_with_champion(
     )
 
 
-def promotion_failures(comparison: pl.DataFrame, settings: Settings) -> list[str]:
+def promotion_failures(comparison: pl.DataFrame, gates: Gates) -> list[str]:
     """Why the candidate may not take the champion's place, a sentence for each reason; empty: it may.
 
     An empty comparison holds nothing against it: nothing is served yet, or it is the champion itself.
 
     Args:
         comparison: table ``champion_comparison``.
-        settings: ``orchestration.min_champion_gain`` and ``evaluation.max_labelled_loss``.
+        gates: ``min_champion_gain`` and ``max_labelled_loss``.
     """
-    gain, loss = settings.orchestration.min_champion_gain, settings.evaluation.max_labelled_loss
+    gain, loss = gates.min_champion_gain, gates.max_labelled_loss
     failures = []
     for row in comparison.sort("query_set").to_dicts():
         champion, candidate = row["champion_ndcg_10"], row["candidate_ndcg_10"]
@@ -73,7 +73,7 @@ def promotion_failures(comparison: pl.DataFrame, settings: Settings) -> list[str
             f"{row['champion']}, which is served"
         )
         if row["query_set"] == GENERATED and candidate < champion * (1 + gain):
-            failures.append(f"{figure}, is below the least relative gain orchestration.min_champion_gain = {gain}")
+            failures.append(f"{figure}, is below the least relative gain gates.min_champion_gain = {gain}")
         if row["query_set"] != GENERATED and champion - candidate > loss:
-            failures.append(f"{figure}, loses more than evaluation.max_labelled_loss = {loss}")
+            failures.append(f"{figure}, loses more than gates.max_labelled_loss = {loss}")
     return failures

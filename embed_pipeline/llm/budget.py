@@ -70,14 +70,14 @@ class Budget:
         used = self.usage
         caps = (
             ("max_calls", self._llm.max_calls, used.calls + self._open),
-            ("max_tokens", self._llm.max_tokens, used.tokens),
+            ("max_total_tokens", self._llm.max_total_tokens, used.tokens),
             ("max_cost", self._llm.max_cost, used.cost),
         )
         for name, cap, spent in caps:
-            if cap and spent >= cap:
+            if cap is not None and spent >= cap:
                 message = (
                     f"llm.{name} is {cap} and {spent:.6g} is used ({used.line()}). Every answer paid for is stored: "
-                    f"raise llm.{name} (0: no cap) and run the same command again to go on from here."
+                    f"raise llm.{name} (none: no cap) and run the same command again to go on from here."
                 )
                 raise BudgetExhausted(message)
 

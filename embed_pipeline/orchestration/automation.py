@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+from dagster._utils.schedules import is_valid_cron_schedule
 from filelock import FileLock, Timeout
 
 from embed_pipeline.corpus.batches import Look, Pace, batch_names, batch_number, look_at_documents
@@ -18,50 +19,58 @@ from embed_pipeline.orchestration.freshness import is_current
 from embed_pipeline.orchestration.gates import failed_gates
 from embed_pipeline.orchestration.jobs import OVERALL_TAGS, RETRAIN, STAGES
 from embed_pipeline.orchestration.partitions import document_batches
-from embed_pipeline.settings import Orchestration, Settings, load_settings
+from embed_pipeline.settings import Orchestration, Settings, SettingsError
 
-_OPTIONS = load_settings().orchestration
-# The daemon gives a tick a minute.
+# What the sensor reads in one look, and asks for: the rest waits for the next. The daemon gives a tick a minute.
 _LOOK_SECONDS = 30
+LOOK_FILES = 5000
+LOOK_BYTES = 500_000_000
+RUNS_PER_LOOK = 50
 _PARTITIONS = str(document_batches.name)
 _PER_BATCH = [assets for assets in STAGES["sdg"] if assets.partitions_def is not None]
 _OVERALL = [assets for name in ("sdg", "prep") for assets in STAGES[name] if assets.partitions_def is None]
 
 
-@dg.sensor(
-    job_name="sdg",
-    minimum_interval_seconds=_OPTIONS.poll_seconds,
-    default_status=dg.DefaultSensorStatus.RUNNING if _OPTIONS.automatic else dg.DefaultSensorStatus.STOPPED,
-    description="New, changed and deleted documents: cuts them into batches and starts a run of sdg for each.",
-)
-def new_documents(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Look at the documents folder and ask for a run of every batch that has had none.
+def document_sensor(settings: Settings) -> dg.SensorDefinition:
+    """The sensor that looks at the documents folder."""
+    options = settings.orchestration
 
-    The manifests in the store say what has been seen; the cursor is the number of the last batch that a run was asked
-    for. A tick that is cut off is made good by the next, and one that is made twice asks for the same run keys.
-    """
-    settings = load_settings()
-    settings.paths.store.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(settings.paths.store / ".lock").acquire(timeout=0):
-            close_abandoned(context.instance, settings.paths.store)
-            look = look_at_documents(settings, _pace(settings.orchestration))
-    except Timeout:
-        return dg.SkipReason(f"an embed-pipeline command is at work on {settings.paths.store}")
-    except CorpusError as error:
-        if batch_names(settings.paths.root):
-            raise  # what was there is not: an alarm
-        return dg.SkipReason(str(error))
-    if look.held_back:
-        context.log.warning(_held_back(look, settings))
-    return _asked_for(context, look, settings)
+    @dg.sensor(
+        job_name="sdg",
+        minimum_interval_seconds=options.poll_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING if options.automatic else dg.DefaultSensorStatus.STOPPED,
+        description="New, changed and deleted documents: cuts them into batches and starts a run of sdg for each.",
+    )
+    def new_documents(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        """Look at the documents folder and ask for a run of every batch that has had none.
+
+        The manifests in the store say what has been seen; the cursor is the number of the last batch that a run was
+        asked for. A tick that is cut off is made good by the next, and one that is made twice asks for the same run
+        keys.
+        """
+        settings.paths.store.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(settings.paths.store / ".lock").acquire(timeout=0):
+                close_abandoned(context.instance, settings.paths.store)
+                look = look_at_documents(settings, _pace(options))
+        except Timeout:
+            return dg.SkipReason(f"an embed-pipeline command is at work on {settings.paths.store}")
+        except CorpusError as error:
+            if batch_names(settings.paths.root):
+                raise  # what was there is not: an alarm
+            return dg.SkipReason(str(error))
+        if look.held_back:
+            context.log.warning(_held_back(look, settings))
+        return _asked_for(context, look, settings)
+
+    return new_documents
 
 
 def _pace(options: Orchestration) -> Pace:
     return Pace(
         settle_seconds=options.settle_seconds,
-        files=options.files_per_tick,
-        bytes=options.bytes_per_tick,
+        files=LOOK_FILES,
+        bytes=LOOK_BYTES,
         seconds=_LOOK_SECONDS,
         max_deleted_share=options.max_deleted_share,
     )
@@ -72,9 +81,7 @@ def _asked_for(context: dg.SensorEvaluationContext, look: Look, settings: Settin
     known = set(context.instance.get_dynamic_partitions(_PARTITIONS))
     last = int(context.cursor or 0)
     names = batch_names(settings.paths.root)
-    due = [name for name in names if batch_number(name) > last or name not in known][
-        : settings.orchestration.runs_per_tick
-    ]
+    due = [name for name in names if batch_number(name) > last or name not in known][:RUNS_PER_LOOK]
     if not due:
         return dg.SkipReason(_nothing_due(look, settings))
     scored = context.instance.get_materialized_partitions(dg.AssetKey("qa_scores"))
@@ -113,47 +120,64 @@ def _nothing_due(look: Look, settings: Settings) -> str:
     return "; ".join(found)
 
 
-cheap_stages = dg.AutomationConditionSensorDefinition(
-    "cheap_stages",
-    target=dg.AssetSelection.assets(*_OVERALL),
-    description="Corpus, questions, split, negatives and examples follow what they are made from, gates respected.",
-    default_status=dg.DefaultSensorStatus.RUNNING if _OPTIONS.automatic else dg.DefaultSensorStatus.STOPPED,
-    minimum_interval_seconds=_OPTIONS.poll_seconds,
-    run_tags=dict(OVERALL_TAGS),
-)
+def cheap_stages(options: Orchestration) -> dg.AutomationConditionSensorDefinition:
+    """The automation of what is cheap to make: it follows what it is made from."""
+    return dg.AutomationConditionSensorDefinition(
+        "cheap_stages",
+        target=dg.AssetSelection.assets(*_OVERALL),
+        description="Corpus, questions, split, negatives and examples follow what they are made from, gates respected.",
+        default_status=dg.DefaultSensorStatus.RUNNING if options.automatic else dg.DefaultSensorStatus.STOPPED,
+        minimum_interval_seconds=options.poll_seconds,
+        run_tags=dict(OVERALL_TAGS),
+    )
 
 
-@dg.schedule(
-    cron_schedule=_OPTIONS.training_cron,
-    job_name=RETRAIN,
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING if _OPTIONS.automatic else dg.DefaultScheduleStatus.STOPPED,
-    description="Trains when enough accepted pairs are new, then compares, exports, and deploys what passes the gates.",
-)
-def training(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Ask for a training when ``orchestration.min_new_pairs`` came since the last one and no gate is shut."""
-    settings = load_settings()
-    new, least = new_pairs(context.instance), settings.orchestration.min_new_pairs
-    if new is None:
-        return dg.SkipReason("there are no accepted pairs yet")
-    if new < least:
-        return dg.SkipReason(
-            f"{new} accepted pairs are new since the last training, orchestration.min_new_pairs {least}"
+def training_schedule(options: Orchestration) -> dg.ScheduleDefinition:
+    """The schedule that considers a training.
+
+    Raises:
+        SettingsError: ``training_cron`` is no schedule.
+    """
+    if not is_valid_cron_schedule(options.training_cron):
+        raise SettingsError(
+            f"setting orchestration.training_cron = {options.training_cron!r}: expected minute, hour, day, month and "
+            "weekday, such as '0 3 * * mon'"
         )
-    graph = context.repository_def.asset_graph if context.repository_def else None
-    keys = {key for assets in _OVERALL for key in assets.keys}
-    failed = failed_gates(context.instance, graph, keys) if graph else []
-    if failed:
-        return dg.SkipReason(f"{new} accepted pairs are new, but {'; '.join(failed)}")
-    stale = [
-        key.to_user_string()
-        for assets in STAGES["prep"]
-        for key in sorted(assets.keys, key=str)
-        if not is_current(context.instance, assets, None)
-    ]
-    if stale:
-        return dg.SkipReason(f"{new} accepted pairs are new, but {', '.join(stale)} do not hold them yet")
-    return dg.RunRequest(tags={"embed_pipeline/new_pairs": str(new)})
+
+    @dg.schedule(
+        cron_schedule=options.training_cron,
+        job_name=RETRAIN,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING if options.automatic else dg.DefaultScheduleStatus.STOPPED,
+        description="Trains when enough pairs are new, then compares, exports, and deploys what passes the gates.",
+    )
+    def training(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        """Ask for a training when ``orchestration.min_new_pairs`` came since the last one and no gate is shut."""
+        new, least = new_pairs(context.instance), options.min_new_pairs
+        if new is None:
+            return dg.SkipReason("there are no accepted pairs yet")
+        if new < least:
+            return dg.SkipReason(
+                f"{new} accepted pairs are new since the last training, orchestration.min_new_pairs {least}"
+            )
+        repository = context.repository_def
+        if repository is None:
+            raise dg.DagsterInvariantViolationError("the schedule is evaluated without its repository")
+        keys = {key for assets in _OVERALL for key in assets.keys}
+        failed = failed_gates(context.instance, repository.asset_graph, keys)
+        if failed:
+            return dg.SkipReason(f"{new} accepted pairs are new, but {'; '.join(failed)}")
+        stale = [
+            key.to_user_string()
+            for assets in STAGES["prep"]
+            for key in sorted(assets.keys, key=str)
+            if not is_current(context.instance, repository.assets_defs_by_key[key], None)
+        ]
+        if stale:
+            return dg.SkipReason(f"{new} accepted pairs are new, but {', '.join(stale)} do not hold them yet")
+        return dg.RunRequest(tags={"embed_pipeline/new_pairs": str(new)})
+
+    return training
 
 
 def new_pairs(instance: dg.DagsterInstance) -> int | None:
@@ -183,5 +207,11 @@ def _by_batch(materialization: dg.AssetMaterialization) -> Mapping[str, int]:
     return dict(json.loads(value) if isinstance(value, str) else value)
 
 
-all_sensors = [new_documents, cheap_stages]
-all_schedules = [training]
+def all_sensors(settings: Settings) -> list[dg.SensorDefinition]:
+    """The sensors, as the settings want them."""
+    return [document_sensor(settings), cheap_stages(settings.orchestration)]
+
+
+def all_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
+    """The schedules, as the settings want them."""
+    return [training_schedule(settings.orchestration)]

@@ -9,6 +9,7 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline import tables
+from embed_pipeline.enumerations import GENERATED
 from embed_pipeline.evaluation.gates import forgetting_failures, headline, release_failures
 from embed_pipeline.evaluation.promotion import promotion_failures
 from embed_pipeline.orchestration.partitions import all_batches
@@ -17,11 +18,10 @@ from embed_pipeline.release.manifest import BundleError, verify_bundle
 from embed_pipeline.release.parity import read_parity
 from embed_pipeline.release.precision import measured_precisions, precision_failures
 from embed_pipeline.serving.deployment import deployment_failures
-from embed_pipeline.settings import load_settings
+from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis import checks
 from embed_pipeline.training.record import read_record
 from embed_pipeline.training_data.audit import full_share, negatives_failures
-from embed_pipeline.training_data.labels import LABELS
 from embed_pipeline.training_data.split import split_failures
 
 
@@ -102,29 +102,28 @@ _MEASURES: Mapping[str, tuple[str, bool]] = MappingProxyType(
     },
 )
 def generated_set(
-    qa_dataset: pl.DataFrame, qa_decisions: pl.DataFrame, corpus: pl.DataFrame
+    settings: dg.ResourceParam[Settings], qa_dataset: pl.DataFrame, qa_decisions: pl.DataFrame, corpus: pl.DataFrame
 ) -> Iterable[dg.AssetCheckResult]:
-    """The thresholds of ``synthesis``, in one step: each of them alone would take a process of its own.
+    """The bounds of the generated set, in one step: each of them alone would take a process of its own.
 
     All but the first are about what a language model wrote, apart from pairs of other sources and their passages.
     """
-    settings = load_settings()
-    options = settings.synthesis
-    enough = checks.accepted_pairs(qa_dataset, qa_decisions, options)
+    gates = settings.gates
+    enough = checks.accepted_pairs(qa_dataset, qa_decisions, gates)
     yield _measured(enough, name="enough_accepted_pairs", hard=True)
     if not settings.training_data.generates:
         for name in _MEASURES.keys() - {"enough_accepted_pairs"}:
             yield dg.AssetCheckResult(passed=True, check_name=name, description=_NOTHING_GENERATED)
         return
-    written = qa_dataset.join(qa_decisions.filter("accepted"), on="qa_id", how="semi")
-    asked_of = corpus.filter(~pl.col("path").str.starts_with(f"{LABELS}/"))
+    written = qa_dataset.filter(pl.col("origin") == GENERATED)
+    asked_of = corpus.filter(pl.col("label_set").is_null())
     measured = {
-        "acceptance_rate": checks.acceptance_rate(qa_decisions, options),
-        "yield_per_document": checks.yield_per_document(written, asked_of, options),
-        "segment_coverage": checks.segment_coverage(written, asked_of, options),
-        "asked_mix": checks.asked_mix(written, options),
-        "duplicate_rate": checks.duplicate_rate(qa_decisions, options),
-        "round_trip_rate": checks.round_trip_rate(qa_decisions, options),
+        "acceptance_rate": checks.acceptance_rate(qa_decisions, gates),
+        "yield_per_document": checks.yield_per_document(written, asked_of, gates),
+        "segment_coverage": checks.segment_coverage(written, asked_of, gates),
+        "asked_mix": checks.asked_mix(written, settings.synthesis, gates),
+        "duplicate_rate": checks.duplicate_rate(qa_decisions, gates),
+        "round_trip_rate": checks.round_trip_rate(qa_decisions, gates),
     }
     for name, check in measured.items():
         yield _measured(check, name=name, hard=_MEASURES[name][1])
@@ -135,12 +134,14 @@ def generated_set(
     description="Judged pairs score well on every criterion, on average.",
     additional_ins={"qa_decisions": dg.AssetIn("qa_decisions"), "qa_scores": all_batches()},
 )
-def mean_scores(qa_decisions: pl.DataFrame, qa_scores: dict[str, pl.DataFrame]) -> dg.AssetCheckResult:
-    """``synthesis.min_mean_score``."""
-    if not load_settings().training_data.generates:
+def mean_scores(
+    settings: dg.ResourceParam[Settings], qa_decisions: pl.DataFrame, qa_scores: dict[str, pl.DataFrame]
+) -> dg.AssetCheckResult:
+    """``gates.min_mean_score``."""
+    if not settings.training_data.generates:
         return dg.AssetCheckResult(passed=True, description=_NOTHING_GENERATED)
     scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
-    return _measured(checks.mean_scores(scores, qa_decisions, load_settings().synthesis))
+    return _measured(checks.mean_scores(scores, qa_decisions, settings.gates))
 
 
 @dg.asset_check(
@@ -149,9 +150,10 @@ def mean_scores(qa_decisions: pl.DataFrame, qa_scores: dict[str, pl.DataFrame]) 
     description="No leak: no group on two sides, no test question or copy of one in train; enough test questions.",
     additional_ins={"qa_dataset": dg.AssetIn("qa_dataset")},
 )
-def split_is_sound(dataset_split: pl.DataFrame, qa_dataset: pl.DataFrame) -> dg.AssetCheckResult:
+def split_is_sound(
+    settings: dg.ResourceParam[Settings], dataset_split: pl.DataFrame, qa_dataset: pl.DataFrame
+) -> dg.AssetCheckResult:
     """``training_data.min_test_questions``, and the rules of the split."""
-    settings = load_settings()
     tested = dataset_split.filter(pl.col("split") == "test").height
     return _none_of(
         split_failures(dataset_split, qa_dataset, settings),
@@ -165,20 +167,22 @@ def split_is_sound(dataset_split: pl.DataFrame, qa_dataset: pl.DataFrame) -> dg.
     description="Every negative is wrong: under the ceiling, no positive and no copy of one.",
     additional_ins={"corpus": dg.AssetIn("corpus")},
 )
-def negatives_are_wrong(hard_negatives: pl.DataFrame, corpus: pl.DataFrame) -> dg.AssetCheckResult:
-    """``training_data.relative_margin`` and ``absolute_margin``."""
+def negatives_are_wrong(
+    settings: dg.ResourceParam[Settings], hard_negatives: pl.DataFrame, corpus: pl.DataFrame
+) -> dg.AssetCheckResult:
+    """``training_data.relative_margin``, and the rules of mining."""
     found = {
         "questions": hard_negatives.height,
         "negatives": int(hard_negatives["negative_segment_ids"].list.len().sum()),
     }
-    return _none_of(negatives_failures(hard_negatives, corpus, load_settings()), found)
+    return _none_of(negatives_failures(hard_negatives, corpus, settings), found)
 
 
 @dg.asset_check(asset="hard_negatives", description="Most questions have all the hard negatives that were wanted.")
-def negatives_suffice(hard_negatives: pl.DataFrame) -> dg.AssetCheckResult:
-    """``training_data.min_negative_coverage``."""
-    options = load_settings().training_data
-    share, bound = full_share(hard_negatives, options.num_negatives), options.min_negative_coverage
+def negatives_suffice(settings: dg.ResourceParam[Settings], hard_negatives: pl.DataFrame) -> dg.AssetCheckResult:
+    """``gates.min_negative_coverage``."""
+    share = full_share(hard_negatives, settings.training_data.num_negatives)
+    bound = settings.gates.min_negative_coverage
     return _figure(share, bound, passed=share >= bound)
 
 
@@ -187,40 +191,41 @@ def negatives_suffice(hard_negatives: pl.DataFrame) -> dg.AssetCheckResult:
     blocking=True,
     description="The tuned model is better than its base, and worse on no set of people's questions.",
 )
-def tuned_is_better(retrieval_evaluation: pl.DataFrame) -> dg.AssetCheckResult:
-    """``evaluation.min_gain`` and ``evaluation.max_labelled_loss``."""
-    options = load_settings().evaluation
+def tuned_is_better(settings: dg.ResourceParam[Settings], retrieval_evaluation: pl.DataFrame) -> dg.AssetCheckResult:
+    """``gates.min_gain`` and ``gates.max_labelled_loss``."""
+    gates = settings.gates
     figures = {
         f"{query_set}_{system}_ndcg_10": row["value"]
         for (query_set, system), row in headline(retrieval_evaluation).items()
         if system in {"base", "tuned"}
     }
-    return _none_of(release_failures(retrieval_evaluation, options), figures | {"min_gain": options.min_gain})
+    return _none_of(release_failures(retrieval_evaluation, gates), figures | {"min_gain": gates.min_gain})
 
 
 @dg.asset_check(
     asset="finetuned_model", blocking=True, description="The model still knows what its base knew of general text."
 )
-def base_is_not_forgotten(finetuned_model: Path) -> dg.AssetCheckResult:
-    """``evaluation.max_forgetting``, on questions from the standard library's documentation."""
-    options, record = load_settings().evaluation, read_record(finetuned_model)
+def base_is_not_forgotten(settings: dg.ResourceParam[Settings], finetuned_model: Path) -> dg.AssetCheckResult:
+    """``forgetting.max_loss``, on questions from the standard library's documentation."""
+    record = read_record(finetuned_model)
     figures = {name: record.get(name) for name in ("general_before", "general_after")}
-    return _none_of(forgetting_failures(record, options), figures | {"max_forgetting": options.max_forgetting})
+    return _none_of(
+        forgetting_failures(record, settings.forgetting), figures | {"max_loss": settings.forgetting.max_loss}
+    )
 
 
 @dg.asset_check(asset="onnx_model", blocking=True, description="The export gives the original's vectors and rankings.")
-def export_is_faithful(onnx_model: Path) -> dg.AssetCheckResult:
-    """``release.min_cosine``, ``max_ndcg_delta`` and ``min_top10_overlap``."""
+def export_is_faithful(settings: dg.ResourceParam[Settings], onnx_model: Path) -> dg.AssetCheckResult:
+    """``gates.min_export_cosine``, ``max_export_ndcg_delta`` and ``min_export_top10_overlap``."""
     parity = read_parity(onnx_model)
-    return _none_of(parity.failures(load_settings().release), parity.figures)
+    return _none_of(parity.failures(settings.gates), parity.figures)
 
 
 @dg.asset_check(
     asset="onnx_precisions", description="Every other precision keeps to its bounds; one that does not is not released."
 )
-def precisions_are_faithful(onnx_precisions: Path) -> dg.AssetCheckResult:
-    """``release.min_fp16_cosine`` and ``serving.max_int8_ndcg_delta``."""
-    settings = load_settings()
+def precisions_are_faithful(settings: dg.ResourceParam[Settings], onnx_precisions: Path) -> dg.AssetCheckResult:
+    """``release.min_fp16_cosine`` and ``release.max_int8_ndcg_delta``."""
     measured = measured_precisions(onnx_precisions).items()
     return _none_of(
         [failure for precision, parity in measured for failure in precision_failures(precision, parity, settings)],
@@ -242,24 +247,25 @@ def bundle_is_whole(release: Path) -> dg.AssetCheckResult:
 @dg.asset_check(
     asset="champion_comparison", blocking=True, description="The new release is no worse than the one that is served."
 )
-def no_worse_than_champion(champion_comparison: pl.DataFrame) -> dg.AssetCheckResult:
-    """``orchestration.min_champion_gain`` and ``evaluation.max_labelled_loss``."""
+def no_worse_than_champion(
+    settings: dg.ResourceParam[Settings], champion_comparison: pl.DataFrame
+) -> dg.AssetCheckResult:
+    """``gates.min_champion_gain`` and ``gates.max_labelled_loss``."""
     figures = {
         f"{row['query_set']}_{system}_ndcg_10": row[f"{system}_ndcg_10"]
         for row in champion_comparison.sort("query_set").to_dicts()
         for system in ("champion", "candidate")
     }
-    settings = load_settings()
-    bound = {"min_champion_gain": settings.orchestration.min_champion_gain}
-    return _none_of(promotion_failures(champion_comparison, settings), figures | bound)
+    bound = {"min_champion_gain": settings.gates.min_champion_gain}
+    return _none_of(promotion_failures(champion_comparison, settings.gates), figures | bound)
 
 
 @dg.asset_check(asset="deployment", blocking=True, description="The endpoint gives the model's vectors and rankings.")
-def endpoint_is_faithful(deployment: pl.DataFrame) -> dg.AssetCheckResult:
-    """``release.min_cosine`` and ``min_top10_overlap``, through the endpoint."""
+def endpoint_is_faithful(settings: dg.ResourceParam[Settings], deployment: pl.DataFrame) -> dg.AssetCheckResult:
+    """``gates.min_export_cosine`` and ``gates.min_export_top10_overlap``, through the endpoint."""
     served = deployment.row(0, named=True)
     figures = {name: served[name] for name in ("texts_compared", "min_cosine", "top10_overlap", "median_milliseconds")}
-    return _none_of(deployment_failures(deployment, load_settings()), figures)
+    return _none_of(deployment_failures(deployment, settings), figures)
 
 
 all_checks = [

@@ -1,14 +1,14 @@
 """Steps as containers, the GPU only for those that are tagged for it.
 
-Dagster's Docker executor gives every container the same settings. This one merges a step's own
-``docker/container_kwargs`` tag into them, which is where :func:`.executors.gpu_step` asks for the device.
+Dagster's Docker executor gives every container the same settings. This one adds the device requests to the steps that
+carry a tag.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+import docker
 from dagster._core.execution.retries import RetryMode
 from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.executor.step_delegating import StepDelegatingExecutor
@@ -16,51 +16,52 @@ from dagster._core.executor.step_delegating.step_handler.base import StepHandler
 from dagster_docker.container_context import DockerContainerContext
 from dagster_docker.docker_executor import DockerStepHandler, docker_executor
 
-CONTAINER_TAG = "docker/container_kwargs"
 
+class GpuStepHandler(DockerStepHandler):
+    """Dagster's step handler, with ``gpus`` devices for the steps whose ``tag`` is set."""
 
-class TaggedStepHandler(DockerStepHandler):
-    """Dagster's step handler, with the step's own container settings on top of the common ones."""
+    def __init__(self, image: str | None, common: DockerContainerContext, *, gpus: int, tag: str) -> None:
+        super().__init__(image, common)
+        self._gpus, self._tag = gpus, tag
 
     def _get_docker_container_context(self, step_handler_context: StepHandlerContext) -> DockerContainerContext:
         common: DockerContainerContext = super()._get_docker_container_context(step_handler_context)
-        own = container_kwargs(step_handler_context.step_tags[self._get_step_key(step_handler_context)])
-        merged: DockerContainerContext = common.merge(DockerContainerContext(container_kwargs=own))
+        tags = step_handler_context.step_tags[self._get_step_key(step_handler_context)]
+        if not self._gpus or self._tag not in tags:
+            return common
+        device = docker.types.DeviceRequest(driver="nvidia", count=self._gpus, capabilities=[["gpu"]])
+        merged: DockerContainerContext = common.merge(
+            DockerContainerContext(container_kwargs={"device_requests": [device]})
+        )
         return merged
 
 
-def container_kwargs(tags: Mapping[str, str]) -> dict[str, Any]:
-    """A step's container settings: the JSON of its tag, device requests as the Docker client wants them."""
-    import docker
+def gpu_docker_executor(*, gpus: int, tag: str) -> dg.ExecutorDefinition:
+    """Dagster's Docker executor with :class:`GpuStepHandler`; its configuration is the same."""
 
-    kwargs: dict[str, Any] = json.loads(tags.get(CONTAINER_TAG, "{}"))
-    if "device_requests" in kwargs:
-        kwargs["device_requests"] = [docker.types.DeviceRequest(**request) for request in kwargs["device_requests"]]
-    return kwargs
-
-
-@dg.executor(
-    name="gpu_docker",
-    config_schema=docker_executor.config_schema.config_type,
-    requirements=dg.multiple_process_executor_requirements(),
-)
-def gpu_docker_executor(init_context: dg.InitExecutorContext) -> dg.Executor:
-    """Dagster's Docker executor with :class:`TaggedStepHandler`; its configuration is the same."""
-    config: Mapping[str, Any] = init_context.executor_config
-    retries = RetryMode.from_config(config["retries"])
-    if retries is None:
-        raise dg.DagsterInvariantViolationError(f"executor retries {config['retries']!r} name no mode")
-    networks = config.get("networks") or ([config["network"]] if config.get("network") else [])
-    common = DockerContainerContext(
-        registry=config.get("registry"),
-        env_vars=config.get("env_vars") or [],
-        networks=networks,
-        container_kwargs=config.get("container_kwargs"),
+    @dg.executor(
+        name="gpu_docker",
+        config_schema=docker_executor.config_schema.config_type,
+        requirements=dg.multiple_process_executor_requirements(),
     )
-    return StepDelegatingExecutor(
-        TaggedStepHandler(config.get("image"), common),
-        retries=retries,
-        max_concurrent=config.get("max_concurrent"),
-        tag_concurrency_limits=config.get("tag_concurrency_limits") or [],
-        step_dependency_config=StepDependencyConfig.from_config(config.get("step_dependency_config")),
-    )
+    def executor(init_context: dg.InitExecutorContext) -> dg.Executor:
+        config: Mapping[str, Any] = init_context.executor_config
+        retries = RetryMode.from_config(config["retries"])
+        if retries is None:
+            raise dg.DagsterInvariantViolationError(f"executor retries {config['retries']!r} name no mode")
+        networks = config.get("networks") or ([config["network"]] if config.get("network") else [])
+        common = DockerContainerContext(
+            registry=config.get("registry"),
+            env_vars=config.get("env_vars") or [],
+            networks=networks,
+            container_kwargs=config.get("container_kwargs"),
+        )
+        return StepDelegatingExecutor(
+            GpuStepHandler(config.get("image"), common, gpus=gpus, tag=tag),
+            retries=retries,
+            max_concurrent=config.get("max_concurrent"),
+            tag_concurrency_limits=config.get("tag_concurrency_limits") or [],
+            step_dependency_config=StepDependencyConfig.from_config(config.get("step_dependency_config")),
+        )
+
+    return executor

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -10,7 +9,6 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.evaluation.plots import markdown_image
-from embed_pipeline.settings import load_settings
 
 OWNERS = ["team:search"]
 _SAMPLE_ROWS = 8
@@ -28,12 +26,6 @@ def described(name: str, group: str, kinds: set[str]) -> dict[str, Any]:
         "kinds": {"polars", *kinds},
         "io_manager_key": "tables",
     }
-
-
-def kept_fresh() -> dg.FreshnessPolicy:
-    """The UI warns when an asset was not made for ``orchestration.fresh_days``, and alarms at twice that."""
-    days = load_settings().orchestration.fresh_days
-    return dg.FreshnessPolicy.time_window(fail_window=timedelta(days=2 * days), warn_window=timedelta(days=days))
 
 
 def column_schema(table: tables.Table) -> dg.TableSchema:
@@ -81,18 +73,18 @@ def figures(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(value: object) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
     text = " ".join(text.replace("|", "\\|").replace("`", "'").split())
     return text if len(text) <= _CELL_CHARACTERS else text[:_CELL_CHARACTERS] + " …"
 
 
-def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame, seed: int) -> dg.MarkdownMetadataValue:
-    """A seeded sample of accepted pairs, each followed from its question through its hops to segment and document."""
+def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame) -> dg.MarkdownMetadataValue:
+    """A fixed sample of accepted pairs, each followed from its question through its hops to segment and document."""
     sources = {row["segment_id"]: row for row in corpus.to_dicts()}
-    chance = random.Random(f"{seed} traced")  # noqa: S311 - which pairs are shown
+    chance = random.Random("traced")  # noqa: S311 - which pairs are shown
     parts = []
     for row in pairs[sorted(chance.sample(range(pairs.height), min(_SAMPLE_ROWS, pairs.height)))].to_dicts():
-        parts.append(f"**{_cell(row['question'])}** `{row['qa_id']}`\n\n{_cell(row['answer'])}\n")
+        parts.append(f"**{_cell(row['question'])}** `{row['qa_id']}`, {row['origin']}\n\n{_cell(row['answer'])}\n")
         for hop in row["hops"]:
             for segment in hop["segment_ids"]:
                 source = sources[segment]

@@ -40,6 +40,11 @@ class StageRunner:
         self._definitions = definitions
         self._instance = instance
         self._settings = settings
+        # As the settings want them, with their code versions.
+        self._stages = {
+            stage: [definitions.resolve_assets_def(min(assets.keys)) for assets in group]
+            for stage, group in STAGES.items()
+        }
 
     def run(self, stage: str, *, force: bool = False, config: Mapping[str, Any] | None = None) -> StageOutcome:
         """Materialize what is not current of ``stage``, in one run of its job (for sdg: one for each batch, then one).
@@ -58,8 +63,8 @@ class StageRunner:
             if stage == "sdg":
                 self._add_batches()
             self._check_inputs(stage)
-            per_batch = [assets for assets in STAGES[stage] if assets.partitions_def is not None]
-            overall = [assets for assets in STAGES[stage] if assets.partitions_def is None]
+            per_batch = [assets for assets in self._stages[stage] if assets.partitions_def is not None]
+            overall = [assets for assets in self._stages[stage] if assets.partitions_def is None]
             if per_batch:
                 for batch in load_batches(self._settings.paths.root):
                     self._make(stage, per_batch, batch.name, outcome, force=force, config={})
@@ -117,16 +122,21 @@ class StageRunner:
 
     def _check_inputs(self, stage: str) -> None:
         """Refuse to go on from an asset that is missing or whose blocking check failed."""
-        own = {key for definition in STAGES[stage] for key in definition.keys}
-        for definition in _before(stage):
-            needed = definition.keys & {dep for a in STAGES[stage] for key in a.keys for dep in a.asset_deps[key]} - own
+        group = self._stages[stage]
+        own = {key for definition in group for key in definition.keys}
+        for definition in self._before(stage):
+            needed = definition.keys & {dep for a in group for key in a.keys for dep in a.asset_deps[key]} - own
             for key in sorted(needed, key=str):
                 if self._instance.get_latest_materialization_event(key) is None:
-                    maker = next(name for name, group in STAGES.items() if definition in group)
+                    maker = next(name for name, made in self._stages.items() if definition in made)
                     raise StageFailed(f"{key.to_user_string()} is not there yet; run: embed-pipeline {maker}")
             failed = self._failed(definition)
             if failed:
                 raise StageFailed(f"{stage} does not go on: {failed}")
+
+    def _before(self, stage: str) -> list[dg.AssetsDefinition]:
+        names = list(self._stages)
+        return [definition for name in names[: names.index(stage)] for definition in self._stages[name]]
 
     def _failed(self, definition: dg.AssetsDefinition) -> str:
         """The blocking checks of the definition's assets that failed when they ran last, in words; empty: none."""
@@ -137,7 +147,7 @@ class StageRunner:
         """Stage, asset, state (current, stale, failed or missing) and time made of every asset, in flow order."""
         batches = [batch.name for batch in load_batches(self._settings.paths.root)]
         rows = []
-        for stage, group in STAGES.items():
+        for stage, group in self._stages.items():
             for definition in group:
                 parts: list[str | None] = list(batches) if definition.partitions_def is not None else [None]
                 current = sum(is_current(self._instance, definition, part) for part in parts)
@@ -162,11 +172,6 @@ class StageRunner:
         except Timeout as error:
             message = f"another command is at work on {store}; wait for it to end, or set paths.store to another folder"
             raise StageFailed(message) from error
-
-
-def _before(stage: str) -> list[dg.AssetsDefinition]:
-    names = list(STAGES)
-    return [definition for name in names[: names.index(stage)] for definition in STAGES[name]]
 
 
 def _explain(result: dg.ExecuteInProcessResult) -> str:

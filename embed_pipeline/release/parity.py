@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.proven import cosines_of
 from embed_pipeline.embedding.search import Hits, search
 from embed_pipeline.release.onnx_export import ReleaseError
-from embed_pipeline.settings import Embedding, Release
+from embed_pipeline.settings import Embedding, Gates
 
 PARITY_FILE = "parity.json"
 """In an export's folder: the figures, as :meth:`Parity.as_dict` gives them."""
 _DEPTH = 10
 _WORST = 10
 _SHOWN_CHARACTERS = 120
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -64,20 +62,21 @@ class Parity:
     recall_delta: float
     worst: tuple[WorstText, ...]
 
-    def failures(self, release: Release) -> list[str]:
-        """What misses its bound in ``release``, a sentence each; empty: the export may be released."""
+    def failures(self, gates: Gates) -> list[str]:
+        """What misses its bound in ``gates``, a sentence each; empty: the export may be released."""
         found = []
         # Written so that a value that is not a number fails.
-        if not self.min_cosine >= release.min_cosine:
+        if not self.min_cosine >= gates.min_export_cosine:
             worst = f" (worst: {self.worst[0].kind} {self.worst[0].id}: {self.worst[0].text!r})" if self.worst else ""
-            found.append(f"min cosine {self.min_cosine:.7f} is below min_cosine {release.min_cosine}{worst}")
-        if not self.top10_overlap >= release.min_top10_overlap:
-            bound = release.min_top10_overlap
-            found.append(f"top-10 overlap {self.top10_overlap:.4f} is below min_top10_overlap {bound}")
-        if not abs(self.ndcg_delta) <= release.max_ndcg_delta:
             found.append(
-                f"nDCG@10 changes by {self.ndcg_delta:+.4f}, more than max_ndcg_delta {release.max_ndcg_delta}"
+                f"min cosine {self.min_cosine:.7f} is below gates.min_export_cosine {gates.min_export_cosine}{worst}"
             )
+        if not self.top10_overlap >= gates.min_export_top10_overlap:
+            bound = gates.min_export_top10_overlap
+            found.append(f"top-10 overlap {self.top10_overlap:.4f} is below gates.min_export_top10_overlap {bound}")
+        if not abs(self.ndcg_delta) <= gates.max_export_ndcg_delta:
+            bound = gates.max_export_ndcg_delta
+            found.append(f"nDCG@10 changes by {self.ndcg_delta:+.4f}, more than gates.max_export_ndcg_delta {bound}")
         return found
 
     @property
@@ -136,7 +135,7 @@ def measure_parity(
         message = f"parity needs passages, queries and qrels: got {len(corpus)}, {len(queries)}, {len(judged)} that fit"
         raise ReleaseError(message)
     original = Encoder.load(model, embedding.model_copy(update={"precision": "fp32"}), vectors)
-    exported = OnnxBackend(onnx_folder, batch_tokens=embedding.batch_tokens)
+    exported = Encoder(OnnxBackend(onnx_folder), embedding.batch_tokens)
     if (original.dimensions, original.max_tokens) != (exported.dimensions, exported.max_tokens):
         message = (
             f"the export has {exported.dimensions} dimensions and {exported.max_tokens} tokens, "
@@ -170,16 +169,6 @@ def measure_parity(
             for i in np.argsort(cosines, kind="stable")[:_WORST]
         ),
     )
-
-
-def cosines_of(left: Floats, right: Floats) -> NDArray[np.float64]:
-    """Cosine of the two vectors of each text, (texts, d) each; -1 where one has no direction or is not finite."""
-    a, b = left.astype(np.float64), right.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosines: NDArray[np.float64] = np.einsum("ij,ij->i", a, b) / lengths
-    # A vector of zeros has no direction; it is as far from the original's as can be.
-    return np.where(np.isfinite(cosines), np.minimum(cosines, 1.0), -1.0)
 
 
 def _metrics(

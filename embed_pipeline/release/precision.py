@@ -77,9 +77,9 @@ def precision_failures(precision: Precision, parity: Parity, settings: Settings)
         if not parity.min_cosine >= least:
             return [f"fp16: min cosine {parity.min_cosine:.5f} is below release.min_fp16_cosine {least}"]
         return []
-    bound = settings.serving.max_int8_ndcg_delta
+    bound = settings.release.max_int8_ndcg_delta
     if not abs(parity.ndcg_delta) <= bound:
-        return [f"int8: nDCG@10 changes by {parity.ndcg_delta:+.4f}, more than serving.max_int8_ndcg_delta {bound}"]
+        return [f"int8: nDCG@10 changes by {parity.ndcg_delta:+.4f}, more than release.max_int8_ndcg_delta {bound}"]
     return []
 
 

@@ -73,7 +73,7 @@ class Endpoint:
         require_key(request, self._service.api_key)
         self._service.require_ready()
         try:
-            body = await read_body(request, self._service.settings.serving)
+            body = await read_body(request, self._service.settings.serving.max_body_bytes)
             return await _while_connected(request, self._answer(body))
         except ClientDisconnect:
             self._service.metrics.disconnected.inc()

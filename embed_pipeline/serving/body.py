@@ -8,28 +8,29 @@ import zlib
 from starlette.requests import ClientDisconnect, Request
 
 from embed_pipeline.serving.errors import RequestError, invalid
-from embed_pipeline.settings import Serving
 
+MAX_SECONDS = 30.0
+"""A request whose body takes longer is refused and its connection closed."""
 _GZIP = 16 + zlib.MAX_WBITS
 
 
-async def read_body(request: Request, serving: Serving) -> bytes:
+async def read_body(request: Request, max_bytes: int, *, seconds: float = MAX_SECONDS) -> bytes:
     """The body as bytes, unpacked where it is gzip.
 
     Raises:
-        RequestError: 413 as soon as more than ``max_body_bytes`` are announced, come in or are unpacked; 415 for a
+        RequestError: 413 as soon as more than ``max_bytes`` are announced, come in or are unpacked; 415 for a
             body that is not JSON or is packed in another way; 408 for one that takes too long.
         ClientDisconnect: the client left.
     """
-    _check_headers(request, serving.max_body_bytes)
+    _check_headers(request, max_bytes)
     try:
-        async with asyncio.timeout(serving.body_seconds):
-            body = await _receive(request, serving.max_body_bytes)
+        async with asyncio.timeout(seconds):
+            body = await _receive(request, max_bytes)
     except TimeoutError as error:
-        message = f"the body took longer than {serving.body_seconds:g} s"
+        message = f"the body took longer than {seconds:g} s"
         raise RequestError(408, message, code="request_timeout") from error
     if request.headers.get("content-encoding", "identity").strip().lower() == "gzip":
-        return await asyncio.to_thread(unpack, body, serving.max_body_bytes)
+        return await asyncio.to_thread(unpack, body, max_bytes)
     return body
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder, Kind
+from embed_pipeline.embedding.proven import cosines_of
 from embed_pipeline.embedding.search import search
 from embed_pipeline.progress import Bar, progress
 from embed_pipeline.release.bundle import read_manifest
-from embed_pipeline.release.parity import cosines_of
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.kept import Kept, keep_endpoint, kept_endpoint, served_release
 from embed_pipeline.serving.listener import free_port
@@ -99,7 +99,7 @@ def deploy(
     with tempfile.TemporaryDirectory() as folder:
         log = (store if stays else Path(folder)) / LOG_FILE
         log.parent.mkdir(parents=True, exist_ok=True)
-        port = serving.port if stays and serving.port else free_port(serving.host)
+        port = serving.port if stays and serving.port != "auto" else free_port(serving.host)
         endpoint = start_endpoint(bundle, settings, port=port, log=log)
         kept = False
         try:
@@ -133,7 +133,7 @@ def verify_deployment(
     original = Encoder.load(
         bundle / "model",
         # The bundle's own prefixes: they are a property of the model.
-        settings.embedding.model_copy(update={"precision": "fp32", "query_prefix": None, "passage_prefix": None}),
+        settings.embedding.model_copy(update={"precision": "fp32", "query_prefix": "auto", "passage_prefix": "auto"}),
     )
     release = served_release(url)
     with OpenAI(base_url=f"{url}/v1", api_key=serving_api_key() or "none") as client:
@@ -165,18 +165,18 @@ def deployment_failures(frame: pl.DataFrame, settings: Settings) -> list[str]:
     is held to its rankings as well, and to vectors as near as they were proven to be.
     """
     found = []
-    release, serving = settings.release, settings.serving
+    gates = settings.gates
     least_cosine = {
-        "fp32": release.min_cosine,
-        "fp16": release.min_fp16_cosine,
-        "bf16": serving.min_proven_cosine,
-        "int8": serving.min_proven_cosine,
+        "fp32": gates.min_export_cosine,
+        "fp16": settings.release.min_fp16_cosine,
+        "bf16": gates.min_proven_cosine,
+        "int8": gates.min_proven_cosine,
     }
     for row in tables.validate(frame, tables.DEPLOYMENT).iter_rows(named=True):
         precision = row["precision"]
         bounds = {
             "min_cosine": least_cosine[precision],
-            "top10_overlap": serving.min_int8_top10_overlap if precision == "int8" else release.min_top10_overlap,
+            "top10_overlap": gates.min_int8_top10_overlap if precision == "int8" else gates.min_export_top10_overlap,
         }
         if (precision, row["runtime"]) == ("int8", "onnxruntime"):
             del bounds["min_cosine"]

@@ -1,34 +1,38 @@
 """Which form of a released model is served: the fastest on this machine of those that are proven good enough.
 
-Exports that onnxruntime computes are proven by the release (:mod:`embed_pipeline.release.parity`), OpenVINO and torch
-in half precision here (:mod:`embed_pipeline.serving.proof`). The layout is that of
-:mod:`embed_pipeline.release.bundle`.
+The release has proven the exports that onnxruntime computes (:mod:`embed_pipeline.release.parity`). What OpenVINO
+computes, or torch in half precision, depends on the processor or GPU as well, so it is compared with the fp32 export
+where it is served: on texts of the corpus, whole and as short as queries, and on those that the release found its
+exports to differ in most. The layout is that of :mod:`embed_pipeline.release.bundle`.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_pipeline.embedding.backend import Backend
-from embed_pipeline.embedding.forward import Precision
+from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, OnnxBackend
 from embed_pipeline.embedding.openvino_backend import GROUP_SIZES, OpenVinoBackend, OpenVinoPrecision
+from embed_pipeline.embedding.proven import least_cosine, proof_texts, time_in_turns
+from embed_pipeline.embedding.torch_backend import Precision, TorchBackend
+from embed_pipeline.machine import torch_multiplies
 from embed_pipeline.release.bundle import EXPORT_FOLDERS, Manifest
-from embed_pipeline.release.parity import Floats, cosines_of, read_parity
+from embed_pipeline.release.parity import PARITY_FILE, read_parity
 from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.proof import proof_texts
-from embed_pipeline.settings import Settings
-from embed_pipeline.storage import table_path
-from embed_pipeline.training.hardware import cpu_has_bf16
+from embed_pipeline.settings import Embedding, Serving, Settings
+from embed_pipeline.storage import StorageError, read_table, table_path
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +73,11 @@ def has_export(manifest: Manifest, folder: str) -> bool:
     return f"{folder}/{MODEL_FILE}" in manifest.files
 
 
+def threads_of(serving: Serving) -> int:
+    """Threads that a backend is given; 0: as many as there are cores."""
+    return 0 if serving.cores == "all" else serving.cores
+
+
 def open_export(bundle: Path, manifest: Manifest, settings: Settings) -> Export:
     """Open what ``serving.backend`` and ``serving.precision`` name, or the fastest of what they leave open.
 
@@ -107,10 +116,11 @@ class _Opener:
         self._bundle = bundle
         self._manifest = manifest
         self._settings = settings
+        self._threads = threads_of(settings.serving)
         self._exported = bundle / EXPORT_FOLDERS["fp32"]
 
     def open_onnx(self, precision: str) -> Export:
-        folder, bound = EXPORT_FOLDERS[precision], self._settings.serving.max_int8_ndcg_delta
+        folder, bound = EXPORT_FOLDERS[precision], self._settings.release.max_int8_ndcg_delta
         if not has_export(self._manifest, folder):
             missed = f"{precision} is not among release.precisions or missed its bound, as onnx_precisions says"
             message = f"it holds no {folder}/{MODEL_FILE}: {missed}"
@@ -120,9 +130,9 @@ class _Opener:
             delta = read_parity(self._bundle / folder).ndcg_delta
             # Written so that a value that is not a number is refused.
             if not abs(delta) <= bound:
-                message = f"{folder} changes nDCG@10 by {delta:+.4f}, more than serving.max_int8_ndcg_delta = {bound}"
+                message = f"{folder} changes nDCG@10 by {delta:+.4f}, more than release.max_int8_ndcg_delta = {bound}"
                 raise _RefusedError(message)
-        return Export(OnnxBackend(self._bundle / folder, threads=self._settings.serving.threads), precision)
+        return Export(OnnxBackend(self._bundle / folder, threads=self._threads), precision)
 
     def open_openvino(self, precision: str) -> Export:
         # In other precisions there are no groups: one try.
@@ -137,7 +147,7 @@ class _Opener:
         raise _RefusedError(message)
 
     def _open_openvino(self, precision: str, group_size: int) -> Export:
-        named, threads = OPENVINO_PRECISIONS[precision], self._settings.serving.threads
+        named, threads = OPENVINO_PRECISIONS[precision], self._threads
         try:
             backend = OpenVinoBackend(self._exported, named, group_size=group_size, threads=threads)
         except ModelError as error:
@@ -146,14 +156,15 @@ class _Opener:
         return self._prove(Export(backend, precision))
 
     def open_torch(self, precision: str) -> Export:
-        if not _is_native(precision):
+        if not torch_multiplies(precision):
             message = f"nothing in this machine computes {precision} with torch"
             raise _RefusedError(message)
-        from embed_pipeline.embedding.torch_backend import TorchBackend
-
-        model, threads = self._bundle / "model", self._settings.serving.threads
+        computed = TORCH_PRECISIONS[precision]
         try:
-            backend = TorchBackend(model, self._exported, TORCH_PRECISIONS[precision], threads=threads)
+            read = EncoderConfig.read(self._exported)
+            backend = TorchBackend.load(
+                self._bundle / "model", Embedding(), computed, config=read, threads=self._threads
+            )
         except ModelError as error:
             # A model that brings code was exported on somebody's word for it; serving takes nobody's.
             message = f"{precision} with torch: {error}"
@@ -163,55 +174,55 @@ class _Opener:
 
     def _prove(self, export: Export) -> Export:
         """``export``, where it gives the vectors of the fp32 export, as near as the settings want them."""
-        texts, bound = self._texts, self._settings.serving.min_proven_cosine
+        texts, bound = self._texts, self._settings.gates.min_proven_cosine
         if not texts:
             message = f"{export.name} cannot be measured: there is neither a corpus nor an export's parity"
             raise _RefusedError(message)
         try:
-            found = float(cosines_of(export.backend.encode(texts, "passage"), self._expected).min())
+            found = least_cosine(export.backend, texts, self._expected)
         except ModelError as error:
             message = f"{export.name}: {error}"
             raise _RefusedError(message) from error
         logger.info("%s: least cosine %.7f to the fp32 export, %d texts", export.name, found, len(texts))
         # Written so that a value that is not a number is refused.
         if not found >= bound:
-            message = f"{export.name}: least cosine {found:.7f} is below serving.min_proven_cosine = {bound}"
+            message = f"{export.name}: least cosine {found:.7f} is below gates.min_proven_cosine = {bound}"
             raise _RefusedError(message)
         return export
 
     @cached_property
     def _texts(self) -> list[str]:
-        corpus = table_path(self._settings.paths.root, "corpus")
-        return proof_texts(self._bundle, self._manifest, corpus, self._settings.seed)
+        return comparison_texts(self._bundle, self._manifest, table_path(self._settings.paths.root, "corpus"))
 
     @cached_property
     def _expected(self) -> Floats:
-        return OnnxBackend(self._exported, threads=self._settings.serving.threads).encode(self._texts, "passage")
+        return Encoder(OnnxBackend(self._exported, threads=self._threads)).encode(self._texts, "passage")
 
 
-def _is_native(precision: str) -> bool:
-    """Whether torch computes ``precision`` here without emulating it."""
-    if precision == "fp32":
-        return True
-    import torch
+def comparison_texts(bundle: Path, manifest: Manifest, corpus: UPath) -> list[str]:
+    """What a backend is compared on: the worst texts of the bundle's exports, and passages of the ``corpus`` table.
 
-    if not torch.cuda.is_available():
-        return precision == "bf16" and cpu_has_bf16()
-    return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    Raises:
+        ReleaseError: the parity figures of an export are damaged.
+    """
+    # Only what is compared needs dataframes.
+    from embed_pipeline import tables
+
+    measured = [folder for folder in EXPORT_FOLDERS.values() if f"{folder}/{PARITY_FILE}" in manifest.files]
+    worst = [text.text for folder in measured for text in read_parity(bundle / folder).worst if text.text.strip()]
+    try:
+        passages = read_table(corpus, tables.CORPUS)["text"].to_list()
+    except (FileNotFoundError, StorageError) as error:
+        # A bundle may be served where no corpus is; without any text nothing is proven.
+        logger.info("no corpus to prove a backend on: %s", error)
+        passages = []
+    return list(dict.fromkeys([*worst, *proof_texts(passages)]))
 
 
 def _fastest(exports: Sequence[Export]) -> Export:
-    """The export that takes least time for a batch, measured in turns so that a busy moment meets them all."""
+    """The export that takes least time for a batch over all cores."""
     rows = [np.full(min(_ROW_TOKENS, exports[0].backend.max_tokens), 1, np.int32)] * _ROWS
-    times: list[list[float]] = [[] for _ in exports]
-    for export in exports:
-        export.backend.infer(rows)
-    for _ in range(_ROUNDS):
-        for export, taken in zip(exports, times, strict=True):
-            started = time.perf_counter()
-            export.backend.infer(rows)
-            taken.append(time.perf_counter() - started)
-    medians = [median(taken) for taken in times]
-    for export, seconds in zip(exports, medians, strict=True):
-        logger.info("%s takes %.1f ms for a batch of %d tokens", export.name, seconds * 1000, _ROWS * len(rows[0]))
-    return exports[int(np.argmin(medians))]
+    seconds = time_in_turns([partial(export.backend.infer, rows) for export in exports], _ROUNDS)
+    for export, taken in zip(exports, seconds, strict=True):
+        logger.info("%s takes %.1f ms for a batch of %d tokens", export.name, taken * 1000, _ROWS * len(rows[0]))
+    return exports[int(np.argmin(seconds))]

@@ -16,7 +16,7 @@ def bind(serving: Serving, port: int | None = None) -> socket.socket:
     Raises:
         ServingError: naming host and port.
     """
-    wanted = serving.port if port is None else port
+    wanted = (0 if serving.port == "auto" else serving.port) if port is None else port
     family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
     try:
         return socket.create_server((serving.host, wanted), family=family, backlog=_BACKLOG)

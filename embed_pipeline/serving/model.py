@@ -95,7 +95,8 @@ class ServedModel:
         self.name, self.manifest, self.created = name, manifest, int(time.time())
         backend, self.precision, serving = export.backend, export.precision, shared.serving
         self.runtime = backend.runtime
-        most = serving.max_batch_tokens or (_PADDED_TOKENS if backend.computes_padding else _PACKED_TOKENS)
+        fitting = _PADDED_TOKENS if backend.computes_padding else _PACKED_TOKENS
+        most = fitting if serving.max_batch_tokens == "auto" else serving.max_batch_tokens
         if backend.max_tokens > most:
             message = (
                 f"{name} reads {backend.max_tokens} tokens, more than serving.max_batch_tokens = {most}; "
@@ -116,7 +117,7 @@ class ServedModel:
             backend.infer,
             lanes=backend.lanes,
             most_padding=_most_padding(backend),
-            batch_tokens=min(serving.batch_tokens or (most if backend.on_gpu else _CPU_BATCH_TOKENS), most),
+            batch_tokens=most if backend.on_gpu else min(_CPU_BATCH_TOKENS, most),
             max_queue_tokens=serving.max_queue_tokens,
             metrics=shared.metrics,
             cores=shared.cores,

@@ -95,10 +95,7 @@ def _environment(settings: Settings, environment: Mapping[str, str]) -> dict[str
         for name, value in environment.items()
         if not name.startswith(ENVIRONMENT_PREFIX) or name == SERVING_KEY_VARIABLE
     }
-    values = {
-        f"{ENVIRONMENT_PREFIX}SERVING__{name.upper()}": "none" if value is None else str(value)
-        for name, value in settings.serving.model_dump(mode="json").items()
-    }
+    values = settings.as_environment(("serving", "release", "gates"))
     store = {
         f"{ENVIRONMENT_PREFIX}PATHS__STORE": str(settings.paths.store.resolve()),
         f"{ENVIRONMENT_PREFIX}PATHS__ASSETS": settings.paths.assets or "none",

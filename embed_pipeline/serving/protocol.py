@@ -7,17 +7,17 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_SECONDS = 10.0
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """A connection that is closed when the headers of a request take longer than ``header_seconds``.
+    """A connection that is closed when the headers of a request take longer than :data:`MAX_HEADER_SECONDS`.
 
     The time runs from the connection for its first request and from the first byte for later ones; between
     requests uvicorn's own keep-alive time runs.
     """
 
-    header_seconds: float = 10.0
     _deadline: asyncio.TimerHandle | None = None
     _in_headers = True
     _header_bytes = 0
@@ -60,14 +60,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _start(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.header_seconds, self.transport.close)
+            self._deadline = self.loop.call_later(MAX_HEADER_SECONDS, self.transport.close)
 
     def _stop(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-
-def guarded_protocol(header_seconds: float) -> type[GuardedProtocol]:
-    """The protocol class with a limit of its own, as uvicorn takes it."""
-    return type("GuardedProtocol", (GuardedProtocol,), {"header_seconds": header_seconds})

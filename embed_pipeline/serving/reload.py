@@ -26,9 +26,9 @@ class Follower:
     A release that cannot be served leaves the one before in place, and is not tried again until the pointer moves.
     """
 
-    def __init__(self, service: Service, paths: Paths) -> None:
+    def __init__(self, service: Service, paths: Paths, seconds: float) -> None:
         """Take what is current now for known: only a later change is followed."""
-        self._service, self._paths = service, paths
+        self._service, self._paths, self._seconds = service, paths, seconds
         self._seen: str | None = None
         self._seen = self._look()
         self._stopping = threading.Event()
@@ -37,9 +37,9 @@ class Follower:
     @classmethod
     def of(cls, service: Service, bundle: Path) -> Follower | None:
         """A follower of the store that ``bundle`` lies in; None where it lies in none, or nothing is to be followed."""
-        paths = service.settings.paths
+        paths, seconds = service.settings.paths, service.settings.serving.reload_seconds
         inside = bundle.resolve().parent == (paths.store / RELEASES).resolve()
-        return cls(service, paths) if inside and service.settings.serving.reload_seconds else None
+        return cls(service, paths, seconds) if inside and seconds != "never" else None
 
     def start(self) -> None:
         """Begin to look."""
@@ -51,7 +51,7 @@ class Follower:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._service.settings.serving.reload_seconds):
+        while not self._stopping.wait(self._seconds):
             version = self._look()
             if version == self._seen:
                 continue

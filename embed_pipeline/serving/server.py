@@ -16,7 +16,7 @@ import uvicorn
 from embed_pipeline.serving.application import create_application
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.listener import bind
-from embed_pipeline.serving.protocol import guarded_protocol
+from embed_pipeline.serving.protocol import GuardedProtocol
 from embed_pipeline.serving.reload import LOAD_ERRORS, Follower
 from embed_pipeline.serving.service import Service
 from embed_pipeline.settings import Settings, serving_api_key
@@ -57,11 +57,10 @@ class EmbeddingServer(uvicorn.Server):
 
     def __init__(self, bundle: Path, service: Service, listener: socket.socket) -> None:
         """Prepare to serve ``bundle`` on ``listener``."""
-        serving = service.settings.serving
         super().__init__(
             uvicorn.Config(
                 create_application(service),
-                http=guarded_protocol(serving.header_seconds),
+                http=GuardedProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embed_pipeline.embedding.encoder import Kind
-from embed_pipeline.embedding.lanes import usable_cores
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.machine import usable_cores
 from embed_pipeline.release.bundle import BASE_FOLDER, Manifest, verify_bundle
 from embed_pipeline.serving.cores import Cores
 from embed_pipeline.serving.errors import RequestError, unavailable
-from embed_pipeline.serving.exports import Export, has_export, open_export
+from embed_pipeline.serving.exports import Export, has_export, open_export, threads_of
 from embed_pipeline.serving.metrics import Metrics
 from embed_pipeline.serving.model import ServedModel, Shared
 from embed_pipeline.serving.request import KINDS
@@ -100,7 +100,7 @@ class Service:
             models.append(ServedModel(serving.model_name, export, manifest, self._shared, matryoshka=sizes))
             if has_export(manifest, BASE_FOLDER):
                 # A release holds the base model as an export alone: it is there to be compared, not to be fast.
-                base = Export(OnnxBackend(bundle / BASE_FOLDER, threads=serving.threads), "fp32")
+                base = Export(OnnxBackend(bundle / BASE_FOLDER, threads=threads_of(serving)), "fp32")
                 models.append(ServedModel(f"{serving.model_name}-base", base, manifest, self._shared))
         except Exception:
             for model in models:

@@ -14,11 +14,10 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from transformers import PrinterCallback
 
-from embed_pipeline.embedding.encoder import max_tokens_of
-from embed_pipeline.embedding.models import load_model, torch_device
+from embed_pipeline import machine
+from embed_pipeline.embedding.models import load_model, max_tokens_of, torch_device
 from embed_pipeline.embedding.packing import is_packed
 from embed_pipeline.settings import Settings, Training
-from embed_pipeline.training import hardware
 from embed_pipeline.training.adapters import add_adapters
 from embed_pipeline.training.attention import choose_attention
 from embed_pipeline.training.batches import Collator, ShuffledBatches
@@ -27,7 +26,7 @@ from embed_pipeline.training.dev import DevMeasure
 from embed_pipeline.training.dimensions import declare_dimensions
 from embed_pipeline.training.dropout import turn_off_dropout
 from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.loss import MaskedInfoNCE, MicroBatches, Teaching
+from embed_pipeline.training.loss import MaskedInfoNCE, MicroBatches
 from embed_pipeline.training.policy import Plan, learning_rate
 from embed_pipeline.training.supervisor import Supervisor
 from embed_pipeline.training.task import Task
@@ -61,7 +60,7 @@ def prepare_model(settings: Settings) -> SentenceTransformer:
     model = load_model(settings.embedding.model, settings.embedding, device)
     turn_off_dropout(model)
     declare_dimensions(model, training.matryoshka_dimensions)
-    bf16 = hardware.training_precision(settings.embedding, torch.device(device)) == "bf16"
+    bf16 = machine.training_precision(training, torch.device(device)) == "bf16"
     choose_attention(model, training, device, bf16=bf16)
     if training.lora_rank:
         add_adapters(model, training.lora_rank)
@@ -93,12 +92,12 @@ def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[Co
         task.examples,
         model.tokenizer,
         prefixes=(model.prompts.get("query") or "", model.prompts.get("document") or ""),
-        max_tokens=min(limit, training.max_tokens) if training.max_tokens else limit,
+        max_tokens=limit if training.max_text_tokens == "auto" else min(limit, training.max_text_tokens),
         taught=taught,
     )
-    rate = learning_rate(hardware.width(model), training, labelled=task.examples.labelled)
+    rate = learning_rate(machine.width(model), training, labelled=task.examples.labelled)
     arguments = _arguments(schedule, rate, settings, seed, work)
-    precision = hardware.training_precision(settings.embedding, arguments.device)
+    precision = machine.training_precision(training, arguments.device)
     compile_layers(model, training, schedule.steps, bf16=precision == "bf16")
     embedding = settings.embedding.model_copy(update={"precision": precision})
     measure = DevMeasure(task.dev, task.corpus, seed=settings.seed) if task.dev else None
@@ -111,7 +110,7 @@ def build_trainer(task: Task, schedule: Plan, seed: int, work: Path) -> tuple[Co
     )
     uncached = _uncached_tokens(model, training, precision, arguments.device)
     micro = MicroBatches(
-        rows=training.micro_batch_size or _NO_ROW_LIMIT,
+        rows=_NO_ROW_LIMIT if training.micro_batch_size == "auto" else training.micro_batch_size,
         tokens=min(_MICRO_TOKENS[arguments.device.type], uncached),
         padded_left=model.tokenizer.padding_side == "left",
         packed=is_packed(model),
@@ -174,21 +173,21 @@ def _steps_a_log(steps: int) -> int:
 def _loss(model: SentenceTransformer, training: Training, micro: MicroBatches, *, bf16: bool) -> MaskedInfoNCE:
     return MaskedInfoNCE(
         model,
-        temperature=training.temperature,
+        temperature=training.loss_temperature,
         micro=micro,
-        cached=training.micro_batch_size > 0,
+        cached=training.micro_batch_size != "auto",
         bf16=bf16,
         dimensions=training.matryoshka_dimensions,
-        teaching=Teaching(training.teacher_loss, training.teacher_weight) if training.teacher != "none" else None,
+        teacher_weight=training.teacher_weight if training.teacher else 0.0,
     )
 
 
 def _uncached_tokens(
-    model: SentenceTransformer, training: Training, precision: hardware.Precision, device: torch.device
+    model: SentenceTransformer, training: Training, precision: machine.Precision, device: torch.device
 ) -> int:
     """Tokens whose activations fit in memory; checkpointed layers keep their inputs alone."""
-    tokens = hardware.activation_tokens(model, precision, device)
-    return tokens * hardware.CHECKPOINTED_FACTOR if training.gradient_checkpointing else tokens
+    tokens = machine.activation_tokens(model, precision, device)
+    return tokens * machine.CHECKPOINTED_FACTOR if training.gradient_checkpointing else tokens
 
 
 def plain_base(settings: Settings) -> SentenceTransformer:

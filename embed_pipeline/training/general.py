@@ -57,7 +57,7 @@ def general_set(
     if len(found) < least:
         message = (
             f"{folder} holds {len(found)} usable docstrings, below {least}: forgetting cannot be checked here; "
-            "set evaluation.general_questions to 0 to train without the check"
+            "set forgetting.questions to 0 to train without the check"
         )
         raise TrainingError(message)
     order = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())

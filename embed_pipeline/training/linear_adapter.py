@@ -83,7 +83,7 @@ def fit_adapter(
     vectors = encoder.encode(passages, "passage", label="encode segments for the adapter")
     taught = _taught(asked, passages, (questions, vectors), own, kin, dense_weight=dense_weight)
     lengths = sorted({*dimensions, vectors.shape[1]})
-    parts = (torch.from_numpy(array).to(encoder.model.device) for array in (questions, vectors, taught))
+    parts = (torch.from_numpy(array).to(encoder.backend.device) for array in (questions, vectors, taught))
     return _fit(*parts, lengths=lengths, draw=draw)
 
 
@@ -139,7 +139,7 @@ def asked_sentences(
     every = [sentence for sentence, groups in found.items() if len(groups) < most]
     if not every:
         message = (
-            f"training.linear_adapter learns from sentences of {_LEAST_WORDS} to {_MOST_WORDS} words, and of "
+            f"adapter.share learns from sentences of {_LEAST_WORDS} to {_MOST_WORDS} words, and of "
             f"{len(passages)} segments none has one that not all have; turn it off, or add documents of running text"
         )
         raise TrainingError(message)

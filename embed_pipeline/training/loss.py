@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,20 +83,6 @@ class MicroBatches:
         return joined
 
 
-@dataclass(frozen=True)
-class Teaching:
-    """How a teacher's scores are followed.
-
-    Attributes:
-        loss: ``kl``, its distribution over the candidates (Hinton et al. 2015), or ``margin``, its differences
-            between the positive and each other candidate (MarginMSE; Hofstätter et al. 2020).
-        weight: of this loss beside InfoNCE.
-    """
-
-    loss: Literal["kl", "margin"]
-    weight: float
-
-
 class MaskedInfoNCE(nn.Module):
     """Contrastive loss of a sentence-transformers model (van den Oord et al. 2018), cosine over temperature.
 
@@ -115,7 +101,7 @@ class MaskedInfoNCE(nn.Module):
         cached: whether gradients are cached.
         bf16: whether the model computes in bf16; the loss itself is always fp32.
         dimensions: shorter lengths that are trained as well.
-        teaching: how a teacher's scores are followed, where the labels bring them.
+        teacher_weight: of the loss that follows a teacher's scores, where the labels bring them, beside InfoNCE.
     """
 
     def __init__(
@@ -127,7 +113,7 @@ class MaskedInfoNCE(nn.Module):
         cached: bool = False,
         bf16: bool = False,
         dimensions: Sequence[int] = (),
-        teaching: Teaching | None = None,
+        teacher_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -136,7 +122,7 @@ class MaskedInfoNCE(nn.Module):
         self.cached = cached
         self.bf16 = bf16
         self.dimensions = tuple(dimensions)
-        self.teaching = teaching
+        self.teacher_weight = teacher_weight
 
     def forward(self, features: Sequence[Features], labels: Tensor) -> Tensor:
         """Mean loss of a batch.
@@ -160,11 +146,9 @@ class MaskedInfoNCE(nn.Module):
         questions, passages = torch.split(nn.functional.normalize(vectors, dim=-1), list(relations.shape))
         logits = questions @ passages.T / self.temperature
         loss = info_nce(logits, relations)
-        if taught is None or self.teaching is None:
+        if taught is None or not self.teacher_weight:
             return loss
-        if self.teaching.loss == "kl":
-            return loss + self.teaching.weight * follow_distribution(logits, taught, self.temperature)
-        return loss + self.teaching.weight * follow_margins(logits, relations, taught, self.temperature)
+        return loss + self.teacher_weight * follow_distribution(logits, taught, self.temperature)
 
     def get_config_dict(self) -> dict[str, Any]:
         """What a model card says about the loss."""
@@ -223,6 +207,8 @@ def info_nce(logits: Tensor, relations: Tensor) -> Tensor:
 def follow_distribution(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
     """Mean divergence KL(teacher, student) over each question's candidates, both as softmax at ``temperature``.
 
+    Hinton et al. 2015.
+
     Args:
         logits: the student's cosines over ``temperature``, float (questions, passages).
         taught: the teacher's scores on the scale of cosines, NaN where it has none, float (questions, passages).
@@ -236,24 +222,6 @@ def follow_distribution(logits: Tensor, taught: Tensor, temperature: float) -> T
     student = torch.log_softmax(logits.masked_fill(left_out, -torch.inf), dim=1)
     terms = torch.where(known, torch.special.xlogy(teacher, teacher) - teacher * student.masked_fill(~known, 0.0), 0.0)
     return _mean_of_taught(terms.sum(dim=1), known)
-
-
-def follow_margins(logits: Tensor, relations: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Mean squared difference of the two sides' margins between positive and each other candidate, over temperature.
-
-    Args:
-        logits: the student's cosines over ``temperature``, float (questions, passages).
-        relations: as :func:`info_nce` takes them.
-        taught: the teacher's scores on the scale of cosines, NaN where it has none, float (questions, passages).
-        temperature: what squared differences of cosines are divided by.
-    """
-    known = ~torch.isnan(taught)
-    own = (relations == POSITIVE).int().argmax(dim=1, keepdim=True)
-    cosines, scores = logits * temperature, torch.where(known, taught, 0.0)
-    student = cosines.gather(1, own) - cosines
-    teacher = scores.gather(1, own) - scores
-    squares = torch.where(known, (student - teacher) ** 2, 0.0).sum(dim=1) / (known.sum(dim=1) - 1).clamp(min=1)
-    return _mean_of_taught(squares / temperature, known)
 
 
 def _mean_of_taught(values: Tensor, known: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from embed_pipeline.settings import Training
+from embed_pipeline.settings import Adapter, Training
 
 SMALL_DATA = 2_000
 # Under this many steps a contrastive fine-tuning at 2e-5 has hardly moved; more passes than this overfit.
@@ -44,7 +44,7 @@ class Plan:
 
 
 def plan(examples: int, training: Training) -> Plan:
-    """Fill in what the settings leave open about the steps (``batch_size`` 0, ``epochs`` 0).
+    """Fill in what the settings leave open about the steps (``batch_size`` and ``epochs`` of ``auto``).
 
     Few examples get small batches, for enough steps, and up to eight passes to reach 30 steps; many get large
     batches, for more negatives at once, and a single pass.
@@ -60,17 +60,20 @@ def plan(examples: int, training: Training) -> Plan:
         message = f"examples is {examples}, below 1"
         raise ValueError(message)
     fitting = next((size for bound, size in _BATCHES if examples < bound), _LARGEST_BATCH)
-    batch_size = min(training.batch_size or fitting, examples)
+    batch_size = min(fitting if training.batch_size == "auto" else training.batch_size, examples)
     steps_per_epoch = math.ceil(examples / batch_size)
-    epochs = training.epochs or (2.0 if examples < _ONE_PASS else 1.0)
-    if not training.epochs and examples < SMALL_DATA:
-        epochs = min(float(_MOST_EPOCHS), max(epochs, float(math.ceil(_LEAST_STEPS / steps_per_epoch))))
+    if training.epochs != "auto":
+        epochs = training.epochs
+    elif examples < SMALL_DATA:
+        epochs = float(min(_MOST_EPOCHS, max(2, math.ceil(_LEAST_STEPS / steps_per_epoch))))
+    else:
+        epochs = 2.0 if examples < _ONE_PASS else 1.0
     steps = max(1, math.ceil(steps_per_epoch * epochs))
     return Plan(
         batch_size=batch_size,
         epochs=epochs,
         steps=steps,
-        warmup_steps=math.ceil(steps * training.warmup_share),
+        warmup_steps=math.ceil(steps * training.warmup_ratio),
         small_data=examples < SMALL_DATA,
     )
 
@@ -87,23 +90,25 @@ def learning_rate(width: int, training: Training, *, labelled: bool) -> float:
         training: the settings.
         labelled: whether people wrote most of the questions.
     """
-    if training.learning_rate or training.lora_rank:
-        return training.learning_rate or _LABELLED_RATE
+    if training.learning_rate != "auto":
+        return training.learning_rate
+    if training.lora_rank is not None:
+        return _LABELLED_RATE
     most = _LABELLED_RATE * min(1.0, _LABELLED_RATE_WIDTH / width)
     return most if labelled else min(_RATE, most)
 
 
-def adapter_share(training: Training, *, labelled: bool, documents: int) -> float:
+def adapter_share(adapter: Adapter, *, labelled: bool, documents: int) -> float:
     """Share of the linear adapter that is wanted: the one that is set, or half of it under generated questions.
 
     Half gained on the queries that people wrote for two of three sets and lost on none; under people's questions it was
     not measured (docs/tuning.md).
 
     Args:
-        training: the settings.
+        adapter: the settings.
         labelled: whether people wrote the questions.
         documents: of the corpus.
     """
-    if training.linear_adapter is not None:
-        return training.linear_adapter
+    if adapter.share != "auto":
+        return adapter.share
     return 0.0 if labelled or documents < LEAST_DOCUMENTS else _ADAPTER

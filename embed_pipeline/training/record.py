@@ -66,9 +66,9 @@ class TrainingResult:
     general_before: float | None
     general_after: float | None
     adapter_share: float | None
-    lora_rank: int
+    lora_rank: int | None
     matryoshka_dimensions: tuple[int, ...]
-    teacher: str
+    teacher: str | None
     seconds: float
     examples_per_second: float
     precision: str

@@ -103,7 +103,7 @@ def _choose(task: Task, seeds: Sequence[SeedResult], dev: Measure | None) -> _Ch
 
 def _general(task: Task, embedding: Embedding) -> Measure | None:
     """nDCG@10 of a model on the general questions; None: the settings want none."""
-    count = task.settings.evaluation.general_questions
+    count = task.settings.forgetting.questions
     if not count:
         return None
     questions, passages = general_set(count)
@@ -124,7 +124,7 @@ def _keep_general(
         base.state_dict(),
         general=general,
         before=general(base),
-        max_forgetting=task.settings.evaluation.max_forgetting,
+        max_forgetting=task.settings.forgetting.max_loss,
         dev=(dev, dict(choice.seed.dev_curve)[0]) if dev else None,
     )
     logger.info("general questions: nDCG@10 %.4f before, %.4f after", kept.before, kept.after)
@@ -140,12 +140,12 @@ def _adapt(
     bound, or the adapter is there by default and there is no sentence to fit it to, the model is left without one: 0.
     """
     training = task.settings.training
-    wanted = adapter_share(training, labelled=task.examples.labelled, documents=len(set(task.documents)))
+    wanted = adapter_share(task.settings.adapter, labelled=task.examples.labelled, documents=len(set(task.documents)))
     if not wanted:
         return None, kept
     try:
         matrix = fit_adapter(
-            Encoder(model, embedding),
+            Encoder.of(model, embedding),
             task.corpus[1],
             task.documents or task.corpus[0],
             dense_weight=task.settings.evaluation.hybrid_dense_weight,
@@ -153,7 +153,7 @@ def _adapt(
             dimensions=training.matryoshka_dimensions,
         )
     except TrainingError as error:
-        if training.linear_adapter is not None:
+        if task.settings.adapter.share != "auto":
             raise
         logger.warning("the model is left without a linear adapter: %s", error)
         return 0.0, kept
@@ -163,7 +163,7 @@ def _adapt(
         if general is None or kept is None:
             return share, kept
         after = general(model)
-        if kept.before - after <= task.settings.evaluation.max_forgetting:
+        if kept.before - after <= task.settings.forgetting.max_loss:
             logger.info("linear adapter: general nDCG@10 %.4f with %.0f %% of it", after, 100 * share)
             return share, replace(kept, after=after)
     logger.warning("no share of the linear adapter keeps the bound on forgetting; the model is left without it")

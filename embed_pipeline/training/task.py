@@ -12,7 +12,8 @@ import polars as pl
 
 from embed_pipeline.embedding.models import resolve_model, torch_device
 from embed_pipeline.evaluation.query_sets import QuerySet
-from embed_pipeline.settings import Settings
+from embed_pipeline.methods import made_by
+from embed_pipeline.settings import TRAINING, Settings
 from embed_pipeline.tables import content_hash
 from embed_pipeline.training.batches import Examples, number_examples
 from embed_pipeline.training.policy import Plan, plan
@@ -79,15 +80,15 @@ class Task:
         """
         kept = used_negatives(settings)
         numbered = number_examples(
-            examples.with_columns(pl.col("negative_segment_ids").list.head(kept)) if kept else examples, passages
+            examples.with_columns(pl.col("negative_segment_ids").list.head(kept)) if kept is not None else examples,
+            passages,
         )
         asked = dev or None
-        training = settings.training.model_copy(update={"processes": 1})
         parts = [
             content_hash(examples.sort("example_id")),
             numbered.passages,
             [asked.queries, asked.qrels] if asked else [],
-            settings.model_copy(update={"training": training}).digest("training", "embedding"),
+            made_by(TRAINING, settings),
             resolve_model(settings.embedding.model),
         ]
         fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -100,6 +101,9 @@ def used_negatives(settings: Settings) -> int | None:
     Each is a passage more to encode for every question of a batch, and the passages are what a step's time goes to:
     on a CPU a second one buys less than the passes over the data that fit into the same time.
     """
-    if settings.training.negatives:
-        return settings.training.negatives
+    wanted = settings.training.negatives_per_example
+    if wanted == "all":
+        return None
+    if wanted != "auto":
+        return wanted
     return 1 if torch_device(settings.embedding) == "cpu" else None

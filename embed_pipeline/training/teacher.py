@@ -23,7 +23,7 @@ from embed_pipeline.training.errors import TrainingError
 if TYPE_CHECKING:
     from embed_pipeline.training.batches import Examples
 
-NONE, HYBRID = "none", "hybrid"
+HYBRID = "hybrid"
 Pair = tuple[int, int]
 Scores = dict[Pair, float]
 
@@ -54,7 +54,7 @@ def taught_scores(examples: Examples, corpus_texts: Sequence[str], settings: Set
         TrainingError: the cross-encoder cannot be used.
         ModelError: a model cannot be loaded, or brings code of its own.
     """
-    if settings.training.teacher == NONE:
+    if settings.training.teacher is None:
         return None
     encoder = Encoder.load(settings.embedding.model, settings.embedding)
     questions = encoder.encode(examples.questions, "query", label="encode questions for the teacher")
@@ -66,7 +66,7 @@ def taught_scores(examples: Examples, corpus_texts: Sequence[str], settings: Set
         weight = settings.evaluation.hybrid_dense_weight
         scores = _hybrid(examples, candidates, corpus_texts, (questions, vectors), weight)
     else:
-        scores = _cross_encoder(examples, candidates, settings)
+        scores = _cross_encoder(settings.training.teacher, examples, candidates, settings)
     return to_scale(scores, cosines)
 
 
@@ -114,11 +114,13 @@ def _hybrid(
     return scores
 
 
-def _cross_encoder(examples: Examples, candidates: Mapping[int, Sequence[int]], settings: Settings) -> Scores:
+def _cross_encoder(
+    teacher: str, examples: Examples, candidates: Mapping[int, Sequence[int]], settings: Settings
+) -> Scores:
     from sentence_transformers import CrossEncoder
 
     trusted = settings.embedding.trust_remote_code
-    location = resolve_model(settings.training.teacher)
+    location = resolve_model(teacher)
     local = Path(location).is_dir()
     if local and not trusted:
         refuse_foreign_code(Path(location))
@@ -131,17 +133,17 @@ def _cross_encoder(examples: Examples, candidates: Mapping[int, Sequence[int]], 
             model_kwargs={} if trusted else {"use_safetensors": True},
         )
     except (OSError, ValueError, KeyError) as error:
-        message = f"training.teacher = {settings.training.teacher!r} cannot be loaded as a cross-encoder: {error}"
+        message = f"training.teacher = {teacher!r} cannot be loaded as a cross-encoder: {error}"
         raise TrainingError(message) from error
     pairs = [(question, passage) for question, own in candidates.items() for passage in own]
     texts = [(examples.questions[question], examples.passages[passage]) for question, passage in pairs]
     values = np.asarray(model.predict(texts, batch_size=_CROSS_ENCODER_PAIRS, show_progress_bar=False))
     if values.shape != (len(pairs),):
         message = (
-            f"training.teacher = {settings.training.teacher!r} gives scores of shape {values.shape}, not one a pair"
+            f"training.teacher = {teacher!r} gives scores of shape {values.shape}, not one a pair"
         )
         raise TrainingError(message)
     if not np.isfinite(values).all():
-        message = f"training.teacher = {settings.training.teacher!r} gives a score that is not finite"
+        message = f"training.teacher = {teacher!r} gives a score that is not finite"
         raise TrainingError(message)
     return {pair: float(value) for pair, value in zip(pairs, values, strict=True)}

@@ -43,7 +43,7 @@ def finetune(
     ``torchrun -m embed_pipeline.training`` in the same ``work``. ``work`` is removed once ``output`` is written.
 
     Where the weights that win on dev have forgotten more of the general questions than
-    ``evaluation.max_forgetting``, they are mixed with the base's (:mod:`embed_pipeline.training.merging`).
+    ``forgetting.max_loss``, they are mixed with the base's (:mod:`embed_pipeline.training.merging`).
 
     Args:
         examples: table ``training_examples``.
@@ -90,4 +90,4 @@ def train_seeds(task: Task) -> list[SeedResult]:
         # Nobody looks into the folder before the first process has prepared it.
         PartialState(cpu=torch_device(task.settings.embedding) == "cpu").wait_for_everyone()
     first = task.settings.seed
-    return [train_seed(task, seed) for seed in range(first, first + task.settings.training.seeds)]
+    return [train_seed(task, seed) for seed in range(first, first + task.settings.training.num_runs)]

@@ -103,7 +103,7 @@ def test_of_near_duplicates_the_first_seen_stays_and_the_other_is_recorded(
 
 def test_near_duplicates_stay_where_the_setting_says_so(folder: Path, make_settings: MakeSettings) -> None:
     words = [f"word{number}" for number in range(400)]
-    history = _History(make_settings(near_duplicates=0))
+    history = _History(make_settings(near_duplicates="off"))
     (folder / "a.md").write_text(" ".join(words))
     (folder / "b.md").write_text(" ".join([*words[:-1], "changed"]))
     (folder / "c.md").write_text(" ".join(words))

@@ -21,8 +21,8 @@ def store(tmp_path):
 def counted(encoder: Encoder) -> list[int]:
     """Sizes of the batches that the encoder computes from now on."""
     sizes: list[int] = []
-    infer = encoder._infer
-    encoder._infer = lambda rows: (sizes.append(len(rows)), infer(rows))[1]
+    begin = encoder.backend.begin
+    encoder.backend.begin = lambda rows: (sizes.append(len(rows)), begin(rows))[1]
     return sizes
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from embed_pipeline.evaluation.promotion import compare_with_champion, promotion_failures
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Gates, Settings
 from embed_pipeline.tables import CHAMPION_COMPARISON
 from embed_pipeline_tests.evaluation import material
 from embed_pipeline_tests.tiny import write_tiny_model
 
 
-def settings(**orchestration):
-    return Settings.model_validate({"evaluation": {"bootstrap_samples": 200}, "orchestration": orchestration})
+def settings():
+    return Settings.model_validate({"evaluation": {"bootstrap_samples": 200}})
 
 
 def comparison(**figures):
@@ -35,7 +35,7 @@ def test_a_release_is_as_good_as_itself_and_differs_from_another(tiny_model, tmp
     assert same["query_set"].to_list() == ["generated", "people"]
     assert same["queries"].to_list() == [6, 3]
     assert (same["champion_ndcg_10"] - same["candidate_ndcg_10"]).abs().max() < 1e-9
-    assert promotion_failures(same, settings()) == []
+    assert promotion_failures(same, Gates()) == []
     differs = compare_with_champion(("v1", tiny_model), ("v2", other), material.corpus(), sets, settings())
     swapped = compare_with_champion(("v2", other), ("v1", tiny_model), material.corpus(), sets, settings())
     assert differs["candidate_ndcg_10"].to_list() == swapped["champion_ndcg_10"].to_list()
@@ -57,6 +57,6 @@ def test_a_release_is_as_good_as_itself_and_differs_from_another(tiny_model, tmp
     ],
 )
 def test_a_worse_release_is_refused_with_its_figures(figures, options, says):
-    failures = promotion_failures(comparison(**figures), settings(**options))
+    failures = promotion_failures(comparison(**figures), Gates(**options))
     assert len(failures) == len(says)
     assert all(words in failure for words, failure in zip(says, failures, strict=True))

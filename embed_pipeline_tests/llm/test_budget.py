@@ -21,7 +21,7 @@ def test_cost_follows_the_prices() -> None:
     ("caps", "named"),
     [
         ({"max_calls": 2}, "llm.max_calls is 2"),
-        ({"max_tokens": 200}, "llm.max_tokens is 200"),
+        ({"max_total_tokens": 200}, "llm.max_total_tokens is 200"),
         ({"max_cost": 0.002, "price_per_million_prompt_tokens": 10.0}, "llm.max_cost is 0.002"),
     ],
 )

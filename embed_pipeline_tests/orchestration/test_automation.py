@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import dagster as dg
@@ -14,8 +15,16 @@ from filelock import FileLock
 
 from embed_pipeline.corpus.batches import batch_folder, batch_names
 from embed_pipeline.definitions import defs
-from embed_pipeline.orchestration.automation import cheap_stages, new_documents, new_pairs, training
+from embed_pipeline.orchestration import automation
+from embed_pipeline.orchestration.automation import (
+    all_schedules,
+    all_sensors,
+    document_sensor,
+    new_pairs,
+    training_schedule,
+)
 from embed_pipeline.orchestration.partitions import document_batches
+from embed_pipeline.settings import Orchestration, Settings, SettingsError, load_settings
 
 REPOSITORY = defs.get_repository_def()
 GRAPH = defs.resolve_asset_graph()
@@ -48,7 +57,8 @@ def write(folder, *names, text="text"):
 
 def tick(instance, cursor=None):
     """One evaluation; what the daemon would do with the partitions is done."""
-    result = new_documents(dg.build_sensor_context(instance=instance, cursor=cursor, repository_def=REPOSITORY))
+    sensor = document_sensor(load_settings())
+    result = sensor(dg.build_sensor_context(instance=instance, cursor=cursor, repository_def=REPOSITORY))
     if isinstance(result, dg.SensorResult):
         for request in result.dynamic_partitions_requests:
             instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
@@ -78,14 +88,15 @@ def test_dagster_accepts_what_the_sensor_asks_for(instance, folder):
         repository_def=REPOSITORY,
     )
     with context:
-        data = REPOSITORY.get_sensor_def("new_documents").evaluate_tick(context)
+        data = document_sensor(load_settings()).evaluate_tick(context)
     [request] = data.run_requests
     assert request.tags["dagster/partition"] == request.partition_key
 
 
 def test_a_tick_that_was_lost_after_its_batches_were_cut_is_made_good(instance, folder):
     write(folder, "a.md")
-    new_documents(dg.build_sensor_context(instance=instance, repository_def=REPOSITORY))  # died before it was recorded
+    sensor = document_sensor(load_settings())
+    sensor(dg.build_sensor_context(instance=instance, repository_def=REPOSITORY))  # died before it was recorded
     result = tick(instance)
     assert len(result.run_requests) == 1
     again = tick(instance)  # partitions were added, the cursor was not
@@ -177,7 +188,7 @@ def test_a_damaged_manifest_fails_the_tick_by_name(instance, folder, tmp_path):
 
 
 def test_runs_asked_for_in_one_tick_are_bounded(instance, folder, monkeypatch):
-    monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__RUNS_PER_TICK", "3")
+    monkeypatch.setattr(automation, "RUNS_PER_LOOK", 3)
     write(folder, *(f"{number}.md" for number in range(9)))
     first = tick(instance)
     second = tick(instance, first.cursor)
@@ -188,7 +199,7 @@ def test_runs_asked_for_in_one_tick_are_bounded(instance, folder, monkeypatch):
 
 def test_a_tick_over_many_files_reads_none_of_those_it_knows(instance, folder, monkeypatch):
     monkeypatch.setenv("EMBED_PIPELINE_CORPUS__DOCUMENTS_PER_BATCH", "500")
-    monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__FILES_PER_TICK", "20000")
+    monkeypatch.setattr(automation, "LOOK_FILES", 20000)
     for shelf in range(20):
         (folder / str(shelf)).mkdir()
         write(folder / str(shelf), *(f"{number}.md" for number in range(500)))
@@ -227,7 +238,7 @@ def test_new_pairs_are_the_growth_of_every_batch_since_the_last_training(instanc
 
 def schedule_tick(instance):
     context = dg.build_schedule_context(instance=instance, repository_def=REPOSITORY)
-    return training(context)
+    return training_schedule(Orchestration())(context)
 
 
 def test_a_training_waits_for_enough_new_pairs(instance):
@@ -261,9 +272,22 @@ def test_the_training_run_goes_from_training_to_deployment():
 
 
 def test_nothing_runs_by_itself_unless_the_settings_say_so():
-    assert new_documents.default_status == dg.DefaultSensorStatus.STOPPED
-    assert cheap_stages.default_status == dg.DefaultSensorStatus.STOPPED
-    assert training.default_status == dg.DefaultScheduleStatus.STOPPED
+    settings = Settings()
+    assert {sensor.default_status for sensor in all_sensors(settings)} == {dg.DefaultSensorStatus.STOPPED}
+    assert {schedule.default_status for schedule in all_schedules(settings)} == {dg.DefaultScheduleStatus.STOPPED}
+    automatic = Settings(orchestration=Orchestration(automatic=True))
+    assert {sensor.default_status for sensor in all_sensors(automatic)} == {dg.DefaultSensorStatus.RUNNING}
+
+
+@pytest.mark.parametrize("cron", ["0 3 * *", "61 3 * * *", "@reboot"])
+def test_a_wrong_cron_is_refused_by_name(cron):
+    with pytest.raises(SettingsError, match=f"orchestration.training_cron = {re.escape(repr(cron))}: expected minute"):
+        training_schedule(Orchestration(training_cron=cron))
+
+
+@pytest.mark.parametrize("cron", ["*/15 2-4 1,15 * 1-5", "0 3 * * mon"])
+def test_a_cron_may_hold_lists_ranges_steps_and_names(cron):
+    assert training_schedule(Orchestration(training_cron=cron)).cron_schedule == cron
 
 
 class Following:

@@ -1,16 +1,9 @@
-from pathlib import Path
-
 import dagster as dg
 import pytest
 
 from embed_pipeline.orchestration.checks import tuned_is_better
+from embed_pipeline.settings import Settings
 from embed_pipeline_tests.evaluation.test_gates import metrics
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder without settings of its own."""
-    monkeypatch.chdir(tmp_path)
 
 
 def figures(result: dg.AssetCheckResult) -> dict[str, object]:
@@ -18,7 +11,7 @@ def figures(result: dg.AssetCheckResult) -> dict[str, object]:
 
 
 def test_a_passed_gate_shows_what_was_measured_and_the_bound() -> None:
-    result = tuned_is_better(metrics(generated=(0.5, 0.55), people=(0.4, 0.41)))
+    result = tuned_is_better(Settings(), metrics(generated=(0.5, 0.55), people=(0.4, 0.41)))
     assert isinstance(result, dg.AssetCheckResult)
     assert result.passed
     assert figures(result) == {
@@ -32,7 +25,7 @@ def test_a_passed_gate_shows_what_was_measured_and_the_bound() -> None:
 
 
 def test_a_failed_gate_says_why_and_keeps_its_figures() -> None:
-    result = tuned_is_better(metrics(generated=(0.5, 0.4)))
+    result = tuned_is_better(Settings(), metrics(generated=(0.5, 0.4)))
     assert isinstance(result, dg.AssetCheckResult)
     assert not result.passed
     assert "below the least relative gain" in (result.description or "")

@@ -8,8 +8,9 @@ import dagster as dg
 import pytest
 from dagster_docker.container_context import DockerContainerContext
 
-from embed_pipeline.orchestration.docker_executor import TaggedStepHandler, container_kwargs, gpu_docker_executor
-from embed_pipeline.orchestration.executors import GPU_TAG, gpu_step, stage_executor
+from embed_pipeline.orchestration.docker_executor import GpuStepHandler
+from embed_pipeline.orchestration.executors import GPU_STEP, GPU_TAG, stage_executor
+from embed_pipeline.orchestration.jobs import all_assets
 from embed_pipeline.settings import Orchestration
 
 
@@ -29,10 +30,10 @@ class Launch(SimpleNamespace):
     """What the executor knows when it launches a step."""
 
 
-def launch(monkeypatch, tags):
+def launch(monkeypatch, tags, gpus=1):
     client = FakeClient()
     common = DockerContainerContext(env_vars=["A=1"], networks=["net"], container_kwargs={"volumes": ["store:/store"]})
-    handler = TaggedStepHandler("image:1", common)
+    handler = GpuStepHandler("image:1", common, gpus=gpus, tag=GPU_TAG)
     monkeypatch.setattr(handler, "_get_client", lambda _: client)
     context = Launch(
         instance=SimpleNamespace(run_launcher=None),
@@ -53,20 +54,8 @@ def launch(monkeypatch, tags):
     return client.created[0]
 
 
-@pytest.fixture
-def with_gpu(monkeypatch):
-    monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__GPUS", "1")
-
-
-def as_stored(tags):
-    """Tags as Dagster stores them: texts, whatever they were."""
-    import json
-
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in tags.items()}
-
-
-def test_a_tagged_step_gets_the_gpu_and_keeps_the_rest(monkeypatch, with_gpu):
-    image, kwargs = launch(monkeypatch, as_stored(gpu_step()))
+def test_a_tagged_step_gets_the_gpu_and_keeps_the_rest(monkeypatch):
+    image, kwargs = launch(monkeypatch, GPU_STEP)
     assert image == "image:1"
     [request] = kwargs["device_requests"]
     assert (request["Driver"], request["Count"], request["Capabilities"]) == ("nvidia", 1, [["gpu"]])
@@ -75,26 +64,32 @@ def test_a_tagged_step_gets_the_gpu_and_keeps_the_rest(monkeypatch, with_gpu):
     assert kwargs["environment"]["A"] == "1"
 
 
-def test_an_untagged_step_gets_none(monkeypatch, with_gpu):
-    _, kwargs = launch(monkeypatch, {})
+@pytest.mark.parametrize(("tags", "gpus"), [({}, 1), (GPU_STEP, 0)])
+def test_an_untagged_step_gets_none_and_without_gpus_in_the_settings_nor_does_a_gpu_step(monkeypatch, tags, gpus):
+    _, kwargs = launch(monkeypatch, tags, gpus)
     assert "device_requests" not in kwargs
     assert kwargs["volumes"] == ["store:/store"]
 
 
-def test_without_gpus_in_the_settings_a_gpu_step_runs_on_the_cpu():
-    assert gpu_step() == {GPU_TAG: "true"}
-    assert container_kwargs(as_stored(gpu_step())) == {}
+def per_step(orchestration):
+    """What the Kubernetes executor is configured with, by step."""
+    executor = stage_executor(orchestration, all_assets)
+    return executor.config_schema.resolve_config({}).value["config"]["per_step_k8s_config"]
 
 
-def test_kubernetes_is_asked_for_the_same(with_gpu):
-    assert gpu_step()["dagster-k8s/config"]["container_config"]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+def test_kubernetes_is_asked_for_the_same():
+    pytest.importorskip("dagster_k8s")
+    asked = per_step(Orchestration(executor="kubernetes", gpus=2))
+    assert asked["finetuned_model"]["container_config"] == {"resources": {"limits": {"nvidia.com/gpu": "2"}}}
+    assert "documents" not in asked
+    assert per_step(Orchestration(executor="kubernetes")) == {}
 
 
 def test_the_settings_name_the_executor():
-    assert stage_executor(Orchestration()).name == "multiprocess"
-    assert stage_executor(Orchestration(executor="docker")).name == gpu_docker_executor.name
+    assert stage_executor(Orchestration(), all_assets).name == "multiprocess"
+    assert stage_executor(Orchestration(executor="docker"), all_assets).name == "gpu_docker"
     pytest.importorskip("dagster_k8s")
-    assert stage_executor(Orchestration(executor="kubernetes")).name == "k8s"
+    assert stage_executor(Orchestration(executor="kubernetes"), all_assets).name == "k8s"
 
 
 def test_the_training_step_carries_the_tag_into_its_op():

@@ -47,15 +47,17 @@ def holding(project, words):
 
 
 def test_a_document_is_forgotten_everywhere(prepared):
-    from embed_pipeline.definitions import defs
+    from embed_pipeline.definitions import build_definitions
     from embed_pipeline.orchestration.forgetting import ForgettingError, forget_document
     from embed_pipeline.orchestration.instance import open_instance
     from embed_pipeline.orchestration.jobs import all_assets
     from embed_pipeline.orchestration.runs import StageRunner
+    from embed_pipeline.orchestration.versions import with_settings
     from embed_pipeline.settings import load_settings
 
     project, stub = prepared
     settings = load_settings()
+    assets = [with_settings(definition, settings) for definition in all_assets]
     segments = project.table("corpus").filter(pl.col("path") == "topic-03.md")
     words = [line.split()[1] for line in "\n".join(segments["text"]).splitlines() if line.startswith("## ")]
     assert len(words) == 3
@@ -71,11 +73,11 @@ def test_a_document_is_forgotten_everywhere(prepared):
                 dg.AssetMaterialization("finetuned_model", metadata={"mlflow_version": name}, tags=tags)
             )
         with pytest.raises(ForgettingError, match=r"topic-03.md is still in .*: remove it first"):
-            forget_document("topic-03.md", settings, instance, all_assets)
+            forget_document("topic-03.md", settings, instance, assets)
         with pytest.raises(ForgettingError, match="no document 'absent.md' is stored"):
-            forget_document("absent.md", settings, instance, all_assets)
+            forget_document("absent.md", settings, instance, assets)
         (project.documents / "topic-03.md").unlink()
-        result = forget_document("topic-03.md", settings, instance, all_assets)
+        result = forget_document("topic-03.md", settings, instance, assets)
         assert (result.models, result.unknown) == (("2",), ("1",))
         assert result.rows["documents"] == 1
         assert result.rows["segments"] == segments.height
@@ -84,7 +86,7 @@ def test_a_document_is_forgotten_everywhere(prepared):
         assert holding(project, words) == []
         # Nothing is stale, so nothing is read, asked or made again.
         calls = len(stub.requests)
-        runner = StageRunner(defs, instance, settings)
+        runner = StageRunner(build_definitions(settings), instance, settings)
         assert runner.run("sdg").made == []
         assert runner.run("prep").made == []
         assert len(stub.requests) == calls

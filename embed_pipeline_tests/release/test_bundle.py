@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.bundle import BundleError, Lineage, read_manifest, verify_bundle, write_bundle
 
@@ -42,11 +43,11 @@ def test_both_forms_load_and_agree(bundle):
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(bundle / "model"), device="cpu", local_files_only=True)
-    backend = OnnxBackend(bundle / "onnx", threads=1)
+    encoder = Encoder(OnnxBackend(bundle / "onnx", threads=1))
     texts = ["python class", "value of a function"]
     pairs = (
-        (model.encode_query(texts), backend.encode(texts, "query")),
-        (model.encode_document(texts), backend.encode(texts, "passage")),
+        (model.encode_query(texts), encoder.encode(texts, "query")),
+        (model.encode_document(texts), encoder.encode(texts, "passage")),
     )
     for left, right in pairs:
         assert (left * right).sum(axis=1).min() >= 0.99999

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.release.parity import Parity, measure_parity
-from embed_pipeline.settings import Release
+from embed_pipeline.settings import Gates
 
 CORPUS = {f"s{i}": f"the class {i} is a value of python object {i * 7} " * (1 + i % 6) for i in range(40)}
 QUERIES = {f"q{i}": f"how does object {i * 7} of class {i} work" for i in range(12)}
@@ -23,7 +23,7 @@ QRELS = {f"q{i}": {f"s{i}": 1} for i in range(12)}
 
 def test_an_export_passes(tiny_model, tiny_export, exporting):
     parity = measure_parity(tiny_model, tiny_export, CORPUS, QUERIES, QRELS, embedding=exporting)
-    assert parity.failures(Release()) == []
+    assert parity.failures(Gates()) == []
     assert (parity.passages, parity.queries) == (40, 12)
     assert 0.99999 <= parity.min_cosine <= parity.mean_cosine <= 1
     assert (parity.ndcg_delta, parity.recall_delta) == (0, 0)
@@ -42,7 +42,7 @@ def test_one_perturbed_weight_fails(tiny_model, tiny_export, exporting, tmp_path
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save(model, str(folder / "model.onnx"))
     parity = measure_parity(tiny_model, folder, CORPUS, QUERIES, QRELS, embedding=exporting)
-    failures = parity.failures(Release())
+    failures = parity.failures(Gates())
     assert failures
     assert failures[0].startswith("min cosine 0.9")
     assert parity.worst[0].text in failures[0]
@@ -53,16 +53,16 @@ def test_a_lost_prefix_fails(tiny_model, tiny_export, exporting, tmp_path):
     path = folder / "embedding_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "query_prefix": ""}))
     parity = measure_parity(tiny_model, folder, CORPUS, QUERIES, QRELS, embedding=exporting)
-    assert parity.failures(Release())
+    assert parity.failures(Gates())
     assert {text.kind for text in parity.worst} == {"query"}
 
 
 def test_every_bound_fails_by_itself_and_so_does_nan():
     good = Parity(1, 1, 1.0, 1.0, 1.0, 0.0, 0.0, ())
-    assert good.failures(Release()) == []
+    assert good.failures(Gates()) == []
     for name, bad in (("min_cosine", 0.9), ("top10_overlap", 0.5), ("ndcg_delta", -0.1), ("ndcg_delta", 0.1)):
-        assert len(replace(good, **{name: bad}).failures(Release())) == 1
-        assert len(replace(good, **{name: np.nan}).failures(Release())) == 1
+        assert len(replace(good, **{name: bad}).failures(Gates())) == 1
+        assert len(replace(good, **{name: np.nan}).failures(Gates())) == 1
 
 
 def test_nothing_to_compare_is_an_error(tiny_model, tiny_export, exporting):

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnxruntime.transformers import float16
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.bundle import EXPORT_FOLDERS
 from embed_pipeline.release.onnx_export import ReleaseError
@@ -29,8 +30,8 @@ WIDE = {"LayerNormalization", "Softmax", "ReduceL2", "ReduceSum", "Div", "Clip"}
 def test_vectors_stay_close_and_of_unit_length(tiny_export, tmp_path):
     folder = Path(shutil.copytree(tiny_export, tmp_path / "half"))
     onnx.save(mixed_precision(folder / "model.onnx"), str(folder / "model.onnx"))
-    half = OnnxBackend(folder, threads=1).encode(TEXTS, "passage")
-    full = OnnxBackend(tiny_export, threads=1).encode(TEXTS, "passage")
+    half = Encoder(OnnxBackend(folder, threads=1)).encode(TEXTS, "passage")
+    full = Encoder(OnnxBackend(tiny_export, threads=1)).encode(TEXTS, "passage")
     assert (half * full).sum(axis=1).min() >= 0.9999
     assert not np.array_equal(half, full)
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)
@@ -63,8 +64,8 @@ def test_a_converter_that_repeats_its_casts_gives_the_same_graph(tiny_export, mo
 def test_another_precision_is_an_export_like_the_first(tiny_export, tmp_path, precision):
     folder = tmp_path / "other"
     write_precision(tiny_export, folder, precision)
-    vectors = OnnxBackend(folder, threads=1).encode(TEXTS, "passage")
-    full = OnnxBackend(tiny_export, threads=1).encode(TEXTS, "passage")
+    vectors = Encoder(OnnxBackend(folder, threads=1)).encode(TEXTS, "passage")
+    full = Encoder(OnnxBackend(tiny_export, threads=1)).encode(TEXTS, "passage")
     assert (vectors * full).sum(axis=1).min() >= 0.97
     assert not np.array_equal(vectors, full)
     assert (folder / "model.onnx").stat().st_size < (tiny_export / "model.onnx").stat().st_size
@@ -92,7 +93,7 @@ def parity(**changes: float) -> Parity:
         ("fp16", {"min_cosine": 0.9989}, "min cosine 0.99890 is below release.min_fp16_cosine 0.999"),
         ("fp16", {"min_cosine": float("nan")}, "min_fp16_cosine"),
         ("int8", {"min_cosine": 0.9, "ndcg_delta": -0.0049}, ""),
-        ("int8", {"ndcg_delta": -0.0051}, "nDCG@10 changes by -0.0051, more than serving.max_int8_ndcg_delta 0.005"),
+        ("int8", {"ndcg_delta": -0.0051}, "nDCG@10 changes by -0.0051, more than release.max_int8_ndcg_delta 0.005"),
         ("int8", {"ndcg_delta": float("nan")}, "max_int8_ndcg_delta"),
     ],
 )

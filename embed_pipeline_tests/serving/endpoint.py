@@ -62,7 +62,7 @@ def running(
 ) -> Iterator[Running]:
     """Serve ``bundle`` on a free port while the block runs."""
     paths = Paths(store=store or bundle.parent / "no-store")
-    settings = Settings(paths=paths, serving=Serving(**{"port": 0, "threads": 1, **serving}))
+    settings = Settings(paths=paths, serving=Serving(**{"port": "auto", "cores": 1, **serving}))
     service = Service(settings, api_key)
     server = EmbeddingServer(bundle, service, bind(settings.serving))
     thread = threading.Thread(target=server.run_until_stopped)

@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline_tests.serving.endpoint import MODEL, gated, running
 
@@ -25,8 +26,8 @@ def client(endpoint):
 
 @pytest.fixture(scope="module")
 def expected(bundle):
-    backend = OnnxBackend(bundle / "onnx", threads=1)
-    return {kind: backend.encode(TEXTS, kind) for kind in ("query", "passage")}
+    encoder = Encoder(OnnxBackend(bundle / "onnx", threads=1))
+    return {kind: encoder.encode(TEXTS, kind) for kind in ("query", "passage")}
 
 
 def test_the_openai_client_gets_the_models_vectors_in_order(client, expected):

@@ -7,11 +7,13 @@ import json
 import socket
 import time
 import tracemalloc
+from functools import partial
 
 import httpx
 import pytest
 
-from embed_pipeline.serving.body import unpack
+from embed_pipeline.serving import application
+from embed_pipeline.serving.body import read_body, unpack
 from embed_pipeline.serving.errors import RequestError
 from embed_pipeline_tests.serving.endpoint import MODEL, drip, running
 
@@ -21,8 +23,10 @@ HEAD = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/js
 
 @pytest.fixture(scope="module")
 def small(bundle):
-    with running(bundle, max_body_bytes=LIMIT, body_seconds=0.5) as served:
-        yield served
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(application, "read_body", partial(read_body, seconds=0.5))
+        with running(bundle, max_body_bytes=LIMIT) as served:
+            yield served
 
 
 def post(small, content, **headers: str) -> httpx.Response:

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline_tests.serving.endpoint import MODEL, running
 
@@ -16,8 +17,8 @@ LONG = "in of to " * 60
 
 @pytest.fixture(scope="module")
 def vectors(bundle):
-    backend = OnnxBackend(bundle / "onnx", threads=1)
-    return {kind: backend.encode([*TEXTS, LONG], kind) for kind in ("query", "passage")}
+    encoder = Encoder(OnnxBackend(bundle / "onnx", threads=1))
+    return {kind: encoder.encode([*TEXTS, LONG], kind) for kind in ("query", "passage")}
 
 
 def test_langchain_openai(endpoint, vectors):

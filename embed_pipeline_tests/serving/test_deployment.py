@@ -28,7 +28,7 @@ QUERIES = ["what is a class", "value of python", "how to object"]
 @pytest.fixture(scope="module")
 def corpus() -> pl.DataFrame:
     texts = [f"class {index} of python value {'in ' * (index % 50)}" for index in range(40)]
-    places = {"document_id": "d", "path": "a.md", "title": "A", "heading_path": "", "token_count": 9}
+    places = {"document_id": "d", "path": "a.md", "title": "A", "heading_path": "", "token_count": 9, "label_set": None}
     return tables.CORPUS.frame(
         [{"segment_id": f"s{index:03}", "position": index, "text": text, **places} for index, text in enumerate(texts)]
     )
@@ -37,7 +37,7 @@ def corpus() -> pl.DataFrame:
 def settings(store: Path, **serving) -> Settings:
     return Settings(
         paths=Paths(store=store),
-        serving=Serving(**{"threads": 1, "port": 0, "drain_seconds": 2, **serving}),
+        serving=Serving(**{"cores": 1, "port": "auto", "drain_seconds": 2, **serving}),
         embedding=Embedding(device="cpu"),
     )
 

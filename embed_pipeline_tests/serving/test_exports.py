@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.manifest import bundle_files, file_hash, read_manifest
 from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.serving import exports
 from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.exports import open_export
-from embed_pipeline.settings import Paths, Serving, Settings
+from embed_pipeline.settings import Paths, Release, Serving, Settings
 from embed_pipeline_tests.serving.endpoint import MODEL, running
 
 PARITY = {
@@ -50,12 +51,14 @@ def quantized(bundle, tmp_path_factory) -> Path:
     return listed(copy)
 
 
-def settings(bundle: Path, **serving) -> Settings:
-    return Settings(paths=Paths(store=bundle.parent / "store"), serving=Serving(threads=1, **serving))
+def settings(bundle: Path, release: Release, **serving) -> Settings:
+    paths = Paths(store=bundle.parent / "store")
+    return Settings(paths=paths, release=release, serving=Serving(cores=1, **serving))
 
 
-def opened(bundle: Path, **serving) -> str:
-    return open_export(bundle, read_manifest(bundle), settings(bundle, **{"precision": "auto", **serving})).precision
+def opened(bundle: Path, release: Release = Release(), **serving) -> str:  # noqa: B008 - frozen
+    wanted = settings(bundle, release, **{"precision": "auto", **serving})
+    return open_export(bundle, read_manifest(bundle), wanted).precision
 
 
 def test_a_release_with_fp32_alone_is_served_in_fp32(bundle):
@@ -85,10 +88,10 @@ def test_left_to_itself_it_takes_the_faster(quantized, monkeypatch, faster):
 
 
 def test_an_export_that_changes_rankings_too_much_is_not_served(quantized):
-    strict = {"max_int8_ndcg_delta": 0.001}
-    assert opened(quantized, **strict) == "fp32"
-    with pytest.raises(ServingError, match=r"changes nDCG@10 by -0\.0040, more than serving\.max_int8_ndcg_delta"):
-        opened(quantized, precision="int8", **strict)
+    strict = Release(max_int8_ndcg_delta=0.001)
+    assert opened(quantized, strict) == "fp32"
+    with pytest.raises(ServingError, match=r"changes nDCG@10 by -0\.0040, more than release\.max_int8_ndcg_delta"):
+        opened(quantized, strict, precision="int8")
 
 
 def test_an_export_without_its_parity_is_refused(quantized, tmp_path):
@@ -109,7 +112,7 @@ def test_the_base_model_is_served_beside_the_tuned_one(bundle, tmp_path):
     shutil.copytree(copy / "onnx", copy / "base_onnx")
     config = copy / "base_onnx" / "embedding_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "query_prefix": "how ", "passage_prefix": ""}))
-    expected = OnnxBackend(listed(copy) / "base_onnx", threads=1)
+    expected = Encoder(OnnxBackend(listed(copy) / "base_onnx", threads=1))
     with running(copy) as served:
         names = [model["id"] for model in served.client.get("/v1/models").json()["data"]]
         assert names == [MODEL, f"{MODEL}-base"]

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embed_pipeline.embedding import proven
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 from embed_pipeline.release.manifest import read_manifest
@@ -22,11 +24,11 @@ TEXTS = [f"class {index} of python value" for index in range(20)]
 
 @pytest.fixture(autouse=True)
 def _measured(monkeypatch):
-    monkeypatch.setattr(exports, "proof_texts", lambda *_: TEXTS)
+    monkeypatch.setattr(exports, "comparison_texts", lambda *_: TEXTS)
 
 
 def opened(bundle: Path, **serving) -> Export:
-    settings = Settings(paths=Paths(store=bundle.parent), serving=Serving(threads=1, **serving))
+    settings = Settings(paths=Paths(store=bundle.parent), serving=Serving(cores=1, **serving))
     return open_export(bundle, read_manifest(bundle), settings)
 
 
@@ -34,8 +36,8 @@ def opened(bundle: Path, **serving) -> Export:
 def test_what_is_asked_for_is_served_from_the_fp32_export(bundle, precision):
     export = opened(bundle, backend="openvino", precision=precision)
     assert export.name == f"{precision} with openvino"
-    expected = OnnxBackend(bundle / "onnx", threads=1).encode(TEXTS, "passage")
-    found = export.backend.encode(TEXTS, "passage")
+    expected = Encoder(OnnxBackend(bundle / "onnx", threads=1)).encode(TEXTS, "passage")
+    found = Encoder(export.backend).encode(TEXTS, "passage")
     assert (found * expected).sum(axis=1).min() >= 0.999
 
 
@@ -49,20 +51,25 @@ def test_left_to_itself_it_takes_the_faster(bundle, monkeypatch, slowed, served)
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_vectors_that_are_wrong_here_are_not_served(bundle, monkeypatch, precision):
-    right = OpenVinoBackend._run
-    monkeypatch.setattr(OpenVinoBackend, "_run", lambda *given, **options: right(*given, **options)[:, ::-1])
-    with pytest.raises(ServingError, match=rf"{precision} with openvino: least cosine -?[\d.]+ is below serving"):
+    right = OpenVinoBackend._begin
+
+    def begin(*given, **options):
+        vectors = right(*given, **options)()
+        return lambda: vectors[:, ::-1]
+
+    monkeypatch.setattr(OpenVinoBackend, "_begin", begin)
+    with pytest.raises(ServingError, match=rf"{precision} with openvino: least cosine -?[\d.]+ is below gates"):
         opened(bundle, backend="openvino", precision=precision)
 
 
 def test_int8_takes_smaller_groups_where_larger_ones_are_not_near_enough(bundle, monkeypatch):
-    right, seen = exports.cosines_of, []
+    right, seen = proven.cosines_of, []
 
     def measured(*vectors):
         seen.append(right(*vectors).min())
         return np.array([0.998 if len(seen) == 1 else seen[-1]])
 
-    monkeypatch.setattr(exports, "cosines_of", measured)
+    monkeypatch.setattr(proven, "cosines_of", measured)
     assert opened(bundle, backend="openvino", precision="int8").name == "int8 with openvino"
     assert seen[1] != seen[0]
 
@@ -78,7 +85,7 @@ def test_an_endpoint_says_what_computes(bundle):
     with running(bundle, backend="openvino", precision="int8") as served:
         row = served.client.get("/v1/metadata").json()["data"][0]
         assert (row["precision"], row["runtime"]) == ("int8", "openvino")
-        expected = OnnxBackend(bundle / "onnx", threads=1).encode(["class"], "query")[0]
+        expected = Encoder(OnnxBackend(bundle / "onnx", threads=1)).encode(["class"], "query")[0]
         found = served.vectors("class")[0]
         assert found @ expected >= 0.999
         assert np.abs(found - expected).max() > 1e-5

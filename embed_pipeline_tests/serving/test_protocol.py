@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from embed_pipeline.serving import protocol
 from embed_pipeline.serving.protocol import MAX_HEADER_BYTES
 from embed_pipeline_tests.serving.endpoint import drip, running
 
@@ -14,8 +15,10 @@ LIVE = b"GET /v1/health/live HTTP/1.1\r\nhost: x\r\n"
 
 @pytest.fixture(scope="module")
 def hasty(bundle):
-    with running(bundle, header_seconds=0.4) as served:
-        yield served
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "MAX_HEADER_SECONDS", 0.4)
+        with running(bundle) as served:
+            yield served
 
 
 def seconds_until_closed(connection) -> float:

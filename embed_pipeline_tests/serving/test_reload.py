@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.current import promote
 from embed_pipeline.serving.reload import Follower
@@ -38,9 +39,8 @@ def version(served: Running) -> str:
 
 
 def test_a_promoted_release_is_served_and_a_promoted_back_one_too(store):
-    expected = {
-        name: OnnxBackend(store / "release" / name / "onnx", threads=1).encode(["class"], "query") for name in "12"
-    }
+    encoders = {name: Encoder(OnnxBackend(store / "release" / name / "onnx", threads=1)) for name in "12"}
+    expected = {name: encoder.encode(["class"], "query") for name, encoder in encoders.items()}
     assert not np.allclose(expected["1"], expected["2"], atol=1e-3)
     with following(store) as served:
         for name in ("1", "2", "1"):
@@ -80,7 +80,7 @@ def test_no_request_is_lost_while_releases_change(store):
 
 
 def test_models_change_between_two_steps_of_the_event_loop(store, monkeypatch):
-    with running(store / "release" / "1", store=store, reload_seconds=0) as served:
+    with running(store / "release" / "1", store=store, reload_seconds="never") as served:
         held, released, opened = threading.Event(), threading.Event(), threading.Event()
         opens = served.service._open
 
@@ -116,7 +116,7 @@ class BeginningLoop:
 
 
 def test_a_release_loaded_just_before_the_event_loop_begins_is_served(bundle):
-    service = Service(Settings(serving=Serving(threads=1)))
+    service = Service(Settings(serving=Serving(cores=1)))
     service.loop = BeginningLoop()
     loading = threading.Thread(target=service.load, args=(bundle,), daemon=True)
     loading.start()
@@ -164,8 +164,8 @@ def test_a_release_that_cannot_be_served_leaves_the_one_before(store, caplog, fa
 
 
 def test_only_a_bundle_of_the_store_is_followed(store, bundle):
-    service = Service(Settings(paths=Paths(store=store), serving=Serving(threads=1)))
-    still = Service(Settings(paths=Paths(store=store), serving=Serving(threads=1, reload_seconds=0)))
+    service = Service(Settings(paths=Paths(store=store), serving=Serving(cores=1)))
+    still = Service(Settings(paths=Paths(store=store), serving=Serving(cores=1, reload_seconds="never")))
     try:
         assert Follower.of(service, store / "release" / "1") is not None
         assert Follower.of(service, bundle) is None

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.current import promote
 from embed_pipeline.serving import search
@@ -24,7 +25,7 @@ TEXTS = [f"class {index} of python value {'in ' * (index % 20)}" for index in ra
 
 
 def corpus(store: Path) -> Path:
-    places = {"document_id": "d", "title": "A", "token_count": 9}
+    places = {"document_id": "d", "title": "A", "token_count": 9, "label_set": None}
     frame = tables.CORPUS.frame(
         [
             {
@@ -78,8 +79,8 @@ def test_both_models_show_what_each_ranks_first(compared):
     assert [system["name"] for system in answer["systems"]] == [MODEL, f"{MODEL}-base"]
     bundle = compared.server._bundle
     for system, folder in zip(answer["systems"], ("onnx", "base_onnx"), strict=True):
-        backend = OnnxBackend(bundle / folder, threads=1)
-        scores = (backend.encode(TEXTS, "passage") @ backend.encode(["value of 7"], "query")[0]).tolist()
+        encoder = Encoder(OnnxBackend(bundle / folder, threads=1))
+        scores = (encoder.encode(TEXTS, "passage") @ encoder.encode(["value of 7"], "query")[0]).tolist()
         expected = sorted(range(len(TEXTS)), key=lambda index: -scores[index])[:10]
         assert [result["rank"] for result in system["results"]] == list(range(1, 11))
         assert np.allclose([result["score"] for result in system["results"]], [scores[i] for i in expected], atol=1e-5)

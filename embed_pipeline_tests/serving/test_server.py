@@ -28,7 +28,7 @@ from embed_pipeline_tests.serving.endpoint import MODEL, eventually, gated, runn
 @contextmanager
 def process(bundle, port: int, **environment: str):
     command = [sys.executable, "-m", "embed_pipeline.serving", str(bundle), "--port", str(port)]
-    variables = {**os.environ, "EMBED_PIPELINE_SERVING__THREADS": "1", **environment}
+    variables = {**os.environ, "EMBED_PIPELINE_SERVING__CORES": "1", **environment}
     with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True, cwd=bundle.parent) as started:
         try:
             yield started
@@ -74,7 +74,7 @@ def test_while_draining_ready_and_new_work_are_503_and_work_in_flight_finishes(b
 
 
 def test_it_stops_when_nothing_is_in_flight_or_the_time_for_it_is_over(bundle):
-    serving = Serving(port=0, threads=1, drain_seconds=30)
+    serving = Serving(port="auto", cores=1, drain_seconds=30)
     service = Service(Settings(serving=serving))
     with bind(serving) as listener:
         server = EmbeddingServer(bundle, service, listener)
@@ -149,7 +149,7 @@ def test_a_broken_bundle_ends_the_server_with_what_is_wrong(bundle, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / "1")
     (copy / "onnx" / "model.onnx").write_bytes(b"x")
     with pytest.raises(ServingError, match=r"cannot be served: .*onnx/model\.onnx is not the file"):
-        serve(copy, Settings(serving=Serving(port=0, threads=1)))
+        serve(copy, Settings(serving=Serving(port="auto", cores=1)))
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
@@ -166,7 +166,7 @@ def test_the_endpoint_loads_no_training_libraries(bundle):
         "import sys, embed_pipeline.serving.server as s, embed_pipeline.serving.service as v\n"
         "from embed_pipeline.settings import *\n"
         "from pathlib import Path\n"
-        "service = v.Service(Settings(serving=Serving(threads=1)))\n"
+        "service = v.Service(Settings(serving=Serving(cores=1)))\n"
         f"service.load(Path({str(bundle)!r}))\n"
         "service.close()\n"
         "print([m for m in ('torch', 'transformers', 'dagster', 'mlflow', 'polars', 'faiss') if m in sys.modules])"

@@ -38,7 +38,7 @@ def reset(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("leave", [reset, socket.socket.close])
 def test_the_work_of_a_client_that_left_is_dropped(bundle, leave):
-    with running(bundle, batch_tokens=64) as served, gated(served.service) as gate:
+    with running(bundle, max_batch_tokens=128) as served, gated(served.service) as gate:
         first = send(served, ["in"])
         eventually(lambda: gate.batches == [[5]])
         gone = send(served, ["of " * 30] * 50)
@@ -54,7 +54,7 @@ def test_the_work_of_a_client_that_left_is_dropped(bundle, leave):
 
 
 def test_a_full_queue_is_a_429_with_retry_after_and_the_rest_is_answered(bundle):
-    limits = {"max_queue_tokens": 400, "max_request_tokens": 400, "batch_tokens": 64}
+    limits = {"max_queue_tokens": 400, "max_request_tokens": 400, "max_batch_tokens": 128}
     with running(bundle, **limits) as served, ThreadPoolExecutor(16) as threads:
         with gated(served.service) as gate:
             first = threads.submit(served.embed, "in")
@@ -132,7 +132,7 @@ def test_nothing_long_runs_on_the_event_loop(bundle, monkeypatch):
 
 
 def test_names_are_found_with_and_without_a_suffix(bundle):
-    service = Service(Settings(serving=Serving(threads=1, model_name="m-query")))
+    service = Service(Settings(serving=Serving(cores=1, model_name="m-query")))
     with pytest.raises(RequestError) as loading:
         service.find("m-query")
     assert (loading.value.status, "Retry-After" in loading.value.headers) == (503, True)
@@ -150,7 +150,7 @@ def test_names_are_found_with_and_without_a_suffix(bundle):
 
 def test_a_model_that_reads_more_than_a_batch_holds_is_refused(bundle, tmp_path):
     wide = changed(bundle, tmp_path / "2", "onnx/embedding_config.json", max_tokens=256)
-    service = Service(Settings(serving=Serving(threads=1, max_batch_tokens=128)))
+    service = Service(Settings(serving=Serving(cores=1, max_batch_tokens=128)))
     try:
         with pytest.raises(ServingError, match=r"reads 256 tokens, more than serving.max_batch_tokens = 128"):
             service.load(wide)
@@ -162,7 +162,7 @@ def test_a_model_that_reads_more_than_a_batch_holds_is_refused(bundle, tmp_path)
 @pytest.mark.parametrize(("computes_padding", "most"), [(True, 8_192), (False, 32_768)])
 def test_padding_bounds_what_a_model_may_read(bundle, tmp_path, monkeypatch, computes_padding, most):
     monkeypatch.setattr(OnnxBackend, "computes_padding", computes_padding)
-    service = Service(Settings(serving=Serving(threads=1)))
+    service = Service(Settings(serving=Serving(cores=1)))
     try:
         service.load(changed(bundle, tmp_path / "2", "onnx/embedding_config.json", max_tokens=most))
         longer = changed(bundle, tmp_path / "3", "onnx/embedding_config.json", max_tokens=most + 1)
@@ -180,7 +180,7 @@ def test_a_changed_bundle_is_refused(bundle, tmp_path):
 
     copy = shutil.copytree(bundle, tmp_path / "1")
     (copy / "onnx" / "tokenizer.json").write_text("{}")
-    service = Service(Settings(serving=Serving(threads=1)))
+    service = Service(Settings(serving=Serving(cores=1)))
     try:
         with pytest.raises(BundleError, match=r"onnx/tokenizer\.json is not the file"):
             service.load(copy)

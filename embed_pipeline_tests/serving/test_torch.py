@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed_pipeline import tables
+from embed_pipeline import machine, tables
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.proven import PROOF_PASSAGES
 from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.release.current import promote
 from embed_pipeline.release.manifest import read_manifest
-from embed_pipeline.serving import exports
 from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.exports import open_export
-from embed_pipeline.serving.proof import SEGMENTS, proof_texts
-from embed_pipeline.settings import Paths, Serving, Settings
+from embed_pipeline.serving.exports import comparison_texts, open_export
+from embed_pipeline.settings import Gates, Paths, Serving, Settings
 from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
 from embed_pipeline_tests.serving.test_exports import PARITY, listed
 
@@ -30,7 +30,7 @@ TEXTS = [f"class {index} of python value {'in ' * (index % 50)}" for index in ra
 @pytest.fixture(autouse=True)
 def _bf16_here(monkeypatch):
     """As on a processor that multiplies bf16; torch computes the same elsewhere, slower."""
-    monkeypatch.setattr(exports, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: True)
 
 
 @pytest.fixture(autouse=True)
@@ -42,15 +42,16 @@ def _no_openvino(monkeypatch):
 def stocked(tmp_path_factory) -> Path:
     """A store with a corpus."""
     store = tmp_path_factory.mktemp("stocked")
-    places = {"document_id": "d", "path": "a.md", "title": "A", "heading_path": "", "token_count": 9}
+    places = {"document_id": "d", "path": "a.md", "title": "A", "heading_path": "", "token_count": 9, "label_set": None}
     rows = [{"segment_id": f"s{i:03}", "position": i, "text": text, **places} for i, text in enumerate(TEXTS)]
     (store / "tables").mkdir()
     tables.CORPUS.frame(rows).write_parquet(store / "tables" / "corpus.parquet")
     return store
 
 
-def opened(bundle: Path, store: Path, **serving) -> str:
-    settings = Settings(paths=Paths(store=store), serving=Serving(threads=1, **serving))
+def opened(bundle: Path, store: Path, min_proven_cosine: float = 0.999, **serving) -> str:
+    gates = Gates(min_proven_cosine=min_proven_cosine)
+    settings = Settings(paths=Paths(store=store), gates=gates, serving=Serving(cores=1, **serving))
     export = open_export(bundle, read_manifest(bundle), settings)
     return f"{export.precision} {export.backend.runtime}"
 
@@ -77,7 +78,7 @@ def test_left_to_itself_it_takes_the_faster(bundle, stocked, monkeypatch, slowed
 
 def test_half_precision_that_is_not_near_enough_is_not_served(bundle, stocked, caplog):
     strict = {"min_proven_cosine": 1.0}
-    with pytest.raises(ServingError, match=r"bf16 with torch: least cosine [\d.]+ is below serving\.min_proven_cosine"):
+    with pytest.raises(ServingError, match=r"bf16 with torch: least cosine [\d.]+ is below gates\.min_proven_cosine"):
         opened(bundle, stocked, backend="torch", precision="bf16", **strict)
     with caplog.at_level(logging.INFO):
         assert opened(bundle, stocked, backend="torch", precision="auto", **strict) == "fp32 torch"
@@ -86,15 +87,15 @@ def test_half_precision_that_is_not_near_enough_is_not_served(bundle, stocked, c
 
 @pytest.mark.parametrize("wrong", [np.nan, -1.0])
 def test_vectors_that_are_wrong_here_are_not_served(bundle, stocked, monkeypatch, wrong):
-    right = TorchBackend._run
+    right = TorchBackend._begin
 
-    def run(self, tokens, mask, *, alone):
-        vectors = right(self, tokens, mask, alone=alone)
+    def begin(self, tokens, mask, *, alone):
+        vectors = right(self, tokens, mask, alone=alone)().copy()
         vectors[0] *= wrong
-        return vectors
+        return lambda: vectors
 
-    monkeypatch.setattr(TorchBackend, "_run", run)
-    with pytest.raises(ServingError, match="not finite|below serving"):
+    monkeypatch.setattr(TorchBackend, "_begin", begin)
+    with pytest.raises(ServingError, match="not finite|below gates"):
         opened(bundle, stocked, backend="torch", precision="bf16")
 
 
@@ -107,7 +108,7 @@ def test_half_precision_that_cannot_be_measured_is_not_served(bundle, tmp_path):
 def test_half_precision_that_the_machine_has_not_is_not_served(bundle, stocked, monkeypatch):
     with pytest.raises(ServingError, match="nothing in this machine computes fp16 with torch"):
         opened(bundle, stocked, backend="torch", precision="fp16")
-    monkeypatch.setattr(exports, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: False)
     with pytest.raises(ServingError, match="nothing in this machine computes bf16 with torch"):
         opened(bundle, stocked, backend="torch", precision="bf16")
 
@@ -121,15 +122,14 @@ def test_a_model_that_torch_may_not_load_leaves_the_export(bundle, stocked, tmp_
 
 
 def test_it_is_proven_on_segments_whole_and_short_and_on_the_worst_texts(bundle, stocked, tmp_path):
-    corpus = Paths(store=stocked).root / "tables" / "corpus.parquet"
-    texts = proof_texts(bundle, read_manifest(bundle), corpus, 17)
+    tables_folder = Paths(store=stocked).root / "tables"
+    texts = comparison_texts(bundle, read_manifest(bundle), tables_folder / "corpus.parquet")
     whole = [text for text in texts if text in TEXTS]
-    assert SEGMENTS == len(whole) < len(texts) == len(set(texts))
-    assert texts == proof_texts(bundle, read_manifest(bundle), corpus, 17)
+    assert PROOF_PASSAGES == len(whole) < len(texts) == len(set(texts))
     copy = Path(shutil.copytree(bundle, tmp_path / "1"))
     worst = [{"kind": "query", "id": "q", "cosine": 0.9, "text": "the worst"}]
     (copy / "onnx" / "parity.json").write_text(json.dumps({**PARITY, "worst": worst}))
-    assert proof_texts(listed(copy), read_manifest(copy), None, 17) == ["the worst"]
+    assert comparison_texts(listed(copy), read_manifest(copy), tables_folder / "absent.parquet") == ["the worst"]
     assert opened(copy, tmp_path, backend="torch", precision="bf16") == "bf16 torch"
 
 
@@ -140,7 +140,8 @@ def test_torch_serves_the_tuned_and_onnxruntime_the_base_model_and_both_follow_t
     shutil.copytree(one / "onnx", one / "base_onnx")
     changed(listed(one), store / "release" / "2", "onnx/embedding_config.json", query_prefix="how ")
     promote(Paths(store=store), "1")
-    expected = {n: OnnxBackend(store / "release" / n / "onnx", threads=1).encode(["class"], "query")[0] for n in "12"}
+    encoders = {n: Encoder(OnnxBackend(store / "release" / n / "onnx", threads=1)) for n in "12"}
+    expected = {n: encoder.encode(["class"], "query")[0] for n, encoder in encoders.items()}
     with running(one, store=store, reload_seconds=0.02, backend="torch", precision="bf16") as served:
         for version in ("1", "2"):
             promote(Paths(store=store), version)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis import score
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
 from embed_pipeline_tests.synthesis import material
@@ -20,8 +22,10 @@ PAIRS = material.pairs(
 )
 
 
-def test_the_measured_judge_speaks_for_the_embedded_model(encoder: Encoder, tmp_path) -> None:
-    settings = Settings.model_validate({"paths": {"store": tmp_path}, "synthesis": {"min_hop_need": 0.3}})
+def test_the_measured_judge_speaks_for_the_embedded_model(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.model_validate({"paths": {"store": tmp_path}})
     scoring = score_pairs("b1", PAIRS, material.segments(), settings, encoder)
     assert scoring.rejects.is_empty()
     assert scoring.usage.calls == 0
@@ -31,8 +35,8 @@ def test_the_measured_judge_speaks_for_the_embedded_model(encoder: Encoder, tmp_
     assert scoring.scores["hop_need"].to_list()[::2] == [1, 1]
     assert scoring.scores["hops_needed"].to_list() == [True] * 3
     assert scoring.scores["grounding"].min() == 1
-    strict = settings.model_copy(update={"synthesis": settings.synthesis.model_copy(update={"min_hop_need": 0.9})})
-    needed = score_pairs("b1", PAIRS, material.segments(), strict, encoder).scores["hops_needed"]
+    monkeypatch.setattr(score, "LEAST_HOP_NEED", 0.9)
+    needed = score_pairs("b1", PAIRS, material.segments(), settings, encoder).scores["hops_needed"]
     assert needed.to_list() == [True, False, True]
 
 
@@ -49,9 +53,12 @@ def test_the_judge_model_speaks_at_an_endpoint_with_the_signals_beside(
     assert scoring.scores["bm25_rank"].to_list() == [1, 2, 1]
 
 
-def test_hops_are_measured_where_the_judge_is_not_to_be_asked(encoder: Encoder, make_settings: MakeSettings) -> None:
+def test_hops_are_measured_where_the_judge_is_not_to_be_asked(
+    encoder: Encoder, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "LEAST_HOP_NEED", 0.9)
     with stub_endpoint(material.respond) as stub:
-        settings = make_settings(stub.base_url, check_hops=False, min_hop_need=0.9)
+        settings = make_settings(stub.base_url, check_hops=False)
         scoring = score_pairs("b1", PAIRS, material.segments(), settings, encoder)
     assert len(stub.requests) == 3
     assert scoring.scores["hops_needed"].to_list() == [True, False, True]

@@ -67,14 +67,22 @@ def corpus() -> tuple[list[str], list[str]]:
     return list(texts), list(texts.values())
 
 
-def settings(model: Path, **training: Any) -> Settings:
+def settings(model: Path, share: float | str = "auto", **training: Any) -> Settings:
     """Two passes in batches of four, in fp32, the general check left out."""
-    values = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "evaluations_per_epoch": 2, **training}
+    values = {
+        "precision": "fp32",
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "evaluations_per_epoch": 2,
+        **training,
+    }
     return Settings.model_validate(
         {
-            "embedding": {"model": str(model), "precision": "fp32", "device": "cpu"},
+            "embedding": {"model": str(model), "device": "cpu"},
             "training": values,
-            "evaluation": {"general_questions": 0},
+            "adapter": {"share": share},
+            "forgetting": {"questions": 0},
         }
     )
 

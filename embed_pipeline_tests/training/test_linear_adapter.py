@@ -29,7 +29,7 @@ IDS = [f"t{place}" for place in range(len(TEXTS))]
 
 
 def encoder(folder: Path, settings: Settings) -> Encoder:
-    return Encoder(load_model(folder, settings.embedding), settings.embedding)
+    return Encoder.of(load_model(folder, settings.embedding), settings.embedding)
 
 
 SENTENCES = [sentence for text in TEXTS for sentence in text.split("\n\n")]
@@ -176,14 +176,14 @@ def test_a_corpus_without_sentences_is_refused(tiny_model: Path) -> None:
 def adapted(
     model: Path,
     tmp_path: Path,
-    wanted: float | None = 1.0,
+    wanted: float | str = 1.0,
     *,
     contrastive: bool = True,
-    **evaluation: object,
+    **forgetting: object,
 ) -> tuple[Path, float | None]:
     """A tuned folder of a training with the adapter, and the share that was kept."""
-    settings = small.settings(model, epochs=1, linear_adapter=wanted, contrastive=contrastive)
-    settings = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update=evaluation)})
+    settings = small.settings(model, epochs=1, share=wanted, contrastive=contrastive)
+    settings = settings.model_copy(update={"forgetting": settings.forgetting.model_copy(update=forgetting)})
     known = {**small.passages(), **dict(zip(IDS, TEXTS, strict=True))}
     corpus = (list(known), list(known.values()))
     result = finetune(
@@ -230,7 +230,7 @@ def test_the_adapter_alone_leaves_the_bases_weights_as_they_are(tiny_model: Path
 
 
 def test_by_default_half_the_adapter_follows_generated_questions(tiny_model: Path, tmp_path: Path) -> None:
-    folder, share = adapted(tiny_model, tmp_path, None)
+    folder, share = adapted(tiny_model, tmp_path, "auto")
     assert share == 0.5
     assert (folder / "2_Dense").exists()
 
@@ -239,7 +239,7 @@ def test_by_default_a_corpus_without_sentences_is_left_without_an_adapter(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(linear_adapter, "_LEAST_WORDS", 41)
-    folder, share = adapted(tiny_model, tmp_path, None)
+    folder, share = adapted(tiny_model, tmp_path, "auto")
     assert share == 0
     assert not (folder / "2_Dense").exists()
     assert "left without a linear adapter" in caplog.text
@@ -257,7 +257,7 @@ def test_no_more_of_the_map_is_kept_than_the_bound_on_forgetting_bears(
         return 0.5 if len(calls) <= 2 or len(calls) - 2 >= kept_from else 0.3
 
     monkeypatch.setattr(selection, "_general", lambda *_: general)
-    folder, kept = adapted(tiny_model, tmp_path, 0.5, max_forgetting=0.1)
+    folder, kept = adapted(tiny_model, tmp_path, 0.5, max_loss=0.1)
     assert kept == pytest.approx(share)
     assert (folder / "2_Dense").exists() == (share > 0)
     assert set(calls[2:]) == {4}

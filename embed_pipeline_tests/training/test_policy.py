@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from embed_pipeline.settings import Training
+from embed_pipeline.settings import Adapter, Training
 from embed_pipeline.training.policy import LEAST_DOCUMENTS, adapter_share, learning_rate, plan
 
 
@@ -19,7 +19,7 @@ def test_few_examples_get_small_batches_and_enough_steps() -> None:
 
 
 def test_what_is_set_is_kept() -> None:
-    chosen = plan(100, Training(batch_size=16, epochs=2.5, warmup_share=0.5))
+    chosen = plan(100, Training(batch_size=16, epochs=2.5, warmup_ratio=0.5))
     assert (chosen.batch_size, chosen.epochs) == (16, 2.5)
     assert (chosen.steps, chosen.warmup_steps) == (18, 9)
 
@@ -41,8 +41,8 @@ def test_no_examples_are_refused() -> None:
 
 
 def test_generated_questions_get_half_the_adapter_where_there_are_documents_to_learn_from() -> None:
-    assert adapter_share(Training(), labelled=False, documents=LEAST_DOCUMENTS) == 0.5
-    assert adapter_share(Training(), labelled=False, documents=LEAST_DOCUMENTS - 1) == 0
-    assert adapter_share(Training(), labelled=True, documents=1_000) == 0
-    assert adapter_share(Training(linear_adapter=0), labelled=False, documents=1_000) == 0
-    assert adapter_share(Training(linear_adapter=1), labelled=True, documents=1) == 1
+    assert adapter_share(Adapter(), labelled=False, documents=LEAST_DOCUMENTS) == 0.5
+    assert adapter_share(Adapter(), labelled=False, documents=LEAST_DOCUMENTS - 1) == 0
+    assert adapter_share(Adapter(), labelled=True, documents=1_000) == 0
+    assert adapter_share(Adapter(share=0), labelled=False, documents=1_000) == 0
+    assert adapter_share(Adapter(share=1), labelled=True, documents=1) == 1

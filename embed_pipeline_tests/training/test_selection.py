@@ -29,7 +29,7 @@ def measure(folder: Path, settings: Settings) -> float:
 
 
 def test_several_seeds_give_the_best_of_them_or_their_mean(tiny_model: Path, tmp_path: Path) -> None:
-    settings = small.settings(tiny_model, seeds=3)
+    settings = small.settings(tiny_model, num_runs=3)
     given = task(tmp_path / "work", settings)
     seeds = train_seeds(given)
     folders = [winner_folder(given, seed.seed) for seed in seeds]
@@ -81,7 +81,7 @@ def test_a_model_that_forgot_is_mixed_with_its_base_and_the_record_says_so(
     monkeypatch.setattr(selection, "keep_general", watched)
     settings = small.settings(tiny_model, learning_rate=5e-2, average_weights=False)
     settings = settings.model_copy(
-        update={"evaluation": settings.evaluation.model_copy(update={"general_questions": 24})}
+        update={"forgetting": settings.forgetting.model_copy(update={"questions": 24})}
     )
     given = task(tmp_path / "work", settings)
     seeds = train_seeds(given)
@@ -99,7 +99,7 @@ def test_a_model_that_forgot_is_mixed_with_its_base_and_the_record_says_so(
 def test_general_questions_are_scored_before_and_after(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, epochs=1)
     settings = settings.model_copy(
-        update={"evaluation": settings.evaluation.model_copy(update={"general_questions": 20})}
+        update={"forgetting": settings.forgetting.model_copy(update={"questions": 20})}
     )
     result = finetune(
         small.examples(),

@@ -62,7 +62,7 @@ def test_training_lowers_the_loss_repeats_itself_and_keeps_the_best_weights(tiny
     assert first.best_step == best_step(first.dev_curve)
     embedding = settings.embedding
     measure = dev_module.DevMeasure(small.dev(), small.corpus(), seed=settings.seed)
-    tuned = Encoder.load(tmp_path / "a" / "tuned", embedding).model
+    tuned = Encoder.load(tmp_path / "a" / "tuned", embedding).backend.model
     assert measure(tuned, embedding) == pytest.approx(dict(first.dev_curve)[first.best_step])
     assert not (tmp_path / "a" / "work").exists()
 

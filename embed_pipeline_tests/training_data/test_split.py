@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
+from embed_pipeline.training_data import document_groups
 from embed_pipeline.training_data.document_groups import SplitError
 from embed_pipeline.training_data.split import interval_half_width, split_dataset, split_failures
 from embed_pipeline_tests.training_data import material
@@ -50,7 +51,8 @@ def test_near_duplicate_documents_are_one_group():
     assert split["group_id"].n_unique() == 20
 
 
-def test_multi_hop_questions_join_documents_while_the_group_stays_small():
+def test_multi_hop_questions_join_documents_while_the_group_stays_small(monkeypatch):
+    monkeypatch.setattr(document_groups, "LARGEST_GROUP", 0.2)
     corpus, qa = many_documents(20, per_document=2)
     chain = material.pairs(
         corpus,
@@ -60,7 +62,7 @@ def test_multi_hop_questions_join_documents_while_the_group_stays_small():
         },
     )
     everything = pl.concat([qa, chain])
-    split = split_dataset(everything, corpus, settings(max_group_share=0.2))
+    split = split_dataset(everything, corpus, settings())
     largest = (
         split.filter(pl.col("group_id") != "").explode("paths").group_by("group_id").agg(pl.col("paths").n_unique())
     )
@@ -87,7 +89,8 @@ def test_two_documents_stay_apart_though_a_question_joins_them():
     assert {"train", "test"} <= set(split["split"])
 
 
-def test_a_document_asked_about_only_across_groups_follows_the_other():
+def test_a_document_asked_about_only_across_groups_follows_the_other(monkeypatch):
+    monkeypatch.setattr(document_groups, "LARGEST_GROUP", 0.01)
     corpus, qa = many_documents(12, per_document=4)
     asked = qa.filter(~pl.col("qa_id").str.starts_with("q011"))
     spans = {"d000.md#0", "d001.md#0", "d002.md#0"}
@@ -96,7 +99,7 @@ def test_a_document_asked_about_only_across_groups_follows_the_other():
         {"m": ("how do t0w1 and t11w1 relate", ["d000.md#0", "d011.md#0"]), "n": ("what unites them", sorted(spans))},
     )
     everything = pl.concat([asked, across])
-    split = split_dataset(everything, corpus, settings(max_group_share=0.01))
+    split = split_dataset(everything, corpus, settings())
     assert side_of(split)["m"] != "held_out"
     assert split_failures(split, everything, settings(min_test_questions=1)) == []
 
@@ -141,13 +144,14 @@ def test_a_group_with_a_test_document_moves_to_test_whole():
     assert {p: s for p, s in of_path.items() if p != train} == {p: s for p, s in before.items() if p != train}
 
 
-def test_multi_hop_questions_never_join_documents_of_different_earlier_sides():
+def test_multi_hop_questions_never_join_documents_of_different_earlier_sides(monkeypatch):
+    monkeypatch.setattr(document_groups, "LARGEST_GROUP", 1)
     corpus, qa = many_documents(30)
     first = split_dataset(qa, corpus, settings())
     test = first.filter(pl.col("split") == "test")["paths"][0][0]
     train = first.filter(pl.col("split") == "train")["paths"][0][0]
     across = material.pairs(corpus, {"m": ("how do they differ", [f"{test}#0", f"{train}#0"])})
-    second = split_dataset(pl.concat([qa, across]), corpus, settings(max_group_share=1), previous=first)
+    second = split_dataset(pl.concat([qa, across]), corpus, settings(), previous=first)
     sides = side_of(second)
     assert sides.pop("m") == "held_out"
     assert sides == side_of(first)

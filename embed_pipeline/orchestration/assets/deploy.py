@@ -9,17 +9,17 @@ import polars as pl
 from embed_pipeline import tables
 from embed_pipeline.evaluation.promotion import compare_with_champion, promotion_failures
 from embed_pipeline.evaluation.query_sets import generated_set, labelled_set
-from embed_pipeline.orchestration.executors import gpu_step
+from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.outputs import stored
-from embed_pipeline.orchestration.presentation import described, kept_fresh
+from embed_pipeline.orchestration.presentation import described
 from embed_pipeline.orchestration.promotion import put_in_service, record_promotion, record_refusal
 from embed_pipeline.orchestration.resources import MLflow
 from embed_pipeline.release.current import current_bundle, current_version
 from embed_pipeline.release.manifest import read_manifest
 from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.serving.deployment import deploy, deployment_failures
-from embed_pipeline.settings import load_settings
+from embed_pipeline.settings import Settings
 
 GROUP = "6_deploy"
 
@@ -33,12 +33,12 @@ class DeploymentConfig(dg.Config):
 
 @dg.asset(
     **described("champion_comparison", GROUP, {"pytorch", "mlflow"}),
-    code_version=load_settings().digest("evaluation", "embedding"),
-    op_tags=gpu_step(),
+    op_tags=GPU_STEP,
     pool="gpu",
 )
 def champion_comparison(
     context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
     mlflow: MLflow,
     release: Path,
     corpus: pl.DataFrame,
@@ -46,16 +46,15 @@ def champion_comparison(
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Measure the new release against the one that is served now; where it may not take its place, record why."""
-    settings = load_settings()
     candidate, served = read_manifest(release), current_version(settings.paths)
     frame = tables.CHAMPION_COMPARISON.empty()
     if served is not None and served != candidate.version:
         with explained():
-            own = [labelled_set(folder, corpus) for folder in settings.evaluation.labelled]
+            own = [labelled_set(folder, corpus) for folder in settings.evaluation.query_sets]
             sets = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
             champion = (served, current_bundle(settings.paths) / "model")
             frame = compare_with_champion(champion, (candidate.version, release / "model"), corpus, sets, settings)
-    reasons = promotion_failures(frame, settings)
+    reasons = promotion_failures(frame, settings.gates)
     if reasons:
         record_refusal(context, mlflow.tracker(), candidate, served, reasons)
     facts = {"champion": served or "nothing is served yet", "candidate": candidate.version}
@@ -64,13 +63,12 @@ def champion_comparison(
 
 @dg.asset(
     **described("deployment", GROUP, {"openai", "mlflow"}),
-    code_version=load_settings().digest("serving", "release"),
     deps=["champion_comparison"],
-    freshness_policy=kept_fresh(),
 )
 def deployment(
     context: dg.AssetExecutionContext,
     config: DeploymentConfig,
+    settings: dg.ResourceParam[Settings],
     mlflow: MLflow,
     release: Path,
     corpus: pl.DataFrame,
@@ -78,7 +76,6 @@ def deployment(
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Start the endpoint, compare what it serves with the model, then make the release the one that is served."""
-    settings = load_settings()
     manifest = read_manifest(release)
     questions = list(generated_set(qa_dataset, dataset_split, "test").queries.values())
     with explained():

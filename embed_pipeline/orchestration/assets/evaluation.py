@@ -17,31 +17,31 @@ from embed_pipeline.evaluation.retrieval import Comparison, compare
 from embed_pipeline.evaluation.slices import modification_times, with_document_slices
 from embed_pipeline.evaluation.summary import COLUMNS, headline_rows
 from embed_pipeline.orchestration.assets.finetune import dagster_links
-from embed_pipeline.orchestration.executors import gpu_step
+from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import described, markdown_table, picture
 from embed_pipeline.orchestration.resources import MLflow, newest_metadata
-from embed_pipeline.settings import Settings, load_settings
+from embed_pipeline.settings import Settings
 from embed_pipeline.tracking import TrackedRun
 from embed_pipeline.training.record import read_record
 
 GROUP = "4_eval"
-_VERSION = load_settings().digest("evaluation", "embedding")
 
 
 @dg.multi_asset(
     outs={
-        name: dg.AssetOut(**described(name, GROUP, {"pytorch", "mlflow"}), code_version=_VERSION)
+        name: dg.AssetOut(**described(name, GROUP, {"pytorch", "mlflow"}))
         for name in ("retrieval_evaluation", "question_results")
     },
     ins={"documents": all_batches()},
-    op_tags=gpu_step(),
+    op_tags=GPU_STEP,
     pool="gpu",
 )
 def retrieval_evaluation(
     context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
     mlflow: MLflow,
     finetuned_model: Path,
     corpus: pl.DataFrame,
@@ -50,16 +50,15 @@ def retrieval_evaluation(
     documents: dict[str, pl.DataFrame],
 ) -> Iterator[dg.Output[Any]]:
     """Compare, write the report, and add the figures to the training's MLflow run."""
-    settings = load_settings()
     times = modification_times(documents)
     with explained():
-        own = [labelled_set(folder, corpus) for folder in settings.evaluation.labelled]
+        own = [labelled_set(folder, corpus) for folder in settings.evaluation.query_sets]
         known = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
         sets = [with_document_slices(query_set, corpus, times) for query_set in known]
         vectors = settings.paths.store / "vectors"
         comparison = compare(settings.embedding.model, finetuned_model, corpus, sets, settings, vectors=vectors)
         record = read_record(finetuned_model)
-    gate = release_failures(comparison.metrics, settings.evaluation) + forgetting_failures(record, settings.evaluation)
+    gate = release_failures(comparison.metrics, settings.gates) + forgetting_failures(record, settings.forgetting)
     run_id = newest_metadata(context.instance, "finetuned_model", "mlflow_run_id")
     facts = {**_training_facts(record), "Dagster run": context.run_id, "MLflow run": run_id or "none"}
     page, text = _report(comparison, settings, facts, gate)

@@ -11,7 +11,7 @@ import polars as pl
 
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.query_sets import QuerySet, generated_set
-from embed_pipeline.orchestration.executors import gpu_step
+from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.io_managers import name_by_content, stage_folder
 from embed_pipeline.orchestration.outputs import stored
@@ -22,17 +22,13 @@ from embed_pipeline.release.onnx_export import ReleaseError, export_onnx
 from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
 from embed_pipeline.release.precision import measured_precisions, precision_failures, write_precision
 from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailable, build_engine
-from embed_pipeline.settings import Settings, load_settings
+from embed_pipeline.settings import Settings
 from embed_pipeline.training.dimensions import declared_dimensions
 from embed_pipeline.training.record import read_record
 
 logger = logging.getLogger(__name__)
 
 GROUP = "5_export"
-_SETTINGS = load_settings()
-_EXPORT_VERSION = _SETTINGS.digest("release", "embedding")
-# With the one bound of serving that decides what is released: no other setting of it, a port say, makes anything again.
-_RELEASE_VERSION = f"{_EXPORT_VERSION}-{_SETTINGS.serving.max_int8_ndcg_delta}"
 
 
 @dg.asset(
@@ -41,17 +37,16 @@ _RELEASE_VERSION = f"{_EXPORT_VERSION}-{_SETTINGS.serving.max_int8_ndcg_delta}"
     owners=OWNERS,
     kinds={"onnx"},
     io_manager_key="models",
-    code_version=_EXPORT_VERSION,
 )
 def onnx_model(
     context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
     finetuned_model: Path,
     corpus: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Export, then measure vectors and rankings against the original on the evaluation corpus."""
-    settings = load_settings()
     staged = stage_folder(settings.paths.store / "models", "onnx_model")
     with explained():
         export_onnx(finetuned_model, staged, settings.release, settings.embedding)
@@ -65,10 +60,10 @@ def onnx_model(
     owners=OWNERS,
     kinds={"onnx"},
     io_manager_key="models",
-    code_version=_RELEASE_VERSION,
 )
 def onnx_precisions(
     context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
     finetuned_model: Path,
     onnx_model: Path,
     corpus: pl.DataFrame,
@@ -76,7 +71,6 @@ def onnx_precisions(
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Convert the export to each of ``release.precisions``; the release takes those within their bounds."""
-    settings = load_settings()
     staged = stage_folder(settings.paths.store / "models", "onnx_precisions")
     test = generated_set(qa_dataset, dataset_split, "test")
     rows = []
@@ -99,13 +93,11 @@ def onnx_precisions(
     owners=OWNERS,
     kinds={"onnx"},
     io_manager_key="models",
-    code_version=_EXPORT_VERSION,
     # It reads nothing of it, but whoever makes everything after a training anew gets this too.
     deps=["finetuned_model"],
 )
-def base_onnx_model(context: dg.AssetExecutionContext) -> dg.Output[Any]:
+def base_onnx_model(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> dg.Output[Any]:
     """Export the base model, or record that ``release.base_export`` is off."""
-    settings = load_settings()
     staged = stage_folder(settings.paths.store / "models", "base_onnx_model")
     with explained():
         if settings.release.base_export:
@@ -121,13 +113,13 @@ def base_onnx_model(context: dg.AssetExecutionContext) -> dg.Output[Any]:
     owners=OWNERS,
     kinds={"tensorrt"},
     io_manager_key="models",
-    code_version=_EXPORT_VERSION,
-    op_tags=gpu_step(),
+    op_tags=GPU_STEP,
     pool="gpu",
 )
-def tensorrt_engine(context: dg.AssetExecutionContext, onnx_model: Path) -> dg.Output[Any]:
+def tensorrt_engine(
+    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], onnx_model: Path
+) -> dg.Output[Any]:
     """Build the engine, or record why this machine cannot."""
-    settings = load_settings()
     staged = stage_folder(settings.paths.store / "models", "tensorrt_engine")
     with explained():
         try:
@@ -145,10 +137,10 @@ def tensorrt_engine(context: dg.AssetExecutionContext, onnx_model: Path) -> dg.O
     owners=OWNERS,
     kinds={"onnx", "mlflow"},
     io_manager_key="bundles",
-    code_version=_RELEASE_VERSION,
 )
 def release(
     context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
     finetuned_model: Path,
     onnx_model: Path,
     onnx_precisions: Path,
@@ -157,15 +149,14 @@ def release(
     retrieval_evaluation: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Bundle what passed the gates; a model that is not better, or an export that differs, is refused."""
-    settings = load_settings()
     parity = read_parity(onnx_model)
     version = newest_metadata(context.instance, "finetuned_model", "mlflow_version") or "0"
     staged = stage_folder(settings.paths.store, "release")
     with explained():
         failures = [
-            *release_failures(retrieval_evaluation, settings.evaluation),
-            *forgetting_failures(read_record(finetuned_model), settings.evaluation),
-            *parity.failures(settings.release),
+            *release_failures(retrieval_evaluation, settings.gates),
+            *forgetting_failures(read_record(finetuned_model), settings.forgetting),
+            *parity.failures(settings.gates),
         ]
         if failures:
             raise ReleaseError(f"not released: {'; '.join(failures)}")

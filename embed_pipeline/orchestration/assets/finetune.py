@@ -7,19 +7,18 @@ import polars as pl
 
 from embed_pipeline.evaluation.plots import training_curves
 from embed_pipeline.evaluation.query_sets import generated_set
-from embed_pipeline.orchestration.executors import gpu_step
+from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.io_managers import name_by_content, stage_folder
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.presentation import OWNERS, picture
 from embed_pipeline.orchestration.resources import MLflow
-from embed_pipeline.settings import Settings, load_settings
+from embed_pipeline.settings import Settings
 from embed_pipeline.tables import content_hash
 from embed_pipeline.training.launch import train_in_processes, work_folder
 from embed_pipeline.training.train import TrainingResult, finetune
 
 GROUP = "3_finetune"
-_SETTINGS = load_settings()
 
 
 @dg.asset(
@@ -28,12 +27,12 @@ _SETTINGS = load_settings()
     owners=OWNERS,
     kinds={"pytorch", "mlflow"},
     io_manager_key="models",
-    code_version=_SETTINGS.digest("training", "embedding", "tracking"),
-    op_tags=gpu_step(),
+    op_tags=GPU_STEP,
     pool="gpu",
 )
 def finetuned_model(
     context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
     mlflow: MLflow,
     training_examples: pl.DataFrame,
     corpus: pl.DataFrame,
@@ -41,7 +40,6 @@ def finetuned_model(
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Fine-tune the base model and register the result as the candidate."""
-    settings = load_settings()
     staged = stage_folder(settings.paths.store / "models", "finetuned_model")
     inputs = {"training_examples": training_examples, "corpus": corpus, "dataset_split": dataset_split}
     versions = {f"data.{name}": content_hash(frame) for name, frame in inputs.items()}

@@ -5,14 +5,15 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.orchestration import plots
 from embed_pipeline.orchestration.conditions import follow
 from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.forgetting import remember_examples
+from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.orchestration.outputs import stored
 from embed_pipeline.orchestration.presentation import described, figures, picture
-from embed_pipeline.settings import load_settings
+from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.audit import audit_negatives, ratio_histogram
 from embed_pipeline.training_data.examples import unroll
 from embed_pipeline.training_data.negatives import mine_hard_negatives
@@ -20,19 +21,21 @@ from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset
 
 GROUP = "2_prep"
-_SETTINGS = load_settings()
 
 
 @dg.asset(
     **described("dataset_split", GROUP, {"python"}),
-    code_version=_SETTINGS.digest("training_data"),
-    required_resource_keys={"tables"},
     automation_condition=follow("qa_dataset"),
 )
-def dataset_split(context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, corpus: pl.DataFrame) -> dg.Output[Any]:
+def dataset_split(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    tables: dg.ResourceParam[ParquetIOManager],
+    qa_dataset: pl.DataFrame,
+    corpus: pl.DataFrame,
+) -> dg.Output[Any]:
     """Put each document group on one side; what was in test before stays there."""
-    settings = load_settings()
-    previous = context.resources.tables.read_previous("dataset_split")
+    previous = tables.read_previous("dataset_split")
     with explained():
         frame = split_dataset(qa_dataset, corpus, settings, previous)
     sides = dict(frame["split"].value_counts(sort=True).iter_rows())
@@ -43,26 +46,29 @@ def dataset_split(context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, c
 
 @dg.asset(
     **described("hard_negatives", GROUP, {"pytorch"}),
-    code_version=_SETTINGS.digest("training_data", "embedding"),
     pool="gpu",
     automation_condition=follow("dataset_split"),
 )
 def hard_negatives(
-    context: dg.AssetExecutionContext, qa_dataset: pl.DataFrame, dataset_split: pl.DataFrame, corpus: pl.DataFrame
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    qa_dataset: pl.DataFrame,
+    dataset_split: pl.DataFrame,
+    corpus: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Mine the most similar wrong segments under the ceiling for every training question."""
-    settings = load_settings()
     with explained():
         questions = training_questions(qa_dataset, dataset_split, corpus, settings)
-        encoder = Encoder.load(settings.embedding.model, settings.embedding, settings.paths.store / "vectors")
+        encoder = open_base_encoder(settings, corpus["text"])
         frame = mine_hard_negatives(questions, corpus, settings, encoder)
     audit = audit_negatives(frame, corpus, settings)
+    suspected = audit.false_negatives.rate
     histogram = ratio_histogram(audit.ratios, settings.training_data.relative_margin)
     facts = {
         "negatives": audit.negatives,
         "questions_with_all_negatives": audit.full_share,
         "turned_away_above_ceiling": int(frame["above_ceiling"].sum()),
-        "suspected_false_negatives": audit.false_negatives.rate,
+        **({} if suspected is None else {"suspected_false_negatives": suspected}),
         "ratio": picture(histogram, "similarity of negatives, as a share of the positive's"),
         "hardest": dg.MetadataValue.md(audit.hardest),
         **figures({"origins": audit.origins}),
@@ -70,13 +76,13 @@ def hard_negatives(
     return stored(context, frame, settings, metadata=facts)
 
 
-@dg.asset(
-    **described("training_examples", GROUP, {"python"}), code_version="1", automation_condition=follow("hard_negatives")
-)
-def training_examples(context: dg.AssetExecutionContext, hard_negatives: pl.DataFrame) -> dg.Output[Any]:
+@dg.asset(**described("training_examples", GROUP, {"python"}), automation_condition=follow("hard_negatives"))
+def training_examples(
+    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], hard_negatives: pl.DataFrame
+) -> dg.Output[Any]:
     """Unroll each question into one example for each positive."""
     with explained():
         frame = unroll(hard_negatives)
-    remember_examples(load_settings().paths.root, frame)
+    remember_examples(settings.paths.root, frame)
     origins = dict(frame["origin"].value_counts(sort=True).iter_rows())
-    return stored(context, frame, load_settings(), metadata=figures({"origins": origins}))
+    return stored(context, frame, settings, metadata=figures({"origins": origins}))

@@ -7,13 +7,14 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from embed_pipeline import tables
 from embed_pipeline.corpus.batches import load_batch, load_batches
 from embed_pipeline.corpus.boilerplate import find_boilerplate, remember_lines
 from embed_pipeline.corpus.current import current_corpus, present_documents
 from embed_pipeline.corpus.documents import clean_documents, read_documents
-from embed_pipeline.corpus.segments import split_segments
+from embed_pipeline.corpus.segments import TokenCounter, split_segments
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.proven import open_base_encoder
+from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.orchestration import plots
 from embed_pipeline.orchestration.conditions import Condition, follow_batches
 from embed_pipeline.orchestration.failures import explained, transient
@@ -22,46 +23,30 @@ from embed_pipeline.orchestration.partitions import all_batches, document_batche
 from embed_pipeline.orchestration.presentation import (
     described,
     figures,
-    kept_fresh,
     markdown_table,
     picture,
     traced_pairs,
 )
-from embed_pipeline.settings import Settings, load_settings
+from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
-from embed_pipeline.synthesis.prompts import (
-    ARTIFACT_PROMPTS,
-    COMPLETION_PROMPTS,
-    JUDGE_PROMPTS,
-    STRUCTURED_PROMPTS,
-    prompt_version,
-)
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
 from embed_pipeline.training_data.labels import with_labelled_passages
-from embed_pipeline.training_data.pair_sources import collect_pairs, labels_version, sources_version
+from embed_pipeline.training_data.pair_sources import collect_pairs
 
 GROUP = "1_sdg"
 PAIRS_BY_BATCH = "pairs_by_batch"
-"""Metadata of qa_dataset: batch to its accepted pairs, from which a schedule sees how many are new."""
+"""Metadata of qa_dataset: pairs of each batch, label set and kind of structure: a schedule sees how many are new."""
 _LINES_SHOWN = 50
-_SETTINGS = load_settings()
-_ASKS = "" if _SETTINGS.training_data.generates else "-off"
-_GENERATION_VERSION = (
-    f"{_SETTINGS.digest('llm', 'synthesis', 'embedding')}-"
-    f"{prompt_version(*COMPLETION_PROMPTS, *STRUCTURED_PROMPTS)}{_ASKS}"
-)
-_DATASET_VERSION = f"{_SETTINGS.digest('synthesis', 'embedding')}-{sources_version(_SETTINGS)}"
-_ARTIFACTS_VERSION = f"{_SETTINGS.digest('llm')}-{prompt_version(*ARTIFACT_PROMPTS)}{_ASKS}"
 
 
-def _encoder(settings: Settings) -> Encoder:
-    return Encoder.load(settings.embedding.model, settings.embedding, settings.paths.store / "vectors")
+def _counts_tokens(settings: Settings) -> TokenCounter:
+    return Encoder.load(settings.embedding.model, settings.embedding).count_tokens
 
 
-def _out(name: str, kinds: set[str], code_version: str, condition: Condition | None = None) -> dg.AssetOut:
-    return dg.AssetOut(**described(name, GROUP, kinds), code_version=code_version, automation_condition=condition)
+def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.AssetOut:
+    return dg.AssetOut(**described(name, GROUP, kinds), automation_condition=condition)
 
 
 def _asked_about(segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
@@ -75,21 +60,25 @@ def _characters(documents: pl.DataFrame) -> int:
 
 
 def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
-    """How often each value occurs, for metadata."""
-    return dict(frame[column].value_counts(sort=True).iter_rows())
+    """How often each value occurs, for metadata; nulls are not counted."""
+    return dict(frame[column].drop_nulls().value_counts(sort=True).iter_rows())
+
+
+def _means(scores: pl.DataFrame) -> dict[str, Any]:
+    """Mean of every score; nothing where nothing was judged."""
+    return {f"mean_{name}": scores[name].mean() for name in (*CRITERIA, "overall") if scores.height}
 
 
 @dg.multi_asset(
     outs={
-        "documents": _out("documents", {"python"}, _SETTINGS.digest("corpus")),
-        "rejected_documents": _out("rejected_documents", {"python"}, _SETTINGS.digest("corpus")),
-        "boilerplate": _out("boilerplate", {"python"}, _SETTINGS.digest("corpus")),
+        "documents": _out("documents", {"python"}),
+        "rejected_documents": _out("rejected_documents", {"python"}),
+        "boilerplate": _out("boilerplate", {"python"}),
     },
     partitions_def=document_batches,
 )
-def documents(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Any]]:
+def documents(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> Iterator[dg.Output[Any]]:
     """Read the files of the batch and take boilerplate out; what is no document is set aside with its reason."""
-    settings = load_settings()
     with explained():
         batch = load_batch(settings.paths.root, context.partition_key)
         alone = len(load_batches(settings.paths.root)) == 1
@@ -109,13 +98,13 @@ def documents(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Any]]:
 @dg.asset(
     **described("segments", GROUP, {"python"}),
     partitions_def=document_batches,
-    code_version=_SETTINGS.digest("corpus", "embedding"),
 )
-def segments(context: dg.AssetExecutionContext, documents: pl.DataFrame) -> dg.Output[Any]:
+def segments(
+    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], documents: pl.DataFrame
+) -> dg.Output[Any]:
     """Cut the documents at headings and sentence ends."""
-    settings = load_settings()
     with explained():
-        frame = split_segments(documents, settings.corpus, _encoder(settings).count_tokens)
+        frame = split_segments(documents, settings.corpus, _counts_tokens(settings))
     facts = {"longest_tokens": frame["token_count"].max() or 0, "mean_tokens": frame["token_count"].mean() or 0.0}
     return stored(context, frame, settings, metadata=facts)
 
@@ -123,22 +112,23 @@ def segments(context: dg.AssetExecutionContext, documents: pl.DataFrame) -> dg.O
 @dg.asset(
     **described("document_artifacts", GROUP, {"openai"}),
     partitions_def=document_batches,
-    code_version=_ARTIFACTS_VERSION,
     retry_policy=transient,
     pool="llm",
 )
-def document_artifacts(context: dg.AssetExecutionContext, segments: pl.DataFrame) -> dg.Output[Any]:
+def document_artifacts(
+    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], segments: pl.DataFrame
+) -> dg.Output[Any]:
     """Find what each document is about."""
-    settings = load_settings()
     with explained():
-        frame = extract_artifacts(context.partition_key, _asked_about(segments, settings), settings)
-    return stored(context, frame, settings, metadata=_counts(frame, "kind"))
+        found = extract_artifacts(context.partition_key, _asked_about(segments, settings), settings)
+    usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped)})
+    return stored(context, found.artifacts, settings, metadata={**_counts(found.artifacts, "kind"), **usage})
 
 
 @dg.multi_asset(
     outs={
-        "qa_pairs": _out("qa_pairs", {"openai"}, _GENERATION_VERSION),
-        "rejected_pairs": _out("rejected_pairs", {"openai"}, _GENERATION_VERSION),
+        "qa_pairs": _out("qa_pairs", {"openai"}),
+        "rejected_pairs": _out("rejected_pairs", {"openai"}),
     },
     partitions_def=document_batches,
     retry_policy=transient,
@@ -146,17 +136,22 @@ def document_artifacts(context: dg.AssetExecutionContext, segments: pl.DataFrame
 )
 def qa_pairs(
     context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
     documents: pl.DataFrame,
     segments: pl.DataFrame,
     document_artifacts: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Have questions written about every segment, and about groups of neighbours."""
-    settings = load_settings()
     titles = dict(documents.select("document_id", "title").iter_rows())
     asked = _asked_about(segments, settings)
     with explained():
         made = generate_pairs(
-            context.partition_key, asked, document_artifacts, titles, settings, lambda: _encoder(settings)
+            context.partition_key,
+            asked,
+            document_artifacts,
+            titles,
+            settings,
+            lambda: open_base_encoder(settings, segments["text"]),
         )
     shapes = {"hops": picture(plots.counts(made.pairs["hop_count"], "hops"), "pairs by number of hops")}
     usage = figures({"usage": asdict(made.usage), "query_types": _counts(made.pairs, "query_type")})
@@ -166,27 +161,26 @@ def qa_pairs(
 
 
 @dg.multi_asset(
-    outs={
-        name: _out(
-            name, {"openai"}, f"{_SETTINGS.digest('llm', 'synthesis', 'embedding')}-{prompt_version(*JUDGE_PROMPTS)}"
-        )
-        for name in ("qa_scores", "rejected_judgements")
-    },
+    outs={name: _out(name, {"openai"}) for name in ("qa_scores", "rejected_judgements")},
     partitions_def=document_batches,
     retry_policy=transient,
     pool="llm",
 )
 def qa_scores(
-    context: dg.AssetExecutionContext, qa_pairs: pl.DataFrame, segments: pl.DataFrame
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    qa_pairs: pl.DataFrame,
+    segments: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Score every pair, and measure whether its question finds its sources."""
-    settings = load_settings()
     with explained():
-        scoring = score_pairs(context.partition_key, qa_pairs, segments, settings, _encoder(settings))
-    means = {f"mean_{name}": scoring.scores[name].mean() or 0.0 for name in (*tables.CRITERIA, "overall")}
+        encoder = open_base_encoder(settings, segments["text"])
+        scoring = score_pairs(context.partition_key, qa_pairs, segments, settings, encoder)
     shown = {"scores": picture(plots.score_histograms(scoring.scores), "scores by criterion")}
     usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge")})
-    yield stored(context, scoring.scores, settings, asset="qa_scores", metadata={**means, **shown, **usage})
+    yield stored(
+        context, scoring.scores, settings, asset="qa_scores", metadata={**_means(scoring.scores), **shown, **usage}
+    )
     yield stored(context, scoring.rejects, settings, asset="rejected_judgements")
 
 
@@ -194,20 +188,20 @@ def qa_scores(
     outs={
         name: dg.AssetOut(
             **described(name, GROUP, {"python"}),
-            code_version=f"{_SETTINGS.digest('corpus')}-{labels_version(_SETTINGS)}",
             automation_condition=follow_batches(),
-            freshness_policy=kept_fresh() if name == "corpus" else None,
         )
         for name in ("corpus", "left_out_documents")
     },
     ins={"documents": all_batches(), "segments": all_batches()},
 )
 def corpus(
-    context: dg.AssetExecutionContext, documents: dict[str, pl.DataFrame], segments: dict[str, pl.DataFrame]
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    documents: dict[str, pl.DataFrame],
+    segments: dict[str, pl.DataFrame],
 ) -> Iterator[dg.Output[Any]]:
     """Put together the newest version of every document still there, and the passages that labels bring along."""
-    settings = load_settings()
-    labelled = settings.training_data.labelled
+    labelled = settings.training_data.label_sets
     whole = {batch: documents[batch] for batch in documents if batch in segments}
     with explained():
         frame, left_out = current_corpus(whole, segments, settings.corpus)
@@ -215,7 +209,7 @@ def corpus(
         if recurring:
             remember_lines(settings.paths.root, recurring)
         if labelled:
-            frame = with_labelled_passages(frame, labelled, _encoder(settings).count_tokens)
+            frame = with_labelled_passages(frame, labelled, _counts_tokens(settings))
     unfinished = sorted(documents.keys() - segments.keys())
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
     facts |= figures({"batches": len(segments), "batches_left_out": unfinished})
@@ -225,33 +219,32 @@ def corpus(
 
 
 @dg.multi_asset(
-    outs={
-        name: _out(name, {"python"}, _DATASET_VERSION, follow_batches("corpus"))
-        for name in ("qa_dataset", "qa_decisions")
-    },
+    outs={name: _out(name, {"python"}, follow_batches("corpus")) for name in ("qa_dataset", "qa_decisions")},
     ins={"qa_pairs": all_batches(), "qa_scores": all_batches()},
 )
 def qa_dataset(
     context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
     qa_pairs: dict[str, pl.DataFrame],
     qa_scores: dict[str, pl.DataFrame],
     corpus: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Accept the pairs over the thresholds, one of each question; add those of the other sources and of labels."""
-    settings = load_settings()
     with explained():
-        selection = select_pairs(qa_pairs, qa_scores, corpus, settings, _encoder(settings))
+        encoder = open_base_encoder(settings, corpus["text"])
+        selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder)
         dataset = collect_pairs(selection.dataset, corpus, settings)
     asked = selection.dataset["segment_ids"].explode().drop_nulls().n_unique()
+    sources = dataset.select(source=pl.coalesce("batch", "label_set", "origin"))
     facts = {
-        "accepted_share": selection.dataset.height / max(1, selection.decisions.height),
+        **({"accepted_share": selection.decisions["accepted"].mean()} if selection.decisions.height else {}),
         "segment_coverage": asked / max(1, corpus.height),
-        **figures({"query_types": _counts(dataset, "query_type")}),
-        PAIRS_BY_BATCH: dg.MetadataValue.json(_counts(dataset, "batch")),
+        **figures({"origins": _counts(dataset, "origin"), "query_types": _counts(dataset, "query_type")}),
+        PAIRS_BY_BATCH: dg.MetadataValue.json(_counts(sources, "source")),
     }
     shapes = {
         "hops": picture(plots.counts(dataset["hop_count"], "hops"), "accepted pairs by hops"),
-        "traced": traced_pairs(dataset, corpus, settings.seed),
+        "traced": traced_pairs(dataset, corpus),
     }
     yield stored(context, dataset, settings, asset="qa_dataset", metadata={**facts, **shapes})
     reasons = figures({"reasons": _counts(selection.decisions, "reason")})

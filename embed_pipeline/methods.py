@@ -1,0 +1,59 @@
+"""What makes each asset, beside its inputs and settings: a number that is raised when an upgrade changes results.
+
+Hashes of the code that makes the assets are recorded in ``embed_pipeline_tests/methods.json``. A test fails when that
+code changes, until the number is raised, where results change, and the hashes are recorded with ``make methods``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from embed_pipeline.settings import PARTS, TRAINING, Settings
+
+
+@dataclass(frozen=True)
+class Method:
+    """How an asset, or a part of one, is made.
+
+    Attributes:
+        version: raised when the same inputs and settings give another result than before.
+        rooms: the rooms whose code makes it.
+    """
+
+    version: int
+    rooms: tuple[str, ...]
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "documents": Method(1, ("corpus",)),
+        "segments": Method(1, ("corpus",)),
+        "document_artifacts": Method(1, ("synthesis", "llm")),
+        "qa_pairs": Method(1, ("synthesis", "llm", "embedding")),
+        "qa_scores": Method(1, ("synthesis", "llm", "embedding")),
+        "corpus": Method(1, ("corpus", "training_data")),
+        "qa_dataset": Method(1, ("synthesis", "training_data", "embedding")),
+        "dataset_split": Method(1, ("training_data",)),
+        "hard_negatives": Method(1, ("training_data", "embedding")),
+        "training_examples": Method(1, ("training_data",)),
+        TRAINING: Method(1, ("training", "embedding")),
+        "finetuned_model": Method(1, ("training", "embedding", "evaluation")),
+        "retrieval_evaluation": Method(1, ("evaluation", "embedding")),
+        "onnx_model": Method(1, ("release", "embedding")),
+        "onnx_precisions": Method(1, ("release", "embedding")),
+        "base_onnx_model": Method(1, ("release", "embedding")),
+        "tensorrt_engine": Method(1, ("release",)),
+        "release": Method(1, ("release",)),
+        "champion_comparison": Method(1, ("evaluation", "embedding")),
+        "deployment": Method(1, ("serving", "release", "embedding")),
+    }
+)
+"""Step of the asset graph, named as its first asset, to how it is made."""
+
+
+def made_by(step: str, settings: Settings) -> str:
+    """What a result depends on beside the inputs: the versions of a step's methods, and the settings that decide it."""
+    versions = ".".join(str(METHODS[part].version) for part in (step, *PARTS.get(step, ())))
+    return f"{versions}-{settings.digest(step)}"
