@@ -114,7 +114,7 @@ def corpus_of(data: Labelled) -> pl.DataFrame:
     ids = sorted(data.texts)
     filled = dict.fromkeys(("document_id", "path", "title", "heading_path"), pl.lit(""))
     frame = pl.DataFrame({"segment_id": ids, "text": [data.texts[item] for item in ids]}).with_columns(
-        **filled, position=pl.lit(0, pl.Int64), token_count=pl.lit(0, pl.Int64)
+        **filled, position=pl.lit(0, pl.Int64), token_count=pl.lit(0, pl.Int64), label_set=pl.lit(None, pl.String)
     )
     return tables.validate(frame.select(tables.CORPUS.schema.names()), tables.CORPUS)
 
@@ -130,14 +130,14 @@ def examples_of(data: Labelled, corpus: pl.DataFrame, settings: Settings, tokens
     questions = pl.DataFrame(rows, schema={name: tables.HARD_NEGATIVES.schema[name] for name in names}, orient="row")
     model = load_model(settings.embedding.model, settings.embedding)
     model.max_seq_length = tokens
-    encoder = Encoder(model, settings.embedding.model_copy(update={"precision": "bf16"}))
+    encoder = Encoder.of(model, settings.embedding.model_copy(update={"precision": "bf16"}))
     return unroll(mine_hard_negatives(questions, corpus, settings, encoder))
 
 
 def score(model: SentenceTransformer, data: Labelled, settings: Settings, tokens: int) -> dict[str, np.ndarray]:
     """nDCG@10 and Recall@10 of every test query, in the order of their ids; bf16, for every system alike."""
     model.max_seq_length = tokens
-    encoder = Encoder(model, settings.embedding.model_copy(update={"precision": "bf16"}))
+    encoder = Encoder.of(model, settings.embedding.model_copy(update={"precision": "bf16"}))
     ids, asked = sorted(data.texts), sorted(data.test)
     passages = encoder.encode([data.texts[item] for item in ids], "passage", label="encode passages")
     hits = search(encoder.encode([data.queries[query] for query in asked], "query"), passages, CUTOFF)
@@ -157,7 +157,7 @@ def hold_out(data: Labelled, count: int, settings: Settings, tokens: int) -> tup
     ids = sorted(data.texts)
     model = load_model(settings.embedding.model, settings.embedding)
     model.max_seq_length = tokens
-    encoder = Encoder(model, settings.embedding.model_copy(update={"precision": "bf16"}))
+    encoder = Encoder.of(model, settings.embedding.model_copy(update={"precision": "bf16"}))
     passages = encoder.encode([data.texts[item] for item in ids], "passage", label="encode passages")
     hits = search(encoder.encode([data.queries[query] for query in held], "query"), passages, _COMPETING)
     pool = {ids[place] for row in hits.indices for place in row} | {

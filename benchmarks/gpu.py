@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,10 +219,10 @@ def train(arguments: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]
     runs: dict[str, Callable[..., tuple[float, dict[str, Any]]]] = {"stock": time_stock, "ours": time_ours}
     if arguments.compiled:
         runs["ours, compiled"] = partial(time_ours, compiled=True)
-    encoder = Encoder(load_model(model, Settings().embedding), Settings().embedding)
+    encoder = Encoder.of(load_model(model, Settings().embedding), Settings().embedding)
     texts = [*pairs.questions, *pairs.positives, *(text for row in pairs.negatives for text in row)]
     lengths = [min(arguments.tokens, count + 2) for count in encoder.count_tokens(texts)]
-    flops = 3 * forward_flops(encoder.model, lengths) / len(pairs.questions)
+    flops = 3 * forward_flops(encoder.backend.model, lengths) / len(pairs.questions)
     rates: dict[str, list[float]] = {name: [] for name in runs}
     found: dict[str, dict[str, Any]] = {name: {} for name in runs}
     for number in range(1, arguments.rounds + 1):
@@ -278,12 +278,12 @@ def encode(arguments: argparse.Namespace, model: str, folder: Path) -> Iterator[
     for precision in ("fp32", "bf16"):
         settings = Settings.model_validate({"embedding": {"model": model, "precision": precision}})
         encoder = Encoder.load(model, settings.embedding)
-        encoder.max_tokens = arguments.tokens
-        systems[f"ours, {precision}, {attention_of(encoder.model)}"] = lambda encoder=encoder: encoder.encode(
+        encoder.backend.config = replace(encoder.backend.config, max_tokens=arguments.tokens)
+        systems[f"ours, {precision}, {attention_of(encoder.backend.model)}"] = lambda encoder=encoder: encoder.encode(
             texts, "passage"
         )
     for name, backend in (exports(model, folder) if arguments.onnx else {}).items():
-        systems[f"ours, onnxruntime {name}"] = lambda backend=backend: backend.encode(texts, "passage")
+        systems[f"ours, onnxruntime {name}"] = partial(Encoder(backend).encode, texts, "passage")
     rates: dict[str, list[float]] = {name: [] for name in systems}
     vectors: dict[str, np.ndarray] = {}
     names = list(systems)
@@ -295,7 +295,7 @@ def encode(arguments: argparse.Namespace, model: str, folder: Path) -> Iterator[
             if number:
                 rates[name].append(len(texts) / (time.perf_counter() - started))
     lengths = [min(arguments.tokens, count + 2) for count in encoder.count_tokens(texts)]
-    flops = forward_flops(encoder.model, lengths) / len(texts)
+    flops = forward_flops(encoder.backend.model, lengths) / len(texts)
     rows = []
     for name in names:
         rate = statistics.median(rates[name])

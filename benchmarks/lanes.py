@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from serving_load import CPU, GPU, make_texts
 
 from embed_pipeline.embedding.backend import Backend
-from embed_pipeline.embedding.lanes import usable_cores
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.torch_backend import TorchBackend
+from embed_pipeline.machine import usable_cores
 from embed_pipeline.release.onnx_export import export_onnx
 from embed_pipeline.serving.batcher import Batcher
 from embed_pipeline.serving.cores import Cores
@@ -66,7 +67,7 @@ def main() -> None:
         model, exported = Path(resolve_model("packaged")), Path(folder) / "onnx"
         export_onnx(model, exported, Release(), Embedding(device="cpu"))
         if arguments.gpu:
-            measured = measure_gpu(TorchBackend(model, exported, "bf16"), arguments.rounds, arguments.seconds)
+            measured = measure_gpu(TorchBackend.load(model, Embedding(), "bf16"), arguments.rounds, arguments.seconds)
         else:
             measured = measure(OnnxBackend(exported), arguments.rounds, arguments.seconds)
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
@@ -85,7 +86,7 @@ def measure(backend: OnnxBackend, rounds: int, seconds: float) -> dict[str, Any]
         for way, lanes in (("side by side", every), ("one at a time", 1)):
             backend.lanes = lanes
             started = time.perf_counter()
-            backend.encode(texts, "query")
+            Encoder(backend).encode(texts, "query")
             found.add((way, "offline"), tokens / (time.perf_counter() - started), [])
             for clients in CPU.clients:
                 found.add((way, str(clients)), *asyncio.run(load(backend, rows, clients, seconds, ON_CORES)))

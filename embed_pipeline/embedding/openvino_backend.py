@@ -8,6 +8,8 @@ model is opened, so a release needs no file for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.backend import Backend
-from embed_pipeline.embedding.lanes import lanes_for, usable_cores
+from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
 from embed_pipeline.embedding.models import ModelError
-from embed_pipeline.embedding.onnx_backend import MODEL_FILE, check_export
+from embed_pipeline.embedding.onnx_backend import MODEL_FILE, check_export, export_digest
+from embed_pipeline.embedding.token_batches import lanes_for
+from embed_pipeline.machine import usable_cores
 
 if TYPE_CHECKING:
     import openvino
@@ -34,7 +37,6 @@ class OpenVinoBackend(Backend):
     """An export in fp32, computed by OpenVINO on the processor."""
 
     runtime = "openvino"
-    on_gpu = False
 
     def __init__(
         self,
@@ -43,7 +45,6 @@ class OpenVinoBackend(Backend):
         *,
         group_size: int = 64,
         threads: int = 0,
-        batch_tokens: int = 0,
     ) -> None:
         """Open the fp32 export ``onnx_folder``.
 
@@ -52,19 +53,19 @@ class OpenVinoBackend(Backend):
             precision: arithmetic of the matrix products.
             group_size: one of :data:`GROUP_SIZES`, for int8.
             threads: cores that compute; 0: all of them.
-            batch_tokens: tokens in one batch of :meth:`encode`, padding included; 0: what suits the hardware.
 
         Raises:
             ModelError: OpenVINO is not installed, the processor has no bf16, a file is missing or cannot be read, or
                 the model's data lies outside the folder.
         """
-        super().__init__(onnx_folder, batch_tokens)
+        super().__init__(EncoderConfig.read(onnx_folder))
         openvino = _openvino()
         core = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             message = "this processor does not multiply bf16"
             raise ModelError(message)
-        path = onnx_folder / MODEL_FILE
+        self._path = path = onnx_folder / MODEL_FILE
+        self._arithmetic = f"{precision} by {group_size}" if precision == "int8" else precision
         check_export(path)
         self.lanes = lanes_for(path, threads)
         options: dict[str, Any] = {
@@ -83,9 +84,15 @@ class OpenVinoBackend(Backend):
             message = f"OpenVINO cannot run {path}: {error}"
             raise ModelError(message) from error
 
-    def _run(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> NDArray[np.float32]:
+    @cached_property
+    def identity(self) -> str:
+        """The export's files, the precision and the version of OpenVINO."""
+        return f"openvino {_openvino().get_version()} {self._arithmetic} {export_digest(self._path)}"
+
+    def _begin(self, tokens: NDArray[np.int64], mask: NDArray[np.int64], *, alone: bool) -> Callable[[], Floats]:
         requests = self._on_all_cores if alone else self._on_one_core
-        return requests.infer({"input_ids": tokens, "attention_mask": mask})
+        vectors = requests.infer({"input_ids": tokens, "attention_mask": mask})
+        return lambda: vectors
 
 
 class _Requests:
@@ -97,7 +104,7 @@ class _Requests:
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())
 
-    def infer(self, inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def infer(self, inputs: dict[str, NDArray[np.int64]]) -> Floats:
         request = self._free.get()
         try:
             # A copy: the next inference writes into the same memory.

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embed_pipeline.embedding.batches import pad_rows
-from embed_pipeline.embedding.forward import features_of
+from embed_pipeline.embedding.models import features_of
+from embed_pipeline.embedding.token_batches import pad_rows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -1,7 +1,7 @@
 """Vectors of a whole call kept on disk: the corpus is encoded once a model, not once a stage.
 
-A call is found again by the model's weights, the arithmetic and all of its texts in order, so what is read back is bit
-for bit what the same call would compute; no vector ever depends on what else was encoded before.
+A call is found again by the model's weights, what computes them and all of its texts in order, so what is read back
+is bit for bit what the same call would compute; no vector ever depends on what else was encoded before.
 """
 
 from __future__ import annotations
@@ -11,13 +11,9 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +26,14 @@ _LEAST_TEXTS = 64
 class VectorStore:
     """A folder of call results, ``<key>.npy``; the sixteen used last are kept."""
 
-    def __init__(self, folder: Path, model: SentenceTransformer, arithmetic: str) -> None:
+    def __init__(self, folder: Path, identity: str) -> None:
         """Open the folder for one model.
 
         Args:
             folder: made when something is put.
-            model: whose vectors; its weights are part of every key.
-            arithmetic: what else decides the bits: precision, batch budget, device.
+            identity: all that decides the bits of a vector beside its text: weights, runtime, precision, batches.
         """
-        self._folder = folder
-        self._identity = f"{_weights_digest(model)} {arithmetic}"
+        self._folder, self._identity = folder, identity
 
     def key(self, texts: Sequence[str]) -> str | None:
         """The call's key; None: it is too small to keep."""
@@ -79,12 +73,3 @@ class VectorStore:
         by_use = sorted(self._folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
         for path in by_use[:-_KEPT]:
             path.unlink(missing_ok=True)
-
-
-def _weights_digest(model: SentenceTransformer) -> str:
-    """Hash of every parameter's name, shape and sums, in fp64; another training changes it, another folder does not."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        values = tensor.double()
-        digest.update(f"{name} {tuple(tensor.shape)} {values.sum().item()!r} {values.abs().sum().item()!r}".encode())
-    return digest.hexdigest()

@@ -12,11 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.proven import choose_backend
 from embed_pipeline.embedding.search import BM25
+from embed_pipeline.enumerations import SYSTEMS
 from embed_pipeline.evaluation.cautions import cautions_of
 from embed_pipeline.evaluation.metrics import QueryScores, score_rankings
 from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
-from embed_pipeline.evaluation.ranking import SYSTEMS, Collection, Ranked, rank_set
+from embed_pipeline.evaluation.ranking import Collection, Ranked, rank_set
 from embed_pipeline.evaluation.significance import Verdict, bootstrap_intervals, judge
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import QUESTION_RESULTS, RETRIEVAL_EVALUATION
@@ -88,9 +90,11 @@ def compare(
         own = query_set.corpus
         passages = own or Passages(tuple(main["segment_id"]), tuple(main["text"]))
         sources.append((passages, passages.ids if own else tuple(main["path"])))
+    texts = (text for passages, _ in sources for text in passages.texts)
+    chosen = choose_backend([base, tuned], texts, settings)
     encoded = {
-        system: _encode(system, model, sources, sets, settings, vectors=vectors)
-        for system, model in _models(base, tuned)
+        system: _encode(system, chosen.open(model, vectors), sources, sets)
+        for system, model in (("base", base), ("tuned", tuned))
     }
     lexical = {passages.ids: BM25(passages.texts) for passages, _ in sources}
     results = []
@@ -108,10 +112,6 @@ def compare(
     return _comparison(results, sources, settings)
 
 
-def _models(base: str | Path, tuned: str | Path) -> tuple[tuple[str, str | Path], ...]:
-    return ("base", base), ("tuned", tuned)
-
-
 def _check_sets(sets: Sequence[QuerySet]) -> None:
     if not sets:
         message = "there is no query set to evaluate on"
@@ -127,16 +127,9 @@ def _check_sets(sets: Sequence[QuerySet]) -> None:
 
 
 def _encode(
-    system: str,
-    model: str | Path,
-    sources: Sequence[tuple[Passages, tuple[str, ...]]],
-    sets: Sequence[QuerySet],
-    settings: Settings,
-    *,
-    vectors: Path | None,
+    system: str, encoder: Encoder, sources: Sequence[tuple[Passages, tuple[str, ...]]], sets: Sequence[QuerySet]
 ) -> list[tuple[Floats, Floats]]:
     """Passage and query vectors of every set; a corpus that sets share is encoded once."""
-    encoder = Encoder.load(model, settings.embedding, vectors)
     corpora: dict[tuple[str, ...], Floats] = {}
     encoded = []
     for query_set, (passages, _) in zip(sets, sources, strict=True):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embed_pipeline.embedding.onnx_backend import CONFIG_FILE
+from embed_pipeline.embedding.backend import CONFIG_FILE
 from embed_pipeline.release.manifest import (
     MANIFEST_FILE,
     BundleError,

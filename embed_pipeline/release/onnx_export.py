@@ -14,9 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embed_pipeline.embedding.encoder import embedding_dimensions, max_tokens_of
-from embed_pipeline.embedding.models import ModelError, base_model_name, load_model
-from embed_pipeline.embedding.onnx_backend import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, refuse_outside_data
+from embed_pipeline.embedding.backend import CONFIG_FILE, TOKENIZER_FILE, EncoderConfig
+from embed_pipeline.embedding.models import (
+    ModelError,
+    base_model_name,
+    embedding_dimensions,
+    load_model,
+    max_tokens_of,
+)
+from embed_pipeline.embedding.onnx_backend import MODEL_FILE, refuse_outside_data
 from embed_pipeline.settings import Embedding, Release
 
 if TYPE_CHECKING:
@@ -54,15 +60,7 @@ def export_onnx(model: str | Path, output: Path, release: Release, embedding: Em
     _export_graph(loaded, output / MODEL_FILE, release.opset)
     check_onnx(output / MODEL_FILE, embedding_dimensions(loaded))
     _write_tokenizer(loaded, output)
-    config = {
-        "dimensions": embedding_dimensions(loaded),
-        "max_tokens": max_tokens_of(loaded),
-        "query_prefix": loaded.prompts["query"],
-        "passage_prefix": loaded.prompts["document"],
-        "pad_token_id": loaded.tokenizer.pad_token_id or 0,
-        "padding_side": loaded.tokenizer.padding_side,
-        "base_model": base_model_name(embedding),
-    }
+    config = EncoderConfig.of(loaded).as_dict() | {"base_model": base_model_name(embedding)}
     (output / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     logger.info("exported %s with operator set %d: %d dimensions", MODEL_FILE, release.opset, config["dimensions"])
 

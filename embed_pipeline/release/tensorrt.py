@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embed_pipeline.embedding.onnx_backend import CONFIG_FILE, MODEL_FILE
+from embed_pipeline.embedding.backend import CONFIG_FILE
+from embed_pipeline.embedding.onnx_backend import MODEL_FILE
 from embed_pipeline.release.manifest import file_hash
 from embed_pipeline.release.onnx_export import ReleaseError
 from embed_pipeline.release.precision import mixed_precision

@@ -67,7 +67,7 @@ class DevMeasure:
         try:
             # Layers compiled for training would be compiled again for this.
             with torch.compiler.set_stance("force_eager"):
-                encoder = Encoder(model, embedding)
+                encoder = Encoder.of(model, embedding)
                 passages = encoder.encode(self.pool, "passage")
                 hits = search(encoder.encode(self._questions, "query"), passages, CUTOFF)
         finally:

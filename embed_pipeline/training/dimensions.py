@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embed_pipeline.embedding.encoder import embedding_dimensions
+from embed_pipeline.embedding.models import embedding_dimensions
 from embed_pipeline.training.errors import TrainingError
 
 if TYPE_CHECKING:

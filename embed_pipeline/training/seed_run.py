@@ -16,8 +16,9 @@ import torch
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from embed_pipeline import machine
 from embed_pipeline.embedding.models import torch_device
-from embed_pipeline.training import checkpoints, hardware
+from embed_pipeline.training import checkpoints
 from embed_pipeline.training.build import build_trainer, plain_base, world_size
 from embed_pipeline.training.curves import best_step, dev_curve, loss_curve, stalled
 from embed_pipeline.training.dev import DevMeasure
@@ -126,7 +127,7 @@ def _leave(task: Task, seed: int, target: Path) -> SeedResult:
         seconds=time.monotonic() - started,
         examples_trained=0.0,
         precision="bf16" if embedding.precision == "bf16" else "fp32",
-        device=hardware.describe(torch.device(torch_device(embedding))),
+        device=machine.describe(torch.device(torch_device(embedding))),
         resumed_from=None,
     )
     if is_first_process():
@@ -167,7 +168,7 @@ def _result(task: Task, trainer: ContrastiveTrainer, seed: int, checkpoint: Path
         seconds=seconds,
         examples_trained=passes * len(task.examples),
         precision="bf16" if trainer.loss.bf16 else "fp32",
-        device=hardware.describe(trainer.args.device),
+        device=machine.describe(trainer.args.device),
         resumed_from=resumed_from,
     )
 

@@ -1,16 +1,28 @@
-"""Token-budget batches: texts of like length together, so that little of the arithmetic is padding."""
+"""Token-budget batches: texts of like length together, so that little of the arithmetic is padding.
+
+On a processor they run in lanes, a batch for each core, where one batch over all cores would leave some of them idle.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline.machine import usable_cores
+from embed_pipeline.settings import Auto
+
 _Tokens = TypeVar("_Tokens")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+LARGEST_BYTES = 512 * 1024**2
+"""Weights of the largest model that is held a second time for the lanes; a larger one has enough work for all cores."""
 
 # Tokenised and sorted together: enough for like lengths to meet, few enough that token ids never fill memory. A GPU
 # waits for the first of them.
@@ -20,13 +32,15 @@ _CORE_TOKENS, _CPU_TOKENS = 512, 1024
 _GPU_TOKENS = 65_536
 
 
-def token_budget(wanted: int, *, on_gpu: bool, lanes: int = 1) -> int:
-    """Tokens in a batch: ``wanted``, or where that is 0 what suits the hardware.
+def token_budget(wanted: int | Auto, *, on_gpu: bool, lanes: int = 1) -> int:
+    """Tokens in a batch: ``wanted``, or where that is ``auto`` what suits the hardware.
 
     A processor, and more so one core of it, is fastest while a batch's activations stay in its caches, a GPU while all
     of it has work.
     """
-    return wanted or (_GPU_TOKENS if on_gpu else _CPU_TOKENS if lanes == 1 else _CORE_TOKENS)
+    if wanted != "auto":
+        return wanted
+    return _GPU_TOKENS if on_gpu else _CPU_TOKENS if lanes == 1 else _CORE_TOKENS
 
 
 def tokenized_windows(
@@ -89,3 +103,23 @@ def pad_rows(
         ids[index, place] = row
         mask[index, place] = 1
     return ids, mask
+
+
+def lanes_for(model_file: Path, threads: int) -> int:
+    """How many inferences of a model may run side by side, each on one core; 1: one at a time, over all of them.
+
+    Args:
+        model_file: the graph; data beside it has its name as a beginning.
+        threads: that may compute; 0: all cores.
+    """
+    weights = sum(part.stat().st_size for part in model_file.parent.glob(f"{model_file.name}*"))
+    return (threads or usable_cores()) if weights <= LARGEST_BYTES else 1
+
+
+def in_lanes(work: Callable[[_Item], _Result], items: Sequence[_Item], lanes: int) -> Iterator[tuple[_Item, _Result]]:
+    """Each of ``items`` and what ``work`` gives of it, in order, so many at once; the first error ends it all."""
+    pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
+    try:
+        yield from zip(items, pool.map(work, items), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)

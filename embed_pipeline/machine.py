@@ -1,38 +1,52 @@
-"""What this machine trains in: precision, and how many tokens' activations it can hold."""
+"""What this machine has for all that computes: cores, memory, arithmetic, and room for so many tokens' activations."""
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-from embed_pipeline.settings import Embedding
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from embed_pipeline.settings import Training
+
 Precision = Literal["fp32", "bf16"]
 
 _CPUINFO = Path("/proc/cpuinfo")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # A GPU's memory is the training's own; a machine's is shared with all else that runs there.
 _MEMORY_SHARE = {"cpu": 0.35, "cuda": 0.7}
 # Activations kept for the backward pass, in values per token, layer and hidden unit (Korthikanti et al. 2022, eq. 1,
 # without tensor parallelism: 34 bytes at two bytes a value), rounded up for attention maps.
 _VALUES_PER_UNIT = 24
-CHECKPOINTED_FACTOR = 8
-"""How many times more tokens fit where layers keep their inputs alone and compute the rest again."""
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
+CHECKPOINTED_FACTOR = 8
+"""How many times more tokens fit where layers keep their inputs alone and compute the rest again."""
 
-def training_precision(embedding: Embedding, device: torch.device) -> Precision:
-    """``embedding.precision``, or for ``auto`` bf16 where it is faster: GPUs that have it, and processors with AMX.
+
+def usable_cores(quota: Path = _CPU_QUOTA) -> int:
+    """Cores that this process may use: those it may run on, threads of one core as one, within a container's quota."""
+    import psutil  # type: ignore[import-untyped]  # psutil ships no types
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
+    share, _, period = quota.read_text(encoding="ascii").partition(" ") if quota.is_file() else ("max", "", "")
+    return cores if share == "max" else max(1, min(cores, math.ceil(int(share) / int(period))))
+
+
+def training_precision(training: Training, device: torch.device) -> Precision:
+    """``training.precision``, or for ``auto`` bf16 where it is faster: GPUs that have it, and processors with AMX.
 
     AVX512-BF16 alone does not make it so: on such a processor torch's products took 1.7 times as long as in fp32, and
     a training 1.6 times.
     """
-    if embedding.precision != "auto":
-        return embedding.precision
+    if training.precision != "auto":
+        return training.precision
     if device.type == "cuda":
         import torch
 
@@ -50,11 +64,30 @@ def cpu_has_amx(cpuinfo: Path = _CPUINFO) -> bool:
     return "amx_bf16" in _cpu_flags(cpuinfo)
 
 
+def torch_multiplies(precision: str) -> bool:
+    """Whether torch multiplies in ``precision`` (fp32, bf16 or fp16) on this machine without emulating it."""
+    if precision == "fp32":
+        return True
+    import torch
+
+    if not torch.cuda.is_available():
+        return precision == "bf16" and cpu_has_bf16()
+    return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def processor(cpuinfo: Path = _CPUINFO) -> str:
+    """The processor's name, or the architecture where the name is not known."""
+    return _cpu_line("model name", cpuinfo) or platform.machine()
+
+
 def _cpu_flags(cpuinfo: Path) -> set[str]:
-    if not cpuinfo.exists():
-        return set()
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
+    return set(_cpu_line("flags", cpuinfo).split())
+
+
+def _cpu_line(name: str, cpuinfo: Path) -> str:
+    """What the first processor's line of that name says; nothing where that is not known."""
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def activation_tokens(model: nn.Module, precision: Precision, device: torch.device) -> int:
@@ -83,7 +116,7 @@ def total_memory(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.get_device_properties(device).total_memory)
-    import psutil  # type: ignore[import-untyped]  # psutil ships no types
+    import psutil
 
     limits = [int(psutil.virtual_memory().total)]
     for path in _CGROUP_LIMITS:

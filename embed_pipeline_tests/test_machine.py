@@ -1,0 +1,68 @@
+"""What this machine has: cores within a quota, arithmetic, memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from embed_pipeline import machine
+from embed_pipeline.llm.embedded import lay_out
+from embed_pipeline.machine import (
+    cpu_has_amx,
+    cpu_has_bf16,
+    processor,
+    torch_multiplies,
+    training_precision,
+    usable_cores,
+)
+from embed_pipeline.settings import Training
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", None), ("50000 100000", 1), ("100000 100000", 1), ("900000000 100000", None)]
+)
+def test_a_container_uses_no_more_cores_than_its_quota(tmp_path: Path, quota: str, cores: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores(tmp_path / "cpu.max") == (cores or usable_cores(tmp_path / "none"))
+    assert usable_cores() >= 1
+
+
+def test_the_embedded_language_model_keeps_to_the_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embed_pipeline.llm.embedded.usable_cores", lambda: 3)
+    assert (lay_out(8, "all", 1).servers, lay_out(8, "all", 2_000_000_000).threads) == (3, 3)
+
+
+def test_what_a_processor_does_in_bf16_is_read_from_its_flags(tmp_path: Path) -> None:
+    units, instructions, neither = tmp_path / "units", tmp_path / "instructions", tmp_path / "neither"
+    units.write_text("model name : x\nflags\t\t: fpu avx512f avx512_bf16 amx_tile amx_bf16\n")
+    instructions.write_text("model name : amx_bf16\nflags\t\t: fpu avx512f avx512_bf16\n")
+    neither.write_text("model name : avx512_bf16\nflags\t\t: fpu avx2\n")
+    found = {path.name: (cpu_has_bf16(path), cpu_has_amx(path)) for path in (units, instructions, neither)}
+    assert found == {"units": (True, True), "instructions": (True, False), "neither": (False, False)}
+    assert not cpu_has_bf16(tmp_path / "absent")
+    assert not cpu_has_amx(tmp_path / "absent")
+    assert (processor(units), bool(processor(tmp_path / "absent"))) == ("x", True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU multiplies in more precisions")
+@pytest.mark.parametrize("bf16", [True, False])
+def test_torch_multiplies_what_the_processor_does(*, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: bf16)
+    assert [torch_multiplies(precision) for precision in ("fp32", "bf16", "fp16")] == [True, bf16, False]
+
+
+@pytest.mark.parametrize(("amx", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_processor_trains_in_bf16_only_with_units_for_it(
+    *, amx: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu_has_amx", lambda: amx)
+    assert training_precision(Training(), CPU) == precision
+
+
+def test_a_precision_that_is_set_is_kept() -> None:
+    assert training_precision(Training(precision="fp32"), CPU) == "fp32"
+    assert training_precision(Training(precision="bf16"), CPU) == "bf16"
