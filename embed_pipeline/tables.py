@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -67,6 +68,8 @@ class Table:
         columns: its columns, in stored order.
         key: the columns whose values are unique together.
         stage: the command that makes it.
+        sources: columns to those that they are made from, as ``table.column``; a column without an entry comes from
+            the columns of its name in the tables that this one is made from.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Table:
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ()
     stage: str = "sdg"
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def schema(self) -> pl.Schema:
@@ -254,6 +258,10 @@ SEGMENTS = Table(
     "Documents cut at headings and sentence ends, none longer than the encoder reads.",
     (_SEGMENT_ID, _DOCUMENT_ID, _BATCH, *_SEGMENT_BODY),
     key=("segment_id",),
+    sources={
+        "segment_id": ("documents.document_id",),
+        **dict.fromkeys(("position", "heading_path", "token_count"), ("documents.text",)),
+    },
 )
 
 DOCUMENT_ARTIFACTS = Table(
@@ -267,6 +275,7 @@ DOCUMENT_ARTIFACTS = Table(
         _ids("segment_ids", "Segments that it stands in."),
         _text("extractor", "What found it: a model's name, or `keyphrases` for the statistical extractor."),
     ),
+    sources={"segment_ids": ("segments.segment_id",)},
 )
 
 _GENERATED_BY = (
@@ -308,6 +317,12 @@ QA_PAIRS = Table(
         *_GENERATED_BY,
     ),
     key=("qa_id",),
+    sources={
+        "question": ("segments.text", "document_artifacts.text"),
+        "answer": ("segments.text",),
+        **dict.fromkeys(("hops", "segment_ids"), ("segments.segment_id",)),
+        "document_ids": ("segments.document_id",),
+    },
 )
 
 REJECTED_PAIRS = Table(
@@ -321,12 +336,15 @@ REJECTED_PAIRS = Table(
         _text("raw", "The model's answer as it came."),
         *_GENERATED_BY,
     ),
+    sources={"segment_ids": ("segments.segment_id",)},
 )
 
 REJECTED_JUDGEMENTS = replace(
     REJECTED_PAIRS,
     name="rejected_judgements",
     description="Pairs that got no usable verdict, with the reason and the judge's raw answer.",
+    # They are the judge's, not those of the pair.
+    sources={"generator": (), "prompt_version": ()},
 )
 
 _CRITERION_MEANING = {
@@ -361,6 +379,13 @@ QA_SCORES = Table(
         Column("hops_needed", pl.Boolean(), "False where the answer follows without one of the hops."),
     ),
     key=("qa_id",),
+    sources={
+        **dict.fromkeys(("relevance", "clarity", "well_formed"), ("qa_pairs.question",)),
+        "accuracy": ("qa_pairs.answer",),
+        **dict.fromkeys(("context_support", "grounding"), ("qa_pairs.answer", "segments.text")),
+        "lexical_overlap": ("qa_pairs.question", "segments.text"),
+        "round_trip_rank": ("qa_pairs.segment_ids",),
+    },
 )
 
 CORPUS = Table(
@@ -389,7 +414,10 @@ LEFT_OUT_DOCUMENTS = Table(
         _share("resemblance", "Share of the longer one's word 5-grams that stands in the other."),
     ),
     key=("path",),
+    sources={"duplicate_of": ("documents.path",), "resemblance": ("documents.text",)},
 )
+
+_RANKED = ("qa_pairs.question", "qa_pairs.segment_ids", "corpus.text")
 
 QA_DATASET = Table(
     "qa_dataset",
@@ -413,6 +441,7 @@ QA_DATASET = Table(
         ),
     ),
     key=("qa_id",),
+    sources={"label_set": (), "round_trip_rank": _RANKED},
 )
 
 QA_DECISIONS = Table(
@@ -430,6 +459,7 @@ QA_DECISIONS = Table(
         _text("duplicate_of", "The better-scored pair that asks the same.", nullable=True),
     ),
     key=("qa_id",),
+    sources={"reason": ("qa_scores.overall",), "round_trip_rank": _RANKED, "duplicate_of": ("qa_pairs.qa_id",)},
 )
 
 DATASET_SPLIT = Table(
@@ -446,6 +476,7 @@ DATASET_SPLIT = Table(
     ),
     key=("qa_id",),
     stage="prep",
+    sources={"paths": ("corpus.path",), "group_id": ("corpus.text",), "split": ("qa_dataset.side",)},
 )
 
 HARD_NEGATIVES = Table(
@@ -469,6 +500,7 @@ HARD_NEGATIVES = Table(
     ),
     key=("qa_id",),
     stage="prep",
+    sources={"positive_segment_ids": ("qa_dataset.segment_ids",), "negative_segment_ids": ("corpus.segment_id",)},
 )
 
 TRAINING_EXAMPLES = Table(
@@ -486,6 +518,11 @@ TRAINING_EXAMPLES = Table(
     ),
     key=("example_id",),
     stage="prep",
+    sources={
+        "example_id": ("hard_negatives.qa_id",),
+        "positive_segment_id": ("hard_negatives.positive_segment_ids",),
+        "positive_similarity": ("hard_negatives.positive_similarities",),
+    },
 )
 
 RETRIEVAL_EVALUATION = Table(
@@ -529,6 +566,10 @@ QUESTION_RESULTS = Table(
     ),
     key=("query_set", "query_id"),
     stage="eval",
+    sources={
+        "query_id": ("qa_dataset.qa_id",),
+        **dict.fromkeys(("base_first", "tuned_first"), ("corpus.segment_id",)),
+    },
 )
 
 CHAMPION_COMPARISON = Table(

@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from embed_pipeline.orchestration.column_lineage import column_lineage
 from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
+from embed_pipeline.orchestration.presentation import column_lineage
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import content_hash
 
@@ -38,7 +38,7 @@ def stored(
         data_version=dg.DataVersion(version),
         metadata={
             **(metadata or {}),
-            **column_lineage(key.path[-1]),
+            **column_lineage(key, context.assets_def.asset_deps[key]),
             "settings": dg.MetadataValue.json(settings.flat()),
             FINGERPRINT: fingerprint(context.instance, context.assets_def, key, batch),
         },

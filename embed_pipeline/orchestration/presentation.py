@@ -45,6 +45,25 @@ def column_schema(table: tables.Table) -> dg.TableSchema:
     )
 
 
+def column_lineage(asset: dg.AssetKey, upstream: Iterable[dg.AssetKey]) -> dict[str, dg.TableColumnLineage]:
+    """The metadata that shows which columns each column of a table comes from; empty where it comes from none.
+
+    Args:
+        asset: what is stored; a model has no columns.
+        upstream: the assets that it is made from.
+    """
+    table = tables.TABLES.get(asset.path[-1])
+    if table is None:
+        return {}
+    read = sorted({key.path[-1] for key in upstream} & tables.TABLES.keys())
+    deps: dict[str, list[dg.TableColumnDep]] = {}
+    for name in table.schema.names():
+        same_name = tuple(f"{source}.{name}" for source in read if name in tables.TABLES[source].schema)
+        for source, column in (place.split(".") for place in table.sources.get(name, same_name)):
+            deps.setdefault(name, []).append(dg.TableColumnDep(asset_key=dg.AssetKey(source), column_name=column))
+    return {"dagster/column_lineage": dg.TableColumnLineage(deps)} if deps else {}
+
+
 def readable_sample(frame: pl.DataFrame, seed: int) -> dg.MarkdownMetadataValue:
     """A seeded sample of rows as a Markdown table, long texts cut, rows in stored order."""
     chance = random.Random(f"{seed} sample {frame.height}")  # noqa: S311 - which rows are shown
