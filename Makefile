@@ -4,7 +4,7 @@ PORT ?= 3000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test ui check lint format install constraints
+.PHONY: demo test ui check lint format install constraints methods
 
 demo: install  ## sample documents to a tuned, exported, verified model
 	$(BIN)/embed-pipeline sample python
@@ -26,6 +26,9 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+methods: install  ## record the code that makes the assets, once the versions in embed_pipeline/methods.py are right
+	$(BIN)/python -m embed_pipeline_tests.record_methods
 
 install: $(INSTALLED)
 

@@ -242,8 +242,8 @@ _SAID = frozenset({"question", "answer", "text", "raw", *(f"{name}_justification
 
 
 def _remove_derived(store: Path) -> None:
-    """Vectors and reports: what a run makes again."""
-    for folder in ("vectors", "reports"):
+    """Vectors, exports, reports and the weights that the last training left: what a run makes again."""
+    for folder in ("vectors", "exports", "reports", "models/finetuned_model/.work"):
         for path in sorted((store / folder).rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
 

@@ -51,7 +51,7 @@ class StageRunner:
 
         Args:
             stage: a key of :data:`STAGES`.
-            force: make everything again.
+            force: make everything again; the training, too, where its weights are still there.
             config: asset name to its run configuration.
 
         Raises:
@@ -59,6 +59,7 @@ class StageRunner:
             CorpusError: the documents folder gives nothing to work on.
         """
         outcome = StageOutcome()
+        config = {**({"finetuned_model": {"anew": True}} if force else {}), **(config or {})}
         with self._alone():
             if stage == "sdg":
                 self._add_batches()
@@ -68,7 +69,7 @@ class StageRunner:
             if per_batch:
                 for batch in load_batches(self._settings.paths.root):
                     self._make(stage, per_batch, batch.name, outcome, force=force, config={})
-            self._make(stage, overall, None, outcome, force=force, config=config or {})
+            self._make(stage, overall, None, outcome, force=force, config=config)
         return outcome
 
     def _add_batches(self) -> None:

@@ -124,7 +124,7 @@ def measure_parity(
         queries: query id to text.
         qrels: query id to relevant passage ids with their grade, for some or all of the queries.
         embedding: how the original is encoded; always in fp32 here.
-        vectors: folder in which the original's vectors of earlier stages are found; None: they are computed.
+        vectors: folder in which vectors of earlier stages are found; None: all are computed.
 
     Raises:
         ReleaseError: there is nothing to compare: no passage, no query, or no relevant passage of the corpus.
@@ -135,7 +135,7 @@ def measure_parity(
         message = f"parity needs passages, queries and qrels: got {len(corpus)}, {len(queries)}, {len(judged)} that fit"
         raise ReleaseError(message)
     original = Encoder.load(model, embedding.model_copy(update={"precision": "fp32"}), vectors)
-    exported = Encoder(OnnxBackend(onnx_folder), embedding.batch_tokens)
+    exported = Encoder(OnnxBackend(onnx_folder), embedding.batch_tokens, vectors)
     if (original.dimensions, original.max_tokens) != (exported.dimensions, exported.max_tokens):
         message = (
             f"the export has {exported.dimensions} dimensions and {exported.max_tokens} tokens, "

@@ -56,12 +56,9 @@ def number_examples(examples: pl.DataFrame, passages: Mapping[str, str]) -> Exam
         passages: segment id to text.
 
     Raises:
-        TrainingError: there are no examples, or one names a segment that is not in ``passages``.
+        TrainingError: an example names a segment that is not in ``passages``.
     """
     rows = examples.sort("example_id").to_dicts()
-    if not rows:
-        message = "there are no training examples"
-        raise TrainingError(message)
     question_numbers: dict[str, int] = {}
     passage_numbers: dict[str, int] = {}
 

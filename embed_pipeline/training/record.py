@@ -20,7 +20,7 @@ class TrainingResult:
 
     Attributes:
         examples: training examples.
-        batch_size: examples in a batch, on each process.
+        batch_size: examples in a batch, on each process; 0: nothing was trained.
         epochs: passes over the examples that were planned; 0: the base's weights were left as they are.
         learning_rate: peak learning rate.
         small_data: whether the rules for few examples set batch and passes.

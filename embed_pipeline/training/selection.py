@@ -175,14 +175,14 @@ def _result(
     task: Task, seeds: Sequence[SeedResult], choice: _Choice, kept: Kept | None, dev_ndcg_10: float | None
 ) -> TrainingResult:
     training = task.settings.training
-    schedule, won = task.plan, choice.seed
+    schedule, won = task.plan if training.contrastive else None, choice.seed
     seconds = sum(seed.seconds for seed in seeds)
     return TrainingResult(
         examples=len(task.examples),
-        batch_size=schedule.batch_size,
-        epochs=schedule.epochs if training.contrastive else 0.0,
+        batch_size=schedule.batch_size if schedule else 0,
+        epochs=schedule.epochs if schedule else 0.0,
         learning_rate=won.learning_rate,
-        small_data=schedule.small_data,
+        small_data=schedule is not None and schedule.small_data,
         steps=won.steps,
         final_loss=won.loss_curve[-1][1] if won.loss_curve else None,
         loss_curve=won.loss_curve,

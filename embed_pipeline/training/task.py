@@ -16,6 +16,7 @@ from embed_pipeline.methods import made_by
 from embed_pipeline.settings import TRAINING, Settings
 from embed_pipeline.tables import content_hash
 from embed_pipeline.training.batches import Examples, number_examples
+from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.policy import Plan, plan
 
 Record = Callable[[int, dict[str, float]], None]
@@ -31,8 +32,9 @@ class Task:
         corpus: ids and texts of all segments.
         documents: the document of each of them, for the linear adapter; empty: each is one of its own.
         settings: groups ``embedding``, ``training`` and ``evaluation``, and the first seed.
-        work: folder of checkpoints and finished seeds, of this training only.
-        fingerprint: hash of all that decides the result.
+        work: folder of checkpoints and finished seeds, of one training at a time.
+        fingerprint: hash of all that decides the trained weights; the choice among them, the linear adapter and the
+            guard against forgetting are made anew each time.
         record: called with the step and its figures.
     """
 
@@ -76,8 +78,12 @@ class Task:
             record: as the attribute.
 
         Raises:
-            TrainingError: there are no examples, or one names an unknown segment.
+            TrainingError: there are no examples to train on, or one names an unknown segment.
         """
+        if not settings.training.contrastive:
+            examples = examples.clear()
+        elif examples.is_empty():
+            raise TrainingError("there are no training examples")
         kept = used_negatives(settings)
         numbered = number_examples(
             examples.with_columns(pl.col("negative_segment_ids").list.head(kept)) if kept is not None else examples,
@@ -88,6 +94,7 @@ class Task:
             content_hash(examples.sort("example_id")),
             numbered.passages,
             [asked.queries, asked.qrels] if asked else [],
+            hashlib.sha256("\0".join([*corpus[0], *corpus[1]]).encode()).hexdigest(),
             made_by(TRAINING, settings),
             resolve_model(settings.embedding.model),
         ]

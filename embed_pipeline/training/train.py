@@ -40,7 +40,8 @@ def finetune(
 
     The result depends on the inputs, the seed and the machine alone. A run that was killed goes on from its last
     checkpoint in ``work`` and ends in the same weights; so does one whose seeds were trained by
-    ``torchrun -m embed_pipeline.training`` in the same ``work``. ``work`` is removed once ``output`` is written.
+    ``torchrun -m embed_pipeline.training`` in the same ``work``. The trained weights stay in ``work``: the same
+    training picks them up, and only chooses, adapts and writes again; another one removes them.
 
     Where the weights that win on dev have forgotten more of the general questions than
     ``forgetting.max_loss``, they are mixed with the base's (:mod:`embed_pipeline.training.merging`).
@@ -52,7 +53,7 @@ def finetune(
         corpus: ids and texts of all segments, searched for the dev questions.
         settings: groups ``embedding``, ``training`` and ``evaluation``, and the seed.
         output: folder of the tuned sentence-transformers model; written last.
-        work: folder of checkpoints, of this training only.
+        work: folder of checkpoints and trained weights, of one training at a time.
         documents: the document of each segment, for the linear adapter; empty: each segment is one of its own.
         record: called with the step and its figures: ``loss``, ``grad_norm``, ``learning_rate``, ``dev_ndcg_10``.
 
@@ -66,7 +67,8 @@ def finetune(
     from embed_pipeline.training.selection import select
 
     result = select(task, seeds, output)
-    shutil.rmtree(work)
+    for unfinished in work.glob("seed-*"):
+        shutil.rmtree(unfinished)
     return result
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 
 import dagster as dg
 import polars as pl
@@ -25,11 +24,6 @@ def prepared(tiny_model, tmp_path_factory):
         for command in (["sdg"], ["prep"]):
             status, output = project.command(*command)
             assert status == 0, output
-        # Assets take their code versions from the settings when they are imported: here anew, under the project's.
-        ours = [
-            name for name in sys.modules if name.startswith(("embed_pipeline.orchestration", "embed_pipeline.defin"))
-        ]
-        stack.callback(sys.modules.update, {name: sys.modules.pop(name) for name in ours})
         yield project, stub
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
-from embed_pipeline.training import linear_adapter, selection
+from embed_pipeline.training import linear_adapter, loss, selection
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.linear_adapter import append_adapter, fit_adapter, remove_adapter, set_adapter
 from embed_pipeline.training.merging import SHARES
@@ -179,10 +180,11 @@ def adapted(
     wanted: float | str = 1.0,
     *,
     contrastive: bool = True,
+    rate: float = 1e-3,
     **forgetting: object,
 ) -> tuple[Path, float | None]:
     """A tuned folder of a training with the adapter, and the share that was kept."""
-    settings = small.settings(model, epochs=1, share=wanted, contrastive=contrastive)
+    settings = small.settings(model, epochs=1, share=wanted, contrastive=contrastive, learning_rate=rate)
     settings = settings.model_copy(update={"forgetting": settings.forgetting.model_copy(update=forgetting)})
     known = {**small.passages(), **dict(zip(IDS, TEXTS, strict=True))}
     corpus = (list(known), list(known.values()))
@@ -227,6 +229,26 @@ def test_the_adapter_alone_leaves_the_bases_weights_as_they_are(tiny_model: Path
     for name, weight in base[0].state_dict().items():
         assert torch.equal(tuned[0].state_dict()[name], weight), name
     assert not torch.allclose(tuned[2].linear.weight, torch.eye(32))
+
+
+def test_another_share_takes_the_trained_weights_and_another_training_does_not(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("a step was trained")
+
+    folder, _ = adapted(tiny_model, tmp_path, 0.0)
+    weights, record = load_file(folder / "model.safetensors"), read_record(folder)
+    assert not (folder / "2_Dense").exists()
+    monkeypatch.setattr(loss, "info_nce", never)
+    folder, share = adapted(tiny_model, tmp_path, 0.5)
+    assert share == 0.5
+    assert (folder / "2_Dense").exists()
+    assert read_record(folder)["loss_curve"] == record["loss_curve"]
+    for name, weight in load_file(folder / "model.safetensors").items():
+        assert torch.equal(weight, weights[name]), name
+    with pytest.raises(AssertionError, match="a step was trained"):
+        adapted(tiny_model, tmp_path, 0.5, rate=2e-3)
 
 
 def test_by_default_half_the_adapter_follows_generated_questions(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from embed_pipeline.training import dev as dev_module
 from embed_pipeline.training import loss as loss_module
 from embed_pipeline.training.curves import best_step, stalled
 from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.task import Task
 from embed_pipeline.training.train import TrainingResult, finetune
 from embed_pipeline.training.weights import RunningMean
 from embed_pipeline_tests.training import small
@@ -64,7 +66,19 @@ def test_training_lowers_the_loss_repeats_itself_and_keeps_the_best_weights(tiny
     measure = dev_module.DevMeasure(small.dev(), small.corpus(), seed=settings.seed)
     tuned = Encoder.load(tmp_path / "a" / "tuned", embedding).backend.model
     assert measure(tuned, embedding) == pytest.approx(dict(first.dev_curve)[first.best_step])
-    assert not (tmp_path / "a" / "work").exists()
+    assert {path.name for path in (tmp_path / "a" / "work").iterdir()} == {"training.json", f"winner-{settings.seed}"}
+
+
+def test_the_adapter_alone_needs_no_examples(tiny_model: Path, tmp_path: Path) -> None:
+    nothing = small.examples().clear()
+    for contrastive in (False, True):
+        settings = small.settings(tiny_model, share=0.5, contrastive=contrastive)
+        task = partial(Task.of, nothing, small.passages(), None, small.corpus(), settings, work=tmp_path / "work")
+        if contrastive:
+            with pytest.raises(TrainingError, match="there are no training examples"):
+                task()
+        else:
+            assert len(task().examples) == 0
 
 
 def test_the_seed_changes_the_weights(tiny_model: Path, tmp_path: Path) -> None:

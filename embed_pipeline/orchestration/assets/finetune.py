@@ -1,5 +1,6 @@
 """Training examples to the fine-tuned model, tracked and registered in MLflow."""
 
+import shutil
 from typing import Any
 
 import dagster as dg
@@ -21,6 +22,13 @@ from embed_pipeline.training.train import TrainingResult, finetune
 GROUP = "3_finetune"
 
 
+class FinetuneConfig(dg.Config):
+    """How to fine-tune."""
+
+    anew: bool = False
+    """Train again, even where the weights of the same training are still there."""
+
+
 @dg.asset(
     description="The fine-tuned sentence-transformers model, with the weights that did best on the dev questions.",
     group_name=GROUP,
@@ -32,6 +40,7 @@ GROUP = "3_finetune"
 )
 def finetuned_model(
     context: dg.AssetExecutionContext,
+    config: FinetuneConfig,
     settings: dg.ResourceParam[Settings],
     mlflow: MLflow,
     training_examples: pl.DataFrame,
@@ -40,6 +49,8 @@ def finetuned_model(
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Fine-tune the base model and register the result as the candidate."""
+    if config.anew:
+        shutil.rmtree(work_folder(settings), ignore_errors=True)
     staged = stage_folder(settings.paths.store / "models", "finetuned_model")
     inputs = {"training_examples": training_examples, "corpus": corpus, "dataset_split": dataset_split}
     versions = {f"data.{name}": content_hash(frame) for name, frame in inputs.items()}
