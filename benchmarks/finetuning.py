@@ -100,8 +100,8 @@ def settings_of(arguments: argparse.Namespace, seed: int) -> Settings:
     chosen = [assignment.partition("=") for assignment in arguments.set]
     values: dict[str, Any] = {
         "seed": seed,
-        "training": {"max_tokens": arguments.tokens},
-        "evaluation": {"general_questions": 0},
+        "training": {"max_text_tokens": arguments.tokens},
+        "forgetting": {"questions": 0},
     }
     for name, _, value in chosen:
         group, _, key = name.partition(".")

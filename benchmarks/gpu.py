@@ -124,11 +124,11 @@ def time_ours(
         {
             "embedding": {"model": model},
             "training": {
-                "max_tokens": arguments.tokens,
+                "max_text_tokens": arguments.tokens,
                 "attention": arguments.attention,
                 "compile": "always" if compiled else "never",
             },
-            "evaluation": {"general_questions": 0},
+            "forgetting": {"questions": 0},
         }
     )
     texts = sorted({*pairs.positives, *(text for row in pairs.negatives for text in row)})

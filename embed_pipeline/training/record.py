@@ -38,9 +38,9 @@ class TrainingResult:
         general_after: the same of the model written.
         adapter_share: share of the linear adapter in the model; 0: no share kept the bound on forgetting; None: none
             was asked for.
-        lora_rank: rank of the adapters; 0: all weights were trained.
+        lora_rank: rank of the adapters; None: all weights were trained.
         matryoshka_dimensions: shorter lengths that were trained as well.
-        teacher: who taught.
+        teacher: who taught; None: nobody.
         seconds: time in this process, dev measurements included.
         examples_per_second: examples trained on, over that time.
         precision: ``bf16`` or ``fp32``.
