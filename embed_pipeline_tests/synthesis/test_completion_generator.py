@@ -76,7 +76,9 @@ def test_the_opening_is_part_of_the_question(make_settings: MakeSettings) -> Non
 
 def test_candidates_of_a_segment_differ_in_temperature_and_seed(make_settings: MakeSettings) -> None:
     with stub_endpoint(lambda _: " What does a red lamp on the pump mean?") as stub:
-        found = _complete(make_settings(temperature=0.3), [material.task("s2", wishes=(material.WISH,) * 3)], stub)
+        found = _complete(
+            make_settings(sampling_temperature=0.3), [material.task("s2", wishes=(material.WISH,) * 3)], stub
+        )
     assert [request["temperature"] for request in stub.requests] == [0.3, 0.5, 0.7]
     assert len({request["seed"] for request in stub.requests}) == 3
     assert (len(found.pairs), [reject.reason for reject in found.rejects]) == (1, ["repeated", "repeated"])
