@@ -82,7 +82,7 @@ def test_the_map_brings_the_ranking_of_other_texts_to_the_teachers(tiny_model: P
     matrix = fit_adapter(base, TEXTS, IDS, dense_weight=0.65, seed=17)
     assert matrix.shape == (32, 32)
     assert np.array_equal(matrix, fit_adapter(base, TEXTS, IDS, dense_weight=0.65, seed=17))
-    layer = append_adapter(base.model)
+    layer = append_adapter(base.backend.model)
     np.testing.assert_allclose(cosines_of(base), cosines, atol=1e-5)
     set_adapter(layer, matrix, 1.0)
     assert divergence(taught, cosines_of(base)) < 0.9 * divergence(taught, cosines)
@@ -93,12 +93,12 @@ def test_a_layer_is_a_row_times_identity_and_share_of_the_map_and_can_be_taken_o
     plain = encoder(tiny_model, settings)
     vectors = plain.encode(TEXTS, "passage")
     matrix = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
-    layer = append_adapter(plain.model)
+    layer = append_adapter(plain.backend.model)
     set_adapter(layer, matrix, 0.5)
     expected = vectors + 0.5 * vectors @ matrix
     mapped = plain.encode(TEXTS, "passage")
     np.testing.assert_allclose(mapped, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
-    remove_adapter(plain.model)
+    remove_adapter(plain.backend.model)
     np.testing.assert_array_equal(plain.encode(TEXTS, "passage"), vectors)
 
 
