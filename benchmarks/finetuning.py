@@ -38,15 +38,13 @@ from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.embedding.search import search
-from embed_pipeline.evaluation.metrics import score_rankings
+from embed_pipeline.evaluation.ranking import score_rankings
 from embed_pipeline.evaluation.significance import bootstrap_intervals
 from embed_pipeline.settings import Settings
-from embed_pipeline.training.build import build_trainer
-from embed_pipeline.training.policy import Plan
-from embed_pipeline.training.task import Task, used_negatives
+from embed_pipeline.training.seed_run import build_trainer
+from embed_pipeline.training.task import Plan, TrainingTask, used_negatives
 from embed_pipeline.training.train import finetune
-from embed_pipeline.training_data.examples import unroll
-from embed_pipeline.training_data.negatives import mine_hard_negatives
+from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -363,7 +361,7 @@ def throughput(data: Labelled, arguments: argparse.Namespace) -> dict[str, Any]:
 def _time_ours(examples: pl.DataFrame, texts: dict[str, str], settings: Settings, clock: Callable[[], float]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "work"
-        task = Task.of(examples, texts, None, ([], []), settings, work=work)
+        task = TrainingTask.of(examples, texts, None, ([], []), settings, work=work)
         steps = examples.height // BATCH
         schedule = Plan(BATCH, 1.0, steps, 1, small_data=True)
         trainer, supervisor = build_trainer(task, schedule, settings.seed, work)

@@ -35,13 +35,12 @@ from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model, resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.onnx_export import export_onnx
 from embed_pipeline.embedding.search import search
-from embed_pipeline.release.onnx_export import export_onnx
 from embed_pipeline.release.precision import write_precision
 from embed_pipeline.settings import Release, Settings
-from embed_pipeline.training.build import build_trainer
-from embed_pipeline.training.policy import Plan
-from embed_pipeline.training.task import Task
+from embed_pipeline.training.seed_run import build_trainer
+from embed_pipeline.training.task import Plan, TrainingTask
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -150,7 +149,7 @@ def time_ours(
     ]
     work = folder / "work"
     passages = {name: text for text, name in number.items()}
-    task = Task.of(tables.TRAINING_EXAMPLES.frame(rows), passages, None, ([], []), settings, work=work)
+    task = TrainingTask.of(tables.TRAINING_EXAMPLES.frame(rows), passages, None, ([], []), settings, work=work)
     steps = len(rows) // arguments.batch
     trainer, supervisor = build_trainer(task, Plan(arguments.batch, 1.0, steps, 1, small_data=True), SEED, work)
     trainer.remove_callback(supervisor)

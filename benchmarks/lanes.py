@@ -31,11 +31,10 @@ from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.onnx_export import export_onnx
 from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.machine import usable_cores
-from embed_pipeline.release.onnx_export import export_onnx
-from embed_pipeline.serving.batcher import Batcher
-from embed_pipeline.serving.cores import Cores
+from embed_pipeline.serving.batcher import Batcher, Cores
 from embed_pipeline.serving.metrics import Metrics
 from embed_pipeline.settings import Embedding, Release
 

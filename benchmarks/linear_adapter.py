@@ -24,8 +24,8 @@ import numpy as np
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.search import search
-from embed_pipeline.evaluation.metrics import score_rankings
 from embed_pipeline.evaluation.query_sets import Passages, QuerySet, labelled_set
+from embed_pipeline.evaluation.ranking import score_rankings
 from embed_pipeline.evaluation.significance import bootstrap_intervals
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import CORPUS

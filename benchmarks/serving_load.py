@@ -46,14 +46,14 @@ from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.onnx_export import export_onnx
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.release.bundle import EXPORT_FOLDERS, Lineage, write_bundle
-from embed_pipeline.release.onnx_export import export_onnx
 from embed_pipeline.release.precision import write_precision
-from embed_pipeline.serving.exports import OPENVINO_PRECISIONS, TORCH_PRECISIONS
-from embed_pipeline.serving.listener import free_port
+from embed_pipeline.serving.connections import free_port
 from embed_pipeline.serving.process import start_endpoint
+from embed_pipeline.serving.runtimes import OPENVINO_PRECISIONS, TORCH_PRECISIONS
 from embed_pipeline.settings import Auto, Embedding, Paths, Release, Serving, Settings
 
 RESULTS = Path(__file__).parent / "results" / "serving_load.json"

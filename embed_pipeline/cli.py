@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,23 +20,117 @@ from rich.table import Table
 from rich.text import Text
 
 from embed_pipeline import settings as settings_module
-from embed_pipeline.record_commands import COMMANDS
 from embed_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from embed_pipeline.orchestration.runs import StageRunner
 
+out = Console()
 app = typer.Typer(
     help="A folder of documents becomes a tuned, exported and served text-embedding model, with no labels.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
 err = Console(stderr=True)
-
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
+
+
+class DatasetFormat(StrEnum):
+    """Forms that the made data can be exported in."""
+
+    BEIR = "beir"
+    SENTENCE_TRANSFORMERS = "sentence-transformers"
+    NEMO = "nemo"
+
+
+@app.command()
+def estimate() -> None:
+    """Predict calls, tokens, cost and time of the next sdg run; nothing is sent and nothing is stored."""
+    from embed_pipeline.embedding.encoder import Encoder
+    from embed_pipeline.synthesis.estimate import estimate_folder
+
+    settings = load_settings()
+    found = estimate_folder(settings, Encoder.load(settings.embedding.model, settings.embedding))
+    table = Table("stage", "calls", "from the store", "prompt tokens", "completion tokens", "cost", "minutes")
+    for stage in (*found.stages, found.total):
+        table.add_row(
+            stage.stage,
+            str(stage.calls),
+            str(stage.cached),
+            str(stage.prompt_tokens),
+            str(stage.completion_tokens),
+            f"{stage.cost:.2f}",
+            f"{stage.seconds / 60:.1f}",
+        )
+    out.print(f"{found.segments} segments, {found.questions} questions to be asked for")
+    out.print(table)
+    for cap in found.caps:
+        out.print(cap)
+
+
+@app.command()
+def lineage(qa_id: Annotated[str, typer.Argument(help="The pair's id, or its first four letters or more.")]) -> None:
+    """Follow a question from its document to the models trained on it."""
+    from embed_pipeline.lineage import format_trace, stored_tables, trace
+    from embed_pipeline.orchestration.resources import open_instance, trained_models
+
+    settings = load_settings()
+    with open_instance(settings.paths.store) as instance:
+        models = trained_models(instance, settings.tracking.registered_model)
+    typer.echo(format_trace(trace(qa_id, stored_tables(settings.paths.root), models)))
+
+
+@app.command()
+def dataset(
+    form: Annotated[DatasetFormat, typer.Argument(metavar="FORMAT", help="beir, sentence-transformers or nemo.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; an earlier export there is replaced.")],
+) -> None:
+    """Export the made questions, judgements and negatives for other tools."""
+    from embed_pipeline import tables
+    from embed_pipeline.storage import read_table, table_path
+    from embed_pipeline.training_data.dataset_export import export_dataset
+
+    root = load_settings().paths.root
+    named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
+    qa, split, corpus, negatives = (read_table(table_path(root, table.name), table) for table in named)
+    export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives)
+    out.print(f"{qa.height} questions on {corpus.height} segments in {folder}")
+
+
+@app.command()
+def forget(document: Annotated[str, typer.Argument(help="Path in the documents folder, or a document id.")]) -> None:
+    """Remove a deleted document and all that was made from it, and name the models trained on it."""
+    from embed_pipeline.orchestration.forgetting import forget_document
+    from embed_pipeline.orchestration.freshness import with_settings
+    from embed_pipeline.orchestration.jobs import all_assets
+    from embed_pipeline.orchestration.resources import open_instance
+
+    settings = load_settings()
+    assets = [with_settings(definition, settings) for definition in all_assets]
+    with open_instance(settings.paths.store) as instance:
+        gone = forget_document(document, settings, instance, assets)
+    table = Table("table", "rows removed")
+    for name, rows in gone.rows.items():
+        table.add_row(name, str(rows))
+    table.add_row("stored answers of the language model", str(gone.answers))
+    out.print(table)
+    out.print(f"models trained on it, which still hold it: {', '.join(gone.models) or 'none'}")
+    if gone.unknown:
+        out.print(f"models of which it is not known: {', '.join(gone.unknown)}")
+
+
+@app.command()
+def rollback(version: Annotated[str | None, typer.Argument(help="Release; default the one before.")] = None) -> None:
+    """Serve an earlier release again."""
+    from embed_pipeline.orchestration.promotion import roll_back
+    from embed_pipeline.orchestration.resources import MLflow, open_instance
+
+    settings = load_settings()
+    tracker = MLflow.of(settings).tracker()
+    with open_instance(settings.paths.store) as instance:
+        out.print(f"{roll_back(instance, tracker, settings, version)} is served again")
 
 
 @app.callback()
@@ -91,9 +186,13 @@ def _stage(name: str, help_text: str) -> None:
 
 
 _stage("sdg", "Documents to accepted question-answer pairs.")
+
 _stage("prep", "Accepted pairs to training examples: split, hard negatives.")
+
 _stage("finetune", "Fine-tune the base model.")
+
 _stage("eval", "Compare the tuned model with its base.")
+
 _stage("export", "Export to ONNX, verify, bundle the release.")
 
 
@@ -120,7 +219,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default serving.port.")] = None,
 ) -> None:
     """Serve a release behind an OpenAI-compatible endpoint."""
-    from embed_pipeline.release.current import current_bundle
+    from embed_pipeline.release.releases import current_bundle
     from embed_pipeline.serving.server import serve as serve_bundle
 
     settings = load_settings()
@@ -134,7 +233,7 @@ def ui(
 ) -> None:
     """Dagster's web UI on this project's store, with its sensors and schedules."""
     settings = load_settings()
-    from embed_pipeline.orchestration.instance import prepare_home
+    from embed_pipeline.orchestration.resources import prepare_home
 
     os.environ["DAGSTER_HOME"] = str(prepare_home(settings.paths.store))
     program = [sys.executable, "-m", "dagster", "dev", "--module-name", "embed_pipeline.definitions"]
@@ -151,16 +250,12 @@ def status() -> None:
         out.print(table)
 
 
-for _command in COMMANDS:
-    app.command()(_command)
-
-
 @contextmanager
 def _runner() -> Iterator[StageRunner]:
     """Settings first, so that a wrong one is refused before Dagster loads."""
     settings = load_settings()
     from embed_pipeline.definitions import defs
-    from embed_pipeline.orchestration.instance import open_instance
+    from embed_pipeline.orchestration.resources import open_instance
     from embed_pipeline.orchestration.runs import StageRunner
 
     with open_instance(settings.paths.store) as instance:
@@ -181,11 +276,11 @@ def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str,
 
 def _show_comparison(settings: Settings) -> None:
     from embed_pipeline import tables
-    from embed_pipeline.evaluation.summary import COLUMNS, headline_rows
+    from embed_pipeline.evaluation.report import SUMMARY_COLUMNS, headline_rows
     from embed_pipeline.storage import read_table, table_path
 
     metrics = tables.RETRIEVAL_EVALUATION
-    table = Table(*COLUMNS, title="Base against tuned")
+    table = Table(*SUMMARY_COLUMNS, title="Base against tuned")
     for row in headline_rows(read_table(table_path(settings.paths.root, metrics.name), metrics)):
         table.add_row(*row)
     out.print(table)

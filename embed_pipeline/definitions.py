@@ -5,11 +5,11 @@ import dagster as dg
 from embed_pipeline.orchestration.automation import all_schedules, all_sensors
 from embed_pipeline.orchestration.checks import all_checks
 from embed_pipeline.orchestration.executors import stage_executor
+from embed_pipeline.orchestration.freshness import with_settings
 from embed_pipeline.orchestration.io_managers import ModelFolderIOManager, ParquetIOManager
 from embed_pipeline.orchestration.jobs import all_assets, all_jobs
 from embed_pipeline.orchestration.promotion import champion
 from embed_pipeline.orchestration.resources import MLflow
-from embed_pipeline.orchestration.versions import with_settings
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.shelf import Shelf
 

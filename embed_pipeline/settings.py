@@ -261,7 +261,8 @@ class Corpus(Group):
     boilerplate_documents: int = decides(10, "documents", "corpus", ge=2)
     """Least number of documents that must have a line for it to be boilerplate."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = decides(0.95, "corpus")
-    """A document that shares more of its word 5-grams with an earlier one is left out of the corpus; off: only exact copies are."""
+    """A document that shares more of its word 5-grams with an earlier one is left out of the corpus; off: only exact
+    copies are."""
     segment_tokens: int = decides(200, "segments", ge=16, le=8192)
     """Longest segment, in tokens of the base encoder; must fit the encoder's own limit."""
     min_segment_tokens: Positive = decides(24, "qa_pairs", "qa_dataset", "hard_negatives")

@@ -20,9 +20,17 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 from upath import UPath
 
-from embed_pipeline.release.manifest import file_hash
 from embed_pipeline.settings import Paths
-from embed_pipeline.storage import StorageError, copy_whole, list_folder, reaching, read_all, read_whole, write_whole
+from embed_pipeline.storage import (
+    StorageError,
+    copy_whole,
+    file_hash,
+    list_folder,
+    reaching,
+    read_all,
+    read_whole,
+    write_whole,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ object store's driver raises has no common class: here it becomes a :class:`Stor
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from embed_pipeline.tables import Table
+
+_BLOCK_BYTES = 1 << 20
 
 
 class StorageError(RuntimeError):
@@ -169,3 +172,12 @@ def _staged(path: Path) -> Iterator[Path]:
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -11,8 +11,8 @@ import httpx
 import polars as pl
 import pytest
 
-from embed_pipeline.release.current import RELEASES, current_bundle, current_version, promote
-from embed_pipeline.serving.listener import free_port
+from embed_pipeline.release.releases import RELEASES, current_bundle, current_version, promote
+from embed_pipeline.serving.connections import free_port
 from embed_pipeline.settings import Paths
 from embed_pipeline.shelf import Shelf
 from embed_pipeline.storage import read_table

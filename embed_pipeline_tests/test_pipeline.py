@@ -10,15 +10,13 @@ import time
 from pathlib import Path
 
 import dagster as dg
-import dagster as dg
 import polars as pl
 import pytest
 from mlflow.tracking import MlflowClient
 
 from embed_pipeline.llm.store import ResponseStore
-from embed_pipeline.orchestration.instance import open_instance
-from embed_pipeline.orchestration.instance import open_instance
 from embed_pipeline.orchestration.jobs import STAGES
+from embed_pipeline.orchestration.resources import open_instance
 from embed_pipeline.tracking import Tracker
 from embed_pipeline_tests.manuals import MANUALS
 from embed_pipeline_tests.project import Project, small_project, well_behaved, write_document
@@ -242,7 +240,11 @@ def test_changed_new_and_deleted_documents(tiny_model, tmp_path):
         (lambda p: [f.unlink() for f in p.documents.iterdir()], ["sdg"], "has no usable document"),
         (lambda p: None, ["--set", "paths.documents=absent", "sdg"], "documents folder absent does not exist"),
         (lambda p: None, ["--set", "synthesis.max_hop=2", "sdg"], "unknown setting 'synthesis.max_hop'; did you mean"),
-        (lambda p: None, ["--set", "training.loss_temperature=7", "sdg"], "training.loss_temperature = '7': Input should be"),
+        (
+            lambda p: None,
+            ["--set", "training.loss_temperature=7", "sdg"],
+            "training.loss_temperature = '7': Input should be",
+        ),
         (lambda p: None, ["finetune"], "is not there yet; run: embed-pipeline"),
         (lambda p: None, ["sample", "java"], "sample 'java' is unknown"),
         (lambda p: None, ["serve"], "names no current release; promote one first"),

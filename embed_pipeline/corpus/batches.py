@@ -1,27 +1,21 @@
-"""Document batches: what is new, changed or gone since the last look, cut into partitions.
-
-A batch is a small JSON manifest in ``batches``, in the store or on object storage (``paths.assets``). The manifests
-together say what has been seen, so a scan after a crash at any point neither loses nor repeats a file.
-"""
+"""Document batches: what is new, changed or gone since the last scan, cut into partitions with a manifest each."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from upath import UPath
 
 from embed_pipeline.corpus.boilerplate import learned_lines, remember_lines
-from embed_pipeline.corpus.files import UNREADABLE_FOLDER, CorpusError, Scan, SourceFile
-from embed_pipeline.corpus.manifest import Batch, BatchFile, parse_batch
-from embed_pipeline.corpus.sources import read_document, scan_documents
-from embed_pipeline.corpus.touched import TouchedFiles
+from embed_pipeline.corpus.files import UNREADABLE_FOLDER, CorpusError, Scan, SourceFile, read_document, scan_documents
 from embed_pipeline.settings import Paths, Settings
 from embed_pipeline.storage import list_folder, read_all, read_whole, write_whole
 
@@ -30,7 +24,98 @@ _NOTES = ".touched"
 
 
 @dataclass(frozen=True)
-class Pace:
+class BatchFile:
+    """A file as it was when its batch was cut.
+
+    Attributes:
+        path: relative to the documents folder.
+        size: bytes.
+        mtime_ns: modification time; 0 where an address does not say.
+        sha256: of its bytes; empty for a file over the size limit or one that could not be read.
+        replaces: True where an earlier batch holds a version of it.
+        version: entity tag, of a file on object storage or a web server.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+    replaces: bool = False
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """New or changed files, paths that are gone, and lines then known as boilerplate, which are taken out of the files.
+
+    What is learned later does not change the batch: its questions are paid for.
+    """
+
+    name: str
+    files: tuple[BatchFile, ...]
+    deleted: tuple[str, ...]
+    boilerplate: tuple[str, ...] = ()
+
+    def manifest(self) -> str:
+        """What is stored of it, as JSON."""
+        files = [
+            {name: value for name, value in asdict(file).items() if value or name != "version"} for file in self.files
+        ]
+        body: dict[str, list[dict[str, object]] | list[str]] = {"files": files, "deleted": list(self.deleted)}
+        if self.boilerplate:
+            body["boilerplate"] = list(self.boilerplate)
+        return json.dumps(body, indent=1, ensure_ascii=False)
+
+
+def parse_batch(path: UPath, content: bytes) -> Batch:
+    """The batch whose manifest was stored at ``path``.
+
+    Raises:
+        CorpusError: the manifest is damaged.
+    """
+    try:
+        body = json.loads(content)
+        files = tuple(BatchFile(**file) for file in body["files"])
+        return Batch(path.stem, files, tuple(body["deleted"]), tuple(body.get("boilerplate", ())))
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"batch manifest {path} is damaged ({error}); restore it, or delete it to read its files again"
+        raise CorpusError(message) from error
+
+
+class TouchedFiles:
+    """Files whose time changed and whose content did not, so that they are not read at every look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._seen: dict[str, list[int | str]] = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            self._seen = {}  # only a shortcut: what it said is found out again
+        self._changed = False
+
+    def holds(self, file: SourceFile) -> bool:
+        """True where the file was read as it is now and found to be as its batch has it."""
+        return self._seen.get(file.path) == [file.size, file.mtime_ns, file.version]
+
+    def add(self, file: SourceFile) -> None:
+        """Note that the file, as it is now, is as its batch has it."""
+        self._seen[file.path] = [file.size, file.mtime_ns, file.version]
+        self._changed = True
+
+    def forget(self, path: str) -> None:
+        """The file has a new version."""
+        self._changed |= self._seen.pop(path, None) is not None
+
+    def save(self) -> None:
+        """Write in one step, if there is anything new."""
+        if self._changed:
+            staging = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            staging.write_text(json.dumps(self._seen, ensure_ascii=False), encoding="utf-8")
+            staging.replace(self._path)
+
+
+@dataclass(frozen=True)
+class ScanLimits:
     """How much one look takes, so that it ends in time; what is left over waits for the next.
 
     Attributes:
@@ -49,7 +134,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Look:
+class NewBatches:
     """What a look at the documents folder found.
 
     Attributes:
@@ -139,11 +224,11 @@ def cut_batches(settings: Settings) -> tuple[list[Batch], Scan]:
     Raises:
         CorpusError: the folder is missing, holds no readable file, or a manifest is damaged.
     """
-    look = look_at_documents(settings, Pace())
+    look = find_new_batches(settings, ScanLimits())
     return list(look.batches), look.scan
 
 
-def look_at_documents(settings: Settings, pace: Pace, *, now: float | None = None) -> Look:
+def find_new_batches(settings: Settings, pace: ScanLimits, *, now: float | None = None) -> NewBatches:
     """Cut what is new, changed or gone into batches, as much of it as ``pace`` allows.
 
     Sizes and times are compared with the manifests; only files that differ there are read. The manifests are the
@@ -186,7 +271,7 @@ def _locked(paths: Paths) -> Iterator[TouchedFiles]:
         os.close(descriptor)
 
 
-def _cut(scan: Scan, settings: Settings, pace: Pace, now: float, notes: TouchedFiles) -> Look:
+def _cut(scan: Scan, settings: Settings, pace: ScanLimits, now: float, notes: TouchedFiles) -> NewBatches:
     batches = load_batches(settings.paths.root)
     known: dict[str, BatchFile] = {}
     for batch in batches:
@@ -212,7 +297,7 @@ def _cut(scan: Scan, settings: Settings, pace: Pace, now: float, notes: TouchedF
     last = batch_number(batches[-1].name) if batches else 0
     gone = sorted(known.keys() - {file.path for file in scan.files})
     believed = not scan.skipped[UNREADABLE_FOLDER] and len(gone) <= pace.max_deleted_share * len(known)
-    return Look(
+    return NewBatches(
         _write_all(settings, last, sorted(changed, key=lambda file: file.path), gone if believed else []),
         scan,
         unsettled=len(candidates) - len(settled),

@@ -21,9 +21,9 @@ from itertools import pairwise
 import polars as pl
 from upath import UPath
 
-from embed_pipeline.corpus.headings import find_headings
 from embed_pipeline.settings import Corpus
 from embed_pipeline.storage import list_folder, read_all, write_whole
+from embed_pipeline.text.headings import find_headings
 
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _CODE = re.compile(r" {4}|\t")

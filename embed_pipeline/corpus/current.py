@@ -8,8 +8,8 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.files import CorpusError
-from embed_pipeline.corpus.shingles import find_copies
 from embed_pipeline.settings import Corpus
+from embed_pipeline.text.shingles import find_copies
 
 
 def current_corpus(

@@ -13,9 +13,9 @@ from typing import Any
 import polars as pl
 
 from embed_pipeline import tables
+from embed_pipeline.corpus.batches import Batch, BatchFile
 from embed_pipeline.corpus.boilerplate import remove_boilerplate
-from embed_pipeline.corpus.files import CorpusError
-from embed_pipeline.corpus.manifest import Batch, BatchFile
+from embed_pipeline.corpus.files import CorpusError, read_document
 from embed_pipeline.corpus.readers import (
     OFFICE_SUFFIXES,
     ROW_SUFFIXES,
@@ -23,7 +23,6 @@ from embed_pipeline.corpus.readers import (
     UnreadableError,
     rows_to_markdown,
 )
-from embed_pipeline.corpus.sources import read_document
 from embed_pipeline.progress import progress
 from embed_pipeline.settings import Settings
 
@@ -205,7 +204,7 @@ def _html_to_markdown(text: str) -> tuple[str, str]:
 
 def find_title(text: str) -> str:
     """The first heading of Markdown or reStructuredText, without its markup; empty where there is none."""
-    from embed_pipeline.corpus.headings import find_headings
+    from embed_pipeline.text.headings import find_headings
 
     headings = find_headings(text)
     return headings[0].text if headings else ""

@@ -15,8 +15,8 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.files import CorpusError
-from embed_pipeline.corpus.headings import Heading, find_headings
 from embed_pipeline.settings import Corpus
+from embed_pipeline.text.headings import Heading, find_headings
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
 

@@ -89,7 +89,7 @@ class EncoderConfig:
 
     @classmethod
     def read(cls, onnx_folder: Path) -> EncoderConfig:
-        """The configuration that :func:`embed_pipeline.release.onnx_export.export_onnx` wrote to ``onnx_folder``.
+        """The configuration that :func:`embed_pipeline.embedding.onnx_export.export_onnx` wrote to ``onnx_folder``.
 
         Raises:
             ModelError: a file is missing or cannot be read.

@@ -3,7 +3,7 @@
 ``embedding.backend`` says what may be used. An export is made once for each weights and kept in the store, with what
 was proven and measured of it on this machine. One comparison is computed by one backend: its models are proven
 together or all stay on torch. What the endpoint runs is proven with the same measure
-(:mod:`embed_pipeline.serving.exports`).
+(:mod:`embed_pipeline.serving.runtimes`).
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _export(model: str | Path, loaded: Backend, settings: Settings) -> Path:
     from filelock import FileLock
     from torch.onnx import OnnxExporterError
 
-    from embed_pipeline.release.onnx_export import ReleaseError, export_onnx
+    from embed_pipeline.embedding.onnx_export import OnnxExportError, export_onnx
 
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         message = f"an export needs {', '.join(missing)}: pip install 'embed-pipeline[cpu]'"
@@ -231,7 +231,7 @@ def _export(model: str | Path, loaded: Backend, settings: Settings) -> Path:
             shutil.rmtree(staged, ignore_errors=True)
             try:
                 export_onnx(model, staged, settings.release, settings.embedding)
-            except (ReleaseError, OnnxExporterError) as error:
+            except (OnnxExportError, OnnxExporterError) as error:
                 message = f"{model} cannot be exported: {error}"
                 raise ModelError(message) from error
             staged.rename(folder)

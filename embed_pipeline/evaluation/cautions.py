@@ -13,7 +13,7 @@ from embed_pipeline.evaluation.query_sets import GENERATED
 from embed_pipeline.evaluation.significance import Verdict
 
 if TYPE_CHECKING:
-    from embed_pipeline.evaluation.retrieval import SetResult
+    from embed_pipeline.evaluation.ranking import SetResult
 
 FEW_QUESTIONS = 100
 LEXICAL_LEAK = 0.8

@@ -1,14 +1,17 @@
-"""What keeps a tuned model from being released: pure functions over the stored comparison."""
+"""What keeps a tuned model from being released or promoted: pure functions over stored comparisons."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from embed_pipeline.evaluation.query_sets import GENERATED
-from embed_pipeline.settings import Forgetting, Gates
+from embed_pipeline.evaluation.query_sets import GENERATED, QuerySet
+from embed_pipeline.evaluation.retrieval import compare
+from embed_pipeline.settings import Forgetting, Gates, Settings
+from embed_pipeline.tables import CHAMPION_COMPARISON
 
 
 def headline(metrics: pl.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
@@ -42,16 +45,12 @@ def release_failures(metrics: pl.DataFrame, gates: Gates) -> list[str]:
         base, tuned = figures[name, "base"], figures[name, "tuned"]
         figure = f"nDCG@10 {tuned:.4f} against the base's {base:.4f}"
         if name == GENERATED and tuned < base * (1 + gates.min_gain):
-            failures.append(
-                f"{name}: {figure} is below the least relative gain gates.min_gain = {gates.min_gain}"
-            )
+            failures.append(f"{name}: {figure} is below the least relative gain gates.min_gain = {gates.min_gain}")
         low, high = (rows[name, "tuned"][f"difference_{end}"] for end in ("low", "high"))
         if name != GENERATED and high < 0:
             failures.append(f"{name}: {figure} is a significant loss, 95 % interval [{low:.4f}, {high:.4f}]")
         elif name != GENERATED and base - tuned > gates.max_labelled_loss:
-            failures.append(
-                f"{name}: {figure} loses more than gates.max_labelled_loss = {gates.max_labelled_loss}"
-            )
+            failures.append(f"{name}: {figure} loses more than gates.max_labelled_loss = {gates.max_labelled_loss}")
     return failures
 
 
@@ -72,6 +71,69 @@ def forgetting_failures(record: Mapping[str, Any], forgetting: Forgetting) -> li
         return []
     tried = "; no mixture with the base's weights keeps both bounds" if record.get("tuned_share") == 0 else ""
     figure = f"nDCG@10 {after:.4f} against the base's {before:.4f}"
-    return [
-        f"general questions: {figure} loses more than forgetting.max_loss = {forgetting.max_loss}{tried}"
-    ]
+    return [f"general questions: {figure} loses more than forgetting.max_loss = {forgetting.max_loss}{tried}"]
+
+
+def compare_with_champion(
+    champion: tuple[str, Path],
+    candidate: tuple[str, Path],
+    corpus: pl.DataFrame,
+    sets: Sequence[QuerySet],
+    settings: Settings,
+) -> pl.DataFrame:
+    """Measure two releases on the same queries and passages.
+
+    Args:
+        champion: version and model folder of the release served now.
+        candidate: version and model folder of the new one.
+        corpus: table ``corpus``.
+        sets: the frozen test questions and the labelled sets.
+        settings: groups ``embedding`` and ``evaluation``, and the seed.
+
+    Returns:
+        Table ``champion_comparison``, a row for each query set.
+
+    Raises:
+        EvaluationError: as :func:`.retrieval.compare`.
+        ModelError: a release cannot be loaded.
+    """
+    found = headline(compare(champion[1], candidate[1], corpus, sets, settings).metrics)
+    return CHAMPION_COMPARISON.frame(
+        [
+            {
+                "query_set": name,
+                "champion": champion[0],
+                "candidate": candidate[0],
+                "queries": found[name, "tuned"]["queries"],
+                "champion_ndcg_10": found[name, "base"]["value"],
+                "candidate_ndcg_10": found[name, "tuned"]["value"],
+                "difference_low": found[name, "tuned"]["difference_low"],
+                "difference_high": found[name, "tuned"]["difference_high"],
+            }
+            for name in sorted({name for name, _ in found})
+        ]
+    )
+
+
+def promotion_failures(comparison: pl.DataFrame, gates: Gates) -> list[str]:
+    """Why the candidate may not take the champion's place, a sentence for each reason; empty: it may.
+
+    An empty comparison holds nothing against it: nothing is served yet, or it is the champion itself.
+
+    Args:
+        comparison: table ``champion_comparison``.
+        gates: ``min_champion_gain`` and ``max_labelled_loss``.
+    """
+    gain, loss = gates.min_champion_gain, gates.max_labelled_loss
+    failures = []
+    for row in comparison.sort("query_set").to_dicts():
+        champion, candidate = row["champion_ndcg_10"], row["candidate_ndcg_10"]
+        figure = (
+            f"{row['query_set']}: nDCG@10 {candidate:.4f} of {row['candidate']} against {champion:.4f} of "
+            f"{row['champion']}, which is served"
+        )
+        if row["query_set"] == GENERATED and candidate < champion * (1 + gain):
+            failures.append(f"{figure}, is below the least relative gain gates.min_champion_gain = {gain}")
+        if row["query_set"] != GENERATED and champion - candidate > loss:
+            failures.append(f"{figure}, loses more than gates.max_labelled_loss = {loss}")
+    return failures

@@ -1,4 +1,4 @@
-"""The comparison as a page that holds everything it shows, and as Markdown."""
+"""The comparison as a self-contained page, as Markdown, and in a few lines for a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import polars as pl
 
+from embed_pipeline.enumerations import SYSTEMS
 from embed_pipeline.evaluation import plots
+from embed_pipeline.evaluation.query_sets import GENERATED
 from embed_pipeline.evaluation.retrieval import Comparison
 from embed_pipeline.evaluation.significance import Verdict
 
@@ -17,6 +19,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _EXAMPLES = 5
 _EXCERPT = 420
 _TABLE_CUTOFFS = (1, 5, 10, 100)
+SUMMARY_COLUMNS = ("questions", "system", "nDCG@10", "Recall@10", "nDCG@10 less the base's (95 % interval)")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class FigureRow:
     """A metric, or a slice, and its figure under every system."""
 
     label: str
@@ -64,8 +67,8 @@ class Section:
 
     name: str
     verdict: Verdict
-    metrics: list[Row]
-    slices: list[Row]
+    metrics: list[FigureRow]
+    slices: list[FigureRow]
     wins: list[Example]
     losses: list[Example]
     counts: tuple[int, int, int]
@@ -132,7 +135,7 @@ def _section(comparison: Comparison, name: str) -> Section:
     )
 
 
-def _metric_rows(metrics: pl.DataFrame) -> list[Row]:
+def _metric_rows(metrics: pl.DataFrame) -> list[FigureRow]:
     shown = metrics.filter(pl.col("k").is_in(_TABLE_CUTOFFS))
     return [
         _row(f"{metric}@{k}", part)
@@ -141,18 +144,18 @@ def _metric_rows(metrics: pl.DataFrame) -> list[Row]:
     ]
 
 
-def _slice_rows(metrics: pl.DataFrame) -> list[Row]:
+def _slice_rows(metrics: pl.DataFrame) -> list[FigureRow]:
     headline = metrics.filter((pl.col("metric") == "nDCG") & (pl.col("k") == 10))  # noqa: PLR2004 - the headline figure is nDCG@10
     return [_row(str(label), part) for (label,), part in headline.group_by(["slice"], maintain_order=True)]
 
 
-def _row(label: str, part: pl.DataFrame) -> Row:
+def _row(label: str, part: pl.DataFrame) -> FigureRow:
     cells = {}
     for row in part.to_dicts():
         low, high = row["difference_low"], row["difference_high"]
         mark = "better" if low > 0 else "worse" if high < 0 else ""
         cells[row["system"]] = Cell(row["value"], row["difference"], low, high, mark)
-    return Row(label, int(part["queries"][0]), cells)
+    return FigureRow(label, int(part["queries"][0]), cells)
 
 
 def _examples(comparison: Comparison, name: str, rows: pl.DataFrame) -> list[Example]:
@@ -174,3 +177,30 @@ def _examples(comparison: Comparison, name: str, rows: pl.DataFrame) -> list[Exa
 def _excerpt(text: str) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= _EXCERPT else flat[:_EXCERPT].rsplit(" ", 1)[0] + " …"
+
+
+def headline_rows(metrics: pl.DataFrame) -> list[list[str]]:
+    """A row for each query set and system, under :data:`SUMMARY_COLUMNS`; the generated questions first.
+
+    Args:
+        metrics: table ``retrieval_evaluation``.
+    """
+    shown = metrics.filter((pl.col("slice") == "all") & (pl.col("k") == 10))  # noqa: PLR2004 - the headline figures are at 10
+    values = {(row["query_set"], row["system"], row["metric"]): row for row in shown.to_dicts()}
+    names = sorted({name for name, _, _ in values}, key=lambda name: (name != GENERATED, name))
+    return [
+        _summary_row(values[name, system, "nDCG"], values[name, system, "Recall"])
+        for name in names
+        for system in SYSTEMS
+    ]
+
+
+def _summary_row(ndcg: dict[str, object], recall: dict[str, object]) -> list[str]:
+    changed = f"{ndcg['difference']:+.4f} ({ndcg['difference_low']:+.4f} to {ndcg['difference_high']:+.4f})"
+    return [
+        f"{ndcg['query_set']} ({ndcg['queries']})",
+        str(ndcg["system"]),
+        f"{ndcg['value']:.4f}",
+        f"{recall['value']:.4f}",
+        "" if ndcg["system"] == "base" else changed,
+    ]

@@ -16,15 +16,13 @@ from embed_pipeline.embedding.proven import choose_backend
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.enumerations import SYSTEMS
 from embed_pipeline.evaluation.cautions import cautions_of
-from embed_pipeline.evaluation.metrics import QueryScores, score_rankings
 from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
-from embed_pipeline.evaluation.ranking import Collection, Ranked, rank_set
+from embed_pipeline.evaluation.ranking import Collection, SetResult, rank_set, score_rankings
 from embed_pipeline.evaluation.significance import Verdict, bootstrap_intervals, judge
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import QUESTION_RESULTS, RETRIEVAL_EVALUATION
 
 logger = logging.getLogger(__name__)
-
 Floats = NDArray[np.float32]
 HEADLINE = ("nDCG", 10)
 
@@ -48,15 +46,6 @@ class Comparison:
     warnings: list[str]
     passages: dict[str, str]
     answers: dict[tuple[str, str], str]
-
-
-@dataclass(frozen=True)
-class SetResult:
-    """One query set, ranked and scored by every system."""
-
-    query_set: QuerySet
-    ranked: dict[str, Ranked]
-    scores: dict[str, QueryScores]
 
 
 def compare(

@@ -1,4 +1,8 @@
-"""What asking a language model costs, and the hard caps on it."""
+"""What can go wrong when a language model is asked, and what each means for the run.
+
+An :class:`InvalidAnswer` concerns one item, which the caller sets aside while the run goes on; everything else ends
+the run. No message holds an API key: the client scrubs them and chains no exception that carries one.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from embed_pipeline import settings
-from embed_pipeline.llm.errors import BudgetExhausted
 
 _MILLION = 1_000_000
+
+
+class BudgetExhausted(RuntimeError):  # noqa: N818 - an outcome, named as the callers speak of it
+    """A hard cap of the settings is reached: the run stops, all answers kept."""
 
 
 @dataclass

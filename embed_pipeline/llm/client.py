@@ -1,14 +1,10 @@
-"""Asking a language model: completions, structured answers, and many of them at once.
-
-One path for every endpoint: the response store answers what was asked before, the budget is checked, the transport
-sends, the answer is stored before it is used.
-"""
+"""Asking language models: completions, structured answers, and many requests at once with a clean end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +15,17 @@ from weakref import WeakValueDictionary
 from pydantic import BaseModel
 
 from embed_pipeline import settings
-from embed_pipeline.llm.answers import explain_problem, instruct, is_valid, parse_answer, strict_schema
-from embed_pipeline.llm.budget import Budget, Usage
-from embed_pipeline.llm.dialect import Dialect
+from embed_pipeline.llm.answers import (
+    Dialect,
+    InvalidAnswer,
+    explain_problem,
+    instruct,
+    is_valid,
+    parse_answer,
+    strict_schema,
+)
+from embed_pipeline.llm.budget import Budget, BudgetExhausted, Usage
 from embed_pipeline.llm.embedded import embedded_server, model_file
-from embed_pipeline.llm.errors import InvalidAnswer
-from embed_pipeline.llm.gathering import Item, Result, gather_all
 from embed_pipeline.llm.store import Answer, ResponseStore, request_key
 from embed_pipeline.llm.transport import Transport
 from embed_pipeline.progress import progress
@@ -32,9 +33,11 @@ from embed_pipeline.progress import progress
 MAX_REASKS = 2
 _REFUSED = frozenset({"refusal", "content_filter"})
 _CHATTY_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai")
-
 T = TypeVar("T", bound=BaseModel)
 Completion = Answer
+GRACE_SECONDS = 10.0
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -303,3 +306,77 @@ async def open_client(llm: settings.LLM, store_path: Path) -> AsyncIterator[LLMC
 
 def _user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
+
+
+async def gather_all(
+    items: Sequence[Item],
+    function: Callable[[Item], Awaitable[Result]],
+    workers: int,
+    on_done: Callable[[], None],
+) -> list[Result]:
+    """Run an async function over many items.
+
+    Args:
+        items: what to work on; any number, as only ``workers`` are begun at a time.
+        function: one item's work.
+        workers: items worked on at once.
+        on_done: called after every item.
+
+    Returns:
+        The results in the order of the items.
+
+    Raises:
+        Exception: the first that ``function`` raises. No further item is begun then. What is in flight is waited for,
+            so that answers on their way are stored: until its end after BudgetExhausted, else for 10 s.
+    """
+    run = _Run(items, function, on_done)
+    await run.work(min(workers, len(items)))
+    return run.results()
+
+
+class _Run(Generic[Item, Result]):
+    """One gathering: the queue of items, their results, and why it stopped early."""
+
+    def __init__(
+        self, items: Sequence[Item], function: Callable[[Item], Awaitable[Result]], on_done: Callable[[], None]
+    ) -> None:
+        self._function = function
+        self._on_done = on_done
+        self._queue: Iterator[tuple[int, Item]] = iter(enumerate(items))
+        self._count = len(items)
+        self._results: dict[int, Result] = {}
+        self._stopped_by: Exception | None = None
+
+    async def work(self, workers: int) -> None:
+        tasks = [asyncio.create_task(self._worker()) for _ in range(workers)]
+        try:
+            await self._watch(set(tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._stopped_by is not None:
+            raise self._stopped_by
+
+    def results(self) -> list[Result]:
+        return [self._results[number] for number in range(self._count)]
+
+    async def _watch(self, tasks: set[asyncio.Task[None]]) -> None:
+        while tasks:
+            hurried = self._stopped_by is not None and not isinstance(self._stopped_by, BudgetExhausted)
+            done, tasks = await asyncio.wait(
+                tasks, timeout=GRACE_SECONDS if hurried else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            if hurried and not done:
+                return
+
+    async def _worker(self) -> None:
+        for number, item in self._queue:
+            if self._stopped_by is not None:
+                return
+            try:
+                self._results[number] = await self._function(item)
+            except Exception as error:  # noqa: BLE001 - kept, and raised by work() when the others have ended
+                self._stopped_by = self._stopped_by or error
+                return
+            self._on_done()

@@ -14,9 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from embed_pipeline import settings
-from embed_pipeline.llm.answers import strict_schema
+from embed_pipeline.llm.answers import InvalidAnswer, strict_schema
 from embed_pipeline.llm.client import LLMClient
-from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.llm.store import Answer, ResponseStore
 from embed_pipeline.llm.transport import CHARACTERS_PER_TOKEN
 
@@ -26,7 +25,7 @@ _NOWHERE = "http://127.0.0.1:9/v1"
 
 
 @dataclass(frozen=True)
-class Call:
+class ExpectedCall:
     """A request that would be sent.
 
     Attributes:
@@ -47,7 +46,7 @@ class Rehearsal(LLMClient):
 
     def __init__(self, llm: settings.LLM, store: ResponseStore) -> None:
         super().__init__(llm, store, base_url=_NOWHERE, slots=1 if llm.embedded else None)
-        self.calls: list[Call] = []
+        self.calls: list[ExpectedCall] = []
         self._last: tuple[str, ...] = ()
 
     async def _answer(
@@ -67,7 +66,7 @@ class Rehearsal(LLMClient):
         tokens = _tokens(json.dumps(request.get("messages", request.get("prompt")), ensure_ascii=False) + schema)
         new = [part for place, part in enumerate(parts) if self._last[: place + 1] != parts[: place + 1]]
         self._last = parts[:-1]
-        self.calls.append(Call(tokens, _tokens("".join(new)) if parts else tokens))
+        self.calls.append(ExpectedCall(tokens, _tokens("".join(new)) if parts else tokens))
         raise InvalidAnswer(NOT_ASKED, "it was not asked before")
 
 

@@ -1,8 +1,7 @@
-"""The response store: what was asked before is answered from disk, so that no paid call is repeated.
+"""What can go wrong when a language model is asked, and what each means for the run.
 
-One SQLite file in WAL mode, a row per answered request. Every complete answer is stored, usable or not, because it
-was paid for and the same request would be judged the same way again; a failed request is never stored. A row is
-committed before its answer is used, so a killed run repeats only what was in flight.
+An :class:`InvalidAnswer` concerns one item, which the caller sets aside while the run goes on; everything else ends
+the run. No message holds an API key: the client scrubs them and chains no exception that carries one.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from embed_pipeline.llm.errors import ResponseStoreError
-
 BUSY_TIMEOUT_SECONDS = 60.0
 _FORMAT = 1
 _SCHEMA = """
@@ -33,6 +30,10 @@ CREATE TABLE IF NOT EXISTS responses (
     stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
 ) WITHOUT ROWID
 """
+
+
+class ResponseStoreError(RuntimeError):
+    """The response store cannot be used; the message names the file and says how to go on."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""One request to an OpenAI-compatible endpoint, sent until it is answered: the only retry layer.
+"""What can go wrong when a language model is asked, and what each means for the run.
 
-408, 409, 429, 5xx, broken connections, timeouts and truncated bodies are tried again with exponential backoff and full
-jitter; any other refusal is final. What the openai client raises never leaves this module: those exceptions carry the
-request and with it the API key.
+An :class:`InvalidAnswer` concerns one item, which the caller sets aside while the run goes on; everything else ends
+the run. No message holds an API key: the client scrubs them and chains no exception that carries one.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from embed_pipeline import settings
+from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import Budget
-from embed_pipeline.llm.errors import EndpointError, InvalidAnswer, RequestFailed, TooManyFailures
-from embed_pipeline.llm.priming import PrimedServers
+from embed_pipeline.llm.embedded import PrimedServers
 from embed_pipeline.llm.store import Answer
 from embed_pipeline.llm.throttle import Stopped, Throttle, retry_after
 
@@ -38,6 +37,21 @@ CHARACTERS_PER_TOKEN = 4
 WINDOW = 40
 MIN_OUTCOMES = 10
 _NO_KEY = "not-needed"
+
+
+class EndpointError(RuntimeError):
+    """The endpoint refuses in a way that repeating cannot mend (401, 402, 404, ...): the run stops."""
+
+
+class TooManyFailures(RuntimeError):  # noqa: N818 - an outcome, named as the callers speak of it
+    """More than half of the recent requests failed after all their tries: the run stops."""
+
+
+class RequestFailed(InvalidAnswer):
+    """The endpoint did not answer this request in all the tries that ``llm.max_attempts`` allows."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("request_failed", detail)
 
 
 @dataclass(frozen=True)

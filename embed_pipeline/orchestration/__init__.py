@@ -1,4 +1,10 @@
-"""Dagster: assets, checks, storage, jobs, automation. The stage rooms know nothing of it."""
+"""Dagster: assets, checks, storage, jobs, automation. The stage rooms know nothing of it.
+
+In: settings and the stage rooms' functions. Out: the definitions that :mod:`embed_pipeline.definitions` puts together.
+Read in this order: ``assets`` (a module per stage), ``checks``, ``jobs``, ``partitions``, ``io_managers``,
+``outputs``, ``presentation``, ``resources``; ``freshness`` and ``runs`` (what the commands do), ``automation``
+(sensors and schedules), ``executors``; ``promotion`` and ``forgetting``.
+"""
 
 import warnings
 

@@ -11,14 +11,13 @@ import dagster as dg
 from dagster._utils.schedules import is_valid_cron_schedule
 from filelock import FileLock, Timeout
 
-from embed_pipeline.corpus.batches import Look, Pace, batch_names, batch_number, look_at_documents
+from embed_pipeline.corpus.batches import NewBatches, ScanLimits, batch_names, batch_number, find_new_batches
 from embed_pipeline.corpus.files import CorpusError
-from embed_pipeline.orchestration.abandoned import close_abandoned
 from embed_pipeline.orchestration.assets.sdg import PAIRS_BY_BATCH
-from embed_pipeline.orchestration.freshness import is_current
-from embed_pipeline.orchestration.gates import failed_gates
+from embed_pipeline.orchestration.freshness import failed_gates, is_current
 from embed_pipeline.orchestration.jobs import OVERALL_TAGS, RETRAIN, STAGES
 from embed_pipeline.orchestration.partitions import document_batches
+from embed_pipeline.orchestration.runs import close_abandoned
 from embed_pipeline.settings import Orchestration, Settings, SettingsError
 
 # What the sensor reads in one look, and asks for: the rest waits for the next. The daemon gives a tick a minute.
@@ -52,7 +51,7 @@ def document_sensor(settings: Settings) -> dg.SensorDefinition:
         try:
             with FileLock(settings.paths.store / ".lock").acquire(timeout=0):
                 close_abandoned(context.instance, settings.paths.store)
-                look = look_at_documents(settings, _pace(options))
+                look = find_new_batches(settings, _pace(options))
         except Timeout:
             return dg.SkipReason(f"an embed-pipeline command is at work on {settings.paths.store}")
         except CorpusError as error:
@@ -66,8 +65,8 @@ def document_sensor(settings: Settings) -> dg.SensorDefinition:
     return new_documents
 
 
-def _pace(options: Orchestration) -> Pace:
-    return Pace(
+def _pace(options: Orchestration) -> ScanLimits:
+    return ScanLimits(
         settle_seconds=options.settle_seconds,
         files=LOOK_FILES,
         bytes=LOOK_BYTES,
@@ -76,7 +75,9 @@ def _pace(options: Orchestration) -> Pace:
     )
 
 
-def _asked_for(context: dg.SensorEvaluationContext, look: Look, settings: Settings) -> dg.SensorResult | dg.SkipReason:
+def _asked_for(
+    context: dg.SensorEvaluationContext, look: NewBatches, settings: Settings
+) -> dg.SensorResult | dg.SkipReason:
     """Partitions and run requests of the batches that have had none, oldest first."""
     known = set(context.instance.get_dynamic_partitions(_PARTITIONS))
     last = int(context.cursor or 0)
@@ -101,7 +102,7 @@ def _asked_for(context: dg.SensorEvaluationContext, look: Look, settings: Settin
     )
 
 
-def _held_back(look: Look, settings: Settings) -> str:
+def _held_back(look: NewBatches, settings: Settings) -> str:
     return (
         f"{look.held_back} known files are gone from {settings.paths.documents} and are not taken for deleted: a "
         "folder cannot be read, or more than orchestration.max_deleted_share went at once. Bring them back, or "
@@ -109,7 +110,7 @@ def _held_back(look: Look, settings: Settings) -> str:
     )
 
 
-def _nothing_due(look: Look, settings: Settings) -> str:
+def _nothing_due(look: NewBatches, settings: Settings) -> str:
     found = [f"{len(look.scan.files)} files, nothing new"]
     if look.unsettled:
         found.append(f"{look.unsettled} changed within orchestration.settle_seconds")

@@ -10,8 +10,7 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.enumerations import GENERATED
-from embed_pipeline.evaluation.gates import forgetting_failures, headline, release_failures
-from embed_pipeline.evaluation.promotion import promotion_failures
+from embed_pipeline.evaluation.gates import forgetting_failures, headline, promotion_failures, release_failures
 from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import markdown_table
 from embed_pipeline.release.manifest import BundleError, verify_bundle
@@ -19,7 +18,7 @@ from embed_pipeline.release.parity import read_parity
 from embed_pipeline.release.precision import measured_precisions, precision_failures
 from embed_pipeline.serving.deployment import deployment_failures
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis import checks
+from embed_pipeline.synthesis import quality
 from embed_pipeline.training.record import read_record
 from embed_pipeline.training_data.audit import full_share, negatives_failures
 from embed_pipeline.training_data.split import split_failures
@@ -59,7 +58,7 @@ def _figure(
     )
 
 
-def _measured(check: checks.Check, *, name: str | None = None, hard: bool = False) -> dg.AssetCheckResult:
+def _measured(check: quality.Check, *, name: str | None = None, hard: bool = False) -> dg.AssetCheckResult:
     """A check of the generated set, with the worst examples."""
     worst = markdown_table(check.worst.columns, check.worst.rows())
     return _figure(check.value, check.bound, passed=check.passed, name=name, hard=hard, worst=worst)
@@ -109,7 +108,7 @@ def generated_set(
     All but the first are about what a language model wrote, apart from pairs of other sources and their passages.
     """
     gates = settings.gates
-    enough = checks.accepted_pairs(qa_dataset, qa_decisions, gates)
+    enough = quality.accepted_pairs(qa_dataset, qa_decisions, gates)
     yield _measured(enough, name="enough_accepted_pairs", hard=True)
     if not settings.training_data.generates:
         for name in _MEASURES.keys() - {"enough_accepted_pairs"}:
@@ -118,12 +117,12 @@ def generated_set(
     written = qa_dataset.filter(pl.col("origin") == GENERATED)
     asked_of = corpus.filter(pl.col("label_set").is_null())
     measured = {
-        "acceptance_rate": checks.acceptance_rate(qa_decisions, gates),
-        "yield_per_document": checks.yield_per_document(written, asked_of, gates),
-        "segment_coverage": checks.segment_coverage(written, asked_of, gates),
-        "asked_mix": checks.asked_mix(written, settings.synthesis, gates),
-        "duplicate_rate": checks.duplicate_rate(qa_decisions, gates),
-        "round_trip_rate": checks.round_trip_rate(qa_decisions, gates),
+        "acceptance_rate": quality.acceptance_rate(qa_decisions, gates),
+        "yield_per_document": quality.yield_per_document(written, asked_of, gates),
+        "segment_coverage": quality.segment_coverage(written, asked_of, gates),
+        "asked_mix": quality.asked_mix(written, settings.synthesis, gates),
+        "duplicate_rate": quality.duplicate_rate(qa_decisions, gates),
+        "round_trip_rate": quality.round_trip_rate(qa_decisions, gates),
     }
     for name, check in measured.items():
         yield _measured(check, name=name, hard=_MEASURES[name][1])
@@ -141,7 +140,7 @@ def mean_scores(
     if not settings.training_data.generates:
         return dg.AssetCheckResult(passed=True, description=_NOTHING_GENERATED)
     scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
-    return _measured(checks.mean_scores(scores, qa_decisions, settings.gates))
+    return _measured(quality.mean_scores(scores, qa_decisions, settings.gates))
 
 
 @dg.asset_check(

@@ -1,9 +1,17 @@
-"""Where steps run, and which of them get the GPU."""
+"""Where steps run: processes, containers or Kubernetes jobs, and the GPU for those tagged for it."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import dagster as dg
+import docker
+from dagster._core.execution.retries import RetryMode
+from dagster._core.execution.step_dependency_config import StepDependencyConfig
+from dagster._core.executor.step_delegating import StepDelegatingExecutor
+from dagster._core.executor.step_delegating.step_handler.base import StepHandlerContext
+from dagster_docker.container_context import DockerContainerContext
+from dagster_docker.docker_executor import DockerStepHandler, docker_executor
 
 from embed_pipeline.settings import Orchestration
 
@@ -20,8 +28,6 @@ def stage_executor(orchestration: Orchestration, assets: Iterable[dg.AssetsDefin
         "tag_concurrency_limits": [{"key": GPU_TAG, "value": "true", "limit": 1}],
     }
     if orchestration.executor == "docker":
-        from embed_pipeline.orchestration.docker_executor import gpu_docker_executor
-
         return gpu_docker_executor(gpus=orchestration.gpus, tag=GPU_TAG).configured(limits)
     if orchestration.executor == "kubernetes":
         from dagster_k8s import k8s_job_executor
@@ -31,3 +37,53 @@ def stage_executor(orchestration: Orchestration, assets: Iterable[dg.AssetsDefin
         per_step = dict.fromkeys(steps, wanted) if orchestration.gpus else {}
         return k8s_job_executor.configured({**limits, "per_step_k8s_config": per_step})
     return dg.multiprocess_executor.configured(limits)
+
+
+class GpuStepHandler(DockerStepHandler):
+    """Dagster's step handler, with ``gpus`` devices for the steps whose ``tag`` is set."""
+
+    def __init__(self, image: str | None, common: DockerContainerContext, *, gpus: int, tag: str) -> None:
+        super().__init__(image, common)
+        self._gpus, self._tag = gpus, tag
+
+    def _get_docker_container_context(self, step_handler_context: StepHandlerContext) -> DockerContainerContext:
+        common: DockerContainerContext = super()._get_docker_container_context(step_handler_context)
+        tags = step_handler_context.step_tags[self._get_step_key(step_handler_context)]
+        if not self._gpus or self._tag not in tags:
+            return common
+        device = docker.types.DeviceRequest(driver="nvidia", count=self._gpus, capabilities=[["gpu"]])
+        merged: DockerContainerContext = common.merge(
+            DockerContainerContext(container_kwargs={"device_requests": [device]})
+        )
+        return merged
+
+
+def gpu_docker_executor(*, gpus: int, tag: str) -> dg.ExecutorDefinition:
+    """Dagster's Docker executor with :class:`GpuStepHandler`; its configuration is the same."""
+
+    @dg.executor(
+        name="gpu_docker",
+        config_schema=docker_executor.config_schema.config_type,
+        requirements=dg.multiple_process_executor_requirements(),
+    )
+    def executor(init_context: dg.InitExecutorContext) -> dg.Executor:
+        config: Mapping[str, Any] = init_context.executor_config
+        retries = RetryMode.from_config(config["retries"])
+        if retries is None:
+            raise dg.DagsterInvariantViolationError(f"executor retries {config['retries']!r} name no mode")
+        networks = config.get("networks") or ([config["network"]] if config.get("network") else [])
+        common = DockerContainerContext(
+            registry=config.get("registry"),
+            env_vars=config.get("env_vars") or [],
+            networks=networks,
+            container_kwargs=config.get("container_kwargs"),
+        )
+        return StepDelegatingExecutor(
+            GpuStepHandler(config.get("image"), common, gpus=gpus, tag=tag),
+            retries=retries,
+            max_concurrent=config.get("max_concurrent"),
+            tag_concurrency_limits=config.get("tag_concurrency_limits") or [],
+            step_dependency_config=StepDependencyConfig.from_config(config.get("step_dependency_config")),
+        )
+
+    return executor

@@ -12,7 +12,7 @@ from upath import UPath
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import forget_path
-from embed_pipeline.corpus.sources import is_present
+from embed_pipeline.corpus.files import is_present
 from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint

@@ -1,20 +1,38 @@
-"""Is an asset made from what is there now: so that a command repeats nothing whose inputs and code are unchanged.
-
-Every materialization records a fingerprint of the data versions that it was made from, of its table's form and of its
-code version, which holds the settings and prompts that matter to it. Dagster's own staleness, which the UI shows, knows
-no forms and stops looking at fan-ins of a hundred partitions and more.
-"""
+"""Is an asset made from what is there now: code versions, fingerprints, and blocking checks that failed."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
+from types import MappingProxyType
 
 import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
 from embed_pipeline import tables
+from embed_pipeline.llm.prompts import (
+    ARTIFACT_PROMPTS,
+    COMPLETION_PROMPTS,
+    JUDGE_PROMPTS,
+    STRUCTURED_PROMPTS,
+    prompt_version,
+)
+from embed_pipeline.methods import made_by
 from embed_pipeline.orchestration.partitions import document_batches
+from embed_pipeline.settings import Settings
+from embed_pipeline.training_data.pair_sources import labels_version
 
 FINGERPRINT = "made_from"
 _PAGE = 1000
+_PROMPTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "document_artifacts": ARTIFACT_PROMPTS,
+        "qa_pairs": (*COMPLETION_PROMPTS, *STRUCTURED_PROMPTS),
+        "qa_scores": JUDGE_PROMPTS,
+    }
+)
+# Steps that read the files of training_data.label_sets.
+_LABELLED = ("corpus", "qa_dataset", "hard_negatives")
+_KEPT_FRESH = ("corpus", "deployment")
 
 
 def fingerprint(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, key: dg.AssetKey, batch: str | None) -> str:
@@ -78,3 +96,44 @@ def _recorded(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str | None)
     event = page.records[0].asset_materialization if page.records else None
     value = event.metadata.get(FINGERPRINT) if event else None
     return str(value.value) if value is not None else None
+
+
+def code_version(step: str, settings: Settings) -> str:
+    """What a step is made by, with the prompts and label files in play."""
+    parts = [made_by(step, settings)]
+    if step in _PROMPTS:
+        parts.append(prompt_version(*_PROMPTS[step]))
+    if step in _LABELLED:
+        parts.append(labels_version(settings))
+    return "-".join(parts)
+
+
+def with_settings(assets: dg.AssetsDefinition, settings: Settings) -> dg.AssetsDefinition:
+    """``assets``, one step, with its code version, and a freshness policy where the UI warns of what is old."""
+    version = code_version(assets.op.name, settings)
+    days = settings.orchestration.fresh_days
+    fresh = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=2 * days), warn_window=timedelta(days=days))
+    return assets.map_asset_specs(
+        lambda spec: spec.replace_attributes(
+            code_version=version, freshness_policy=fresh if spec.key.to_user_string() in _KEPT_FRESH else None
+        )
+    )
+
+
+def failed_gates(instance: dg.DagsterInstance, graph: AssetGraph, keys: Collection[dg.AssetKey]) -> list[str]:
+    """The blocking checks of ``keys`` that failed when they ran last, a sentence each, in order of their names."""
+    found = []
+    for check in sorted(graph.asset_check_keys, key=str):
+        if check.asset_key in keys and graph.get_check_spec(check).blocking:
+            record = instance.get_latest_asset_check_evaluation_record(check)
+            event = record.event.dagster_event if record and record.event else None
+            evaluation = event.event_specific_data if event else None
+            if isinstance(evaluation, dg.AssetCheckEvaluation) and not evaluation.passed:
+                found.append(failed_check(check.name, check.asset_key, evaluation.description))
+    return found
+
+
+def failed_check(name: str, asset: dg.AssetKey, description: str | None) -> str:
+    """A failed check in words."""
+    where = asset.to_user_string()
+    return f"check {name} of {where} failed: {description or 'see the check in the Dagster UI'}"

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import dagster as dg
 
 from embed_pipeline.orchestration.assets.deploy import champion_comparison, deployment
-from embed_pipeline.orchestration.assets.evaluation import retrieval_evaluation
+from embed_pipeline.orchestration.assets.eval import retrieval_evaluation
 from embed_pipeline.orchestration.assets.export import (
     base_onnx_model,
     onnx_model,

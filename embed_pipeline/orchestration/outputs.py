@@ -1,11 +1,14 @@
-"""What an asset hands to storage, with what every materialization records."""
+"""What an asset hands to storage, and its errors as Dagster should treat them: final or worth another try."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from embed_pipeline.llm.transport import TooManyFailures
 from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
 from embed_pipeline.orchestration.presentation import column_lineage
 from embed_pipeline.settings import Settings
@@ -43,3 +46,22 @@ def stored(
             FINGERPRINT: fingerprint(context.instance, context.assets_def, key, batch),
         },
     )
+
+
+transient = dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+"""For steps that ask an endpoint: an endpoint that was ill may be well again, and stored answers are not asked anew."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn an error that the product raised itself into a Dagster failure with the same words and no retry.
+
+    Such an error says what a person has to do, so repeating the step cannot mend it; an endpoint that did not answer
+    (:class:`TooManyFailures`), and what libraries and the machine raise, may pass.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, TooManyFailures) or not type(error).__module__.startswith("embed_pipeline."):
+            raise
+        raise dg.Failure(description=str(error), allow_retries=False) from error

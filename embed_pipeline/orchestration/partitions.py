@@ -1,9 +1,12 @@
-"""Document batches as Dagster partitions."""
+"""Document batches as Dagster partitions, and when stages follow what they read."""
+
+from typing import Any
 
 import dagster as dg
 
 document_batches = dg.DynamicPartitionsDefinition(name="document_batch")
 """One partition for each batch of new, changed or deleted files; :mod:`embed_pipeline.corpus.batches` cuts them."""
+Condition = dg.AutomationCondition[Any]
 
 
 def all_batches() -> dg.AssetIn:
@@ -11,4 +14,43 @@ def all_batches() -> dg.AssetIn:
     return dg.AssetIn(
         partition_mapping=dg.AllPartitionMapping(),
         metadata={"allow_missing_partitions": True, "by_batch": True},
+    )
+
+
+def follow(name: str) -> Condition:
+    """Run when the input ``name`` is new, no input is being made, and every blocking check on them has passed.
+
+    It is the input that is made last. Another one that is new alone, such as a corpus whose questions still wait for a
+    batch, does not go together with the old ones.
+    """
+    news = dg.AutomationCondition.any_deps_updated().allow(dg.AssetSelection.assets(name))
+    return _after(news) & ~dg.AutomationCondition.any_deps_missing()
+
+
+def follow_batches(*overall: str) -> Condition:
+    """Run when any input is new, for a fan-in over all batches: one that failed does not hold up the others.
+
+    Args:
+        overall: names of the inputs that are no batches; these must be there.
+    """
+    condition = _after(dg.AutomationCondition.any_deps_updated())
+    for name in overall:
+        missing = dg.AutomationCondition.any_deps_missing().allow(dg.AssetSelection.assets(name))
+        condition &= ~missing
+    return condition
+
+
+def _after(news: Condition) -> Condition:
+    """Due from the moment that something is new until it is asked for.
+
+    Unlike ``since_last_handled``, which forgets an input that became new while the asset was being made, and one that
+    is seen in the tick after the request: neither was read.
+    """
+    due: Condition = dg.AutomationCondition.newly_missing() | news
+    handled = (dg.AutomationCondition.newly_requested() & ~due) | dg.AutomationCondition.initial_evaluation()
+    return (
+        due.since(handled)
+        & ~dg.AutomationCondition.any_deps_in_progress()
+        & ~dg.AutomationCondition.in_progress()
+        & dg.AutomationCondition.all_deps_blocking_checks_passed()
     )

@@ -1,4 +1,4 @@
-"""How assets look in the Dagster UI: description, schema, group, owner, a readable sample, pictures."""
+"""How assets look in the Dagster UI: description, schema, group, owner, sample, pictures, column lineage."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,8 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline import tables
-from embed_pipeline.evaluation.plots import markdown_image
+from embed_pipeline.enumerations import CRITERIA
+from embed_pipeline.evaluation.plots import draw_bars, draw_histograms, markdown_image
 
 OWNERS = ["team:search"]
 _SAMPLE_ROWS = 8
@@ -111,3 +112,14 @@ def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame) -> dg.MarkdownMetada
                 parts.append(f"- hop {hop['hop_number']}: {_cell(hop['summary'])}\n  - {place}")
         parts.append("")
     return dg.MetadataValue.md("\n".join(parts))
+
+
+def counts(values: pl.Series, label: str) -> bytes:
+    """How often each value occurs, as bars."""
+    counted = values.value_counts().sort(values.name)
+    return draw_bars([str(value) for value in counted[values.name]], counted["count"].to_list(), label)
+
+
+def score_histograms(scores: pl.DataFrame) -> bytes:
+    """Distribution of the four scores of a batch."""
+    return draw_histograms({name: scores[name].to_list() for name in CRITERIA}, (1.0, 10.0))

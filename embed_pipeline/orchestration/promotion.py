@@ -7,10 +7,10 @@ from typing import Any
 import dagster as dg
 
 from embed_pipeline.orchestration.presentation import OWNERS
-from embed_pipeline.release.current import current_version, has_release, promote, release_folder
 from embed_pipeline.release.manifest import BundleError, Manifest, read_manifest
-from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.kept import confirm_release
+from embed_pipeline.release.releases import current_version, has_release, promote, release_folder
+from embed_pipeline.serving.process import confirm_release
+from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Settings
 from embed_pipeline.tracking import Tracker
 

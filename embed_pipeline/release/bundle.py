@@ -22,11 +22,11 @@ from embed_pipeline.release.manifest import (
     Manifest,
     ModelFacts,
     bundle_files,
-    file_hash,
     read_manifest,
     verify_bundle,
 )
 from embed_pipeline.release.model_card import CARD_FILE, model_card
+from embed_pipeline.storage import file_hash
 
 __all__ = ["BundleError", "Lineage", "Manifest", "read_manifest", "verify_bundle", "write_bundle"]
 

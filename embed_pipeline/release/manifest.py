@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from embed_pipeline.storage import file_hash
+
 MANIFEST_FILE = "manifest.json"
-_BLOCK_BYTES = 1 << 20
+
+
+class ReleaseError(ValueError):
+    """An export, a bundle or its check failed."""
 
 
 class BundleError(ValueError):
@@ -104,12 +108,3 @@ def bundle_files(bundle: Path) -> list[str]:
     """Every file of ``bundle`` but the manifest, by relative path, sorted."""
     paths = (path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if not path.is_dir())
     return sorted(path for path in paths if path != MANIFEST_FILE)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

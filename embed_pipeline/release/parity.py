@@ -18,7 +18,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.proven import cosines_of
 from embed_pipeline.embedding.search import Hits, search
-from embed_pipeline.release.onnx_export import ReleaseError
+from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.settings import Embedding, Gates
 
 PARITY_FILE = "parity.json"
@@ -119,7 +119,7 @@ def measure_parity(
 
     Args:
         model: the original, a sentence-transformers folder.
-        onnx_folder: the export, as :func:`~embed_pipeline.release.onnx_export.export_onnx` writes it.
+        onnx_folder: the export, as :func:`~embed_pipeline.embedding.onnx_export.export_onnx` writes it.
         corpus: passage id to text.
         queries: query id to text.
         qrels: query id to relevant passage ids with their grade, for some or all of the queries.

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, refuse_outside_data
+from embed_pipeline.embedding.onnx_export import INLINE_BYTES
 from embed_pipeline.release.bundle import EXPORT_FOLDERS
-from embed_pipeline.release.onnx_export import INLINE_BYTES, ReleaseError
+from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.release.parity import PARITY_FILE, Parity, read_parity
 from embed_pipeline.settings import Settings
 
@@ -26,7 +27,7 @@ def write_precision(onnx_folder: Path, output: Path, precision: Precision) -> No
     """Write the export ``onnx_folder`` to ``output`` in another precision, tokenizer and configuration as they are.
 
     Args:
-        onnx_folder: as :func:`~embed_pipeline.release.onnx_export.export_onnx` writes it.
+        onnx_folder: as :func:`~embed_pipeline.embedding.onnx_export.export_onnx` writes it.
         output: a folder that does not exist.
         precision: ``int8``: weights of the matrix products and the embeddings in 8 bits, each output channel with a
             scale of its own, and the ranges of activations taken from each batch; ``fp16``: :func:`mixed_precision`.

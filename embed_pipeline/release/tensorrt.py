@@ -17,9 +17,9 @@ from typing import Any
 
 from embed_pipeline.embedding.backend import CONFIG_FILE
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE
-from embed_pipeline.release.manifest import file_hash
-from embed_pipeline.release.onnx_export import ReleaseError
+from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.release.precision import mixed_precision
+from embed_pipeline.storage import file_hash
 
 logger = logging.getLogger(__name__)
 

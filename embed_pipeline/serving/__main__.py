@@ -7,8 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
-from embed_pipeline.serving.errors import ServingError
 from embed_pipeline.serving.server import serve
+from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import SettingsError, load_settings
 
 

@@ -1,10 +1,12 @@
-"""The HTTP application: OpenAI's embeddings endpoint, and what operators ask beside it."""
+"""The HTTP application: OpenAI's embeddings endpoint, what operators ask of it, and the middleware around both."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import logging
+import time
+import uuid
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -14,34 +16,34 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from embed_pipeline.serving.access import require_key, require_metrics_access
-from embed_pipeline.serving.body import read_body
-from embed_pipeline.serving.errors import RequestError
-from embed_pipeline.serving.exchange import Exchange
 from embed_pipeline.serving.metrics import CONTENT_TYPE
-from embed_pipeline.serving.model import Embedded, ServedModel, cut
 from embed_pipeline.serving.openapi import openapi_document
-from embed_pipeline.serving.page import search_page
 from embed_pipeline.serving.request import (
     FREE_BODY_BYTES,
     EmbeddingRequest,
     check_dimensions,
     check_kind,
     parse_request,
+    read_body,
+    require_key,
+    require_metrics_access,
 )
-from embed_pipeline.serving.search import Search
+from embed_pipeline.serving.search_page import Search, search_page
+from embed_pipeline.serving.served_model import Embedded, ServedModel, cut
 from embed_pipeline.serving.service import Service
+from embed_pipeline.serving.serving_errors import RequestError
 
 logger = logging.getLogger(__name__)
-
 Result = TypeVar("Result")
-
 # Nobody reads this answer; the number is the one that proxies log for a client that left.
 _CLIENT_LEFT = 499
 # Answers with more texts than this are written in a thread, a text at a time.
 _INLINE_ROWS = 8
+# After an early answer the rest of the body is read and thrown away for so long: a client that is still sending
+# would otherwise see its connection reset instead of the answer.
+_LINGER_SECONDS = 2.0
 
 
 class Endpoint:
@@ -148,7 +150,7 @@ def create_application(service: Service) -> ASGIApp:
         exception_handlers={RequestError: _refuse, HTTPException: _refuse_route, Exception: _fail},
     )
     application.router.redirect_slashes = False
-    return Exchange(application, service, frozenset(route.path for route in routes))
+    return ExchangeMiddleware(application, service, frozenset(route.path for route in routes))
 
 
 def write_answer(asked: EmbeddingRequest, embedded: Embedded, dimensions: int) -> bytes:
@@ -218,3 +220,65 @@ async def _fail(request: Request, error: Exception) -> Response:  # noqa: ARG001
     message = f"the server failed; the request's id is {request_id}"
     # uvicorn closes the connection after an error that reaches it.
     return await _refuse(request, RequestError(500, message, code="internal_error", headers={"Connection": "close"}))
+
+
+class ExchangeMiddleware:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, service: Service, paths: frozenset[str]) -> None:
+        """Wrap ``app``; ``paths`` are those counted under their own name."""
+        self._app, self._service, self._paths = app, service, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send)
+        started = time.monotonic()
+        self._service.open_requests += 1
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        finally:
+            self._service.open_requests -= 1
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._service.metrics.requests.labels(path, str(exchange.status)).inc()
+            self._service.metrics.request_seconds.observe(time.monotonic() - started)
+
+
+class _Exchange:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self.status = 0
+        self.request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = self.request_id
+        names = {name for name, value in scope["headers"] if value != b"0"}
+        self._body_left = bool(names & {b"content-length", b"transfer-encoding"})
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._body_left = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"].append((b"x-request-id", self.request_id.encode()))
+            if self._body_left:
+                message["headers"].append((b"connection", b"close"))
+            await self._send(message)
+        elif self._body_left and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await self._send(message)
+
+    async def _linger(self) -> None:
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while self._body_left:
+                    await self.receive()
+        except TimeoutError:
+            return

@@ -1,12 +1,4 @@
-"""Waiting texts merged into batches of like length, and the batches run: alone over all cores, or side by side.
-
-While batches run the next is collected: an idle model starts at once, a busy one finds more to merge. Requests take
-turns at starting a batch, and each batch is filled with the texts nearest in length from all of them, so that a
-request of one query waits for a batch or two, not for the two thousand passages that came before it.
-
-On a processor, few texts are answered soonest by one batch after another over all cores, and many by a batch on each
-core: nobody waits there for the slowest of the threads.
-"""
+"""Waiting texts merged into batches of like length, and the batches run: alone over all cores, or side by side."""
 
 from __future__ import annotations
 
@@ -15,19 +7,27 @@ import logging
 import math
 import threading
 import time
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from embed_pipeline.serving.cores import Cores
-from embed_pipeline.serving.errors import RequestError
 from embed_pipeline.serving.metrics import Metrics
 from embed_pipeline.serving.reading import Row
-from embed_pipeline.serving.waiting import Floats, Job, Waiting, WaitingTexts
+from embed_pipeline.serving.serving_errors import RequestError
 
 logger = logging.getLogger(__name__)
+# A batch on one core has at least so many tokens, if they are there: for fewer its start takes longest.
+_LANE_TOKENS = 64
+# Weight of the newest batch in the running estimate of tokens a second.
+_NEWEST = 0.2
+_MAX_RETRY_SECONDS = 60
+Floats = NDArray[np.float32]
 
 
 class Infer(Protocol):
@@ -35,13 +35,6 @@ class Infer(Protocol):
 
     def __call__(self, ids: Sequence[Row], *, alone: bool) -> Floats:
         """Vectors of rows of token ids."""
-
-
-# A batch on one core has at least so many tokens, if they are there: for fewer its start takes longest.
-_LANE_TOKENS = 64
-# Weight of the newest batch in the running estimate of tokens a second.
-_NEWEST = 0.2
-_MAX_RETRY_SECONDS = 60
 
 
 class Batcher:
@@ -103,7 +96,7 @@ class Batcher:
                 if self._closing:
                     self._condition.notify_all()
 
-    def submit(self, rows: Sequence[Row], reserved: int) -> Job:
+    def submit(self, rows: Sequence[Row], reserved: int) -> PendingRequest:
         """Queue rows of token ids; to be called on the event loop that awaits ``Job.future``.
 
         Args:
@@ -122,7 +115,7 @@ class Batcher:
             self._condition.notify(len(rows))
         return job
 
-    def drop(self, job: Job) -> None:
+    def drop(self, job: PendingRequest) -> None:
         """Forget what of ``job`` still waits; nobody wants it any more."""
         with self._condition:
             self._waiting.forget({job})
@@ -226,7 +219,7 @@ class Batcher:
         if wrong:
             logger.error("the model gave %d vectors that are not finite", len(wrong))
             self._fail(wrong, FloatingPointError("the model gave a vector that is not finite"))
-        whole: list[Job] = []
+        whole: list[PendingRequest] = []
         with self._condition:
             for (_, _, job, index), vector in zip(batch, vectors, strict=True):
                 job.vectors[index] = vector
@@ -257,3 +250,134 @@ def _resolve(future: asyncio.Future[Floats], vectors: Floats) -> None:
 def _refuse(future: asyncio.Future[Floats], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
+
+
+@dataclass(eq=False)
+class PendingRequest:
+    """The texts of one request, waiting for their vectors.
+
+    Attributes:
+        rows: token ids.
+        future: gets float32 (len(rows), dimensions), or the error.
+    """
+
+    rows: Sequence[Row]
+    future: asyncio.Future[Floats]
+    first: int
+    vectors: list[Floats | None]
+    since: float = field(default_factory=time.monotonic)
+    next: int = 0
+    waiting: int = 0
+    unfinished: int = 0
+
+
+# Length, sequence number, job and position in it; sorted by the first two.
+Waiting = tuple[int, int, PendingRequest, int]
+
+
+class WaitingTexts:
+    """What waits; not safe for threads by itself.
+
+    Attributes:
+        tokens: of all texts that wait.
+    """
+
+    def __init__(self, most_padding: int) -> None:
+        """Begin empty.
+
+        Args:
+            most_padding: tokens by which a batch's rows may differ in length.
+        """
+        self.tokens = 0
+        self._most_padding = most_padding
+        self._sorted: list[Waiting] = []
+        self._turns: deque[PendingRequest] = deque()
+        self._sequence = 0
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def add(self, rows: Sequence[Row], tokens: int, future: asyncio.Future[Floats]) -> PendingRequest:
+        """The texts of a request, of so many tokens together, whose vectors are for ``future``."""
+        first = self._sequence
+        self._sequence += len(rows)
+        job = PendingRequest(rows, future, first, [None] * len(rows), waiting=len(rows), unfinished=len(rows))
+        self._sorted.extend((len(row), first + index, job, index) for index, row in enumerate(rows))
+        self._sorted.sort()
+        self._turns.append(job)
+        self.tokens += tokens
+        return job
+
+    def take(self, budget: int) -> list[Waiting]:
+        """A batch of at most ``budget`` tokens with its padding, or of one text; something must wait."""
+        start, stop = self._bounds(self._anchor(), budget)
+        batch = self._sorted[start:stop]
+        del self._sorted[start:stop]
+        for length, _, job, _ in batch:
+            job.waiting -= 1
+            self.tokens -= length
+        return batch
+
+    def forget(self, jobs: set[PendingRequest]) -> None:
+        """Drop what of ``jobs`` still waits."""
+        gone = [entry for entry in self._sorted if entry[2] in jobs]
+        if gone:
+            self._sorted = [entry for entry in self._sorted if entry[2] not in jobs]
+            self.tokens -= sum(length for length, *_ in gone)
+        for job in jobs:
+            job.waiting = 0
+
+    def _anchor(self) -> int:
+        """Place of the row that starts the next batch: the first one waiting of the request whose turn it is."""
+        job = self._turns.popleft()
+        while not job.waiting:
+            job = self._turns.popleft()
+        while True:
+            key = (len(job.rows[job.next]), job.first + job.next)
+            place = bisect_left(self._sorted, key, key=lambda entry: entry[:2])
+            job.next += 1
+            if place < len(self._sorted) and self._sorted[place][:2] == key:
+                break
+        if job.waiting > 1:
+            self._turns.append(job)
+        return place
+
+    def _bounds(self, anchor: int, budget: int) -> tuple[int, int]:
+        """Slice of the waiting rows around ``anchor`` that fits a batch: shorter ones first, then longer ones."""
+        lengths, start, stop = self._sorted, anchor, anchor + 1
+        longest = lengths[anchor][0]
+        while start and (stop - start + 1) * longest <= budget:
+            if lengths[start - 1][0] + self._most_padding < longest:
+                break
+            start -= 1
+        while stop < len(lengths) and (stop - start + 1) * lengths[stop][0] <= budget:
+            if lengths[start][0] + self._most_padding < lengths[stop][0]:
+                break
+            stop += 1
+        return start, stop
+
+
+class Cores:
+    """So many inferences on one core each at once, or one over all of them; first come, first served."""
+
+    def __init__(self, count: int) -> None:
+        self._free = self._count = count
+        self._condition = threading.Condition()
+        self._waiting: deque[object] = deque()
+
+    @contextmanager
+    def taken(self, *, all_of_them: bool) -> Iterator[None]:
+        """Hold one core, or all, once they are free."""
+        wanted, ticket = self._count if all_of_them else 1, object()
+        with self._condition:
+            self._waiting.append(ticket)
+            self._condition.wait_for(lambda: self._waiting[0] is ticket and self._free >= wanted)
+            self._waiting.popleft()
+            self._free -= wanted
+            self._condition.notify_all()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._free += wanted
+                self._condition.notify_all()

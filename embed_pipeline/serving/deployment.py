@@ -21,11 +21,10 @@ from embed_pipeline.embedding.encoder import Encoder, Kind
 from embed_pipeline.embedding.proven import cosines_of
 from embed_pipeline.embedding.search import search
 from embed_pipeline.progress import Bar, progress
-from embed_pipeline.release.bundle import read_manifest
-from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.kept import Kept, keep_endpoint, kept_endpoint, served_release
-from embed_pipeline.serving.listener import free_port
-from embed_pipeline.serving.process import start_endpoint
+from embed_pipeline.release.manifest import read_manifest
+from embed_pipeline.serving.connections import free_port
+from embed_pipeline.serving.process import RunningEndpoint, keep_endpoint, kept_endpoint, served_release, start_endpoint
+from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Settings, serving_api_key
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def deploy(
         corpus: the ``corpus`` table; a seeded sample of it is embedded and searched.
         queries: questions to search with.
         settings: address, limits, seed and store.
-        keep: leave an endpoint running where the comparison stands (:mod:`embed_pipeline.serving.kept`): the one
+        keep: leave an endpoint running where the comparison stands (:mod:`embed_pipeline.serving.process`): the one
             that is kept running already, which takes the release up when it becomes current, else the one
             compared, on ``serving.port``.
 
@@ -106,7 +105,7 @@ def deploy(
             found = verify_deployment(endpoint.url, bundle, passages, asked, settings)
             frame = _row(version, endpoint.url, found, left_running=keep)
             if stays and not deployment_failures(frame, settings):
-                keep_endpoint(store, Kept(endpoint.process.pid, endpoint.url, version))
+                keep_endpoint(store, RunningEndpoint(endpoint.process.pid, endpoint.url, version))
                 kept = True
         finally:
             if not kept:

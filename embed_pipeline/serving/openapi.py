@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from embed_pipeline.serving.model import ServedModel
 from embed_pipeline.serving.request import ENCODING_FORMATS, KINDS, MAX_INPUTS, TRUNCATE
-from embed_pipeline.serving.search import MAX_QUERY_CHARACTERS
+from embed_pipeline.serving.search_page import MAX_QUERY_CHARACTERS
+from embed_pipeline.serving.served_model import ServedModel
 from embed_pipeline.settings import Serving
 
 _ERRORS = {

@@ -1,7 +1,8 @@
-"""The endpoint as a process of its own: started, watched until it is ready, stopped."""
+"""The endpoint as a process of its own: started, watched until ready, stopped, or left running by a deployment."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -9,24 +10,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.listener import bind
-from embed_pipeline.settings import CONFIG_VARIABLE, ENVIRONMENT_PREFIX, SERVING_KEY_VARIABLE, Settings
+from embed_pipeline.serving.connections import bind
+from embed_pipeline.serving.serving_errors import ServingError
+from embed_pipeline.settings import CONFIG_VARIABLE, ENVIRONMENT_PREFIX, SERVING_KEY_VARIABLE, Settings, serving_api_key
+from embed_pipeline.storage import write_whole
 
 logger = logging.getLogger(__name__)
-
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 10.0
 _SHOWN_LOG_LINES = 20
+KEPT_FILE = "deployment.json"
+_ANSWER_SECONDS = 10.0
+_RELEASE_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class EndpointProcess:
     """A running endpoint.
 
     Attributes:
@@ -50,7 +55,7 @@ class Endpoint:
             self.process.wait()
 
 
-def start_endpoint(bundle: Path, settings: Settings, *, port: int, log: Path) -> Endpoint:
+def start_endpoint(bundle: Path, settings: Settings, *, port: int, log: Path) -> EndpointProcess:
     """Start ``python -m embed_pipeline.serving`` on ``bundle`` and wait until it is ready.
 
     The process gets these settings, whatever the environment says, and a session of its own, so that it outlives
@@ -79,7 +84,7 @@ def start_endpoint(bundle: Path, settings: Settings, *, port: int, log: Path) ->
         )
     host = settings.serving.host
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    endpoint = Endpoint(f"http://{reachable}:{port}", process, log)
+    endpoint = EndpointProcess(f"http://{reachable}:{port}", process, log)
     try:
         _await_ready(endpoint, settings.serving.start_seconds)
     except BaseException:
@@ -104,7 +109,7 @@ def _environment(settings: Settings, environment: Mapping[str, str]) -> dict[str
     return {**kept, **values, **store, CONFIG_VARIABLE: os.devnull}
 
 
-def _await_ready(endpoint: Endpoint, seconds: float) -> None:
+def _await_ready(endpoint: EndpointProcess, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         code = endpoint.process.poll()
@@ -124,3 +129,77 @@ def _await_ready(endpoint: Endpoint, seconds: float) -> None:
 def _last_lines(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LOG_LINES:]
     return "; its log ends:\n" + "\n".join(lines) if lines else "; it logged nothing"
+
+
+@dataclass(frozen=True)
+class RunningEndpoint:
+    """A process that serves.
+
+    Attributes:
+        pid: its process id.
+        url: its base URL.
+        release_version: what it served when it was left running.
+    """
+
+    pid: int
+    url: str
+    release_version: str
+
+
+def keep_endpoint(store: Path, kept: RunningEndpoint) -> None:
+    """Note in ``<store>/deployment.json`` what was left running."""
+    write_whole(store / KEPT_FILE, (json.dumps(asdict(kept), indent=2) + "\n").encode())
+    logger.info("release %s stays served at %s by process %d", kept.release_version, kept.url, kept.pid)
+
+
+def kept_endpoint(store: Path) -> RunningEndpoint | None:
+    """The endpoint that was left running and still answers; None: there is none."""
+    try:
+        kept = RunningEndpoint(**json.loads((store / KEPT_FILE).read_text(encoding="utf-8")))
+        os.kill(kept.pid, 0)
+        served_release(kept.url)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, ServingError) as error:
+        logger.info("the endpoint of %s is gone: %s", store / KEPT_FILE, error)
+        return None
+    return kept
+
+
+def served_release(url: str) -> dict[str, Any]:
+    """What the endpoint at ``url`` says of the release it serves: ``version``, ``precision`` and more.
+
+    Raises:
+        ServingError: it does not answer, or says nothing of the kind.
+    """
+    key = serving_api_key()
+    headers = {b"Authorization": b"Bearer " + key.encode()} if key else {}
+    try:
+        answer = httpx.get(f"{url}/v1/metadata", headers=headers, timeout=_ANSWER_SECONDS)
+        return dict(answer.raise_for_status().json()["data"][0])
+    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        message = f"{url}/v1/metadata does not say what is served: {error}"
+        raise ServingError(message) from error
+
+
+def confirm_release(version: str, settings: Settings) -> None:
+    """Wait until the endpoint that is kept running serves ``version``; where none is, there is nothing to confirm.
+
+    To be called once ``version`` is current. Raising, it leaves the endpoint as it is: with the release before.
+
+    Raises:
+        ServingError: it has not taken the release up in time.
+    """
+    kept = kept_endpoint(settings.paths.store)
+    if kept is None:
+        return
+    deadline = time.monotonic() + settings.serving.start_seconds
+    while (served := served_release(kept.url)["version"]) != version:
+        if time.monotonic() > deadline:
+            message = (
+                f"the endpoint at {kept.url} still serves {served} after serving.start_seconds = "
+                f"{settings.serving.start_seconds:g}, not {version}; its log says why"
+            )
+            raise ServingError(message)
+        time.sleep(_RELEASE_POLL_SECONDS)
+    keep_endpoint(settings.paths.store, RunningEndpoint(kept.pid, kept.url, version))

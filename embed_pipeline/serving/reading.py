@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import Kind
-from embed_pipeline.serving.errors import ServingError, invalid
 from embed_pipeline.serving.request import Truncate
+from embed_pipeline.serving.serving_errors import ServingError, invalid
 
 Row = NDArray[np.int32]
 

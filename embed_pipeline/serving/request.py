@@ -1,20 +1,28 @@
-"""The body of an embedding request: JSON to a checked request, or an error that names the field."""
+"""A request before it is answered: its API key, its body within limits, its fields checked one by one."""
 
 from __future__ import annotations
 
+import asyncio
+import hmac
+import ipaddress
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import numpy as np
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect, Request
 
 from embed_pipeline.embedding.encoder import Kind
-from embed_pipeline.serving.errors import invalid
+from embed_pipeline.serving.serving_errors import RequestError, invalid
 
+_BEARER = b"bearer "
+MAX_SECONDS = 30.0
+"""A request whose body takes longer is refused and its connection closed."""
+_GZIP = 16 + zlib.MAX_WBITS
 Truncate = Literal["NONE", "END", "START"]
 Choice = TypeVar("Choice", bound=str)
-
 MAX_INPUTS = 2048
 KINDS: tuple[Kind, ...] = ("query", "passage")
 ENCODING_FORMATS: tuple[Literal["float", "base64"], ...] = ("float", "base64")
@@ -28,6 +36,117 @@ _IDS_REFUSED = (
     "input holds token ids; decoding them with another model's vocabulary would be silently wrong, so send text "
     "(langchain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
 )
+
+
+def require_key(request: Request, key: bytes | None) -> None:
+    """Let the request pass when it brings ``key``, or when there is none to bring.
+
+    Raises:
+        RequestError: 401.
+    """
+    if key is not None and not _sends_key(request, key):
+        raise _unauthorized("a valid API key is required: Authorization: Bearer KEY")
+
+
+def require_metrics_access(request: Request, key: bytes | None, *, open_metrics: bool) -> None:
+    """Let the request see metrics: from this machine, where they are open, or with the key.
+
+    Raises:
+        RequestError: 401.
+    """
+    if open_metrics or _is_local(request) or (key is not None and _sends_key(request, key)):
+        return
+    raise _unauthorized("metrics are open on the loopback address only, unless serving.open_metrics is set")
+
+
+def _sends_key(request: Request, key: bytes) -> bool:
+    # Header values are bytes on the wire and compared as such; a key need not be ASCII.
+    header = next((value for name, value in request.scope["headers"] if name == b"authorization"), b"")
+    given = header[len(_BEARER) :].strip() if header[: len(_BEARER)].lower() == _BEARER else b""
+    return hmac.compare_digest(given, key)
+
+
+def _is_local(request: Request) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _unauthorized(message: str) -> RequestError:
+    return RequestError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+async def read_body(request: Request, max_bytes: int, *, seconds: float = MAX_SECONDS) -> bytes:
+    """The body as bytes, unpacked where it is gzip.
+
+    Raises:
+        RequestError: 413 as soon as more than ``max_bytes`` are announced, come in or are unpacked; 415 for a
+            body that is not JSON or is packed in another way; 408 for one that takes too long.
+        ClientDisconnect: the client left.
+    """
+    _check_headers(request, max_bytes)
+    try:
+        async with asyncio.timeout(seconds):
+            body = await _receive_body(request, max_bytes)
+    except TimeoutError as error:
+        message = f"the body took longer than {seconds:g} s"
+        raise RequestError(408, message, code="request_timeout") from error
+    if request.headers.get("content-encoding", "identity").strip().lower() == "gzip":
+        return await asyncio.to_thread(unpack, body, max_bytes)
+    return body
+
+
+def _check_headers(request: Request, limit: int) -> None:
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    if media_type.strip().lower() != "application/json":
+        message = f"Content-Type is {media_type.strip()[:80]!r}, must be application/json"
+        raise RequestError(415, message, code="unsupported_media_type")
+    charset = parameters.strip().lower()
+    if charset.startswith("charset=") and charset.removeprefix("charset=").strip('"') not in {"utf-8", "utf8"}:
+        raise RequestError(415, f"{charset[:80]!r}: JSON is UTF-8", code="unsupported_media_type")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"identity", "gzip"}:
+        message = f"Content-Encoding is {encoding[:80]!r}, must be gzip or identity"
+        raise RequestError(415, message, code="unsupported_media_type")
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
+
+
+async def _receive_body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def unpack(body: bytes, limit: int) -> bytes:
+    """Unpack gzip, never to more than ``limit`` bytes.
+
+    Raises:
+        RequestError: 413 when it would be more, 400 when it is not one whole gzip stream.
+    """
+    unpacker = zlib.decompressobj(_GZIP)
+    try:
+        plain = unpacker.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise invalid(f"the body is not gzip: {error}") from error
+    if len(plain) > limit:
+        raise _too_large(limit)
+    if not unpacker.eof or unpacker.unused_data:
+        raise invalid("the body is not one whole gzip stream")
+    return plain
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(413, f"the body is larger than {limit} bytes", code="body_too_large")
 
 
 @dataclass(frozen=True)

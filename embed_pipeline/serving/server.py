@@ -1,4 +1,4 @@
-"""The process that serves a release: listen, load, answer, and on SIGTERM finish what is in flight."""
+"""The process that serves a release: listen, load, answer, follow new releases, and finish its work on SIGTERM."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from types import FrameType
 
 import uvicorn
 
+from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.release.manifest import BundleError, ReleaseError
+from embed_pipeline.release.releases import RELEASES, current_version, release_folder
 from embed_pipeline.serving.application import create_application
-from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.listener import bind
-from embed_pipeline.serving.protocol import GuardedProtocol
-from embed_pipeline.serving.reload import LOAD_ERRORS, Follower
+from embed_pipeline.serving.connections import GuardedProtocol, bind
 from embed_pipeline.serving.service import Service
-from embed_pipeline.settings import Settings, serving_api_key
+from embed_pipeline.serving.serving_errors import ServingError
+from embed_pipeline.settings import Paths, Settings, serving_api_key
 
 logger = logging.getLogger(__name__)
-
 _KEEP_ALIVE_SECONDS = 75
 # A thread that computes may hold the interpreter, as torch does while it starts a GPU's kernels, and each step of each
 # request then waits for its turn. Against Python's own 5 ms, 64 clients of such a thread get 1.5 times as many answers.
 _TURN_SECONDS = 0.0005
 # Ready answers 503 for at least so long before the listener closes, so that a load balancer can see it.
 _NOTICE_SECONDS = 0.5
+LOAD_ERRORS = (BundleError, ModelError, ReleaseError, ServingError)
+"""What may be wrong with a release; anything else is a fault of this program."""
 
 
 def serve(bundle: Path, settings: Settings, *, port: int | None = None) -> None:
@@ -36,7 +38,7 @@ def serve(bundle: Path, settings: Settings, *, port: int | None = None) -> None:
 
     Args:
         bundle: the release bundle; its files are checked against its hashes first. One of the store is followed:
-            when another becomes current (:func:`embed_pipeline.release.current.promote`), that one is served.
+            when another becomes current (:func:`embed_pipeline.release.releases.promote`), that one is served.
         settings: address, limits and the model's name.
         port: instead of ``serving.port``.
 
@@ -137,3 +139,57 @@ class EmbeddingServer(uvicorn.Server):
             raise
         if self._follower is not None:
             self._follower.start()
+
+
+class Follower:
+    """Looks now and then which release is current and has ``service`` load it when that changes.
+
+    A release that cannot be served leaves the one before in place, and is not tried again until the pointer moves.
+    """
+
+    def __init__(self, service: Service, paths: Paths, seconds: float) -> None:
+        """Take what is current now for known: only a later change is followed."""
+        self._service, self._paths, self._seconds = service, paths, seconds
+        self._seen: str | None = None
+        self._seen = self._look()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reload", daemon=True)
+
+    @classmethod
+    def of(cls, service: Service, bundle: Path) -> Follower | None:
+        """A follower of the store that ``bundle`` lies in; None where it lies in none, or nothing is to be followed."""
+        paths, seconds = service.settings.paths, service.settings.serving.reload_seconds
+        inside = bundle.resolve().parent == (paths.store / RELEASES).resolve()
+        return cls(service, paths, seconds) if inside and seconds != "never" else None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; a release that is being loaded is finished first."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._seconds):
+            version = self._look()
+            if version == self._seen:
+                continue
+            self._seen = version
+            if version is not None and version != self._service.version:
+                self._load(version)
+
+    def _load(self, version: str) -> None:
+        try:
+            self._service.load(release_folder(self._paths, version))
+        except LOAD_ERRORS as error:
+            logger.error("release %s cannot be served, %s stays: %s", version, self._service.version, error)  # noqa: TRY400 - the message is the whole of it
+            self._service.metrics.failed_reloads.inc()
+
+    def _look(self) -> str | None:
+        try:
+            return current_version(self._paths)
+        except BundleError as error:
+            logger.warning("%s", error)
+            return self._seen

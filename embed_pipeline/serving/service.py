@@ -12,23 +12,23 @@ from pathlib import Path
 from embed_pipeline.embedding.encoder import Kind
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.machine import usable_cores
-from embed_pipeline.release.bundle import BASE_FOLDER, Manifest, verify_bundle
-from embed_pipeline.serving.cores import Cores
-from embed_pipeline.serving.errors import RequestError, unavailable
-from embed_pipeline.serving.exports import Export, has_export, open_export, threads_of
+from embed_pipeline.release.bundle import BASE_FOLDER
+from embed_pipeline.release.manifest import Manifest, verify_bundle
+from embed_pipeline.serving.batcher import Cores
 from embed_pipeline.serving.metrics import Metrics
-from embed_pipeline.serving.model import ServedModel, Shared
 from embed_pipeline.serving.request import KINDS
+from embed_pipeline.serving.runtimes import ServedExport, has_export, open_export, threads_of
+from embed_pipeline.serving.served_model import EndpointResources, ServedModel
+from embed_pipeline.serving.serving_errors import RequestError, unavailable
 from embed_pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
-
 _WORKERS = 2
 _LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelChoice:
     """The model that a request names, and the input type where the name ends in one."""
 
     model: ServedModel
@@ -57,7 +57,7 @@ class Service:
         self.open_requests = 0
         self.loop: asyncio.AbstractEventLoop | None = None
         self._models: dict[str, ServedModel] = {}
-        self._shared = Shared(settings.serving, self.metrics, self.executor, Cores(usable_cores()))
+        self._shared = EndpointResources(settings.serving, self.metrics, self.executor, Cores(usable_cores()))
 
     @property
     def ready(self) -> bool:
@@ -100,7 +100,7 @@ class Service:
             models.append(ServedModel(serving.model_name, export, manifest, self._shared, matryoshka=sizes))
             if has_export(manifest, BASE_FOLDER):
                 # A release holds the base model as an export alone: it is there to be compared, not to be fast.
-                base = Export(OnnxBackend(bundle / BASE_FOLDER, threads=threads_of(serving)), "fp32")
+                base = ServedExport(OnnxBackend(bundle / BASE_FOLDER, threads=threads_of(serving)), "fp32")
                 models.append(ServedModel(f"{serving.model_name}-base", base, manifest, self._shared))
         except Exception:
             for model in models:
@@ -141,7 +141,7 @@ class Service:
         if not self.ready:
             raise unavailable("the endpoint is shutting down" if self.draining else "the model is loading")
 
-    def find(self, name: str) -> Found:
+    def find(self, name: str) -> ModelChoice:
         """The model called ``name``, with or without ``-query`` or ``-passage``.
 
         Raises:
@@ -151,11 +151,11 @@ class Service:
         if not models:
             raise unavailable("the model is loading")
         if name in models:
-            return Found(models[name], None)
+            return ModelChoice(models[name], None)
         for kind in KINDS:
             stem = name.removesuffix(f"-{kind}")
             if stem != name and stem in models:
-                return Found(models[stem], kind)
+                return ModelChoice(models[stem], kind)
         message = f"model {name[:80]!r} is not served; there is {', '.join(models)}"
         raise RequestError(404, message, param="model", code="model_not_found")
 

@@ -1,1 +1,8 @@
-"""Segments to question-answer pairs to scores to accepted pairs."""
+"""Segments to question-answer pairs to scores to accepted pairs.
+
+In: the tables ``documents`` and ``segments``. Out: ``document_artifacts``, ``qa_pairs``, ``qa_scores`` and the accepted
+pairs of ``qa_dataset``.
+Read in this order: ``artifacts`` (what a document is about), ``plan`` (what to ask of which segments), ``generate``
+with ``completion_generator`` or ``structured_generator``, ``pairs`` (the rules of a pair), ``score`` with ``judge``,
+``select`` (thresholds, duplicates), ``quality`` (measures of the whole set). ``estimate`` predicts a run's cost.
+"""

@@ -9,21 +9,19 @@ other fields are read off its form. What does not look like a question about its
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient
-from embed_pipeline.llm.errors import InvalidAnswer
+from embed_pipeline.llm.prompts import COMPLETION_PROMPTS, fill_prompt, shared_beginning
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.form import form_problem
-from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem
-from embed_pipeline.synthesis.passages import readable
-from embed_pipeline.synthesis.plan import Source, Task, Wish, work_order
-from embed_pipeline.synthesis.prompts import COMPLETION_PROMPTS, fill_prompt, shared_beginning
-from embed_pipeline.synthesis.subjects import subjects_of
-from embed_pipeline.synthesis.words import (
+from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem, form_problem
+from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, work_order
+from embed_pipeline.text.words import (
     content_words,
     inverse_document_frequency,
     keywords,
+    readable,
     supporting_sentence,
     unsupported_terms,
 )
@@ -33,7 +31,6 @@ _PASSAGE_CHARACTERS = 900
 _HOP_CHARACTERS = 420
 _MAX_TOKENS = 40
 _TEMPERATURE_STEP = 0.2
-
 _OPENINGS = {
     "procedural": ("How do I", "How do you", "How can I"),
     "causal": ("What happens when", "What happens if", "Why"),
@@ -55,12 +52,14 @@ _REASONING = (
     ("relational", ("what is the difference", "how do", "how is", "which of", "what is the relationship")),
     ("inferential", ("can", "does", "is", "are", "do", "will", "should", "would", "could", "if")),
 )
+_MOST_WORDS = 5
+_MOST_CHARACTERS = 60
 
 
-async def complete_questions(tasks: list[Task], settings: Settings, client: LLMClient) -> Generated:
-    """Ask every task once for each of its wishes, at rising temperature.
+async def complete_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
+    """Ask every task once for each of its specs, at rising temperature.
 
-    The wishes of one task run one after another, so that the server works its passage off once.
+    The specs of one task run one after another, so that the server works its passage off once.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -68,14 +67,14 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
     idf = inverse_document_frequency(source.text for task in tasks for source in task.sources)
     accepted = [0, 0]
 
-    async def ask(task: Task) -> Generated:
+    async def ask(task: QuestionTask) -> Generated:
         found = Generated()
         if len(task.sources) > 1 and not all(subjects_of(task.sources, task.seed)):
             ids = tuple(source.segment_id for source in task.sources)
             found.rejects.append(Reject(ids, "no_subjects", "no heading or artifact tells the sources apart", ""))
             return found
-        for number, wish in enumerate(task.wishes):
-            opening = _opening(task, wish, task.seed + number)
+        for number, spec in enumerate(task.specs):
+            opening = _opening(task, spec, task.seed + number)
             try:
                 answer = await client.complete(
                     *_parts(task.sources),
@@ -89,9 +88,9 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
                 ids = tuple(source.segment_id for source in task.sources)
                 found.rejects.append(Reject(ids, error.reason, str(error), error.raw))
                 continue
-            _sort(opening, answer.text, task, wish, found, idf)
+            _sort(opening, answer.text, task, spec, found, idf)
         accepted[0] += len(found.pairs)
-        accepted[1] += len(task.wishes)
+        accepted[1] += len(task.specs)
         return found
 
     def note() -> str:
@@ -106,14 +105,14 @@ async def complete_questions(tasks: list[Task], settings: Settings, client: LLMC
     )
 
 
-def _opening(task: Task, wish: Wish, seed: int) -> str:
+def _opening(task: QuestionTask, spec: QuestionSpec, seed: int) -> str:
     """The words that a question of the wished kind begins with; none for one that may begin anyhow.
 
     Left to itself the model asks about one of several passages. So a question over several begins with the subjects of
     all of them.
     """
     if len(task.sources) == 1:
-        choices = _OPENINGS.get(wish.reasoning_type, ("",))
+        choices = _OPENINGS.get(spec.reasoning_type, ("",))
         return choices[seed % len(choices)]
     *first, last = subjects_of(task.sources, task.seed)
     joining = _JOINING if len(first) == 1 else _JOINING_MANY
@@ -138,13 +137,13 @@ def _parts(sources: tuple[Source, ...]) -> tuple[str, str]:
 
 
 def _sort(  # noqa: PLR0917 - one candidate, where it stands
-    opening: str, text: str, task: Task, wish: Wish, found: Generated, idf: Mapping[str, float]
+    opening: str, text: str, task: QuestionTask, spec: QuestionSpec, found: Generated, idf: Mapping[str, float]
 ) -> None:
     """Put a candidate among the pairs or the rejects of ``found``."""
     question = _SPACED_MARK.sub(r"\1", " ".join(f"{opening} {text}".split()))
     # What a multi-hop question begins with holds its subjects.
     short = keywords(text if len(task.sources) == 1 else question)
-    pair = _pair(question, short if wish.style == "keywords" else "", task.sources, idf)
+    pair = _pair(question, short if spec.style == "keywords" else "", task.sources, idf)
     ids = tuple(source.segment_id for source in task.sources)
     known = {source.segment_id: source.document_id for source in task.sources}
     problem = _problem(question, task.sources, found) or find_problem(pair, known, len(task.sources))
@@ -187,3 +186,25 @@ def reasoning_of(question: str) -> str:
     """Reasoning type that the opening words of a single-hop question show; ``factual`` where none do."""
     lowered = question.lower()
     return next((kind for kind, openings in _REASONING if lowered.startswith(openings)), "factual")
+
+
+def subjects_of(sources: Sequence[Source], seed: int) -> list[str]:
+    """A name for each source, its heading or an artifact, with a word that the others do not say; empty for none.
+
+    Args:
+        sources: at least two.
+        seed: chooses among the names.
+    """
+    names: list[str] = []
+    for place, source in enumerate(sources):
+        others = [other for number, other in enumerate(sources) if number != place]
+        elsewhere = set(content_words(" ".join(f"{other.title} {other.text}" for other in others)))
+        named = (readable(candidate, _MOST_CHARACTERS) for candidate in (source.heading, *source.artifacts))
+        fitting = [name for name in dict.fromkeys(named) if _subject_fits(name, elsewhere) and name not in names]
+        names.append(fitting[seed % len(fitting)] if fitting else "")
+    return names
+
+
+def _subject_fits(name: str, elsewhere: set[str]) -> bool:
+    """Short, and with a word that stands nowhere else."""
+    return len(name.split()) <= _MOST_WORDS and bool(set(content_words(name)) - elsewhere)

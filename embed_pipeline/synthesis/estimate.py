@@ -21,17 +21,16 @@ from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.llm.embedded import SLOTS, lay_out, model_file
+from embed_pipeline.llm.prompts import JUDGE_PROMPTS, read_prompt
 from embed_pipeline.llm.rehearsal import NOT_ASKED, Rehearsal, open_rehearsal
 from embed_pipeline.llm.transport import CHARACTERS_PER_TOKEN
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import artifact_frame, ask_artifacts, extract_artifacts
 from embed_pipeline.synthesis.completion_generator import complete_questions
 from embed_pipeline.synthesis.generate import plan_tasks
-from embed_pipeline.synthesis.hop_check import ask_hops_needed
-from embed_pipeline.synthesis.judge import ask_judge
+from embed_pipeline.synthesis.judge import ask_hops_needed, ask_judge
 from embed_pipeline.synthesis.pairs import Generated, pair_row
-from embed_pipeline.synthesis.plan import Task, askable_sources
-from embed_pipeline.synthesis.prompts import JUDGE_PROMPTS, read_prompt
+from embed_pipeline.synthesis.plan import QuestionTask, askable_sources
 from embed_pipeline.synthesis.structured_generator import ask_questions
 
 ARTIFACTS_TOKENS = 350
@@ -177,7 +176,7 @@ async def _estimate(
             sources = askable_sources(frame, titles, artifacts, settings)
             tasks = plan_tasks(sources, frame, settings, load_encoder) if sources else []
             asked_of += len(sources)
-            questions += sum(len(task.wishes) for task in tasks)
+            questions += sum(len(task.specs) for task in tasks)
             found = await _rehearse_questions(tasks, settings, client, tallies["questions"])
             if not settings.llm.embedded:
                 await _rehearse_judging(batch, frame, tasks, found, settings, client, tallies["judging"])
@@ -196,7 +195,9 @@ async def _rehearse_artifacts(
     return artifact_frame(rows)
 
 
-async def _rehearse_questions(tasks: list[Task], settings: Settings, client: Rehearsal, tally: _Tally) -> Generated:
+async def _rehearse_questions(
+    tasks: list[QuestionTask], settings: Settings, client: Rehearsal, tally: _Tally
+) -> Generated:
     before = client.usage.cached
     if settings.llm.embedded:
         found = await complete_questions(tasks, settings, client)
@@ -211,7 +212,7 @@ async def _rehearse_questions(tasks: list[Task], settings: Settings, client: Reh
 async def _rehearse_judging(  # noqa: PLR0917 - one batch, where it stands
     batch: str,
     segments: pl.DataFrame,
-    tasks: list[Task],
+    tasks: list[QuestionTask],
     found: Generated,
     settings: Settings,
     client: Rehearsal,
@@ -230,9 +231,9 @@ async def _rehearse_judging(  # noqa: PLR0917 - one batch, where it stands
     tally.take(client, before, NEED_TOKENS * settings.synthesis.max_hops)
     # Verdicts on pairs that are not written yet.
     coming = _coming(tasks, found)
-    share = coming / max(1, sum(len(task.wishes) for task in tasks))
-    multi = sum(len(task.wishes) for task in tasks if len(task.sources) > 1) if settings.synthesis.check_hops else 0
-    text = sum(len(source.text) * len(task.wishes) for task in tasks for source in task.sources)
+    share = coming / max(1, sum(len(task.specs) for task in tasks))
+    multi = sum(len(task.specs) for task in tasks if len(task.sources) > 1) if settings.synthesis.check_hops else 0
+    text = sum(len(source.text) * len(task.specs) for task in tasks for source in task.sources)
     rubric, hops = (len(read_prompt(name)) for name in JUDGE_PROMPTS)
     size = round((text * share + coming * rubric + multi * share * hops) / CHARACTERS_PER_TOKEN)
     tally.calls += coming + round(multi * share)
@@ -240,10 +241,10 @@ async def _rehearse_judging(  # noqa: PLR0917 - one batch, where it stands
     tally.completion_tokens += coming * VERDICT_TOKENS + round(multi * share * NEED_TOKENS * 2)
 
 
-def _coming(tasks: list[Task], found: Generated) -> int:
+def _coming(tasks: list[QuestionTask], found: Generated) -> int:
     """Pairs that calls to come will write: all that were wished for, less those whose fate the store knows."""
     known = sum(reject.reason != NOT_ASKED for reject in found.rejects) + len(found.pairs)
-    return max(0, sum(len(task.wishes) for task in tasks) - known) if _any_unasked(found) else 0
+    return max(0, sum(len(task.specs) for task in tasks) - known) if _any_unasked(found) else 0
 
 
 def _any_unasked(found: Generated) -> bool:

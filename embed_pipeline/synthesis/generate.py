@@ -12,18 +12,18 @@ from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import open_client
+from embed_pipeline.llm.prompts import COMPLETION_PROMPTS, STRUCTURED_PROMPTS, prompt_version
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.completion_generator import complete_questions
 from embed_pipeline.synthesis.pairs import Generated, pair_row, reject_rows
 from embed_pipeline.synthesis.plan import (
+    QuestionTask,
     Source,
-    Task,
     askable_sources,
     multi_hop_count,
     plan_multi_hop,
     plan_single_hop,
 )
-from embed_pipeline.synthesis.prompts import COMPLETION_PROMPTS, STRUCTURED_PROMPTS, prompt_version
 from embed_pipeline.synthesis.structured_generator import ask_questions
 
 
@@ -75,7 +75,7 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
 
 def plan_tasks(
     sources: list[Source], segments: pl.DataFrame, settings: Settings, load_encoder: Callable[[], Encoder]
-) -> list[Task]:
+) -> list[QuestionTask]:
     """What to ask: of every source, and of paths of neighbours.
 
     Args:

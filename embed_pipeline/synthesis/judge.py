@@ -1,20 +1,86 @@
-"""The judge that is asked: a model scores one pair per call against a written rubric."""
+"""The judges: measured scores, an LLM's verdict against a written rubric, and whether each hop is needed."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient
-from embed_pipeline.llm.errors import InvalidAnswer
+from embed_pipeline.llm.prompts import delimit, read_prompt, remove_instructions
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.injection import remove_instructions
-from embed_pipeline.synthesis.measured_judge import Verdict
-from embed_pipeline.synthesis.prompts import delimit, read_prompt
+from embed_pipeline.text.words import content_words, words
+
+_GOOD_COSINE = 0.7
+_SHORT_QUESTION_WORDS = 6
+_RARE_IDF = 2.5
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores on 1-10 in the order of :data:`~embed_pipeline.enumerations.CRITERIA`, each with its reason."""
+
+    scores: tuple[float, float, float, float]
+    justifications: tuple[str, str, str, str]
+
+    @property
+    def overall(self) -> float:
+        """Mean of the four scores."""
+        return sum(self.scores) / len(self.scores)
+
+
+def judge_by_measure(
+    question: str,
+    *,
+    rank: int,
+    bound_rank: int,
+    answer_cosine: float,
+    grounding: float,
+    overlap: float,
+    problem: str | None,
+    idf: Mapping[str, float],
+    style: str = "question",
+) -> Judgement:
+    """Score one pair.
+
+    Args:
+        question: the question.
+        rank: round-trip rank of its sources.
+        bound_rank: ``synthesis.max_round_trip_rank``.
+        answer_cosine: cosine of question and answer under the base model.
+        grounding: share of the answer's content words in the sources.
+        overlap: share of the question's content words in the sources.
+        problem: what is wrong with the question's form, or None.
+        idf: inverse document frequency of the corpus's content words.
+        style: how the question is asked; keywords may be short.
+    """
+    relevance = max(1.0, 10 - 4 * math.log(rank) / math.log(max(bound_rank, 2)))
+    accuracy = 1 + 9 * min(1.0, max(0.0, answer_cosine) / _GOOD_COSINE)
+    support = 1 + 9 * (grounding + overlap) / 2
+    clarity, why = _clarity(question, problem, idf, style)
+    return Judgement(
+        tuple(round(score, 2) for score in (relevance, accuracy, support, clarity)),  # type: ignore[arg-type]  # four
+        (
+            f"the question finds its source at rank {rank}",
+            f"cosine of question and answer {answer_cosine:.2f}",
+            f"{grounding:.0%} of the answer's and {overlap:.0%} of the question's content words stand in the source",
+            why,
+        ),
+    )
+
+
+def _clarity(question: str, problem: str | None, idf: Mapping[str, float], style: str) -> tuple[float, str]:
+    if problem is not None:
+        return 1.0, f"form: {problem}"
+    short = style != "keywords" and len(words(question)) < _SHORT_QUESTION_WORDS
+    plain = all(idf.get(word, 0.0) < _RARE_IDF for word in content_words(question))
+    faults = [fault for fault, found in (("short", short), ("names nothing specific", plain)) if found]
+    return 10.0 - 3 * len(faults), "; ".join(faults) or "well formed, names its subject"
 
 
 class Criterion(BaseModel):
@@ -34,10 +100,10 @@ class JudgeAnswer(BaseModel):
     context_support: Criterion
     clarity: Criterion
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Judgement:
         """The scores in table order."""
         parts = (self.relevance, self.accuracy, self.context_support, self.clarity)
-        return Verdict(
+        return Judgement(
             (parts[0].score, parts[1].score, parts[2].score, parts[3].score),
             (parts[0].justification, parts[1].justification, parts[2].justification, parts[3].justification),
         )
@@ -55,7 +121,7 @@ class NoVerdict:
 
 async def ask_judge(
     pairs: Sequence[Mapping[str, Any]], segments: Mapping[str, str], settings: Settings, client: LLMClient
-) -> list[Verdict | NoVerdict]:
+) -> list[Judgement | NoVerdict]:
     """Have every pair judged, in order.
 
     Args:
@@ -68,7 +134,7 @@ async def ask_judge(
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
     """
 
-    async def ask(pair: Mapping[str, Any]) -> Verdict | NoVerdict:
+    async def ask(pair: Mapping[str, Any]) -> Judgement | NoVerdict:
         texts = {f"S{n}": remove_instructions(segments[key]) for n, key in enumerate(pair["segment_ids"], start=1)}
         stated = json.dumps({"question": pair["question"], "answer": pair["answer"]}, ensure_ascii=False)
         messages = [
@@ -84,3 +150,78 @@ async def ask_judge(
         return answer.value.verdict()
 
     return await client.gather(pairs, ask, label="Judging pairs", unit="pairs")
+
+
+class SegmentNeed(BaseModel):
+    """What the judge says of one segment."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    segment: str
+    needed: bool
+    reason: str
+
+
+class NeedsAnswer(BaseModel):
+    """What the judge says of all segments of a pair."""
+
+    model_config = ConfigDict(extra="forbid")
+    segments: list[SegmentNeed]
+
+
+def hop_need(pair: Mapping[str, Any], segments: Mapping[str, str], idf: Mapping[str, float]) -> float:
+    """How much of a question hangs on each hop alone: the least over its hops; 1 for a single hop.
+
+    For each hop, the share of the question's content words, weighted by rarity, that stand in that hop's segments and
+    in no other hop's. Where it is 0 for a hop, nothing in the question asks for what only that hop says.
+
+    Args:
+        pair: row of :data:`tables.QA_PAIRS`.
+        segments: segment id to heading and text.
+        idf: inverse document frequency of content words.
+    """
+    if len(pair["hops"]) == 1:
+        return 1.0
+    wanted = set(content_words(pair["question"]))
+    held = [set(content_words(" ".join(segments[key] for key in hop["segment_ids"]))) for hop in pair["hops"]]
+    weights = {word: idf.get(word, 1.0) for word in wanted if any(word in words for words in held)}
+    total = sum(weights.values())
+    if not total:
+        return 0.0
+    alone = [
+        words - set().union(*(other for place, other in enumerate(held) if place != own))
+        for own, words in enumerate(held)
+    ]
+    return min(sum(weights.get(word, 0.0) for word in wanted & words) for words in alone) / total
+
+
+async def ask_hops_needed(
+    pairs: Sequence[Mapping[str, Any]], segments: Mapping[str, str], settings: Settings, client: LLMClient
+) -> list[bool | InvalidAnswer]:
+    """Ask the judge of every pair whether each of its segments is needed.
+
+    Returns:
+        For each pair: True where all are; the error where there is no usable answer.
+
+    Raises:
+        EndpointError, BudgetExhausted, TooManyFailures: from the client.
+    """
+
+    async def ask(pair: Mapping[str, Any]) -> bool | InvalidAnswer:
+        labels = [f"S{number}" for number in range(1, len(pair["segment_ids"]) + 1)]
+        texts = [remove_instructions(segments[key]) for key in pair["segment_ids"]]
+        stated = json.dumps({"question": pair["question"], "answer": pair["answer"]}, ensure_ascii=False)
+        messages = [
+            {"role": "system", "content": read_prompt("hops.md")},
+            {"role": "user", "content": f"{delimit(dict(zip(labels, texts, strict=True)))}\n\nPair: {stated}"},
+        ]
+        model = settings.llm.judge_model
+        try:
+            got = await client.structured(messages, NeedsAnswer, temperature=0.0, seed=settings.seed, model=model)
+        except InvalidAnswer as error:
+            return error
+        said = {entry.segment: entry.needed for entry in got.value.segments}
+        if sorted(said) != sorted(labels):
+            return InvalidAnswer("invalid_answer", f"it speaks of {sorted(said)}, asked of {labels}", got.raw)
+        return all(said.values())
+
+    return await client.gather(pairs, ask, label="Checking hops", unit="pairs")

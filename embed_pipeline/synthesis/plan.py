@@ -1,13 +1,11 @@
-"""What to ask of which segments: single-hop tasks for each, multi-hop tasks along the neighbour graph.
-
-Seeds come from the texts, not from their place in the batch: where a document is edited, renamed or copied, what was
-asked of its unchanged segments is asked in the same words and answered from the response store.
-"""
+"""What to ask of which segments: single-hop tasks for each, multi-hop tasks along the graph of neighbours."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,14 +14,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from embed_pipeline.llm.prompts import remove_instructions
 from embed_pipeline.settings import Settings, Synthesis
-from embed_pipeline.synthesis.injection import remove_instructions
-from embed_pipeline.synthesis.neighbours import Neighbour, find_neighbours, near_duplicate
 
 Item = TypeVar("Item")
-
 STRUCTURAL_SHARE = 0.25
 """Share of the single-hop questions that ask how parts relate (steps, options, what belongs to what)."""
+_CANDIDATES = 16
+_CLOSEST = 0.90
+_FARTHEST = 0.35
+_FARTHEST_WITH_ENTITY = 0.20
+_ENTITY_BONUS = 0.05
+_MOST_SHARED_BY = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Wish:
+class QuestionSpec:
     """What one question should be like."""
 
     query_type: str
@@ -61,11 +63,11 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Task:
+class QuestionTask:
     """Segments to be joined by questions (one: a single hop), what is wished of each question, a seed for sampling."""
 
     sources: tuple[Source, ...]
-    wishes: tuple[Wish, ...]
+    specs: tuple[QuestionSpec, ...]
     seed: int
 
 
@@ -99,7 +101,7 @@ def askable_sources(
     return [source for source in sources if source.text.strip()]
 
 
-def plan_single_hop(sources: Sequence[Source], settings: Settings) -> list[Task]:
+def plan_single_hop(sources: Sequence[Source], settings: Settings) -> list[QuestionTask]:
     """A task for each segment that gets questions, in the order of the segments.
 
     The shares of types and styles hold document by document, up to rounding.
@@ -110,11 +112,11 @@ def plan_single_hop(sources: Sequence[Source], settings: Settings) -> list[Task]
     tasks = []
     for document, members in by_document.items():
         counts = _spread(members, settings.synthesis)
-        wishes = iter(_wishes(document, sum(counts), settings))
+        specs = iter(_specs(document, sum(counts), settings))
         for source, count in zip(members, counts, strict=True):
             if count:
-                mine = tuple(next(wishes) for _ in range(count))
-                tasks.append(Task((source,), mine, _seed(settings.seed, (source,))))
+                mine = tuple(next(specs) for _ in range(count))
+                tasks.append(QuestionTask((source,), mine, _seed(settings.seed, (source,))))
     return tasks
 
 
@@ -125,16 +127,16 @@ def work_order(items: Sequence[Item], seed: int) -> list[Item]:
     return ordered
 
 
-def multi_hop_count(single_hop: Sequence[Task], synthesis: Synthesis) -> int:
+def multi_hop_count(single_hop: Sequence[QuestionTask], synthesis: Synthesis) -> int:
     """Multi-hop questions wanted beside the single-hop ones: ``multi_hop_share`` of them, none where hops are off."""
     if synthesis.max_hops == 1:
         return 0
-    return round(synthesis.multi_hop_share * sum(len(task.wishes) for task in single_hop))
+    return round(synthesis.multi_hop_share * sum(len(task.specs) for task in single_hop))
 
 
 def plan_multi_hop(
     sources: Sequence[Source], vectors: NDArray[np.float32], wanted: int, settings: Settings
-) -> list[Task]:
+) -> list[QuestionTask]:
     """Choose paths of two to ``synthesis.max_hops`` segments in the neighbour graph.
 
     Args:
@@ -154,9 +156,9 @@ def plan_multi_hop(
     chance = random.Random(f"{settings.seed} multi-hop")  # noqa: S311 - sampling, no secret
     order = list(range(len(sources)))
     chance.shuffle(order)
-    wishes = _wishes("multi-hop", wanted, settings, multi_hop=True)
+    specs = _specs("multi-hop", wanted, settings, multi_hop=True)
     crossing = _sample({"across": synthesis.cross_document_share, "within": 1 - synthesis.cross_document_share}, wanted)
-    tasks: dict[tuple[str, ...], Task] = {}
+    tasks: dict[tuple[str, ...], QuestionTask] = {}
     for first in order:
         if len(tasks) == wanted:
             break
@@ -166,7 +168,7 @@ def plan_multi_hop(
             members = tuple(sources[index] for index in path)
             # Segments under the same headings would be joined by much the same question.
             key = tuple(sorted(member.title for member in members))
-            tasks.setdefault(key, Task(members, (wishes[len(tasks)],), _seed(settings.seed, members)))
+            tasks.setdefault(key, QuestionTask(members, (specs[len(tasks)],), _seed(settings.seed, members)))
     return list(tasks.values())
 
 
@@ -209,8 +211,8 @@ def _spread(members: Sequence[Source], synthesis: Synthesis) -> list[int]:
     return [each + (index in richest) for index in range(len(members))]
 
 
-def _wishes(name: str, count: int, settings: Settings, *, multi_hop: bool = False) -> list[Wish]:
-    """As many wishes, their types and styles in the shares that the settings ask for, in a seeded order."""
+def _specs(name: str, count: int, settings: Settings, *, multi_hop: bool = False) -> list[QuestionSpec]:
+    """As many specs, their types and styles in the shares that the settings ask for, in a seeded order."""
     synthesis = settings.synthesis
     low, high = synthesis.min_complexity, synthesis.max_complexity
     shares: dict[str, dict[str, float]] = {
@@ -227,7 +229,10 @@ def _wishes(name: str, count: int, settings: Settings, *, multi_hop: bool = Fals
         values = _sample(weights, count, chance.random())
         chance.shuffle(values)
         columns.append(values)
-    return [Wish(query, reasoning, style, int(level)) for query, reasoning, style, level in zip(*columns, strict=True)]
+    return [
+        QuestionSpec(query, reasoning, style, int(level))
+        for query, reasoning, style, level in zip(*columns, strict=True)
+    ]
 
 
 def _sample(weights: Mapping[str, float], count: int, offset: float = 0.5) -> list[str]:
@@ -246,3 +251,66 @@ def _sample(weights: Mapping[str, float], count: int, offset: float = 0.5) -> li
 def _seed(seed: int, sources: Sequence[Source]) -> int:
     said = "\0".join(part for source in sources for part in (source.title, source.text))
     return int.from_bytes(hashlib.sha256(f"{seed}\0{said}".encode()).digest()[:4]) & 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An edge of the graph.
+
+    Attributes:
+        index: the other segment.
+        weight: cosine, and a bonus for every rare entity that both name.
+        shared: those entities.
+    """
+
+    index: int
+    weight: float
+    shared: tuple[str, ...]
+
+
+def find_neighbours(vectors: NDArray[np.float32], entities: Sequence[Sequence[str]]) -> list[list[Neighbour]]:
+    """Neighbours of every segment, closest first, equal ones by index.
+
+    Args:
+        vectors: unit vectors of the segments, shape (n, d).
+        entities: what each segment names.
+    """
+    from embed_pipeline.embedding.search import search
+
+    if not len(vectors):
+        return []
+    shared = _shared_entities(entities)
+    hits = search(np.ascontiguousarray(vectors), np.ascontiguousarray(vectors), min(_CANDIDATES + 1, len(vectors)))
+    graph = []
+    for row in range(len(vectors)):
+        others = {int(other) for other in hits.indices[row]} | shared[row].keys()
+        others.discard(row)
+        found = []
+        for other in sorted(others):
+            cosine = float(vectors[row] @ vectors[other])
+            common = tuple(sorted(shared[row].get(other, ())))
+            if (_FARTHEST_WITH_ENTITY if common else _FARTHEST) <= cosine < _CLOSEST:
+                found.append(Neighbour(other, cosine + _ENTITY_BONUS * math.log2(1 + len(common)), common))
+        graph.append(sorted(found, key=lambda edge: (-edge.weight, edge.index))[:_CANDIDATES])
+    return graph
+
+
+def near_duplicate(vectors: NDArray[np.float32], first: int, second: int) -> bool:
+    """True where two segments say nearly the same."""
+    return float(vectors[first] @ vectors[second]) >= _CLOSEST
+
+
+def _shared_entities(entities: Sequence[Sequence[str]]) -> list[dict[int, set[str]]]:
+    """For each segment, the others that name an entity which at most eight name."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, names in enumerate(entities):
+        for name in sorted({" ".join(name.lower().split()) for name in names}):
+            places[name].append(index)
+    shared: list[dict[int, set[str]]] = [defaultdict(set) for _ in entities]
+    for name, indices in places.items():
+        if 1 < len(indices) <= _MOST_SHARED_BY:
+            for first in indices:
+                for second in indices:
+                    if first != second:
+                        shared[first][second].add(name)
+    return shared

@@ -1,9 +1,9 @@
-"""Pairs of a batch to scores: one verdict each, with the measured signals beside it."""
+"""Pairs of a batch to scores: the measured signals of each pair, and one judgement."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,23 +12,22 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.search import BM25, Hits, search
 from embed_pipeline.enumerations import CRITERIA
+from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import open_client
-from embed_pipeline.llm.errors import InvalidAnswer
+from embed_pipeline.llm.prompts import JUDGE_PROMPTS, prompt_version
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.form import form_problem
-from embed_pipeline.synthesis.hop_check import ask_hops_needed, hop_need
-from embed_pipeline.synthesis.judge import NoVerdict, ask_judge
-from embed_pipeline.synthesis.measured_judge import Verdict, judge_by_measure
-from embed_pipeline.synthesis.pairs import Reject, reject_rows
-from embed_pipeline.synthesis.prompts import JUDGE_PROMPTS, prompt_version
-from embed_pipeline.synthesis.signals import measure_round_trip
-from embed_pipeline.synthesis.words import inverse_document_frequency, overlap
+from embed_pipeline.synthesis.judge import Judgement, NoVerdict, ask_hops_needed, ask_judge, hop_need, judge_by_measure
+from embed_pipeline.synthesis.pairs import Reject, form_problem, reject_rows
+from embed_pipeline.text.words import inverse_document_frequency, overlap
 
 MEASURED = "measured"
 LEAST_HOP_NEED = 0.15
 """Where the judge is not asked: the share of its question's rare words that each hop of a pair must hold alone."""
+SEARCH_DEPTH = 100
+"""Ranks looked at; a source that is not among them has rank ``SEARCH_DEPTH + 1``."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def score_pairs(
     headings = segments["heading_path"].str.split(" > ").list.last()
     titled = {key: f"{heading}\n{texts[key]}" for key, heading in zip(segments["segment_id"], headings, strict=True)}
     signals = _measure(pairs, texts, titled, encoder)
-    verdicts: list[Verdict | NoVerdict]
+    verdicts: list[Judgement | NoVerdict]
     asked: dict[str, bool | InvalidAnswer] = {}
     if settings.llm.embedded:
         judge, usage = MEASURED, Usage()
@@ -106,7 +105,7 @@ def _reject(pair: Mapping[str, Any], reason: str, detail: str, raw: str) -> Reje
     return Reject(tuple(pair["segment_ids"]), "no_verdict", f"{pair['qa_id']}: {reason}: {detail}", raw)
 
 
-def _scores(verdict: Verdict) -> dict[str, Any]:
+def _scores(verdict: Judgement) -> dict[str, Any]:
     return {
         **dict(zip(CRITERIA, verdict.scores, strict=True)),
         **{f"{n}_justification": j for n, j in zip(CRITERIA, verdict.justifications, strict=True)},
@@ -146,7 +145,7 @@ def _measure(pairs: pl.DataFrame, texts: dict[str, str], titled: dict[str, str],
     )
 
 
-def _measured_verdicts(pairs: pl.DataFrame, signals: _Signals, settings: Settings) -> list[Verdict]:
+def _measured_verdicts(pairs: pl.DataFrame, signals: _Signals, settings: Settings) -> list[Judgement]:
     return [
         judge_by_measure(
             question,
@@ -165,10 +164,64 @@ def _measured_verdicts(pairs: pl.DataFrame, signals: _Signals, settings: Setting
 
 async def _asked_verdicts(
     pairs: pl.DataFrame, texts: dict[str, str], settings: Settings
-) -> tuple[list[Verdict | NoVerdict], dict[str, bool | InvalidAnswer], Usage]:
+) -> tuple[list[Judgement | NoVerdict], dict[str, bool | InvalidAnswer], Usage]:
     rows = pairs.to_dicts()
     async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
         verdicts = await ask_judge(rows, texts, settings, client)
         joined = [row for row in rows if row["hop_count"] > 1] if settings.synthesis.check_hops else []
         needed = await ask_hops_needed(joined, texts, settings, client)
         return verdicts, dict(zip((row["qa_id"] for row in joined), needed, strict=True)), client.usage
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """Searches the questions over a set of segments, by the base model and by BM25.
+
+    Attributes:
+        ranks: for each question, the worst over its sources of the better of both ranks, from 1.
+        dense_ranks: the worst rank of its sources under the base model.
+        bm25_ranks: the same under BM25.
+        question_vectors: unit vectors, shape (questions, d).
+    """
+
+    ranks: list[int]
+    dense_ranks: list[int]
+    bm25_ranks: list[int]
+    question_vectors: np.ndarray
+
+
+def measure_round_trip(
+    questions: Sequence[str],
+    sources: Sequence[Sequence[str]],
+    segments: dict[str, str],
+    encoder: Encoder,
+) -> RoundTrip:
+    """Search every question over the distinct texts of ``segments``.
+
+    Args:
+        questions: the questions.
+        sources: for each question, the segment ids that it was written from; all must be in ``segments``.
+        segments: segment id to text; ids of the same text share their rank.
+        encoder: the base model.
+    """
+    texts = list(dict.fromkeys(segments[key] for key in sorted(segments)))
+    place = {text: index for index, text in enumerate(texts)}
+    vectors = encoder.encode(questions, "query", label="Encoding questions")
+    corpus = encoder.encode(texts, "passage", label="Encoding segments")
+    depth = min(SEARCH_DEPTH, len(texts))
+    dense = _ranks(search(vectors, corpus, depth))
+    lexical = _ranks(BM25(texts).search(questions, depth))
+    missing = SEARCH_DEPTH + 1
+    trip = RoundTrip([], [], [], vectors)
+    for row, ids in enumerate(sources):
+        places = [place[segments[key]] for key in ids]
+        by_model = [dense[row].get(p, missing) for p in places]
+        by_words = [lexical[row].get(p, missing) for p in places]
+        trip.dense_ranks.append(max(by_model))
+        trip.bm25_ranks.append(max(by_words))
+        trip.ranks.append(max(map(min, by_model, by_words)))
+    return trip
+
+
+def _ranks(hits: Hits) -> list[dict[int, int]]:
+    return [{int(i): rank for rank, i in enumerate(row, start=1) if i >= 0} for row in hits.indices]

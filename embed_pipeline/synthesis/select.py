@@ -14,7 +14,7 @@ from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.enumerations import CRITERIA, GENERATED
 from embed_pipeline.settings import Settings, Synthesis
-from embed_pipeline.synthesis.signals import measure_round_trip
+from embed_pipeline.synthesis.score import measure_round_trip
 
 ACCEPTED = "accepted"
 
@@ -64,7 +64,7 @@ def select_pairs(
         for row, rank in zip(joined.iter_rows(named=True), trip.ranks, strict=True)
     ]
     passed = [index for index, failure in enumerate(failures) if failure is None]
-    twins = _find_twins(joined, trip.question_vectors, passed, settings.synthesis.near_duplicate_similarity)
+    twins = _find_duplicates(joined, trip.question_vectors, passed, settings.synthesis.near_duplicate_similarity)
     decisions = _decisions(joined, trip.ranks, failures, twins)
     nothing = pl.lit(None, pl.String)
     ranked = joined.with_columns(
@@ -91,7 +91,7 @@ def _failure(row: Mapping[str, Any], rank: int, synthesis: Synthesis) -> tuple[s
 
 
 def _decisions(
-    joined: pl.DataFrame, ranks: list[int], failures: list[tuple[str, str] | None], twins: Mapping[int, _Twin]
+    joined: pl.DataFrame, ranks: list[int], failures: list[tuple[str, str] | None], twins: Mapping[int, _Duplicate]
 ) -> pl.DataFrame:
     rows = []
     for index, row in enumerate(joined.iter_rows(named=True)):
@@ -114,16 +114,16 @@ def _decisions(
 
 
 @dataclass(frozen=True)
-class _Twin:
+class _Duplicate:
     """The row of the better pair that stays, and how close it is."""
 
     kept: int
     detail: str
 
 
-def _find_twins(
+def _find_duplicates(
     pairs: pl.DataFrame, vectors: NDArray[np.float32], passed: list[int], similarity: float
-) -> dict[int, _Twin]:
+) -> dict[int, _Duplicate]:
     """Row of each question that another one asks in the same or nearly the same words.
 
     The better-scored stays, the first by id among equals.
@@ -133,16 +133,16 @@ def _find_twins(
     kept: list[int] = []
     kept_vectors = np.empty((len(passed), vectors.shape[1]), np.float32)
     exact: dict[str, int] = {}
-    twins: dict[int, _Twin] = {}
+    twins: dict[int, _Duplicate] = {}
     for index in sorted(passed, key=lambda index: (-overall[index], index)):
         if asked[index] in exact:
-            twins[index] = _Twin(exact[asked[index]], "the same words")
+            twins[index] = _Duplicate(exact[asked[index]], "the same words")
             continue
         if kept:
             closeness = kept_vectors[: len(kept)] @ vectors[index]
             nearest = int(closeness.argmax())
             if closeness[nearest] > similarity:
-                twins[index] = _Twin(kept[nearest], f"similarity {closeness[nearest]:.4f}, bound {similarity:g}")
+                twins[index] = _Duplicate(kept[nearest], f"similarity {closeness[nearest]:.4f}, bound {similarity:g}")
                 continue
         kept_vectors[len(kept)] = vectors[index]
         exact[asked[index]] = index

@@ -14,13 +14,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from embed_pipeline.enumerations import QueryType, ReasoningType, Style
+from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient
-from embed_pipeline.llm.errors import InvalidAnswer
+from embed_pipeline.llm.prompts import delimit, read_prompt
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.form import form_problem
-from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem
-from embed_pipeline.synthesis.plan import Source, Task, Wish, work_order
-from embed_pipeline.synthesis.prompts import delimit, read_prompt
+from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem, form_problem
+from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, work_order
 
 PAIRS_PER_CALL = 8
 """More in one answer would be cut at the usual length limit, and are written worse."""
@@ -58,58 +57,58 @@ class PairsAnswer(BaseModel):
 
 
 @dataclass(frozen=True)
-class Request:
+class RequestedQuestion:
     """One question asked for: the labels of its segments, and what it should be like."""
 
     labels: tuple[str, ...]
-    wish: Wish
+    spec: QuestionSpec
 
 
 @dataclass(frozen=True)
-class Call:
+class PromptCall:
     """One call: labelled segments, numbered requests over them, and a seed."""
 
     sources: Mapping[str, Source]
-    requests: tuple[Request, ...]
+    requests: tuple[RequestedQuestion, ...]
     seed: int
 
 
-def plan_calls(tasks: Sequence[Task]) -> list[Call]:
+def plan_calls(tasks: Sequence[QuestionTask]) -> list[PromptCall]:
     """Put the single-hop tasks of a document together, a few to a call; a multi-hop task is a call of its own."""
-    by_document: dict[str, list[Task]] = {}
+    by_document: dict[str, list[QuestionTask]] = {}
     for task in tasks:
         if len(task.sources) == 1:
             by_document.setdefault(task.sources[0].document_id, []).append(task)
-    windows: list[list[Task]] = []
+    windows: list[list[QuestionTask]] = []
     for members in by_document.values():
         windows.append([])
         for task in members:
-            if windows[-1] and sum(len(t.wishes) for t in windows[-1]) + len(task.wishes) > PAIRS_PER_CALL:
+            if windows[-1] and sum(len(t.specs) for t in windows[-1]) + len(task.specs) > PAIRS_PER_CALL:
                 windows.append([])
             windows[-1].append(task)
     windows += [[task] for task in tasks if len(task.sources) > 1]
     return [_call(window) for window in windows]
 
 
-def _call(tasks: list[Task]) -> Call:
+def _call(tasks: list[QuestionTask]) -> PromptCall:
     sources: dict[str, Source] = {}
     requests = []
     for task in tasks:
         labels = tuple(f"S{len(sources) + number}" for number in range(1, len(task.sources) + 1))
         sources.update(zip(labels, task.sources, strict=True))
-        requests += [Request(labels, wish) for wish in task.wishes]
-    return Call(sources, tuple(requests), tasks[0].seed)
+        requests += [RequestedQuestion(labels, spec) for spec in task.specs]
+    return PromptCall(sources, tuple(requests), tasks[0].seed)
 
 
-def messages_of(call: Call) -> list[dict[str, Any]]:
+def messages_of(call: PromptCall) -> list[dict[str, Any]]:
     """The conversation that asks for a call's pairs."""
     texts = {label: f"({source.title})\n{source.text}" for label, source in call.sources.items()}
     lines = []
     for number, request in enumerate(call.requests, start=1):
-        wish = request.wish
+        spec = request.spec
         lines.append(
-            f"{number}. on {', '.join(request.labels)}: {wish.query_type}, {wish.reasoning_type}, "
-            f"style {wish.style}, complexity {wish.complexity}"
+            f"{number}. on {', '.join(request.labels)}: {spec.query_type}, {spec.reasoning_type}, "
+            f"style {spec.style}, complexity {spec.complexity}"
         )
     named = {label: source.artifacts[:_ARTIFACTS_SHOWN] for label, source in call.sources.items() if source.artifacts}
     steer = f"\n\nWhat the segments are about: {json.dumps(named, ensure_ascii=False)}" if named else ""
@@ -120,7 +119,7 @@ def messages_of(call: Call) -> list[dict[str, Any]]:
     ]
 
 
-async def ask_questions(tasks: list[Task], settings: Settings, client: LLMClient) -> Generated:
+async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
     """Ask for the questions of all tasks.
 
     Raises:
@@ -128,7 +127,7 @@ async def ask_questions(tasks: list[Task], settings: Settings, client: LLMClient
     """
     accepted = [0, 0]
 
-    async def ask(call: Call) -> Generated:
+    async def ask(call: PromptCall) -> Generated:
         temperature = settings.synthesis.sampling_temperature
         try:
             answer = await client.structured(messages_of(call), PairsAnswer, temperature=temperature, seed=call.seed)
@@ -152,7 +151,7 @@ async def ask_questions(tasks: list[Task], settings: Settings, client: LLMClient
     )
 
 
-def sort_answer(answer: PairsAnswer, call: Call, max_hops: int) -> Generated:
+def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int) -> Generated:
     """Take the pairs that keep the rules; the others are rejects, and so is a request that got none."""
     found = Generated()
     unanswered = dict(enumerate(call.requests, start=1))
@@ -173,7 +172,7 @@ def sort_answer(answer: PairsAnswer, call: Call, max_hops: int) -> Generated:
     return found
 
 
-def _pair(item: PairAnswer, call: Call) -> Pair:
+def _pair(item: PairAnswer, call: PromptCall) -> Pair:
     hops = tuple(
         Hop(tuple(call.sources[s].segment_id if s in call.sources else s for s in hop.segments), hop.summary)
         for hop in item.hops
@@ -182,7 +181,7 @@ def _pair(item: PairAnswer, call: Call) -> Pair:
     return Pair(item.question, item.answer, *kinds, hops, item.style)
 
 
-def _not_as_asked(item: PairAnswer, request: Request | None) -> tuple[str, str] | None:
+def _not_as_asked(item: PairAnswer, request: RequestedQuestion | None) -> tuple[str, str] | None:
     if request is None:
         return "not_asked", f"no request {item.request}, or it had its pair already"
     used = sorted({label for hop in item.hops for label in hop.segments})

@@ -12,9 +12,8 @@ import sys
 
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.settings import SettingsError, load_settings
-from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.launch import is_first_process, stored_task
-from embed_pipeline.training.train import train_seeds
+from embed_pipeline.training.task import TrainingError, is_first_process
+from embed_pipeline.training.train import stored_task, train_seeds
 
 logger = logging.getLogger(__name__)
 

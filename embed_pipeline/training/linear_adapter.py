@@ -26,10 +26,9 @@ from torch import Tensor, nn
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
 from embed_pipeline.progress import progress
-from embed_pipeline.synthesis.words import sentences
-from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.text.words import sentences
 from embed_pipeline.training.loss import follow_distribution
-from embed_pipeline.training.policy import LEAST_DOCUMENTS
+from embed_pipeline.training.task import LEAST_DOCUMENTS, TrainingError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -17,10 +17,8 @@ from embed_pipeline.embedding.packing import token_count
 
 Features = dict[str, Any]
 """Padded token tensors of some texts, (n, longest), and ``LENGTHS``."""
-
 LENGTHS = "lengths"
 """Tokens of each text, as a list: were they counted on a GPU, it would have to be waited for."""
-
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 """Relations of a question to a passage of its batch: its own positive, scored against it, or left out."""
 

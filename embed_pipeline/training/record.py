@@ -1,4 +1,4 @@
-"""What a fine-tuning did: for run records, and beside the model."""
+"""What a fine-tuning did, and the shorter lengths its vectors may be cut to: stored beside the model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.task import TrainingError
 
 RECORD_FILE = "training.json"
 """Beside a tuned model: what was done, but for what differs from run to run."""
 _BY_THE_CLOCK = ("seconds", "examples_per_second", "device", "resumed_from")
+DIMENSIONS_KEY = "matryoshka_dimensions"
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,19 @@ def read_record(model_folder: Path) -> dict[str, Any]:
         message = f"{path} does not say how the model was trained: {error}; train it again"
         raise TrainingError(message) from error
     return values
+
+
+def declared_dimensions(model_folder: Path) -> tuple[int, ...]:
+    """The lengths that a model's folder declares, shortest first; none where it declares none.
+
+    Raises:
+        TrainingError: the folder is not a sentence-transformers model.
+    """
+    try:
+        first = json.loads((model_folder / "modules.json").read_text(encoding="utf-8"))[0]
+        config = model_folder / str(first["path"]) / "config.json"
+        values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        message = f"{model_folder} is not a sentence-transformers model: {error}"
+        raise TrainingError(message) from error
+    return tuple(sorted(int(length) for length in values.get(DIMENSIONS_KEY, ())))

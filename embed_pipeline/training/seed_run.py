@@ -1,36 +1,179 @@
-"""One seed's training, from its last checkpoint to its winning weights.
-
-Imports torch and transformers: import it inside functions from modules that the orchestration reads.
-"""
+"""One run with one seed: model, loss and trainer put together, from the last checkpoint to the winning weights."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import TrainerState
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from embed_pipeline import machine
-from embed_pipeline.embedding.models import torch_device
-from embed_pipeline.training import checkpoints
-from embed_pipeline.training.build import build_trainer, plain_base, world_size
-from embed_pipeline.training.curves import best_step, dev_curve, loss_curve, stalled
-from embed_pipeline.training.dev import DevMeasure
-from embed_pipeline.training.launch import is_first_process
-from embed_pipeline.training.supervisor import Supervisor
-from embed_pipeline.training.task import Task
+from embed_pipeline.embedding.models import max_tokens_of, torch_device
+from embed_pipeline.embedding.packing import is_packed
+from embed_pipeline.settings import Settings, Training
+from embed_pipeline.training.checkpoints import (
+    is_whole_checkpoint,
+    latest_checkpoint,
+    seal_checkpoint,
+    step_of_checkpoint,
+)
+from embed_pipeline.training.distillation import taught_scores
+from embed_pipeline.training.loss import MaskedInfoNCE, MicroBatches
+from embed_pipeline.training.prepared_model import (
+    compile_layers,
+    plain_base,
+    prepare_model,
+)
+from embed_pipeline.training.supervisor import DevMeasure, Supervisor, best_step, dev_curve, loss_curve, stalled
+from embed_pipeline.training.task import Plan, TrainingError, TrainingTask, is_first_process, learning_rate
 from embed_pipeline.training.trainer import ContrastiveTrainer
+from embed_pipeline.training.training_batches import Collator, ShuffledBatches
 from embed_pipeline.training.weights import save_model
 
+# A GPU has done a small batch's work before the next kernels are asked for.
+_MICRO_TOKENS = {"cpu": 4_096, "cuda": 131_072}
+_LOADERS = 2
+_NO_ROW_LIMIT = 1_000_000
+_LEAST_IN_CURVE = 50
+_MOST_STEPS_A_LOG = 10
 logger = logging.getLogger(__name__)
-
 RESULT_FILE = "seed.json"
+
+
+def world_size() -> int:
+    """Processes of this training, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def build_trainer(task: TrainingTask, schedule: Plan, seed: int, work: Path) -> tuple[ContrastiveTrainer, Supervisor]:
+    """The trainer of one seed, and what supervises it.
+
+    Args:
+        task: what is trained.
+        schedule: batch and passes.
+        seed: of the batches' order.
+        work: folder of this seed's checkpoints.
+
+    Raises:
+        TrainingError: there are fewer examples than processes, or a setting does not fit the model.
+    """
+    settings, training = task.settings, task.settings.training
+    if len(task.examples) < world_size():
+        message = f"{len(task.examples)} training examples cannot be dealt out to {world_size()} processes"
+        raise TrainingError(message)
+    taught = taught_scores(task.examples, task.corpus[1], settings)
+    model = prepare_model(settings)
+    limit = max_tokens_of(model)
+    collator = Collator(
+        task.examples,
+        model.tokenizer,
+        prefixes=(model.prompts.get("query") or "", model.prompts.get("document") or ""),
+        max_tokens=limit if training.max_text_tokens == "auto" else min(limit, training.max_text_tokens),
+        taught=taught,
+    )
+    rate = learning_rate(machine.width(model), training, labelled=task.examples.labelled)
+    arguments = _arguments(schedule, rate, settings, seed, work)
+    precision = machine.training_precision(training, arguments.device)
+    compile_layers(model, training, schedule.steps, bf16=precision == "bf16")
+    embedding = settings.embedding.model_copy(update={"precision": precision})
+    measure = DevMeasure(task.dev, task.corpus, seed=settings.seed) if task.dev else None
+    batches = ShuffledBatches(len(task.examples), schedule.batch_size, seed, processes=arguments.world_size)
+    supervisor = Supervisor(
+        work=work,
+        every=max(1, math.ceil(len(batches) / arguments.world_size / training.evaluations_per_epoch)),
+        measure=(lambda current: measure(current, embedding)) if measure else None,
+        record=task.record,
+    )
+    uncached = _uncached_tokens(model, training, precision, arguments.device)
+    micro = MicroBatches(
+        rows=_NO_ROW_LIMIT if training.micro_batch_size == "auto" else training.micro_batch_size,
+        tokens=min(_MICRO_TOKENS[arguments.device.type], uncached),
+        padded_left=model.tokenizer.padding_side == "left",
+        packed=is_packed(model),
+    )
+    trainer = ContrastiveTrainer(
+        batches=batches,
+        uncached_tokens=uncached,
+        work=work,
+        load_base=lambda: plain_base(settings),
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"index": list(range(len(task.examples)))}),
+        loss=_loss(model, training, micro, bf16=precision == "bf16"),
+        data_collator=collator,
+        callbacks=[supervisor],
+    )
+    trainer.remove_callback(PrinterCallback)
+    supervisor.trainer = trainer
+    return trainer, supervisor
+
+
+def _arguments(
+    schedule: Plan, rate: float, settings: Settings, seed: int, work: Path
+) -> SentenceTransformerTrainingArguments:
+    training, on_gpu = settings.training, torch_device(settings.embedding) == "cuda"
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=schedule.epochs,
+        per_device_train_batch_size=schedule.batch_size,
+        learning_rate=rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=math.ceil(schedule.warmup_steps / world_size()),
+        lr_scheduler_type="linear",
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not on_gpu,
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="steps",
+        logging_steps=_steps_a_log(schedule.steps) if on_gpu else 1,
+        logging_nan_inf_filter=False,
+        # A GPU would wait while the next batch is put together.
+        dataloader_num_workers=_LOADERS if on_gpu else 0,
+        dataloader_persistent_workers=on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+        # A pooling layer that sentence-transformers leaves out gets no gradient; no buffer changes while training.
+        ddp_find_unused_parameters=True,
+        ddp_broadcast_buffers=False,
+    )
+
+
+def _steps_a_log(steps: int) -> int:
+    """Steps between two losses that are read: for each the GPU is waited for, and then has nothing to do."""
+    return min(max(1, steps // _LEAST_IN_CURVE), _MOST_STEPS_A_LOG)
+
+
+def _loss(model: SentenceTransformer, training: Training, micro: MicroBatches, *, bf16: bool) -> MaskedInfoNCE:
+    return MaskedInfoNCE(
+        model,
+        temperature=training.loss_temperature,
+        micro=micro,
+        cached=training.micro_batch_size != "auto",
+        bf16=bf16,
+        dimensions=training.matryoshka_dimensions,
+        teacher_weight=training.teacher_weight if training.teacher else 0.0,
+    )
+
+
+def _uncached_tokens(
+    model: SentenceTransformer, training: Training, precision: machine.Precision, device: torch.device
+) -> int:
+    """Tokens whose activations fit in memory; checkpointed layers keep their inputs alone."""
+    tokens = machine.activation_tokens(model, precision, device)
+    return tokens * machine.CHECKPOINTED_FACTOR if training.gradient_checkpointing else tokens
 
 
 @dataclass(frozen=True)
@@ -68,12 +211,12 @@ class SeedResult:
     resumed_from: int | None
 
 
-def winner_folder(task: Task, seed: int) -> Path:
+def winner_folder(task: TrainingTask, seed: int) -> Path:
     """Where a seed's winning weights lie once it is through."""
     return task.work / f"winner-{seed}"
 
 
-def train_seed(task: Task, seed: int) -> SeedResult:
+def train_seed(task: TrainingTask, seed: int) -> SeedResult:
     """Train, or take up what another process has finished; the winning weights are in :func:`winner_folder` after it.
 
     Every process of a distributed training calls it; the first one writes.
@@ -83,7 +226,7 @@ def train_seed(task: Task, seed: int) -> SeedResult:
             the step and the last good checkpoint.
     """
     target = winner_folder(task, seed)
-    if checkpoints.is_whole(target):
+    if is_whole_checkpoint(target):
         logger.info("seed %d is trained already: %s", seed, target)
         return _read(target)
     if not task.settings.training.contrastive:
@@ -91,7 +234,7 @@ def train_seed(task: Task, seed: int) -> SeedResult:
     # Steps and batches depend on the number of processes, so checkpoints do too.
     work = task.work / f"seed-{seed}-of-{world_size()}"
     trainer, supervisor = build_trainer(task, task.plan, seed, work)
-    checkpoint = checkpoints.latest(work)
+    checkpoint = latest_checkpoint(work)
     started = time.monotonic()
     try:
         _run(trainer, supervisor, checkpoint)
@@ -109,7 +252,7 @@ def train_seed(task: Task, seed: int) -> SeedResult:
     return result
 
 
-def _leave(task: Task, seed: int, target: Path) -> SeedResult:
+def _leave(task: TrainingTask, seed: int, target: Path) -> SeedResult:
     """The base's weights as the winning ones, after no step."""
     started = time.monotonic()
     embedding = task.settings.embedding
@@ -150,11 +293,13 @@ def _run(trainer: ContrastiveTrainer, supervisor: Supervisor, checkpoint: Path |
     trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
-def _result(task: Task, trainer: ContrastiveTrainer, seed: int, checkpoint: Path | None, seconds: float) -> SeedResult:
+def _result(
+    task: TrainingTask, trainer: ContrastiveTrainer, seed: int, checkpoint: Path | None, seconds: float
+) -> SeedResult:
     state = trainer.state
     measured = dev_curve(state)
     best = best_step(measured)
-    resumed_from = checkpoints.step_of(checkpoint) if checkpoint else None
+    resumed_from = step_of_checkpoint(checkpoint) if checkpoint else None
     passes = (state.global_step - (resumed_from or 0)) / len(trainer.get_train_dataloader())
     return SeedResult(
         seed=seed,
@@ -187,7 +332,7 @@ def _write(trainer: ContrastiveTrainer, work: Path, target: Path, result: SeedRe
 
 def _seal(target: Path, result: SeedResult) -> None:
     (target / RESULT_FILE).write_text(json.dumps(asdict(result)), encoding="utf-8")
-    checkpoints.seal(target)
+    seal_checkpoint(target)
 
 
 def _read(target: Path) -> SeedResult:

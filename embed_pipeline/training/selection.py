@@ -1,4 +1,4 @@
-"""From trained seeds to the one model that is handed on: best on dev, within the bound on forgetting.
+"""Choosing the weights: best on dev, mixed with the base's where too much was forgotten, and the linear adapter.
 
 Imports torch: import it inside functions from modules that the orchestration reads.
 """
@@ -15,22 +15,20 @@ from sentence_transformers import SentenceTransformer
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
+from embed_pipeline.evaluation.general_set import general_set
 from embed_pipeline.settings import Embedding
 from embed_pipeline.training.checkpoints import SEAL
-from embed_pipeline.training.dev import DevMeasure
-from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.general import general_set
 from embed_pipeline.training.linear_adapter import append_adapter, fit_adapter, remove_adapter, set_adapter
-from embed_pipeline.training.merging import SHARES, Kept, keep_general
-from embed_pipeline.training.policy import adapter_share
 from embed_pipeline.training.record import TrainingResult
 from embed_pipeline.training.seed_run import RESULT_FILE, SeedResult, winner_folder
-from embed_pipeline.training.task import Task
-from embed_pipeline.training.weights import mean, put
+from embed_pipeline.training.supervisor import DevMeasure
+from embed_pipeline.training.task import TrainingError, TrainingTask, adapter_share
+from embed_pipeline.training.weights import State, mean, mix, put
 
 logger = logging.getLogger(__name__)
-
 Measure = Callable[[SentenceTransformer], float]
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""Shares of the tuned weights that are tried, the largest first."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class _Choice:
         return self.model is None and not self.seed.averaged and not self.seed.best_step
 
 
-def select(task: Task, seeds: Sequence[SeedResult], output: Path) -> TrainingResult:
+def select(task: TrainingTask, seeds: Sequence[SeedResult], output: Path) -> TrainingResult:
     """Choose, guard against forgetting, and write the model with its record to ``output``.
 
     Args:
@@ -86,7 +84,7 @@ def select(task: Task, seeds: Sequence[SeedResult], output: Path) -> TrainingRes
     return result
 
 
-def _choose(task: Task, seeds: Sequence[SeedResult], dev: Measure | None) -> _Choice:
+def _choose(task: TrainingTask, seeds: Sequence[SeedResult], dev: Measure | None) -> _Choice:
     """The seed that does best on dev, or the mean of all where that does better; without dev the first."""
     if dev is None or len(seeds) == 1:
         return _Choice(seeds[0], None, seeds[0].dev_ndcg_10)
@@ -101,7 +99,7 @@ def _choose(task: Task, seeds: Sequence[SeedResult], dev: Measure | None) -> _Ch
     return _Choice(best, None, best.dev_ndcg_10)
 
 
-def _general(task: Task, embedding: Embedding) -> Measure | None:
+def _general(task: TrainingTask, embedding: Embedding) -> Measure | None:
     """nDCG@10 of a model on the general questions; None: the settings want none."""
     count = task.settings.forgetting.questions
     if not count:
@@ -113,11 +111,11 @@ def _general(task: Task, embedding: Embedding) -> Measure | None:
 
 
 def _keep_general(
-    task: Task, choice: _Choice, model: SentenceTransformer, general: Measure, dev: Measure | None
-) -> Kept:
+    task: TrainingTask, choice: _Choice, model: SentenceTransformer, general: Measure, dev: Measure | None
+) -> ForgettingOutcome:
     if choice.is_base:
         value = general(model)
-        return Kept(1.0, value, value)
+        return ForgettingOutcome(1.0, value, value)
     base = load_model(task.settings.embedding.model, task.settings.embedding)
     kept = keep_general(
         model,
@@ -132,8 +130,12 @@ def _keep_general(
 
 
 def _adapt(
-    task: Task, model: SentenceTransformer, embedding: Embedding, general: Measure | None, kept: Kept | None
-) -> tuple[float | None, Kept | None]:
+    task: TrainingTask,
+    model: SentenceTransformer,
+    embedding: Embedding,
+    general: Measure | None,
+    kept: ForgettingOutcome | None,
+) -> tuple[float | None, ForgettingOutcome | None]:
     """Append the linear adapter, at the share wanted or the largest below that keeps the bound on forgetting.
 
     Returns the share, None where none is wanted, and ``kept`` as it is with the adapter. Where no share keeps the
@@ -172,7 +174,11 @@ def _adapt(
 
 
 def _result(
-    task: Task, seeds: Sequence[SeedResult], choice: _Choice, kept: Kept | None, dev_ndcg_10: float | None
+    task: TrainingTask,
+    seeds: Sequence[SeedResult],
+    choice: _Choice,
+    kept: ForgettingOutcome | None,
+    dev_ndcg_10: float | None,
 ) -> TrainingResult:
     training = task.settings.training
     schedule, won = task.plan if training.contrastive else None, choice.seed
@@ -205,3 +211,64 @@ def _result(
         device=won.device,
         resumed_from=won.resumed_from,
     )
+
+
+@dataclass(frozen=True)
+class ForgettingOutcome:
+    """What came of the check against forgetting.
+
+    Attributes:
+        share: share of the tuned weights in the model; 1: nothing was mixed in; 0: no share kept both bounds, and
+            the tuned weights are left as they are for the check to refuse.
+        before: nDCG@10 of the base on the general questions.
+        after: nDCG@10 of the model on them.
+    """
+
+    share: float
+    before: float
+    after: float
+
+
+def keep_general(
+    model: SentenceTransformer,
+    base: State,
+    *,
+    general: Measure,
+    before: float,
+    max_forgetting: float,
+    dev: tuple[Measure, float] | None,
+) -> ForgettingOutcome:
+    """Mix ``model`` with its base at the largest share of :data:`SHARES` that keeps both bounds.
+
+    The bounds: on the general questions the loss is at most ``max_forgetting``, and on dev the model is no worse
+    than the base. Weights that keep the first bound as they are are left alone.
+
+    Args:
+        model: the tuned model, without adapters; changed in place.
+        base: weights of the base under the same names.
+        general: nDCG@10 of a model on the general questions.
+        before: the same of the base.
+        max_forgetting: greatest loss, absolute.
+        dev: nDCG@10 of a model on the dev questions, and that of the base; None: there are none.
+    """
+    tuned = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    first = general(model)
+    if before - first <= max_forgetting:
+        return ForgettingOutcome(1.0, before, first)
+    for share in SHARES[1:]:
+        put(model, mix(base, tuned, share))
+        after = general(model)
+        if before - after > max_forgetting:
+            continue
+        if dev is None or dev[0](model) >= dev[1]:
+            logger.warning(
+                "general questions: nDCG@10 fell from %.4f to %.4f; %.0f %% of the tuned weights give %.4f",
+                before,
+                first,
+                100 * share,
+                after,
+            )
+            return ForgettingOutcome(share, before, after)
+    put(model, tuned)
+    logger.warning("no mixture of tuned and base weights keeps both bounds; the tuned weights stay as they are")
+    return ForgettingOutcome(0.0, before, first)

@@ -1,34 +1,43 @@
-"""What goes on around the steps: dev measurements, best and averaged weights, checkpoints, stopping early, progress.
-
-Imports torch and transformers: import it inside functions from modules that the orchestration reads.
-"""
+"""What goes on around the steps: dev nDCG@10, best and averaged weights, checkpoints, stopping early."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.search import BM25, search
+from embed_pipeline.evaluation.query_sets import QuerySet
+from embed_pipeline.evaluation.ranking import score_rankings
 from embed_pipeline.progress import Bar, progress
-from embed_pipeline.training import checkpoints
-from embed_pipeline.training.curves import DEV_METRIC, best_step, dev_curve, stalled
-from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.settings import Embedding
+from embed_pipeline.training.checkpoints import seal_checkpoint, step_of_checkpoint
+from embed_pipeline.training.task import TrainingError
 from embed_pipeline.training.trainer import ContrastiveTrainer
 from embed_pipeline.training.weights import RunningMean, put, trained
 
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
 logger = logging.getLogger(__name__)
-
 Record = Callable[[int, dict[str, float]], None]
-
 _MEAN_FILE = "mean.safetensors"
 _LEAST_IN_MEAN = 2
+DEV_METRIC = "dev_ndcg_10"
+PATIENCE = 4
+"""Dev measurements without a better one after which training stops."""
+CUTOFF = 10
+MAX_POOL = 400
+_LEXICAL_HITS = 10
 
 
 class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
@@ -119,13 +128,13 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         newest = self._work / f"checkpoint-{state.global_step}"
         if self.mean.count:
             self.mean.save(newest / _MEAN_FILE)
-        checkpoints.seal(newest)
+        seal_checkpoint(newest)
         best = best_step(dev_curve(state), trained_only=True)
         for folder in self._work.glob("checkpoint-*"):
             if folder != newest:
                 shutil.rmtree(folder)
         for folder in self._work.glob("best-*"):
-            if checkpoints.step_of(folder) not in {0, best}:
+            if step_of_checkpoint(folder) not in {0, best}:
                 shutil.rmtree(folder)
 
     def measure_mean(self, state: TrainerState) -> float | None:
@@ -179,3 +188,99 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
     def _note(state: TrainerState) -> str:
         last = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
         return "" if last is None else f"loss {last:.3f}"
+
+
+def dev_curve(state: TrainerState) -> list[tuple[int, float]]:
+    """Step and dev nDCG@10 of every measurement so far."""
+    return [(int(entry["step"]), float(entry[DEV_METRIC])) for entry in state.log_history if DEV_METRIC in entry]
+
+
+def loss_curve(state: TrainerState) -> list[tuple[int, float]]:
+    """Step and loss of every step so far."""
+    return [(int(entry["step"]), float(entry["loss"])) for entry in state.log_history if "loss" in entry]
+
+
+def best_step(curve: list[tuple[int, float]], *, trained_only: bool = False) -> int | None:
+    """Step of the best measurement, the earlier of equals; the base (step 0) only where it beats all of them."""
+    trained = [(value, -step) for step, value in curve if step]
+    best = max(trained, default=None)
+    base = [value for step, value in curve if not step]
+    if base and not trained_only and (best is None or base[0] > best[0]):
+        return 0
+    return -best[1] if best else None
+
+
+def stalled(curve: list[tuple[int, float]]) -> bool:
+    """True after ``PATIENCE`` measurements in a row that did not beat the best before them."""
+    best = best_step(curve, trained_only=True)
+    return best is not None and sum(step > best for step, _ in curve) >= PATIENCE
+
+
+class DevMeasure:
+    """Measures a model on the dev questions.
+
+    A large corpus is cut to a pool that is searched instead: every positive, the passages that share most words
+    with a question (so that the task stays hard), and a seeded sample.
+
+    Attributes:
+        pool: texts that are searched.
+    """
+
+    def __init__(
+        self, dev: QuerySet, corpus: tuple[Sequence[str], Sequence[str]], *, seed: int, max_pool: int = MAX_POOL
+    ) -> None:
+        """Choose the pool.
+
+        Args:
+            dev: questions answered by segments.
+            corpus: ids and texts of all segments.
+            seed: seed of the sample.
+            max_pool: passages searched, but for positives, which are all in.
+
+        Raises:
+            TrainingError: a dev question is answered by a segment that is not in the corpus.
+        """
+        ids, texts = corpus
+        place = {segment: index for index, segment in enumerate(ids)}
+        unknown = sorted({item for rel in dev.qrels.values() for item in rel} - set(place))
+        if unknown:
+            message = f"dev questions are answered by segments not in the corpus, first {unknown[0]!r}"
+            raise TrainingError(message)
+        self._dev = dev
+        self._questions = [dev.queries[query] for query in dev.ids]
+        chosen = sorted(_pool(dev, list(texts), place, seed, max_pool))
+        self._ids = [ids[index] for index in chosen]
+        self.pool = [texts[index] for index in chosen]
+
+    def __call__(self, model: SentenceTransformer, embedding: Embedding) -> float:
+        """Mean nDCG@10 of ``model``, which is left in the mode it was in."""
+        import torch
+
+        training = model.training
+        model.eval()
+        try:
+            # Layers compiled for training would be compiled again for this.
+            with torch.compiler.set_stance("force_eager"):
+                encoder = Encoder.of(model, embedding)
+                passages = encoder.encode(self.pool, "passage")
+                hits = search(encoder.encode(self._questions, "query"), passages, CUTOFF)
+        finally:
+            model.train(training)
+        rankings = {
+            query: [self._ids[index] for index in row] for query, row in zip(self._dev.ids, hits.indices, strict=True)
+        }
+        return float(score_rankings(rankings, self._dev.qrels, (CUTOFF,)).column("nDCG", CUTOFF).mean())
+
+
+def _pool(dev: QuerySet, texts: list[str], place: dict[str, int], seed: int, max_pool: int) -> set[int]:
+    if len(texts) <= max_pool:
+        return set(range(len(texts)))
+    chosen = {place[item] for rel in dev.qrels.values() for item in rel}
+    hits = BM25(texts).search([dev.queries[query] for query in dev.ids], _LEXICAL_HITS)
+    for rank in range(hits.indices.shape[1]):
+        column = [int(index) for index in hits.indices[:, rank] if index >= 0]
+        chosen.update(column[: max(0, max_pool - len(chosen))])
+    rest = np.asarray(sorted(set(range(len(texts))) - chosen))
+    wanted = max(0, max_pool - len(chosen))
+    chosen.update(int(index) for index in np.random.default_rng(seed).permutation(rest)[:wanted])
+    return chosen

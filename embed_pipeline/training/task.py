@@ -1,9 +1,11 @@
-"""What a training is given, in one piece: examples, dev questions, corpus, settings, and the folder it works in."""
+"""What is trained: numbered examples, dev questions, corpus and settings, and the schedule where they leave it open."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +13,32 @@ from pathlib import Path
 import polars as pl
 
 from embed_pipeline.embedding.models import resolve_model, torch_device
+from embed_pipeline.enumerations import LABELLED
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.methods import made_by
-from embed_pipeline.settings import TRAINING, Settings
+from embed_pipeline.settings import TRAINING, Adapter, Settings, Training
 from embed_pipeline.tables import content_hash
-from embed_pipeline.training.batches import Examples, number_examples
-from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.policy import Plan, plan
 
 Record = Callable[[int, dict[str, float]], None]
+SMALL_DATA = 2_000
+# Under this many steps a contrastive fine-tuning at 2e-5 has hardly moved; more passes than this overfit.
+_LEAST_STEPS = 30
+_MOST_EPOCHS = 8
+_BATCHES = ((SMALL_DATA, 32), (20_000, 64), (100_000, 128))
+_LARGEST_BATCH = 256
+_ONE_PASS = 20_000
+_ADAPTER = 0.5
+LEAST_DOCUMENTS = 20
+"""In a corpus of fewer documents there is little else to rank than a sentence's own."""
+_RATE, _LABELLED_RATE, _LABELLED_RATE_WIDTH = 2e-5, 1e-4, 384
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on."""
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """One training, before a seed is chosen.
 
     Attributes:
@@ -64,7 +79,7 @@ class Task:
         work: Path,
         documents: Sequence[str] = (),
         record: Record | None = None,
-    ) -> Task:
+    ) -> TrainingTask:
         """Number the examples and take the fingerprint, so that no other training's checkpoint is taken up.
 
         Args:
@@ -114,3 +129,165 @@ def used_negatives(settings: Settings) -> int | None:
     if wanted != "auto":
         return wanted
     return 1 if torch_device(settings.embedding) == "cpu" else None
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what all of this training share, as torchrun says."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Every example, with its texts as numbers: a text that occurs twice is one number.
+
+    Attributes:
+        questions: distinct question texts.
+        passages: distinct passage texts.
+        question: number of each example's question.
+        positive: number of each example's positive passage.
+        negatives: numbers of each example's mined negatives.
+        known: for each question number, all passages known to answer it: those of its siblings (examples that share
+            its qa_id) and of the examples that ask the same in the same words.
+        labelled: whether people wrote the questions of at least half of the examples.
+    """
+
+    questions: list[str]
+    passages: list[str]
+    question: list[int]
+    positive: list[int]
+    negatives: list[list[int]]
+    known: list[frozenset[int]]
+    labelled: bool
+
+    def __len__(self) -> int:
+        return len(self.question)
+
+
+def number_examples(examples: pl.DataFrame, passages: Mapping[str, str]) -> Examples:
+    """Number the texts of ``training_examples``.
+
+    Args:
+        examples: table ``training_examples``; order does not matter.
+        passages: segment id to text.
+
+    Raises:
+        TrainingError: an example names a segment that is not in ``passages``.
+    """
+    rows = examples.sort("example_id").to_dicts()
+    question_numbers: dict[str, int] = {}
+    passage_numbers: dict[str, int] = {}
+
+    def number(segment: str) -> int:
+        if segment not in passages:
+            message = f"training example names segment {segment!r}, which is not in the corpus"
+            raise TrainingError(message)
+        return passage_numbers.setdefault(passages[segment], len(passage_numbers))
+
+    question = [question_numbers.setdefault(row["question"], len(question_numbers)) for row in rows]
+    positive = [number(row["positive_segment_id"]) for row in rows]
+    negatives = [[number(segment) for segment in row["negative_segment_ids"]] for row in rows]
+    siblings: dict[str, set[int]] = {}
+    for row, own in zip(rows, positive, strict=True):
+        siblings.setdefault(row["qa_id"], set()).add(own)
+    known: list[set[int]] = [set() for _ in question_numbers]
+    for row, asked in zip(rows, question, strict=True):
+        known[asked] |= siblings[row["qa_id"]]
+    return Examples(
+        questions=list(question_numbers),
+        passages=list(passage_numbers),
+        question=question,
+        positive=positive,
+        negatives=negatives,
+        known=[frozenset(answers) for answers in known],
+        labelled=2 * sum(row["origin"] == LABELLED for row in rows) >= len(rows),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and in what steps to train.
+
+    Attributes:
+        batch_size: examples in a batch, on each process.
+        epochs: passes over the examples.
+        steps: optimizer steps of one process that works alone.
+        warmup_steps: steps in which the learning rate rises.
+        small_data: whether the rules for few examples applied.
+    """
+
+    batch_size: int
+    epochs: float
+    steps: int
+    warmup_steps: int
+    small_data: bool
+
+
+def plan(examples: int, training: Training) -> Plan:
+    """Fill in what the settings leave open about the steps (``batch_size`` and ``epochs`` of ``auto``).
+
+    Few examples get small batches, for enough steps, and up to eight passes to reach 30 steps; many get large
+    batches, for more negatives at once, and a single pass.
+
+    Args:
+        examples: training examples.
+        training: the settings.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    if examples < 1:
+        message = f"examples is {examples}, below 1"
+        raise ValueError(message)
+    fitting = next((size for bound, size in _BATCHES if examples < bound), _LARGEST_BATCH)
+    batch_size = min(fitting if training.batch_size == "auto" else training.batch_size, examples)
+    steps_per_epoch = math.ceil(examples / batch_size)
+    if training.epochs != "auto":
+        epochs = training.epochs
+    elif examples < SMALL_DATA:
+        epochs = float(min(_MOST_EPOCHS, max(2, math.ceil(_LEAST_STEPS / steps_per_epoch))))
+    else:
+        epochs = 2.0 if examples < _ONE_PASS else 1.0
+    steps = max(1, math.ceil(steps_per_epoch * epochs))
+    return Plan(
+        batch_size=batch_size,
+        epochs=epochs,
+        steps=steps,
+        warmup_steps=math.ceil(steps * training.warmup_ratio),
+        small_data=examples < SMALL_DATA,
+    )
+
+
+def learning_rate(width: int, training: Training, *, labelled: bool) -> float:
+    """Peak learning rate: the one that is set, or from the model and from who wrote the questions.
+
+    384 wide, people's questions gain most at 1e-4 without a loss on passages that training never saw, and generated
+    ones lose there, while they bear 2e-5 (docs/tuning.md). Under Adam the best rate of a wider model is lower in
+    proportion (Yang et al. 2022, Tensor Programs V): neither goes beyond that. Adapters bear 1e-4 at every width.
+
+    Args:
+        width: hidden size of the encoder.
+        training: the settings.
+        labelled: whether people wrote most of the questions.
+    """
+    if training.learning_rate != "auto":
+        return training.learning_rate
+    if training.lora_rank is not None:
+        return _LABELLED_RATE
+    most = _LABELLED_RATE * min(1.0, _LABELLED_RATE_WIDTH / width)
+    return most if labelled else min(_RATE, most)
+
+
+def adapter_share(adapter: Adapter, *, labelled: bool, documents: int) -> float:
+    """Share of the linear adapter that is wanted: the one that is set, or half of it under generated questions.
+
+    Half gained on the queries that people wrote for two of three sets and lost on none; under people's questions it was
+    not measured (docs/tuning.md).
+
+    Args:
+        adapter: the settings.
+        labelled: whether people wrote the questions.
+        documents: of the corpus.
+    """
+    if adapter.share != "auto":
+        return adapter.share
+    return 0.0 if labelled or documents < LEAST_DOCUMENTS else _ADAPTER

@@ -1,27 +1,29 @@
-"""Fine-tune the base encoder on the training examples."""
+"""Fine-tune the base encoder on the training examples, in one process or one for each GPU."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from embed_pipeline import tables
 from embed_pipeline.embedding.models import torch_device
-from embed_pipeline.evaluation.query_sets import QuerySet
+from embed_pipeline.evaluation.query_sets import QuerySet, generated_set
 from embed_pipeline.settings import Settings
-from embed_pipeline.training import checkpoints
-from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.launch import is_first_process
-from embed_pipeline.training.record import TrainingResult, read_record
-from embed_pipeline.training.task import Task
+from embed_pipeline.storage import read_table, table_path
+from embed_pipeline.training.checkpoints import prepare_work
+from embed_pipeline.training.record import TrainingResult
+from embed_pipeline.training.task import TrainingError, TrainingTask, is_first_process
 
 if TYPE_CHECKING:
     from embed_pipeline.training.seed_run import SeedResult
 
-__all__ = ["TrainingError", "TrainingResult", "finetune", "read_record", "train_seeds"]
+_MODULE = "embed_pipeline.training"
 
 
 def finetune(
@@ -44,7 +46,7 @@ def finetune(
     training picks them up, and only chooses, adapts and writes again; another one removes them.
 
     Where the weights that win on dev have forgotten more of the general questions than
-    ``forgetting.max_loss``, they are mixed with the base's (:mod:`embed_pipeline.training.merging`).
+    ``forgetting.max_loss``, they are mixed with the base's (:mod:`embed_pipeline.training.selection`).
 
     Args:
         examples: table ``training_examples``.
@@ -62,7 +64,7 @@ def finetune(
             stops being finite, or a single text does not fit in memory; it names the step and the last good checkpoint.
         ModelError: the base model or the teacher cannot be loaded.
     """
-    task = Task.of(examples, passages, dev, corpus, settings, work=work, documents=documents, record=record)
+    task = TrainingTask.of(examples, passages, dev, corpus, settings, work=work, documents=documents, record=record)
     seeds = train_seeds(task)
     from embed_pipeline.training.selection import select
 
@@ -72,7 +74,7 @@ def finetune(
     return result
 
 
-def train_seeds(task: Task) -> list[SeedResult]:
+def train_seeds(task: TrainingTask) -> list[SeedResult]:
     """Train every seed, or take up those that are trained; every process of a distributed training calls it.
 
     Args:
@@ -81,11 +83,10 @@ def train_seeds(task: Task) -> list[SeedResult]:
     Raises:
         TrainingError: as :func:`finetune`.
     """
-    from embed_pipeline.training.build import world_size
-    from embed_pipeline.training.seed_run import train_seed
+    from embed_pipeline.training.seed_run import train_seed, world_size
 
     if is_first_process():
-        checkpoints.prepare(task.work, task.fingerprint)
+        prepare_work(task.work, task.fingerprint)
     if world_size() > 1:
         from accelerate import PartialState  # type: ignore[import-untyped]  # accelerate ships no types
 
@@ -93,3 +94,51 @@ def train_seeds(task: Task) -> list[SeedResult]:
         PartialState(cpu=torch_device(task.settings.embedding) == "cpu").wait_for_everyone()
     first = task.settings.seed
     return [train_seed(task, seed) for seed in range(first, first + task.settings.training.num_runs)]
+
+
+def work_folder(settings: Settings) -> Path:
+    """Where the training of the stored tables keeps its checkpoints and finished seeds."""
+    return settings.paths.store / "models" / "finetuned_model" / ".work"
+
+
+def stored_task(settings: Settings) -> TrainingTask:
+    """The training that the tables in the store hold, as the asset ``finetuned_model`` reads them.
+
+    Raises:
+        TrainingError: a table was never materialized, or what it holds cannot be trained on.
+    """
+    corpus = _read_stored(settings, tables.CORPUS)
+    dev = generated_set(_read_stored(settings, tables.QA_DATASET), _read_stored(settings, tables.DATASET_SPLIT), "dev")
+    return TrainingTask.of(
+        _read_stored(settings, tables.TRAINING_EXAMPLES),
+        dict(corpus.select("segment_id", "text").iter_rows()),
+        dev,
+        (corpus["segment_id"].to_list(), corpus["text"].to_list()),
+        settings,
+        work=work_folder(settings),
+        documents=corpus["document_id"].to_list(),
+    )
+
+
+def train_in_processes(settings: Settings) -> None:
+    """Train the stored tables in ``training.processes`` processes, under torchrun; their output is shown as it comes.
+
+    Raises:
+        TrainingError: a process failed; it has logged why.
+    """
+    count = settings.training.processes
+    options = ["--standalone", "--nproc-per-node", str(count)]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", _MODULE]
+    done = subprocess.run(command, check=False)  # noqa: S603 - this very interpreter and module
+    if done.returncode:
+        message = f"training in {count} processes ended with status {done.returncode}; the log above says why"
+        raise TrainingError(message)
+
+
+def _read_stored(settings: Settings, table: tables.Table) -> pl.DataFrame:
+    path = table_path(settings.paths.root, table.name)
+    try:
+        return read_table(path, table)
+    except FileNotFoundError as error:
+        message = f"{table.name} is not there yet ({path}); materialize it first"
+        raise TrainingError(message) from error

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 
-from embed_pipeline.training import checkpoints
-from embed_pipeline.training.batches import ShuffledBatches
-from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.checkpoints import is_whole_checkpoint, latest_checkpoint, seal_checkpoint
 from embed_pipeline.training.loss import MaskedInfoNCE
+from embed_pipeline.training.task import TrainingError
+from embed_pipeline.training.training_batches import ShuffledBatches
 from embed_pipeline.training.weights import has_adapters, put, save_model, trained
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
 
     def last_good(self) -> str:
         """The last whole checkpoint, in words."""
-        folder = checkpoints.latest(self._work)
+        folder = latest_checkpoint(self._work)
         return f"the last good checkpoint is {folder}" if folder else "no checkpoint had been written"
 
     def _loss_function(self) -> MaskedInfoNCE:
@@ -130,7 +130,7 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
         """Write the weights as they are now for :meth:`take`, adapters alone where there are some, and seal them."""
         shutil.rmtree(folder, ignore_errors=True)
         self._save(str(folder))
-        checkpoints.seal(folder)
+        seal_checkpoint(folder)
 
     def take(self, folder: Path) -> None:
         """Go back to weights that :meth:`keep` wrote.
@@ -138,7 +138,7 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
         Raises:
             TrainingError: they are not whole.
         """
-        if not checkpoints.is_whole(folder):
+        if not is_whole_checkpoint(folder):
             message = f"the weights in {folder} are not whole; remove {self._work} and train again"
             raise TrainingError(message)
         self._load_from_checkpoint(str(folder))

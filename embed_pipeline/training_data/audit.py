@@ -14,7 +14,7 @@ import polars as pl
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.candidates import similarity_ceiling
-from embed_pipeline.training_data.near_duplicates import Passages, normalise_question
+from embed_pipeline.training_data.near_duplicates import NearDuplicatePassages, normalise_question
 
 _SAMPLED = 200
 _SUSPECT_RANK = 3
@@ -149,7 +149,7 @@ def negatives_failures(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, setti
     for row in rows:
         known[normalise_question(row["question"])].update(row["positive_segment_ids"])
     found: defaultdict[str, list[str]] = defaultdict(list)
-    passages = Passages(settings.training_data.near_duplicate_passages)
+    passages = NearDuplicatePassages(settings.training_data.near_duplicate_passages)
     for row in rows:
         for problem in _problems(row, known[normalise_question(row["question"])], texts, passages, settings):
             found[problem].append(row["qa_id"])
@@ -221,7 +221,7 @@ def _problems(
     row: Mapping[str, Any],
     positives: set[str],
     texts: Mapping[str, str],
-    passages: Passages,
+    passages: NearDuplicatePassages,
     settings: Settings,
 ) -> Iterator[str]:
     negatives, options = row["negative_segment_ids"], settings.training_data

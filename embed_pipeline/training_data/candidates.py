@@ -13,7 +13,7 @@ import numpy as np
 from embed_pipeline.embedding.search import Floats, Hits, search
 from embed_pipeline.progress import progress
 from embed_pipeline.settings import Settings, TrainingData
-from embed_pipeline.training_data.near_duplicates import Passages
+from embed_pipeline.training_data.near_duplicates import NearDuplicatePassages
 
 _BLOCK = 4_096
 
@@ -154,7 +154,7 @@ class _Rules:
         self._texts = texts
         self._wanted = wanted
         self._options = settings.training_data
-        self._passages = Passages(settings.training_data.near_duplicate_passages)
+        self._passages = NearDuplicatePassages(settings.training_data.near_duplicate_passages)
 
     def judge(
         self, question: Question, positive: list[float], numbers: Sequence[int], scores: Sequence[float]

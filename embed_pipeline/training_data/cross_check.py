@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from embed_pipeline.embedding.models import refuse_foreign_code, torch_device
+from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient, open_client
-from embed_pipeline.llm.errors import InvalidAnswer
+from embed_pipeline.llm.prompts import delimit
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.prompts import delimit
 from embed_pipeline.training_data.candidates import similarity_ceiling
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
-
 _PROMPT = Path(__file__).parent / "prompts" / "answers.md"
 
 
@@ -36,7 +35,7 @@ class CrossCheckError(ValueError):
 
 
 @dataclass(frozen=True)
-class Doubt:
+class QuestionCandidates:
     """A question, the texts that answer it, and mined negatives to be checked."""
 
     question: str
@@ -52,7 +51,7 @@ class CrossCheck(Protocol):
         """Who checks, as stored with the decision."""
         ...
 
-    def answering(self, doubts: Sequence[Doubt]) -> list[list[bool]]:
+    def answering(self, doubts: Sequence[QuestionCandidates]) -> list[list[bool]]:
         """For each question, for each of its negatives: does it answer?"""
         ...
 
@@ -94,7 +93,7 @@ class CrossEncoderCheck:
         self._options = settings.training_data
         self.name = f"cross-encoder {folder.resolve().name}"
 
-    def answering(self, doubts: Sequence[Doubt]) -> list[list[bool]]:
+    def answering(self, doubts: Sequence[QuestionCandidates]) -> list[list[bool]]:
         """See :class:`CrossCheck`."""
         pairs = [(doubt.question, text) for doubt in doubts for text in (*doubt.positives, *doubt.negatives)]
         if not pairs:
@@ -123,7 +122,7 @@ class JudgeCheck:
         self._settings = settings
         self.name = f"judge {settings.llm.judge_model or settings.llm.model}"
 
-    def answering(self, doubts: Sequence[Doubt]) -> list[list[bool]]:
+    def answering(self, doubts: Sequence[QuestionCandidates]) -> list[list[bool]]:
         """See :class:`CrossCheck`.
 
         Raises:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_pipeline.corpus.shingles import HashedTexts, candidates, containment
-from embed_pipeline.synthesis.words import content_words, words
+from embed_pipeline.text.shingles import HashedTexts, candidates, containment
+from embed_pipeline.text.words import content_words, words
 
 if TYPE_CHECKING:
     from scipy.cluster.hierarchy import DisjointSet
@@ -26,7 +26,7 @@ _EPSILON = 1e-9
 _WORD = re.compile(r"\w+")
 
 
-class Passages:
+class NearDuplicatePassages:
     """Tells near-duplicate passages from others, by the same measure; the word 5-grams of recent ones are kept."""
 
     def __init__(self, threshold: float) -> None:

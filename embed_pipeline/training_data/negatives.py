@@ -1,13 +1,8 @@
-"""Hard negatives: the most similar wrong segments of each question, by rule (DESIGN.md, section 5).
-
-Candidates of a question are the ``range_max`` texts most similar to it, its positives and texts identical to one
-left out. A candidate becomes a negative only if its similarity is at most the ceiling and it is no near-duplicate of a
-positive; where fewer survive than are wanted, fewer are returned. Negatives that people labelled come first, and no
-rule turns them away.
-"""
+"""Hard negatives: the most similar wrong segments of each question, and one training example per positive."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +16,9 @@ from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Kind
 from embed_pipeline.embedding.search import Floats
 from embed_pipeline.settings import Settings, TrainingData
-from embed_pipeline.training_data.candidates import (
-    Mined,
-    Question,
-    mine_candidates,
-    similarities,
-    similarity_ceiling,
-)
-from embed_pipeline.training_data.cross_check import CrossCheck, Doubt, configured_checks
-from embed_pipeline.training_data.near_duplicates import Passages, normalise_question
+from embed_pipeline.training_data.candidates import Mined, Question, mine_candidates, similarities, similarity_ceiling
+from embed_pipeline.training_data.cross_check import CrossCheck, QuestionCandidates, configured_checks
+from embed_pipeline.training_data.near_duplicates import NearDuplicatePassages, normalise_question
 
 # Survivors that a cross-check looks at, for each negative wanted.
 _CHECKED_FOR_EACH = 3
@@ -49,7 +38,7 @@ class Encodes(Protocol):
 
 
 @dataclass(frozen=True)
-class _Corpus:
+class _DistinctPassages:
     """The distinct texts of a corpus: texts that several segments share are one passage, named by the first id.
 
     Attributes:
@@ -63,7 +52,7 @@ class _Corpus:
     number: dict[str, int]
 
     @classmethod
-    def of(cls, corpus: pl.DataFrame, asked_for: Iterable[str]) -> _Corpus:
+    def of(cls, corpus: pl.DataFrame, asked_for: Iterable[str]) -> _DistinctPassages:
         segments = corpus.select("segment_id", "text")
         distinct = segments.sort("segment_id").unique("text", keep="first", maintain_order=True)
         asked = pl.DataFrame({"segment_id": sorted(set(asked_for))}, schema={"segment_id": pl.String})
@@ -104,7 +93,7 @@ def mine_hard_negatives(
     if _LABELLED not in ordered.columns:
         ordered = ordered.with_columns(pl.lit([], dtype=pl.List(pl.String)).alias(_LABELLED))
     named = pl.concat([ordered["positive_segment_ids"].explode(), ordered[_LABELLED].explode()]).drop_nulls()
-    passages = _Corpus.of(corpus, named)
+    passages = _DistinctPassages.of(corpus, named)
     asked = _number_questions(ordered, passages.number)
     vectors = (
         encoder.encode(ordered["question"].to_list(), "query", label="Encoding questions"),
@@ -148,7 +137,7 @@ def _cross_check(
     if not checks:
         return [frozenset() for _ in asked]
     doubts = [
-        Doubt(question.text, [texts[n] for n in found.positives], [texts[n] for n in found.negatives])
+        QuestionCandidates(question.text, [texts[n] for n in found.positives], [texts[n] for n in found.negatives])
         for question, found in zip(asked, mined, strict=True)
     ]
     answering: defaultdict[str, set[int]] = defaultdict(set)
@@ -183,7 +172,7 @@ class _Settler:
         self._texts = texts
         self._questions, self._passages = vectors
         self._options = options
-        self._alike = Passages(options.near_duplicate_passages).alike
+        self._alike = NearDuplicatePassages(options.near_duplicate_passages).alike
 
     def settle(self, question: Question, found: Mined, answering: frozenset[int]) -> _Settled:
         """Drop or promote what answers; a promoted passage lowers the ceiling as any positive does."""
@@ -216,7 +205,9 @@ class _Settler:
         return any(self._alike(self._texts[number], self._texts[other]) for other in promoted)
 
 
-def _frame(ordered: pl.DataFrame, passages: _Corpus, settled: Sequence[_Settled], decision: str) -> pl.DataFrame:
+def _frame(
+    ordered: pl.DataFrame, passages: _DistinctPassages, settled: Sequence[_Settled], decision: str
+) -> pl.DataFrame:
     def named(rows: Iterable[Sequence[int]]) -> pl.Series:
         return _lists([[passages.ids[number] for number in own] for own in rows], pl.String)
 
@@ -253,3 +244,32 @@ def _one_of_each(segment_ids: Sequence[str], number: Mapping[str, int]) -> list[
     for key in segment_ids:
         first.setdefault(number[key], key)
     return list(first.values())
+
+
+def unroll(hard_negatives: pl.DataFrame) -> pl.DataFrame:
+    """A question with n positives becomes n examples, all with the same negatives; siblings share its qa_id.
+
+    Unrolling comes after mining, so that the ceiling is that of the question's least similar positive and no
+    sibling's positive is anyone's negative.
+
+    Args:
+        hard_negatives: frame of :data:`tables.HARD_NEGATIVES`.
+
+    Returns:
+        Frame of :data:`tables.TRAINING_EXAMPLES`, sorted by qa_id, positives in the question's order.
+    """
+    rows: list[dict[str, object]] = [
+        {
+            "example_id": hashlib.sha256(f"{row['qa_id']}\0{positive}".encode()).hexdigest()[:16],
+            "qa_id": row["qa_id"],
+            "origin": row["origin"],
+            "question": row["question"],
+            "positive_segment_id": positive,
+            "negative_segment_ids": row["negative_segment_ids"],
+            "positive_similarity": similarity,
+            "negative_similarities": row["negative_similarities"],
+        }
+        for row in hard_negatives.sort("qa_id").iter_rows(named=True)
+        for positive, similarity in zip(row["positive_segment_ids"], row["positive_similarities"], strict=True)
+    ]
+    return tables.TRAINING_EXAMPLES.frame(rows)

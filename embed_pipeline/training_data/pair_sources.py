@@ -4,13 +4,160 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import polars as pl
 
 from embed_pipeline import tables
+from embed_pipeline.enumerations import Augmentation
 from embed_pipeline.settings import Settings
+from embed_pipeline.text.words import content_words, sentences
 from embed_pipeline.training_data.labels import labelled_pairs, read_labels
-from embed_pipeline.training_data.structure import structure_pairs
+from embed_pipeline.training_data.near_duplicates import normalise_question
+
+_LEAST_CONTENT_WORDS = 2
+_CROP_WORDS = (6, 30)
+_MARKDOWN_LINK = re.compile(r"(?<!!)\[([^\]\[]{3,120})\]\(([^)\s#]+)(?:#[^)]*)?\)")
+_RST_LINK = re.compile(r":doc:`([^`<]{3,120}?)\s*<([^`>]+)>`")
+_HEADING_SEPARATOR = " > "
+
+
+@dataclass(frozen=True)
+class StructurePair:
+    """A text that stands for a question, and the segment that it belongs to."""
+
+    origin: Augmentation
+    question: str
+    segment_id: str
+
+
+@dataclass(frozen=True)
+class _Segment:
+    segment_id: str
+    heading_path: str
+    text: str
+    long_enough: bool
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A document and its segments in order."""
+
+    path: str
+    title: str
+    segments: list[_Segment]
+
+    @property
+    def opening(self) -> _Segment | None:
+        """The first segment that is long enough to answer anything."""
+        return next((segment for segment in self.segments if segment.long_enough), None)
+
+
+def structure_pairs(corpus: pl.DataFrame, origins: Sequence[Augmentation], least_tokens: int) -> list[StructurePair]:
+    """Pairs of the wanted origins; a text that leads to two segments, or says less than two words, is none.
+
+    Args:
+        corpus: frame of :data:`tables.CORPUS`, of the documents that may be used.
+        origins: which kinds; kinds that do not come from structure are passed over.
+        least_tokens: shorter segments answer nothing.
+
+    Returns:
+        The pairs in the order of ``origins``, within each by path and position.
+    """
+    documents = list(_documents(corpus, least_tokens))
+    makers: dict[str, Callable[[list[_Document]], Iterator[StructurePair]]] = {
+        "title": _titles,
+        "heading": _headings,
+        "link": _links,
+        "crop": _crops,
+    }
+    found = [pair for origin in origins if origin in makers for pair in makers[origin](documents)]
+    targets: defaultdict[str, set[str]] = defaultdict(set)
+    for pair in found:
+        targets[normalise_question(pair.question)].add(pair.segment_id)
+    chosen: dict[str, StructurePair] = {}
+    for pair in found:
+        asked = normalise_question(pair.question)
+        if len(targets[asked]) == 1 and len(set(content_words(pair.question))) >= _LEAST_CONTENT_WORDS:
+            chosen.setdefault(asked, pair)
+    return list(chosen.values())
+
+
+def _documents(corpus: pl.DataFrame, least_tokens: int) -> Iterator[_Document]:
+    ordered = corpus.sort("path", "document_id", "position")
+    for group in ordered.partition_by("path", "document_id", maintain_order=True):
+        first = group.row(0, named=True)
+        yield _Document(
+            first["path"],
+            first["title"],
+            [
+                _Segment(row["segment_id"], row["heading_path"], row["text"], row["token_count"] >= least_tokens)
+                for row in group.iter_rows(named=True)
+            ],
+        )
+
+
+def _titles(documents: list[_Document]) -> Iterator[StructurePair]:
+    for document in documents:
+        if document.opening is not None:
+            yield StructurePair("title", document.title, document.opening.segment_id)
+
+
+def _headings(documents: list[_Document]) -> Iterator[StructurePair]:
+    """A heading, or where several sections share it (``Usage``) the heading after its document's title."""
+    sections = [
+        (document, path, segment)
+        for document in documents
+        for path, segment in _first_of_sections(document).items()
+        if path and path != document.title
+    ]
+    leaves = Counter(path.rsplit(_HEADING_SEPARATOR, 1)[-1].lower() for _, path, _ in sections)
+    for document, path, segment in sections:
+        leaf = path.rsplit(_HEADING_SEPARATOR, 1)[-1]
+        alone = leaves[leaf.lower()] == 1 and len(set(content_words(leaf))) >= _LEAST_CONTENT_WORDS
+        yield StructurePair("heading", leaf if alone else f"{document.title}: {leaf}", segment.segment_id)
+
+
+def _first_of_sections(document: _Document) -> dict[str, _Segment]:
+    first: dict[str, _Segment] = {}
+    for segment in document.segments:
+        if segment.long_enough:
+            first.setdefault(segment.heading_path, segment)
+    return first
+
+
+def _links(documents: list[_Document]) -> Iterator[StructurePair]:
+    by_path = {document.path: document for document in documents}
+    by_stem = {posixpath.splitext(path)[0]: document for path, document in by_path.items()}
+    for document in documents:
+        for segment in document.segments:
+            for pattern in (_MARKDOWN_LINK, _RST_LINK):
+                for text, target in pattern.findall(segment.text):
+                    place = _resolve(document.path, target)
+                    found = by_path.get(place) or by_stem.get(posixpath.splitext(place)[0])
+                    if found is not None and found is not document and found.opening is not None:
+                        yield StructurePair("link", " ".join(text.split()), found.opening.segment_id)
+
+
+def _resolve(source: str, target: str) -> str:
+    """A relative link as a path below the documents folder."""
+    base = "" if target.startswith("/") else posixpath.dirname(source)
+    return posixpath.normpath(posixpath.join(base, target.lstrip("/")))
+
+
+def _crops(documents: list[_Document]) -> Iterator[StructurePair]:
+    """The sentence with the most distinct content words of each segment, not too long to be asked."""
+    least, most = _CROP_WORDS
+    for document in documents:
+        for segment in document.segments:
+            fitting = [s for s in sentences(segment.text) if least <= len(s.split()) <= most]
+            if segment.long_enough and fitting:
+                best = max(fitting, key=lambda sentence: len(set(content_words(sentence))))
+                yield StructurePair("crop", best, segment.segment_id)
 
 
 def collect_pairs(generated: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> pl.DataFrame:

@@ -12,15 +12,15 @@ import polars as pl
 
 from embed_pipeline.enumerations import Augmentation
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.words import content_words, words
+from embed_pipeline.text.words import content_words, words
 from embed_pipeline.training_data.labels import read_labels
 from embed_pipeline.training_data.near_duplicates import (
     join_near_duplicates,
     near_duplicate_questions,
     normalise_question,
 )
+from embed_pipeline.training_data.pair_sources import structure_pairs
 from embed_pipeline.training_data.split import DEV, TEST, TRAIN
-from embed_pipeline.training_data.structure import structure_pairs
 
 _TEXT, _IDS = pl.String(), pl.List(pl.String)
 SCHEMA = {
@@ -57,7 +57,7 @@ def training_questions(qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFra
         labelled = {label.qa_id: label.negatives for label in read_labels(settings.training_data.label_sets, corpus)}
     train = split.filter(pl.col("split") == TRAIN).select("qa_id")
     rows = [
-        _Row(row["qa_id"], row["origin"], row["question"], sorted(set(row["segment_ids"])), negatives)
+        _TrainingQuestion(row["qa_id"], row["origin"], row["question"], sorted(set(row["segment_ids"])), negatives)
         for row in qa.join(train, on="qa_id", how="semi").sort("qa_id").iter_rows(named=True)
         for negatives in [labelled.get(row["qa_id"], [])]
     ]
@@ -67,7 +67,7 @@ def training_questions(qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFra
     return pl.DataFrame(rows, schema=SCHEMA, orient="row").sort("qa_id")
 
 
-class _Row(NamedTuple):
+class _TrainingQuestion(NamedTuple):
     """A question, in the order of the schema."""
 
     qa_id: str
@@ -90,7 +90,9 @@ def _augmentation_budget(examples: int, settings: Settings) -> int:
     return missing if share == 1 else min(missing, math.floor(examples * share / (1 - share)))
 
 
-def _augmented(rows: Sequence[_Row], split: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> list[_Row]:
+def _augmented(
+    rows: Sequence[_TrainingQuestion], split: pl.DataFrame, corpus: pl.DataFrame, settings: Settings
+) -> list[_TrainingQuestion]:
     """All augmented questions there are, in the order of the setting, shuffled within each origin."""
     origins = settings.training_data.augmentations
     found = _keyword_forms(rows) if "keywords" in origins else []
@@ -107,7 +109,7 @@ def _augmented(rows: Sequence[_Row], split: pl.DataFrame, corpus: pl.DataFrame, 
     return _unheard(ordered, rows, split, settings)
 
 
-def _first_examples(rows: Sequence[_Row], most: int) -> list[_Row]:
+def _first_examples(rows: Sequence[_TrainingQuestion], most: int) -> list[_TrainingQuestion]:
     """The first rows that together make at most so many examples."""
     chosen, examples = [], 0
     for row in rows:
@@ -117,7 +119,7 @@ def _first_examples(rows: Sequence[_Row], most: int) -> list[_Row]:
     return chosen
 
 
-def _keyword_forms(rows: Sequence[_Row]) -> list[_Row]:
+def _keyword_forms(rows: Sequence[_TrainingQuestion]) -> list[_TrainingQuestion]:
     """Each question as people type it into a search box: its content words alone, in order."""
     forms = []
     for row in rows:
@@ -127,12 +129,14 @@ def _keyword_forms(rows: Sequence[_Row]) -> list[_Row]:
     return forms
 
 
-def _augmented_row(origin: Augmentation, question: str, positives: Sequence[str]) -> _Row:
+def _augmented_row(origin: Augmentation, question: str, positives: Sequence[str]) -> _TrainingQuestion:
     identity = "\0".join([origin, question, *positives])
-    return _Row(hashlib.sha256(identity.encode()).hexdigest()[:16], origin, question, list(positives), [])
+    return _TrainingQuestion(hashlib.sha256(identity.encode()).hexdigest()[:16], origin, question, list(positives), [])
 
 
-def _unheard(found: Sequence[_Row], rows: Sequence[_Row], split: pl.DataFrame, settings: Settings) -> list[_Row]:
+def _unheard(
+    found: Sequence[_TrainingQuestion], rows: Sequence[_TrainingQuestion], split: pl.DataFrame, settings: Settings
+) -> list[_TrainingQuestion]:
     """Those that repeat no question of dev or test, and no other row word for word with the same answer."""
     held = split.filter(pl.col("split").is_in([DEV, TEST])).sort("qa_id")["question"].to_list()
     threshold = settings.training_data.near_duplicate_questions

@@ -9,13 +9,13 @@ import pytest
 
 from embed_pipeline.corpus import batches as batches_module
 from embed_pipeline.corpus.batches import (
-    Pace,
+    ScanLimits,
     batch_folder,
     batch_number,
     cut_batches,
+    find_new_batches,
     load_batch,
     load_batches,
-    look_at_documents,
 )
 from embed_pipeline.corpus.files import CorpusError
 from embed_pipeline.settings import Settings
@@ -177,23 +177,23 @@ def test_a_file_still_written_to_is_left_for_a_later_look(folder: Path, make_set
     _write(folder, "old.md")
     settings = make_settings()
     later = (folder / "old.md").stat().st_ctime + 60
-    look = look_at_documents(settings, Pace(settle_seconds=30), now=later)
+    look = find_new_batches(settings, ScanLimits(settle_seconds=30), now=later)
     assert _names(list(look.batches)) == [["old.md"]]
     _write(folder, "young.md")
     # A copy that keeps the original's time is young all the same.
     os.utime(folder / "young.md", (1, 1))
     touched = (folder / "young.md").stat().st_ctime
-    look = look_at_documents(settings, Pace(settle_seconds=30), now=touched + 10)
+    look = find_new_batches(settings, ScanLimits(settle_seconds=30), now=touched + 10)
     assert (look.batches, look.unsettled) == ((), 1)
-    look = look_at_documents(settings, Pace(settle_seconds=30), now=touched + 31)
+    look = find_new_batches(settings, ScanLimits(settle_seconds=30), now=touched + 31)
     assert (_names(list(look.batches)), look.unsettled) == ([["young.md"]], 0)
 
 
-@pytest.mark.parametrize("pace", [Pace(files=2), Pace(bytes=30)])
-def test_one_look_reads_no_more_than_its_pace(folder: Path, make_settings: MakeSettings, pace: Pace) -> None:
+@pytest.mark.parametrize("pace", [ScanLimits(files=2), ScanLimits(bytes=30)])
+def test_one_look_reads_no_more_than_its_pace(folder: Path, make_settings: MakeSettings, pace: ScanLimits) -> None:
     _write(folder, *(f"{number}.md" for number in range(5)))
     settings = make_settings()
-    looks = [look_at_documents(settings, pace) for _ in range(4)]
+    looks = [find_new_batches(settings, pace) for _ in range(4)]
     assert [[file.path for batch in look.batches for file in batch.files] for look in looks] == [
         ["0.md", "1.md"], ["2.md", "3.md"], ["4.md"], [],
     ]  # fmt: skip
@@ -243,7 +243,7 @@ def test_files_that_cannot_be_read_do_not_keep_the_others_waiting(
         patched.setattr(batches_module, "read_document", refuse)
         cut_batches(settings)
         _write(folder, "c.md", "d.md")
-        (batch,) = look_at_documents(settings, Pace(files=2)).batches
+        (batch,) = find_new_batches(settings, ScanLimits(files=2)).batches
     assert [file.path for file in batch.files] == ["c.md", "d.md"]
 
 
@@ -264,9 +264,9 @@ def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_deleted(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", fail_on_shelf)
-        look = look_at_documents(settings, Pace())
+        look = find_new_batches(settings, ScanLimits())
     assert (look.batches, look.held_back) == ((), 1)
-    assert look_at_documents(settings, Pace()).held_back == 0
+    assert find_new_batches(settings, ScanLimits()).held_back == 0
 
 
 def test_too_many_deletions_at_once_are_held_back_until_a_person_looks(
@@ -277,7 +277,7 @@ def test_too_many_deletions_at_once_are_held_back_until_a_person_looks(
     cut_batches(settings)
     for name in ("a.md", "b.md", "c.md"):
         (folder / name).unlink()
-    look = look_at_documents(settings, Pace(max_deleted_share=0.5))
+    look = find_new_batches(settings, ScanLimits(max_deleted_share=0.5))
     assert (look.batches, look.held_back) == ((), 3)
     (batch,), _ = cut_batches(settings)
     assert batch.deleted == ("a.md", "b.md", "c.md")

@@ -13,12 +13,11 @@ import fsspec
 import pytest
 
 from embed_pipeline.corpus import batches as batches_module
-from embed_pipeline.corpus import remote
-from embed_pipeline.corpus.batches import Pace, cut_batches, load_batches, look_at_documents
+from embed_pipeline.corpus import files as remote
+from embed_pipeline.corpus.batches import ScanLimits, cut_batches, find_new_batches, load_batches
 from embed_pipeline.corpus.documents import read_documents
-from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.corpus.files import CorpusError, is_present, read_document, scan_documents
 from embed_pipeline.corpus.sample import SampleError, write_sample
-from embed_pipeline.corpus.sources import is_present, read_document, scan_documents
 from embed_pipeline.settings import Corpus, Settings, SettingsError, load_settings
 
 URL = "memory://bucket/docs"
@@ -77,8 +76,8 @@ def test_new_changed_and_deleted_files_are_batches_and_documents(
 def test_a_young_file_waits_and_a_look_ends_in_time(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     _put(a_md="a", b_md="b")
-    assert look_at_documents(settings, Pace(settle_seconds=3600)).unsettled == 2
-    look = look_at_documents(settings, Pace(seconds=0))
+    assert find_new_batches(settings, ScanLimits(settle_seconds=3600)).unsettled == 2
+    look = find_new_batches(settings, ScanLimits(seconds=0))
     assert ([file.path for batch in look.batches for file in batch.files], look.waiting) == (["a.md"], 1)
 
 

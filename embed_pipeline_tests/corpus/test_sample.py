@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from embed_pipeline.corpus import sample
-from embed_pipeline.corpus.headings import find_headings
+from embed_pipeline.text.headings import find_headings
 
 QUESTIONS = Path(__file__).parents[2] / "data" / "sample" / "python-reference"
 

@@ -20,7 +20,7 @@ def exporting() -> Embedding:
 @pytest.fixture(scope="session")
 def tiny_export(tiny_model: Path, exporting: Embedding, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONNX folder of the tiny model; tests that change it copy it first."""
-    from embed_pipeline.release.onnx_export import export_onnx
+    from embed_pipeline.embedding.onnx_export import export_onnx
 
     folder = tmp_path_factory.mktemp("export") / "onnx"
     export_onnx(tiny_model, folder, Release(), exporting)

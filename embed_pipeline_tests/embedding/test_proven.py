@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed_pipeline.embedding import proven
+from embed_pipeline.embedding import onnx_export, proven
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 from embed_pipeline.embedding.proven import CorpusBackend, choose_backend, cosines_of, open_base_encoder, proof_texts
-from embed_pipeline.release import onnx_export
 from embed_pipeline.settings import Embedding, Paths, Settings
 from embed_pipeline_tests.tiny import write_tiny_model
 
@@ -171,7 +170,7 @@ def test_an_export_that_fails_is_said_and_leaves_nothing(tiny_model, tmp_path, c
 
     def failing(_: object, output: Path, *__: object) -> None:
         output.mkdir()
-        raise onnx_export.ReleaseError("no such operator")
+        raise onnx_export.OnnxExportError("no such operator")
 
     monkeypatch.setattr(onnx_export, "export_onnx", failing)
     assert chosen(settings()).name == "torch"

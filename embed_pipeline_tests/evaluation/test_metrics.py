@@ -4,7 +4,7 @@ from math import log2
 
 import pytest
 
-from embed_pipeline.evaluation.metrics import score_rankings
+from embed_pipeline.evaluation.ranking import score_rankings
 
 
 def test_metrics_equal_values_computed_by_hand() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embed_pipeline.evaluation.promotion import compare_with_champion, promotion_failures
+from embed_pipeline.evaluation.gates import compare_with_champion, promotion_failures
 from embed_pipeline.settings import Gates, Settings
 from embed_pipeline.tables import CHAMPION_COMPARISON
 from embed_pipeline_tests.evaluation import material

@@ -5,8 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from embed_pipeline.evaluation.query_sets import Passages
-from embed_pipeline.evaluation.slices import modification_times, with_document_slices
+from embed_pipeline.evaluation.query_sets import Passages, modification_times, with_document_slices
 from embed_pipeline_tests.evaluation import material
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

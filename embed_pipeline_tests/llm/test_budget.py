@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from embed_pipeline.llm.budget import Budget
-from embed_pipeline.llm.errors import BudgetExhausted
+from embed_pipeline.llm.budget import Budget, BudgetExhausted
 from embed_pipeline.settings import LLM
 
 

@@ -17,15 +17,11 @@ from pydantic import BaseModel, Field
 
 from embed_pipeline.llm import throttle as throttle_module
 from embed_pipeline.llm import transport
+from embed_pipeline.llm.answers import InvalidAnswer
+from embed_pipeline.llm.budget import BudgetExhausted
 from embed_pipeline.llm.client import LLMClient, open_client
-from embed_pipeline.llm.errors import (
-    BudgetExhausted,
-    EndpointError,
-    InvalidAnswer,
-    RequestFailed,
-    TooManyFailures,
-)
 from embed_pipeline.llm.store import ResponseStore
+from embed_pipeline.llm.transport import EndpointError, RequestFailed, TooManyFailures
 from embed_pipeline.settings import LLM, LLM_KEY_VARIABLE
 from embed_pipeline_tests.stub_endpoint import Answer, Drop, Hang, Status, Step, Truncate, stub_endpoint
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from embed_pipeline.llm.dialect import Dialect
+from embed_pipeline.llm.answers import Dialect
 
 REQUEST = {"model": "m", "max_tokens": 9, "temperature": 0.3, "seed": 1}
 

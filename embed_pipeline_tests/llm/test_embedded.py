@@ -14,8 +14,7 @@ import pytest
 
 from embed_pipeline.llm import embedded
 from embed_pipeline.llm.client import open_client
-from embed_pipeline.llm.embedded import Layout, embedded_server, lay_out, model_file
-from embed_pipeline.llm.errors import EmbeddedModelError
+from embed_pipeline.llm.embedded import EmbeddedModelError, Layout, embedded_server, lay_out, model_file
 from embed_pipeline.settings import LLM
 
 needs_model = pytest.mark.skipif(

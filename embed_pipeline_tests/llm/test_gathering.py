@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from embed_pipeline.llm import gathering
-from embed_pipeline.llm.errors import BudgetExhausted, EndpointError
+from embed_pipeline.llm import client as gathering
+from embed_pipeline.llm.budget import BudgetExhausted
+from embed_pipeline.llm.transport import EndpointError
 
 
 def _gather(function: Callable[[int], Awaitable[int]], count: int, workers: int) -> tuple[list[int], int]:

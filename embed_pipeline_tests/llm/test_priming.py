@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from embed_pipeline.llm.priming import PrimedServers
+from embed_pipeline.llm.embedded import PrimedServers
 
 
 async def _ask(servers: PrimedServers, parts: tuple[str, ...], sent: list[dict[str, Any]], server: int = 0) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed_pipeline.llm.requantize import fast_weights, q4_1_to_q8_0
+from embed_pipeline.llm.embedded import fast_weights, q4_1_to_q8_0
 
 _RANDOM = np.random.default_rng(0)
 

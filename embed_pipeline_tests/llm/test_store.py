@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embed_pipeline.llm.errors import ResponseStoreError
-from embed_pipeline.llm.store import Answer, ResponseStore, request_key
+from embed_pipeline.llm.store import Answer, ResponseStore, ResponseStoreError, request_key
 
 ANSWER = Answer("an answer", "stop", 12, 3)
 

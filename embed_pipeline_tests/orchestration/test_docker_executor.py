@@ -8,8 +8,7 @@ import dagster as dg
 import pytest
 from dagster_docker.container_context import DockerContainerContext
 
-from embed_pipeline.orchestration.docker_executor import GpuStepHandler
-from embed_pipeline.orchestration.executors import GPU_STEP, GPU_TAG, stage_executor
+from embed_pipeline.orchestration.executors import GPU_STEP, GPU_TAG, GpuStepHandler, stage_executor
 from embed_pipeline.orchestration.jobs import all_assets
 from embed_pipeline.settings import Orchestration
 

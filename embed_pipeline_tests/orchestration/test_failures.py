@@ -6,8 +6,9 @@ import dagster as dg
 import pytest
 
 from embed_pipeline.corpus.files import CorpusError
-from embed_pipeline.llm.errors import BudgetExhausted, TooManyFailures
-from embed_pipeline.orchestration.failures import explained
+from embed_pipeline.llm.budget import BudgetExhausted
+from embed_pipeline.llm.transport import TooManyFailures
+from embed_pipeline.orchestration.outputs import explained
 
 
 @pytest.mark.parametrize("error", [CorpusError("no documents"), BudgetExhausted("llm.max_calls is 3")])

@@ -43,10 +43,10 @@ def holding(project, words):
 def test_a_document_is_forgotten_everywhere(prepared):
     from embed_pipeline.definitions import build_definitions
     from embed_pipeline.orchestration.forgetting import ForgettingError, forget_document
-    from embed_pipeline.orchestration.instance import open_instance
+    from embed_pipeline.orchestration.freshness import with_settings
     from embed_pipeline.orchestration.jobs import all_assets
+    from embed_pipeline.orchestration.resources import open_instance
     from embed_pipeline.orchestration.runs import StageRunner
-    from embed_pipeline.orchestration.versions import with_settings
     from embed_pipeline.settings import load_settings
 
     project, stub = prepared

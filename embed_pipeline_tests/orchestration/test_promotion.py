@@ -11,9 +11,9 @@ from embed_pipeline.orchestration.promotion import (
     record_refusal,
     roll_back,
 )
-from embed_pipeline.release.current import current_version, promote
 from embed_pipeline.release.manifest import BundleError, Manifest, ModelFacts
-from embed_pipeline.serving.errors import ServingError
+from embed_pipeline.release.releases import current_version, promote
+from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Settings
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
 from embed_pipeline.definitions import build_definitions
-from embed_pipeline.orchestration.instance import open_instance
 from embed_pipeline.orchestration.jobs import STAGES
 from embed_pipeline.orchestration.partitions import document_batches
+from embed_pipeline.orchestration.resources import open_instance
 from embed_pipeline.orchestration.runs import StageRunner
 from embed_pipeline.settings import PARTS, Group, Setting, Settings, load_settings
 from embed_pipeline_tests.project import small_project, well_behaved

@@ -11,7 +11,8 @@ import pytest
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.release.bundle import BundleError, Lineage, read_manifest, verify_bundle, write_bundle
+from embed_pipeline.release.bundle import Lineage, write_bundle
+from embed_pipeline.release.manifest import BundleError, read_manifest, verify_bundle
 
 LINEAGE = Lineage(
     version="3",

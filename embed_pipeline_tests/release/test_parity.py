@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from embed_pipeline.release.onnx_export import ReleaseError
+from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.release.parity import Parity, measure_parity
 from embed_pipeline.settings import Gates
 

@@ -13,7 +13,7 @@ from onnxruntime.transformers import float16
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.bundle import EXPORT_FOLDERS
-from embed_pipeline.release.onnx_export import ReleaseError
+from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.release.parity import Parity
 from embed_pipeline.release.precision import (
     measured_precisions,

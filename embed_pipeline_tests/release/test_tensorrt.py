@@ -9,9 +9,9 @@ from unittest.mock import MagicMock, call
 import pytest
 
 from embed_pipeline.release import tensorrt
-from embed_pipeline.release.manifest import file_hash
-from embed_pipeline.release.onnx_export import ReleaseError
+from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.release.tensorrt import Profile, TensorRTUnavailable, build_engine, engine_name
+from embed_pipeline.storage import file_hash
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ EXPORTING = Embedding(device="cpu", query_prefix="what is ", passage_prefix="the
 @pytest.fixture(scope="session")
 def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Release "1" of the tiny model: 32 dimensions, cut to 16 where asked, 64 tokens, with prefixes."""
+    from embed_pipeline.embedding.onnx_export import export_onnx
     from embed_pipeline.release.bundle import Lineage, write_bundle
-    from embed_pipeline.release.onnx_export import export_onnx
 
     folder = tmp_path_factory.mktemp("serving")
     export_onnx(tiny_model, folder / "onnx", Release(), EXPORTING)

@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import numpy as np
 
-from embed_pipeline.release.manifest import file_hash
-from embed_pipeline.serving.listener import bind
+from embed_pipeline.serving.connections import bind
 from embed_pipeline.serving.server import EmbeddingServer
 from embed_pipeline.serving.service import Service
 from embed_pipeline.settings import Paths, Serving, Settings
+from embed_pipeline.storage import file_hash
 
 MODEL = "embed-pipeline"
 DEADLINE = 60.0

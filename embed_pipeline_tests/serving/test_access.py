@@ -6,8 +6,8 @@ import openai
 import pytest
 from starlette.requests import Request
 
-from embed_pipeline.serving.access import require_metrics_access
-from embed_pipeline.serving.errors import RequestError
+from embed_pipeline.serving.request import require_metrics_access
+from embed_pipeline.serving.serving_errors import RequestError
 from embed_pipeline_tests.serving.endpoint import MODEL, running
 
 KEY = "clé-秘密"

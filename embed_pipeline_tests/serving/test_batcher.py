@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed_pipeline.serving.batcher import Batcher
-from embed_pipeline.serving.cores import Cores
-from embed_pipeline.serving.errors import RequestError
+from embed_pipeline.serving.batcher import Batcher, Cores
 from embed_pipeline.serving.metrics import Metrics
+from embed_pipeline.serving.serving_errors import RequestError
 
 
 class Model:

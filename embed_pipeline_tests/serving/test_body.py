@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from embed_pipeline.serving import application
-from embed_pipeline.serving.body import read_body, unpack
-from embed_pipeline.serving.errors import RequestError
+from embed_pipeline.serving.request import read_body, unpack
+from embed_pipeline.serving.serving_errors import RequestError
 from embed_pipeline_tests.serving.endpoint import MODEL, drip, running
 
 LIMIT = 20_000

@@ -13,12 +13,18 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
-from embed_pipeline.release.current import promote
+from embed_pipeline.release.releases import promote
+from embed_pipeline.serving.connections import free_port
 from embed_pipeline.serving.deployment import deploy, deployment_failures
-from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.kept import Kept, confirm_release, keep_endpoint, kept_endpoint, served_release
-from embed_pipeline.serving.listener import free_port
-from embed_pipeline.serving.process import start_endpoint
+from embed_pipeline.serving.process import (
+    RunningEndpoint,
+    confirm_release,
+    keep_endpoint,
+    kept_endpoint,
+    served_release,
+    start_endpoint,
+)
+from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Embedding, Paths, Serving, Settings
 from embed_pipeline_tests.serving.endpoint import changed, running
 
@@ -73,7 +79,7 @@ def test_a_faithful_endpoint_is_kept_and_takes_up_the_next_release(bundle, corpu
         promote(Paths(store=tmp_path), "2")
         confirm_release("2", chosen)
         assert served_release(kept.url)["version"] == "2"
-        assert kept_endpoint(tmp_path) == Kept(kept.pid, kept.url, "2")
+        assert kept_endpoint(tmp_path) == RunningEndpoint(kept.pid, kept.url, "2")
     finally:
         assert stop(json.loads((tmp_path / "deployment.json").read_text())["pid"]) == 0
     assert kept_endpoint(tmp_path) is None
@@ -82,7 +88,7 @@ def test_a_faithful_endpoint_is_kept_and_takes_up_the_next_release(bundle, corpu
 def test_a_release_that_an_endpoint_does_not_take_up_is_reported(bundle, tmp_path):
     confirm_release("2", settings(tmp_path))
     with running(bundle) as served:
-        keep_endpoint(tmp_path, Kept(os.getpid(), served.url, "1"))
+        keep_endpoint(tmp_path, RunningEndpoint(os.getpid(), served.url, "1"))
         confirm_release("1", settings(tmp_path))
         with pytest.raises(ServingError, match=r"still serves 1 after serving\.start_seconds = 0\.3, not 2"):
             confirm_release("2", settings(tmp_path, start_seconds=0.3))
@@ -90,7 +96,7 @@ def test_a_release_that_an_endpoint_does_not_take_up_is_reported(bundle, tmp_pat
 
 def test_a_process_that_serves_nothing_is_no_endpoint(tmp_path):
     # The process id may be another's by now.
-    keep_endpoint(tmp_path, Kept(os.getpid(), f"http://127.0.0.1:{free_port('127.0.0.1')}", "1"))
+    keep_endpoint(tmp_path, RunningEndpoint(os.getpid(), f"http://127.0.0.1:{free_port('127.0.0.1')}", "1"))
     assert kept_endpoint(tmp_path) is None
 
 

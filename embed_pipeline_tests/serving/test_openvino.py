@@ -13,9 +13,9 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 from embed_pipeline.release.manifest import read_manifest
-from embed_pipeline.serving import exports
-from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.exports import Export, open_export
+from embed_pipeline.serving import runtimes as exports
+from embed_pipeline.serving.runtimes import ServedExport, open_export
+from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Paths, Serving, Settings
 from embed_pipeline_tests.serving.endpoint import running
 
@@ -27,7 +27,7 @@ def _measured(monkeypatch):
     monkeypatch.setattr(exports, "comparison_texts", lambda *_: TEXTS)
 
 
-def opened(bundle: Path, **serving) -> Export:
+def opened(bundle: Path, **serving) -> ServedExport:
     settings = Settings(paths=Paths(store=bundle.parent), serving=Serving(cores=1, **serving))
     return open_export(bundle, read_manifest(bundle), settings)
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from embed_pipeline.serving import protocol
-from embed_pipeline.serving.protocol import MAX_HEADER_BYTES
+from embed_pipeline.serving import connections as protocol
+from embed_pipeline.serving.connections import MAX_HEADER_BYTES
 from embed_pipeline_tests.serving.endpoint import drip, running
 
 LIVE = b"GET /v1/health/live HTTP/1.1\r\nhost: x\r\n"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.serving.errors import RequestError, ServingError
 from embed_pipeline.serving.reading import WHOLE_CHARACTERS, Reader
+from embed_pipeline.serving.serving_errors import RequestError, ServingError
 
 LIMIT = 64
 

@@ -12,8 +12,8 @@ import pytest
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.release.current import promote
-from embed_pipeline.serving.reload import Follower
+from embed_pipeline.release.releases import promote
+from embed_pipeline.serving.server import Follower
 from embed_pipeline.serving.service import Service
 from embed_pipeline.settings import Paths, Serving, Settings
 from embed_pipeline.storage import write_whole

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from embed_pipeline.serving.errors import RequestError
 from embed_pipeline.serving.request import check_dimensions, check_kind, count_values, parse_request
+from embed_pipeline.serving.serving_errors import RequestError
 
 
 def body(**fields: Any) -> bytes:

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.listener import bind, free_port
+from embed_pipeline.serving.connections import bind, free_port
 from embed_pipeline.serving.server import EmbeddingServer, serve
 from embed_pipeline.serving.service import Service
+from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Serving, Settings
 from embed_pipeline_tests.serving.endpoint import MODEL, eventually, gated, running
 

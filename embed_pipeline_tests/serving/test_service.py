@@ -14,10 +14,10 @@ import openai
 import pytest
 
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.release.bundle import BundleError
+from embed_pipeline.release.manifest import BundleError
 from embed_pipeline.serving import application
-from embed_pipeline.serving.errors import RequestError, ServingError
 from embed_pipeline.serving.service import Service
+from embed_pipeline.serving.serving_errors import RequestError, ServingError
 from embed_pipeline.settings import Serving, Settings
 from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, gated, running
 

@@ -16,13 +16,13 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.proven import PROOF_PASSAGES
 from embed_pipeline.embedding.torch_backend import TorchBackend
-from embed_pipeline.release.current import promote
 from embed_pipeline.release.manifest import read_manifest
-from embed_pipeline.serving.errors import ServingError
-from embed_pipeline.serving.exports import comparison_texts, open_export
+from embed_pipeline.release.releases import promote
+from embed_pipeline.serving.runtimes import comparison_texts, open_export
+from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Gates, Paths, Serving, Settings
 from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
-from embed_pipeline_tests.serving.test_exports import PARITY, listed
+from embed_pipeline_tests.serving.test_runtimes import PARITY, listed
 
 TEXTS = [f"class {index} of python value {'in ' * (index % 50)}" for index in range(80)]
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.enumerations import CRITERIA
-from embed_pipeline.synthesis.plan import Source, Task, Wish
+from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source
 
 TEXTS = {
     "s1": "The pump starts when the tank holds less than ten litres. It stops at forty litres.",
@@ -21,7 +21,7 @@ TEXTS = {
     "s5": "A late payment costs a fee of two percent. The fee is shown on the next invoice.",
 }
 DOCUMENTS = {"s1": "d1", "s2": "d1", "s3": "d1", "s4": "d2", "s5": "d2"}
-WISH = Wish("contextual", "factual", "question", 1)
+WISH = QuestionSpec("contextual", "factual", "question", 1)
 
 
 def segments(texts: dict[str, str] = TEXTS) -> pl.DataFrame:
@@ -40,8 +40,8 @@ def source(key: str, **changes: Any) -> Source:
     return Source(**made)
 
 
-def task(*keys: str, wishes: tuple[Wish, ...] = (WISH,), seed: int = 7) -> Task:
-    return Task(tuple(source(key) for key in keys), wishes, seed)
+def task(*keys: str, specs: tuple[QuestionSpec, ...] = (WISH,), seed: int = 7) -> QuestionTask:
+    return QuestionTask(tuple(source(key) for key in keys), specs, seed)
 
 
 def pair_row(qa_id: str, question: str, *keys: str, **changes: Any) -> dict[str, Any]:

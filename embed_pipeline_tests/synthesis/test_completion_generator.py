@@ -10,14 +10,14 @@ from embed_pipeline.llm.client import open_client
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.completion_generator import complete_questions, reasoning_of
 from embed_pipeline.synthesis.pairs import Generated, find_problem
-from embed_pipeline.synthesis.plan import Task, Wish
+from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask
 from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
 MakeSettings = Callable[..., Settings]
 
 
-def _complete(settings: Settings, tasks: list[Task], stub: Stub) -> Generated:
+def _complete(settings: Settings, tasks: list[QuestionTask], stub: Stub) -> Generated:
     async def run() -> Generated:
         llm = settings.llm.model_copy(update={"base_url": stub.base_url})
         async with open_client(llm, settings.paths.store / "responses.sqlite") as client:
@@ -27,10 +27,10 @@ def _complete(settings: Settings, tasks: list[Task], stub: Stub) -> Generated:
 
 
 def _write(
-    settings: Settings, text: str, *keys: str, wish: Wish = material.WISH
+    settings: Settings, text: str, *keys: str, spec: QuestionSpec = material.WISH
 ) -> tuple[Generated, list[dict[str, Any]]]:
     with stub_endpoint(lambda _: text) as stub:
-        return _complete(settings, [material.task(*keys, wishes=(wish,))], stub), stub.requests
+        return _complete(settings, [material.task(*keys, specs=(spec,))], stub), stub.requests
 
 
 def test_a_question_becomes_a_pair_with_the_sentence_that_answers_it(make_settings: MakeSettings) -> None:
@@ -59,15 +59,15 @@ def test_a_question_becomes_a_pair_with_the_sentence_that_answers_it(make_settin
 def test_the_kind_of_question_is_steered_by_its_opening(
     make_settings: MakeSettings, reasoning: str, openings: set[str]
 ) -> None:
-    wishes = tuple(Wish("contextual", reasoning, "question", 1) for _ in range(6))
+    specs = tuple(QuestionSpec("contextual", reasoning, "question", 1) for _ in range(6))
     with stub_endpoint(lambda _: " red lamp of the pump is on?") as stub:
-        _complete(make_settings(), [material.task("s2", wishes=wishes)], stub)
+        _complete(make_settings(), [material.task("s2", specs=specs)], stub)
     assert {request["prompt"].rpartition("\n")[2] for request in stub.requests} == openings
 
 
 def test_the_opening_is_part_of_the_question(make_settings: MakeSettings) -> None:
-    wish = Wish("structural", "procedural", "question", 2)
-    found, requests = _write(make_settings(), " clean the filter of the pump?", "s2", wish=wish)
+    spec = QuestionSpec("structural", "procedural", "question", 2)
+    found, requests = _write(make_settings(), " clean the filter of the pump?", "s2", spec=spec)
     assert found.pairs[0].question.endswith("clean the filter of the pump?")
     assert found.pairs[0].question.startswith(("How do I", "How do you", "How can I"))
     assert (found.pairs[0].query_type, found.pairs[0].reasoning_type) == ("structural", "procedural")
@@ -77,7 +77,7 @@ def test_the_opening_is_part_of_the_question(make_settings: MakeSettings) -> Non
 def test_candidates_of_a_segment_differ_in_temperature_and_seed(make_settings: MakeSettings) -> None:
     with stub_endpoint(lambda _: " What does a red lamp on the pump mean?") as stub:
         found = _complete(
-            make_settings(sampling_temperature=0.3), [material.task("s2", wishes=(material.WISH,) * 3)], stub
+            make_settings(sampling_temperature=0.3), [material.task("s2", specs=(material.WISH,) * 3)], stub
         )
     assert [request["temperature"] for request in stub.requests] == [0.3, 0.5, 0.7]
     assert len({request["seed"] for request in stub.requests}) == 3
@@ -85,11 +85,11 @@ def test_candidates_of_a_segment_differ_in_temperature_and_seed(make_settings: M
 
 
 def test_a_keyword_query_is_the_question_less_its_function_words(make_settings: MakeSettings) -> None:
-    wish = Wish("contextual", "factual", "keywords", 1)
-    found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2", wish=wish)
+    spec = QuestionSpec("contextual", "factual", "keywords", 1)
+    found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2", spec=spec)
     assert (found.pairs[0].question, found.pairs[0].style) == ("red lamp pump mean", "keywords")
-    steered = Wish("contextual", "causal", "keywords", 1)
-    found, _ = _write(make_settings(), " the filter of the pump is blocked?", "s2", wish=steered)
+    steered = QuestionSpec("contextual", "causal", "keywords", 1)
+    found, _ = _write(make_settings(), " the filter of the pump is blocked?", "s2", spec=steered)
     assert found.pairs[0].question == "filter pump blocked", "without the words that steered it"
 
 
@@ -112,12 +112,12 @@ def test_what_is_no_question_about_its_source_is_rejected(make_settings: MakeSet
     assert text.strip() in reject.raw
 
 
-JOIN = Wish("multi_hop", "relational", "question", 2)
+JOIN = QuestionSpec("multi_hop", "relational", "question", 2)
 
 
-def _join(*keys: str, seed: int = 0) -> Task:
+def _join(*keys: str, seed: int = 0) -> QuestionTask:
     titles = {"s2": "Pump > Lamps", "s5": "Billing > Late payment", "s1": "Pump > Tank"}
-    return Task(tuple(material.source(key, title=titles[key]) for key in keys), (JOIN,), seed)
+    return QuestionTask(tuple(material.source(key, title=titles[key]) for key in keys), (JOIN,), seed)
 
 
 def test_a_multi_hop_question_names_its_subjects_and_has_a_hop_on_each_source(make_settings: MakeSettings) -> None:
@@ -141,15 +141,17 @@ def test_three_sources_are_all_named(make_settings: MakeSettings) -> None:
 
 def test_sources_that_nothing_tells_apart_are_not_asked_about(make_settings: MakeSettings) -> None:
     with stub_endpoint(lambda _: "?") as stub:
-        found = _complete(make_settings(), [material.task("s2", "s3", wishes=(JOIN,))], stub)
+        found = _complete(make_settings(), [material.task("s2", "s3", specs=(JOIN,))], stub)
     assert [reject.reason for reject in found.rejects] == ["no_subjects"]
     assert stub.requests == []
 
 
 def test_every_pair_keeps_the_rules_of_pairs(make_settings: MakeSettings) -> None:
     known = dict(material.DOCUMENTS)
-    wishes = tuple(Wish("contextual", kind, "question", 1) for kind in ("factual", "causal", "temporal", "inferential"))
-    tasks = [material.task(key, wishes=wishes) for key in material.TEXTS]
+    specs = tuple(
+        QuestionSpec("contextual", kind, "question", 1) for kind in ("factual", "causal", "temporal", "inferential")
+    )
+    tasks = [material.task(key, specs=specs) for key in material.TEXTS]
     with stub_endpoint(lambda request: f" the {request['prompt'].split('): ')[-1][4:30]} of it is on?") as stub:
         found = _complete(make_settings(), tasks, stub)
     assert found.pairs
@@ -157,7 +159,7 @@ def test_every_pair_keeps_the_rules_of_pairs(make_settings: MakeSettings) -> Non
 
 
 def test_a_pair_that_breaks_a_rule_of_pairs_is_rejected(make_settings: MakeSettings) -> None:
-    task = Task((material.source("s2", text="The red lamp " + "of the pump " * 400),), (material.WISH,), 1)
+    task = QuestionTask((material.source("s2", text="The red lamp " + "of the pump " * 400),), (material.WISH,), 1)
     with stub_endpoint(lambda _: " What does a red lamp on the pump mean?") as stub:
         found = _complete(make_settings(), [task], stub)
     assert [reject.reason for reject in found.rejects] == ["answer_too_long"]

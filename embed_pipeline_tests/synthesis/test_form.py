@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from embed_pipeline.synthesis.form import form_problem
+from embed_pipeline.synthesis.pairs import form_problem
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ import pytest
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.llm.errors import BudgetExhausted, EndpointError, TooManyFailures
+from embed_pipeline.llm.budget import BudgetExhausted
+from embed_pipeline.llm.transport import EndpointError, TooManyFailures
 from embed_pipeline.settings import LLM_KEY_VARIABLE, Settings
 from embed_pipeline.synthesis.generate import Generation, generate_pairs
 from embed_pipeline.synthesis.score import score_pairs

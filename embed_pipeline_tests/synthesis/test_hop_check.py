@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import open_client
-from embed_pipeline.llm.errors import InvalidAnswer
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.hop_check import ask_hops_needed, hop_need
+from embed_pipeline.synthesis.judge import ask_hops_needed, hop_need
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
 from embed_pipeline_tests.synthesis import material
 

@@ -10,8 +10,7 @@ import pytest
 from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.judge import NoVerdict, ask_judge
-from embed_pipeline.synthesis.measured_judge import Verdict
+from embed_pipeline.synthesis.judge import Judgement, NoVerdict, ask_judge
 from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
@@ -19,8 +18,8 @@ MakeSettings = Callable[..., Settings]
 PAIR = material.pair_row("q1", "What does a red lamp mean?", "s2")
 
 
-def _judge(settings: Settings, stub: Stub, *rows: dict[str, Any]) -> list[Verdict | NoVerdict]:
-    async def run() -> list[Verdict | NoVerdict]:
+def _judge(settings: Settings, stub: Stub, *rows: dict[str, Any]) -> list[Judgement | NoVerdict]:
+    async def run() -> list[Judgement | NoVerdict]:
         llm = settings.llm.model_copy(update={"base_url": stub.base_url})
         async with open_client(llm, settings.paths.store / "responses.sqlite") as client:
             return await ask_judge(rows or [PAIR], material.TEXTS, settings, client)
@@ -35,7 +34,7 @@ def test_a_verdict_has_four_scores_each_with_a_reason(make_settings: MakeSetting
     }
     with stub_endpoint(lambda _: json.dumps(answer)) as stub:
         (verdict,) = _judge(make_settings(), stub)
-    assert isinstance(verdict, Verdict)
+    assert isinstance(verdict, Judgement)
     assert verdict.scores == (9, 8.5, 7, 1)
     assert verdict.justifications[0] == "for relevance"
     assert verdict.overall == pytest.approx(6.375)

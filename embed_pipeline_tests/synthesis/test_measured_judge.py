@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from embed_pipeline.synthesis.measured_judge import Verdict, judge_by_measure
+from embed_pipeline.synthesis.judge import Judgement, judge_by_measure
 
 GOOD: dict[str, Any] = {
     "rank": 1, "bound_rank": 20, "answer_cosine": 0.8, "grounding": 1.0, "overlap": 1.0, "problem": None,
@@ -13,7 +13,7 @@ GOOD: dict[str, Any] = {
 QUESTION = "What does a red lamp on the pump mean?"
 
 
-def _judge(question: str = QUESTION, **changes: Any) -> Verdict:
+def _judge(question: str = QUESTION, **changes: Any) -> Judgement:
     return judge_by_measure(question, **GOOD | changes)
 
 

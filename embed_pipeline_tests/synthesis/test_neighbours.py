@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from embed_pipeline.synthesis.neighbours import find_neighbours, near_duplicate
+from embed_pipeline.synthesis.plan import find_neighbours, near_duplicate
 
 
 def _at(*degrees: float) -> np.ndarray:

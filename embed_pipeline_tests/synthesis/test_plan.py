@@ -11,8 +11,8 @@ import pytest
 from embed_pipeline import tables
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.plan import (
+    QuestionTask,
     Source,
-    Task,
     askable_sources,
     multi_hop_count,
     plan_multi_hop,
@@ -29,8 +29,8 @@ def _sources(count: int, documents: int = 1) -> list[Source]:
     return [Source(f"s{n:03}", f"d{n % documents}", f"T{n}", f"text {n}") for n in range(count)]
 
 
-def _wishes(tasks: list[Task], field: str) -> Counter[str]:
-    return Counter(getattr(wish, field) for task in tasks for wish in task.wishes)
+def _specs(tasks: list[QuestionTask], field: str) -> Counter[str]:
+    return Counter(getattr(spec, field) for task in tasks for spec in task.specs)
 
 
 def test_sources_are_long_enough_distinct_and_free_of_instructions(make_settings: MakeSettings) -> None:
@@ -67,11 +67,11 @@ def test_every_segment_gets_its_questions_in_the_shares_asked_for(make_settings:
         max_complexity=3,
     )
     tasks = plan_single_hop(_sources(10), settings)
-    assert [len(task.wishes) for task in tasks] == [2] * 10
-    assert _wishes(tasks, "query_type") == {"structural": 5, "contextual": 15}
-    assert _wishes(tasks, "reasoning_type") == {"factual": 15, "causal": 5}
-    assert _wishes(tasks, "style") == {"question": 10, "keywords": 10}
-    assert _wishes(tasks, "complexity") == {2: 10, 3: 10}
+    assert [len(task.specs) for task in tasks] == [2] * 10
+    assert _specs(tasks, "query_type") == {"structural": 5, "contextual": 15}
+    assert _specs(tasks, "reasoning_type") == {"factual": 15, "causal": 5}
+    assert _specs(tasks, "style") == {"question": 10, "keywords": 10}
+    assert _specs(tasks, "complexity") == {2: 10, 3: 10}
 
 
 def test_shares_hold_within_each_document_up_to_rounding(make_settings: MakeSettings) -> None:
@@ -79,16 +79,16 @@ def test_shares_hold_within_each_document_up_to_rounding(make_settings: MakeSett
     tasks = plan_single_hop(_sources(70, documents=10), settings)
     for document in range(10):
         own = [task for task in tasks if task.sources[0].document_id == f"d{document}"]
-        assert _wishes(own, "query_type")["structural"] in {1, 2}
-    assert 14 <= _wishes(tasks, "query_type")["structural"] <= 20
+        assert _specs(own, "query_type")["structural"] in {1, 2}
+    assert 14 <= _specs(tasks, "query_type")["structural"] <= 20
 
 
 def test_a_count_per_document_is_spread_over_its_segments(make_settings: MakeSettings) -> None:
     settings = make_settings(questions_per_document=5)
     tasks = plan_single_hop([*_sources(3), Source("z", "other", "T", "z")], settings)
-    assert [len(task.wishes) for task in tasks] == [2, 2, 1, 5]
+    assert [len(task.specs) for task in tasks] == [2, 2, 1, 5]
     few = plan_single_hop(_sources(9), settings)
-    assert [len(task.wishes) for task in few] == [1] * 5
+    assert [len(task.specs) for task in few] == [1] * 5
 
 
 def test_seeds_follow_the_text_and_not_its_place(make_settings: MakeSettings) -> None:
@@ -121,8 +121,8 @@ def test_multi_hop_tasks_join_distinct_neighbours(make_settings: MakeSettings) -
     tasks = plan_multi_hop(sources, vectors, 10, settings)
     assert len(tasks) == 10
     assert {len(task.sources) for task in tasks} == {2, 3}
-    assert {wish.query_type for task in tasks for wish in task.wishes} == {"multi_hop"}
-    assert all(wish.complexity >= 2 for task in tasks for wish in task.wishes)
+    assert {spec.query_type for task in tasks for spec in task.specs} == {"multi_hop"}
+    assert all(spec.complexity >= 2 for task in tasks for spec in task.specs)
     place = {source.segment_id: index for index, source in enumerate(sources)}
     for task in tasks:
         indices = [place[source.segment_id] for source in task.sources]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.synthesis.signals import SEARCH_DEPTH, measure_round_trip
+from embed_pipeline.synthesis.score import SEARCH_DEPTH, measure_round_trip
 from embed_pipeline_tests.synthesis import material
 
 

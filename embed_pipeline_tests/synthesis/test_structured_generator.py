@@ -11,7 +11,7 @@ import pytest
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.pairs import Generated
-from embed_pipeline.synthesis.plan import Source, Task, Wish
+from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source
 from embed_pipeline.synthesis.structured_generator import (
     PAIRS_PER_CALL,
     ask_questions,
@@ -22,10 +22,10 @@ from embed_pipeline_tests.stub_endpoint import Answer, Stub, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
 MakeSettings = Callable[..., Settings]
-JOIN = Wish("multi_hop", "causal", "question", 3)
+JOIN = QuestionSpec("multi_hop", "causal", "question", 3)
 
 
-def _ask(settings: Settings, tasks: list[Task], stub: Stub) -> Generated:
+def _ask(settings: Settings, tasks: list[QuestionTask], stub: Stub) -> Generated:
     async def run() -> Generated:
         llm = settings.llm.model_copy(update={"base_url": stub.base_url})
         async with open_client(llm, settings.paths.store / "responses.sqlite") as client:
@@ -35,8 +35,8 @@ def _ask(settings: Settings, tasks: list[Task], stub: Stub) -> Generated:
 
 
 def test_pairs_come_as_asked(make_settings: MakeSettings) -> None:
-    wishes = (material.WISH, Wish("structural", "procedural", "keywords", 2))
-    tasks = [material.task("s1", wishes=wishes), material.task("s4"), material.task("s2", "s5", wishes=(JOIN,))]
+    specs = (material.WISH, QuestionSpec("structural", "procedural", "keywords", 2))
+    tasks = [material.task("s1", specs=specs), material.task("s4"), material.task("s2", "s5", specs=(JOIN,))]
     with stub_endpoint(material.respond) as stub:
         found = _ask(make_settings(), tasks, stub)
     assert found.rejects == []
@@ -51,16 +51,16 @@ def test_pairs_come_as_asked(make_settings: MakeSettings) -> None:
 
 
 def test_calls_hold_few_pairs_and_one_document() -> None:
-    wishes = (material.WISH,) * 3
-    calls = plan_calls([material.task(key, wishes=wishes) for key in ("s1", "s4", "s2", "s5", "s3")])
+    specs = (material.WISH,) * 3
+    calls = plan_calls([material.task(key, specs=specs) for key in ("s1", "s4", "s2", "s5", "s3")])
     assert [len(call.requests) for call in calls] == [6, 3, 6]
     assert all(len({source.document_id for source in call.sources.values()}) == 1 for call in calls)
-    many = plan_calls([material.task("s1", wishes=(material.WISH,) * (PAIRS_PER_CALL + 2))])
+    many = plan_calls([material.task("s1", specs=(material.WISH,) * (PAIRS_PER_CALL + 2))])
     assert len(many) == 1
 
 
 def test_the_prompt_shows_data_requests_and_artifacts() -> None:
-    shown = Task((replace(material.source("s1"), artifacts=("tank", "ten litres")),), (JOIN,), 1)
+    shown = QuestionTask((replace(material.source("s1"), artifacts=("tank", "ten litres")),), (JOIN,), 1)
     (call,) = plan_calls([shown])
     system, user = (message["content"] for message in messages_of(call))
     assert "give you no instructions" in system
@@ -101,7 +101,7 @@ def test_a_request_that_got_no_pair_and_one_that_got_two_are_counted(make_settin
         return material.write_pairs(request, lambda pair: pair | {"request": 1})
 
     with stub_endpoint(respond) as stub:
-        found = _ask(make_settings(), [material.task("s1", wishes=(material.WISH,) * 2)], stub)
+        found = _ask(make_settings(), [material.task("s1", specs=(material.WISH,) * 2)], stub)
     assert len(found.pairs) == 1
     assert _reasons(found) == {"not_asked": 1, "not_written": 1}
 
@@ -129,7 +129,9 @@ def test_an_unusable_answer_is_asked_again_twice_then_quarantined(
 
 
 def test_sources_of_several_documents_with_the_same_label_do_not_mix(make_settings: MakeSettings) -> None:
-    tasks = [Task((Source(f"s{n}", f"d{n}", "T", f"Text {n} of the pump."),), (material.WISH,), n) for n in range(9)]
+    tasks = [
+        QuestionTask((Source(f"s{n}", f"d{n}", "T", f"Text {n} of the pump."),), (material.WISH,), n) for n in range(9)
+    ]
     with stub_endpoint(material.respond, latency=0.01) as stub:
         found = _ask(make_settings(), tasks, stub)
     assert all(f"text {pair.segment_ids[0][1:]} " in pair.question for pair in found.pairs)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from embed_pipeline.synthesis.completion_generator import subjects_of
 from embed_pipeline.synthesis.plan import Source
-from embed_pipeline.synthesis.subjects import subjects_of
 
 
 def _source(title: str, text: str = "It is so.", *artifacts: str) -> Source:

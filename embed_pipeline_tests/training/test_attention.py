@@ -7,9 +7,9 @@ import torch
 
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Training
-from embed_pipeline.training import attention
-from embed_pipeline.training.attention import FULL_PRECISION, choose_attention
-from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training import prepared_model as attention
+from embed_pipeline.training.prepared_model import FULL_PRECISION, choose_attention
+from embed_pipeline.training.task import TrainingError
 from embed_pipeline_tests.training import small
 
 

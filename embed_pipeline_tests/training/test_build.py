@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Settings
-from embed_pipeline.training.build import prepare_model
-from embed_pipeline.training.dimensions import declare_dimensions, declared_dimensions
-from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.record import read_record
-from embed_pipeline.training.train import TrainingResult, finetune
+from embed_pipeline.training.prepared_model import declare_dimensions, prepare_model
+from embed_pipeline.training.record import TrainingResult, declared_dimensions, read_record
+from embed_pipeline.training.task import TrainingError
+from embed_pipeline.training.train import finetune
 from embed_pipeline_tests.training import small
 
 

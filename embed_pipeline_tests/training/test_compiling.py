@@ -10,10 +10,9 @@ from torch import nn
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.embedding.packing import trial_features
 from embed_pipeline.settings import Embedding, Training
-from embed_pipeline.training import compiling
-from embed_pipeline.training.compiling import compile_layers
-from embed_pipeline.training.dropout import turn_off_dropout
-from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training import prepared_model as compiling
+from embed_pipeline.training.prepared_model import compile_layers, turn_off_dropout
+from embed_pipeline.training.task import TrainingError
 from embed_pipeline_tests.training import small
 
 ALWAYS = Training(compile="always")

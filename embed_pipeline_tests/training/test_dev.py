@@ -7,8 +7,8 @@ import pytest
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.settings import Embedding
-from embed_pipeline.training.dev import DevMeasure
-from embed_pipeline.training.errors import TrainingError
+from embed_pipeline.training.supervisor import DevMeasure
+from embed_pipeline.training.task import TrainingError
 from embed_pipeline_tests.training import small
 
 

@@ -6,7 +6,7 @@ import torch
 
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Embedding
-from embed_pipeline.training.dropout import turn_off_dropout
+from embed_pipeline.training.prepared_model import turn_off_dropout
 
 
 def test_a_model_in_training_mode_gives_the_vectors_of_inference(tiny_model: Path) -> None:

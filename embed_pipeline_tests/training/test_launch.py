@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from embed_pipeline import tables
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.training import loss as loss_module
-from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.launch import stored_task, train_in_processes, work_folder
-from embed_pipeline.training.train import finetune
+from embed_pipeline.training.task import TrainingError
+from embed_pipeline.training.train import finetune, stored_task, train_in_processes, work_folder
 from embed_pipeline_tests.training import small
 
 

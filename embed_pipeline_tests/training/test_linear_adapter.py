@@ -12,10 +12,10 @@ from embed_pipeline.embedding.models import load_model
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
 from embed_pipeline.training import linear_adapter, loss, selection
-from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.linear_adapter import append_adapter, fit_adapter, remove_adapter, set_adapter
-from embed_pipeline.training.merging import SHARES
 from embed_pipeline.training.record import read_record
+from embed_pipeline.training.selection import SHARES
+from embed_pipeline.training.task import TrainingError
 from embed_pipeline.training.train import finetune
 from embed_pipeline_tests.training import small
 

@@ -8,10 +8,12 @@ from sentence_transformers import SentenceTransformer
 
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Embedding
-from embed_pipeline.training.merging import Kept, keep_general
+from embed_pipeline.training.selection import ForgettingOutcome, keep_general
 
 
-def keep(folder: Path, *, max_forgetting: float, dev: float | None = 0.0, dev_slope: float = 1.0) -> tuple[Kept, float]:
+def keep(
+    folder: Path, *, max_forgetting: float, dev: float | None = 0.0, dev_slope: float = 1.0
+) -> tuple[ForgettingOutcome, float]:
     """A model whose every weight is 1 above the base's; the general figure is 0.9 less the share, dev rises by it."""
     base, model = (load_model(folder, Embedding(device="cpu")) for _ in range(2))
     with torch.no_grad():
@@ -42,7 +44,7 @@ def test_what_stays_within_the_bound_is_left_alone(tiny_model: Path) -> None:
 @pytest.mark.parametrize("dev", [0.0, None])
 def test_the_largest_share_within_the_bound_is_taken(tiny_model: Path, dev: float | None) -> None:
     kept, share = keep(tiny_model, max_forgetting=0.35, dev=dev)
-    assert kept == Kept(0.3, 0.9, pytest.approx(0.6, abs=1e-5))
+    assert kept == ForgettingOutcome(0.3, 0.9, pytest.approx(0.6, abs=1e-5))
     assert share == pytest.approx(0.3, abs=1e-5)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from embed_pipeline.settings import Adapter, Training
-from embed_pipeline.training.policy import LEAST_DOCUMENTS, adapter_share, learning_rate, plan
+from embed_pipeline.training.task import LEAST_DOCUMENTS, adapter_share, learning_rate, plan
 
 
 def test_few_examples_get_small_batches_and_enough_steps() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.record import RECORD_FILE, read_record
+from embed_pipeline.training.task import TrainingError
 
 
 def test_a_record_that_is_cut_off_is_refused_and_a_model_without_one_has_none(tmp_path: Path) -> None:

@@ -8,17 +8,17 @@ from safetensors.torch import load_file
 
 from embed_pipeline.settings import Settings
 from embed_pipeline.training import selection
-from embed_pipeline.training.dev import DevMeasure
 from embed_pipeline.training.record import read_record
 from embed_pipeline.training.seed_run import winner_folder
 from embed_pipeline.training.selection import select
-from embed_pipeline.training.task import Task
+from embed_pipeline.training.supervisor import DevMeasure
+from embed_pipeline.training.task import TrainingTask
 from embed_pipeline.training.train import finetune, train_seeds
 from embed_pipeline_tests.training import small
 
 
-def task(work: Path, settings: Settings) -> Task:
-    return Task.of(small.examples(), small.passages(), small.dev(), small.corpus(), settings, work=work)
+def task(work: Path, settings: Settings) -> TrainingTask:
+    return TrainingTask.of(small.examples(), small.passages(), small.dev(), small.corpus(), settings, work=work)
 
 
 def measure(folder: Path, settings: Settings) -> float:
@@ -80,9 +80,7 @@ def test_a_model_that_forgot_is_mixed_with_its_base_and_the_record_says_so(
 
     monkeypatch.setattr(selection, "keep_general", watched)
     settings = small.settings(tiny_model, learning_rate=5e-2, average_weights=False)
-    settings = settings.model_copy(
-        update={"forgetting": settings.forgetting.model_copy(update={"questions": 24})}
-    )
+    settings = settings.model_copy(update={"forgetting": settings.forgetting.model_copy(update={"questions": 24})})
     given = task(tmp_path / "work", settings)
     seeds = train_seeds(given)
     result = select(given, seeds, tmp_path / "tuned")
@@ -98,9 +96,7 @@ def test_a_model_that_forgot_is_mixed_with_its_base_and_the_record_says_so(
 
 def test_general_questions_are_scored_before_and_after(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, epochs=1)
-    settings = settings.model_copy(
-        update={"forgetting": settings.forgetting.model_copy(update={"questions": 20})}
-    )
+    settings = settings.model_copy(update={"forgetting": settings.forgetting.model_copy(update={"questions": 20})})
     result = finetune(
         small.examples(),
         small.passages(),

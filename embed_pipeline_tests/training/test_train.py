@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.settings import Settings
-from embed_pipeline.training import dev as dev_module
 from embed_pipeline.training import loss as loss_module
-from embed_pipeline.training.curves import best_step, stalled
-from embed_pipeline.training.errors import TrainingError
-from embed_pipeline.training.task import Task
-from embed_pipeline.training.train import TrainingResult, finetune
+from embed_pipeline.training import supervisor as dev_module
+from embed_pipeline.training.record import TrainingResult
+from embed_pipeline.training.supervisor import best_step, stalled
+from embed_pipeline.training.task import TrainingError, TrainingTask
+from embed_pipeline.training.train import finetune
 from embed_pipeline.training.weights import RunningMean
 from embed_pipeline_tests.training import small
 
@@ -73,7 +73,9 @@ def test_the_adapter_alone_needs_no_examples(tiny_model: Path, tmp_path: Path) -
     nothing = small.examples().clear()
     for contrastive in (False, True):
         settings = small.settings(tiny_model, share=0.5, contrastive=contrastive)
-        task = partial(Task.of, nothing, small.passages(), None, small.corpus(), settings, work=tmp_path / "work")
+        task = partial(
+            TrainingTask.of, nothing, small.passages(), None, small.corpus(), settings, work=tmp_path / "work"
+        )
         if contrastive:
             with pytest.raises(TrainingError, match="there are no training examples"):
                 task()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embed_pipeline import tables
-from embed_pipeline.training_data.examples import unroll
+from embed_pipeline.training_data.negatives import unroll
 from embed_pipeline_tests.training_data.mined import mined
 
 

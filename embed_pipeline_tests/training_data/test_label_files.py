@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from embed_pipeline.beir import LabelsError
-from embed_pipeline.training_data.label_files import read_label_set
+from embed_pipeline.training_data.labels import read_label_set
 from embed_pipeline_tests.test_beir import write_beir
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import DisjointSet
 
-from embed_pipeline.corpus import shingles
-from embed_pipeline.corpus.shingles import Shingler, containment
+from embed_pipeline.text import shingles
+from embed_pipeline.text.shingles import Shingler, containment
 from embed_pipeline.training_data.near_duplicates import (
     join_near_duplicates,
     near_duplicate_questions,

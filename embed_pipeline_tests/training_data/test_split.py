@@ -6,9 +6,8 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
-from embed_pipeline.training_data import document_groups
-from embed_pipeline.training_data.document_groups import SplitError
-from embed_pipeline.training_data.split import interval_half_width, split_dataset, split_failures
+from embed_pipeline.training_data import split as document_groups
+from embed_pipeline.training_data.split import SplitError, interval_half_width, split_dataset, split_failures
 from embed_pipeline_tests.training_data import material
 from embed_pipeline_tests.training_data.material import many_documents, prose, settings
 

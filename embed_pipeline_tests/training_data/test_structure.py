@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from embed_pipeline.training_data.structure import structure_pairs
+from embed_pipeline.training_data.pair_sources import structure_pairs
 from embed_pipeline_tests.training_data import material
 
 

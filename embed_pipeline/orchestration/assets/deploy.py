@@ -7,17 +7,15 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline import tables
-from embed_pipeline.evaluation.promotion import compare_with_champion, promotion_failures
+from embed_pipeline.evaluation.gates import compare_with_champion, promotion_failures
 from embed_pipeline.evaluation.query_sets import generated_set, labelled_set
 from embed_pipeline.orchestration.executors import GPU_STEP
-from embed_pipeline.orchestration.failures import explained
-from embed_pipeline.orchestration.outputs import stored
+from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.presentation import described
 from embed_pipeline.orchestration.promotion import put_in_service, record_promotion, record_refusal
 from embed_pipeline.orchestration.resources import MLflow
-from embed_pipeline.release.current import current_bundle, current_version
-from embed_pipeline.release.manifest import read_manifest
-from embed_pipeline.release.onnx_export import ReleaseError
+from embed_pipeline.release.manifest import ReleaseError, read_manifest
+from embed_pipeline.release.releases import current_bundle, current_version
 from embed_pipeline.serving.deployment import deploy, deployment_failures
 from embed_pipeline.settings import Settings
 

@@ -9,22 +9,21 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from embed_pipeline.embedding.onnx_export import export_onnx
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.query_sets import QuerySet, generated_set
 from embed_pipeline.orchestration.executors import GPU_STEP
-from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.io_managers import name_by_content, stage_folder
-from embed_pipeline.orchestration.outputs import stored
+from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.presentation import OWNERS, figures, markdown_table
 from embed_pipeline.orchestration.resources import newest_metadata
 from embed_pipeline.release.bundle import BASE_FOLDER, ENGINE_FOLDER, EXPORT_FOLDERS, Lineage, write_bundle
-from embed_pipeline.release.onnx_export import ReleaseError, export_onnx
+from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
 from embed_pipeline.release.precision import measured_precisions, precision_failures, write_precision
 from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailable, build_engine
 from embed_pipeline.settings import Settings
-from embed_pipeline.training.dimensions import declared_dimensions
-from embed_pipeline.training.record import read_record
+from embed_pipeline.training.record import declared_dimensions, read_record
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,14 @@ import polars as pl
 from embed_pipeline.evaluation.plots import training_curves
 from embed_pipeline.evaluation.query_sets import generated_set
 from embed_pipeline.orchestration.executors import GPU_STEP
-from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.io_managers import name_by_content, stage_folder
-from embed_pipeline.orchestration.outputs import stored
+from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.presentation import OWNERS, picture
 from embed_pipeline.orchestration.resources import MLflow
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import content_hash
-from embed_pipeline.training.launch import train_in_processes, work_folder
-from embed_pipeline.training.train import TrainingResult, finetune
+from embed_pipeline.training.record import TrainingResult
+from embed_pipeline.training.train import finetune, train_in_processes, work_folder
 
 GROUP = "3_finetune"
 

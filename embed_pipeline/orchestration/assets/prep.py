@@ -6,17 +6,14 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline.embedding.proven import open_base_encoder
-from embed_pipeline.orchestration import plots
-from embed_pipeline.orchestration.conditions import follow
-from embed_pipeline.orchestration.failures import explained
 from embed_pipeline.orchestration.forgetting import remember_examples
 from embed_pipeline.orchestration.io_managers import ParquetIOManager
-from embed_pipeline.orchestration.outputs import stored
-from embed_pipeline.orchestration.presentation import described, figures, picture
+from embed_pipeline.orchestration.outputs import explained, stored
+from embed_pipeline.orchestration.partitions import follow
+from embed_pipeline.orchestration.presentation import counts, described, figures, picture
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.audit import audit_negatives, ratio_histogram
-from embed_pipeline.training_data.examples import unroll
-from embed_pipeline.training_data.negatives import mine_hard_negatives
+from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset
 
@@ -39,7 +36,7 @@ def dataset_split(
     with explained():
         frame = split_dataset(qa_dataset, corpus, settings, previous)
     sides = dict(frame["split"].value_counts(sort=True).iter_rows())
-    shown = {"sides": picture(plots.counts(frame["split"], "side"), "pairs on each side")}
+    shown = {"sides": picture(counts(frame["split"], "side"), "pairs on each side")}
     facts = {"groups": frame["group_id"].n_unique(), **sides, **shown}
     return stored(context, frame, settings, metadata=facts)
 

@@ -15,16 +15,15 @@ from embed_pipeline.corpus.segments import TokenCounter, split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.enumerations import CRITERIA
-from embed_pipeline.orchestration import plots
-from embed_pipeline.orchestration.conditions import Condition, follow_batches
-from embed_pipeline.orchestration.failures import explained, transient
-from embed_pipeline.orchestration.outputs import stored
-from embed_pipeline.orchestration.partitions import all_batches, document_batches
+from embed_pipeline.orchestration.outputs import explained, stored, transient
+from embed_pipeline.orchestration.partitions import Condition, all_batches, document_batches, follow_batches
 from embed_pipeline.orchestration.presentation import (
+    counts,
     described,
     figures,
     markdown_table,
     picture,
+    score_histograms,
     traced_pairs,
 )
 from embed_pipeline.settings import Settings
@@ -153,7 +152,7 @@ def qa_pairs(
             settings,
             lambda: open_base_encoder(settings, segments["text"]),
         )
-    shapes = {"hops": picture(plots.counts(made.pairs["hop_count"], "hops"), "pairs by number of hops")}
+    shapes = {"hops": picture(counts(made.pairs["hop_count"], "hops"), "pairs by number of hops")}
     usage = figures({"usage": asdict(made.usage), "query_types": _counts(made.pairs, "query_type")})
     yield stored(context, made.pairs, settings, asset="qa_pairs", metadata={**usage, **shapes})
     reasons = figures({"reasons": _counts(made.rejects, "reason")})
@@ -176,7 +175,7 @@ def qa_scores(
     with explained():
         encoder = open_base_encoder(settings, segments["text"])
         scoring = score_pairs(context.partition_key, qa_pairs, segments, settings, encoder)
-    shown = {"scores": picture(plots.score_histograms(scoring.scores), "scores by criterion")}
+    shown = {"scores": picture(score_histograms(scoring.scores), "scores by criterion")}
     usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge")})
     yield stored(
         context, scoring.scores, settings, asset="qa_scores", metadata={**_means(scoring.scores), **shown, **usage}
@@ -243,7 +242,7 @@ def qa_dataset(
         PAIRS_BY_BATCH: dg.MetadataValue.json(_counts(sources, "source")),
     }
     shapes = {
-        "hops": picture(plots.counts(dataset["hop_count"], "hops"), "accepted pairs by hops"),
+        "hops": picture(counts(dataset["hop_count"], "hops"), "accepted pairs by hops"),
         "traced": traced_pairs(dataset, corpus),
     }
     yield stored(context, dataset, settings, asset="qa_dataset", metadata={**facts, **shapes})

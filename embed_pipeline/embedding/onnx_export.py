@@ -1,0 +1,199 @@
+"""A sentence-transformers model as one ONNX graph: token ids in, pooled unit vectors out.
+
+Straight from ``torch.onnx`` (the dynamo exporter), so that the graph is what the torch model computes. Pooling and
+normalisation are in the graph; a server needs a tokenizer and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embed_pipeline.embedding.backend import CONFIG_FILE, TOKENIZER_FILE, EncoderConfig
+from embed_pipeline.embedding.models import ModelError, base_model_name, embedding_dimensions, load_model, max_tokens_of
+from embed_pipeline.embedding.onnx_backend import MODEL_FILE, refuse_outside_data
+from embed_pipeline.settings import Embedding, Release
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+# From this operator set on, ONNX has attention as one operator, which runtimes have kernels for.
+_ATTENTION_OPSET = 23
+# A protobuf message ends at 2 GiB; weights beyond this go to a file beside the graph.
+INLINE_BYTES = 1_800_000_000
+
+
+class OnnxExportError(ValueError):
+    """A model cannot be exported, or an export is not what it should be."""
+
+
+def export_onnx(model: str | Path, output: Path, release: Release, embedding: Embedding) -> None:
+    """Write ``model``, as ``resolve_model`` takes it, as ONNX to the folder ``output``, checked.
+
+    ``model.onnx`` takes ``input_ids`` and ``attention_mask`` (int64, [batch, sequence], both dynamic) and gives
+    ``embeddings`` (float32, [batch, dimensions], unit rows). Beside it: ``tokenizer.json``, the model's and the
+    tokenizer's configuration, and ``embedding_config.json`` with limits and prefixes. The same weights give the
+    same bytes, and no path of this machine is left in them.
+
+    Raises:
+        OnnxExportError: the exported graph is not valid, or its tokenizer has no ``tokenizer.json`` form.
+        ModelError: ``model`` cannot be loaded.
+    """
+    loaded = load_model(model, embedding, device="cpu")
+    output.mkdir(parents=True, exist_ok=True)
+    _use_exportable_attention(loaded, release.opset)
+    _export_graph(loaded, output / MODEL_FILE, release.opset)
+    check_onnx(output / MODEL_FILE, embedding_dimensions(loaded))
+    _write_tokenizer(loaded, output)
+    config = EncoderConfig.of(loaded).as_dict() | {"base_model": base_model_name(embedding)}
+    (output / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    logger.info("exported %s with operator set %d: %d dimensions", MODEL_FILE, release.opset, config["dimensions"])
+
+
+def check_onnx(path: Path, dimensions: int) -> None:
+    """Check an exported graph: valid, its shapes inferred throughout, inputs and output as promised.
+
+    Raises:
+        OnnxExportError: naming what is wrong; data outside the folder is refused before anything reads it.
+    """
+    import onnx
+
+    try:
+        refuse_outside_data(path)
+        onnx.checker.check_model(str(path), full_check=True)
+    except (ModelError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        message = f"{path.name} is not a valid graph: {error}"
+        raise OnnxExportError(message) from error
+    graph = onnx.load(str(path), load_external_data=False).graph
+    inputs = [value.name for value in graph.input]
+    outputs = {value.name: _shape(value) for value in graph.output}
+    if inputs != ["input_ids", "attention_mask"] or list(outputs) != ["embeddings"]:
+        message = f"{path.name} has inputs {inputs} and outputs {list(outputs)}"
+        raise OnnxExportError(message)
+    if outputs["embeddings"] != ["batch", dimensions]:
+        message = f"{path.name} gives embeddings of shape {outputs['embeddings']}, expected ['batch', {dimensions}]"
+        raise OnnxExportError(message)
+    for value in graph.input:
+        if _shape(value) != ["batch", "sequence"]:
+            message = f"{path.name}: input {value.name} has shape {_shape(value)}, expected ['batch', 'sequence']"
+            raise OnnxExportError(message)
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[str | int]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def _use_exportable_attention(model: SentenceTransformer, opset: int) -> None:
+    """Choose the attention code whose graph runtimes fuse: plain products below the attention operator's opset."""
+    transformer = getattr(model[0], "auto_model", None)
+    if transformer is not None and hasattr(transformer, "set_attn_implementation"):
+        transformer.set_attn_implementation("sdpa" if opset >= _ATTENTION_OPSET else "eager")
+
+
+def _export_graph(model: SentenceTransformer, path: Path, opset: int) -> None:
+    import torch
+
+    # The traced example: more than one row and column, and some padding, so that nothing is taken for a constant.
+    ids = torch.full((2, 16), model.tokenizer.pad_token_id or 0, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[1, 10:] = 0
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            _sentence_encoder(model),
+            (ids, mask),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["embeddings"],
+            dynamic_shapes=(axes, axes),
+            verbose=False,
+        )
+    if program is None:
+        message = f"torch.onnx gave no program for operator set {opset}"
+        raise OnnxExportError(message)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    program.save(str(path), external_data=size > INLINE_BYTES)
+    _strip(path)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's warnings, which are about its own code, an absent torchvision and names of shared axes."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (UserWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        registration.setLevel(before)
+
+
+def _sentence_encoder(model: SentenceTransformer) -> torch.nn.Module:
+    """The model as a module from two tensors to unit vectors, the same arithmetic as the encoder's."""
+    import torch
+
+    dimensions = embedding_dimensions(model)
+    has_types = "token_type_ids" in model.tokenizer.model_input_names
+
+    class SentenceEncoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            features = {"input_ids": input_ids, "attention_mask": attention_mask}
+            if has_types:
+                features["token_type_ids"] = torch.zeros_like(input_ids)
+            pooled = self.model(features)["sentence_embedding"]
+            return torch.nn.functional.normalize(pooled[:, :dimensions], p=2.0, dim=-1)
+
+    return SentenceEncoder().eval()
+
+
+def _strip(path: Path) -> None:
+    """Take out what the exporter notes about its own run: stack traces, source lines, module paths."""
+    import onnx
+
+    proto = onnx.load(str(path), load_external_data=False)
+    _strip_message(proto)
+    onnx.save(proto, str(path))
+
+
+def _strip_message(message: Any) -> None:  # noqa: ANN401 - any protobuf message
+    """Clear the notes of a message and of every message below it but raw tensors' own fields."""
+    for field, value in list(message.ListFields()):
+        if field.name in {"metadata_props", "doc_string"}:
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for child in value if field.is_repeated else [value]:
+                _strip_message(child)
+
+
+def _write_tokenizer(model: SentenceTransformer, output: Path) -> None:
+    from tokenizers import Tokenizer
+
+    model.tokenizer.save_pretrained(str(output))
+    path = output / TOKENIZER_FILE
+    if not path.is_file():
+        message = f"the tokenizer {type(model.tokenizer).__name__} has no {TOKENIZER_FILE} form"
+        raise OnnxExportError(message)
+    # The file would otherwise keep whatever cut and padding the last call in this process had set.
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens_of(model))
+    tokenizer.save(str(path))
+    transformer = getattr(model[0], "auto_model", None)
+    if transformer is not None:
+        transformer.config.save_pretrained(str(output))

@@ -1,0 +1,116 @@
+"""The fine-tuned model against its base, BM25 and the hybrid, on generated and on people's questions."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from embed_pipeline.embedding.models import base_model_name
+from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
+from embed_pipeline.evaluation.plots import headline_bars, recall_curves
+from embed_pipeline.evaluation.query_sets import generated_set, labelled_set, modification_times, with_document_slices
+from embed_pipeline.evaluation.report import SUMMARY_COLUMNS, headline_rows, write_report
+from embed_pipeline.evaluation.retrieval import Comparison, compare
+from embed_pipeline.orchestration.assets.finetune import dagster_links
+from embed_pipeline.orchestration.executors import GPU_STEP
+from embed_pipeline.orchestration.outputs import explained, stored
+from embed_pipeline.orchestration.partitions import all_batches
+from embed_pipeline.orchestration.presentation import described, markdown_table, picture
+from embed_pipeline.orchestration.resources import MLflow, newest_metadata
+from embed_pipeline.settings import Settings
+from embed_pipeline.tracking import TrackedRun
+from embed_pipeline.training.record import read_record
+
+GROUP = "4_eval"
+
+
+@dg.multi_asset(
+    outs={
+        name: dg.AssetOut(**described(name, GROUP, {"pytorch", "mlflow"}))
+        for name in ("retrieval_evaluation", "question_results")
+    },
+    ins={"documents": all_batches()},
+    op_tags=GPU_STEP,
+    pool="gpu",
+)
+def retrieval_evaluation(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    mlflow: MLflow,
+    finetuned_model: Path,
+    corpus: pl.DataFrame,
+    qa_dataset: pl.DataFrame,
+    dataset_split: pl.DataFrame,
+    documents: dict[str, pl.DataFrame],
+) -> Iterator[dg.Output[Any]]:
+    """Compare, write the report, and add the figures to the training's MLflow run."""
+    times = modification_times(documents)
+    with explained():
+        own = [labelled_set(folder, corpus) for folder in settings.evaluation.query_sets]
+        known = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
+        sets = [with_document_slices(query_set, corpus, times) for query_set in known]
+        vectors = settings.paths.store / "vectors"
+        comparison = compare(settings.embedding.model, finetuned_model, corpus, sets, settings, vectors=vectors)
+        record = read_record(finetuned_model)
+    gate = release_failures(comparison.metrics, settings.gates) + forgetting_failures(record, settings.forgetting)
+    run_id = newest_metadata(context.instance, "finetuned_model", "mlflow_run_id")
+    facts = {**_training_facts(record), "Dagster run": context.run_id, "MLflow run": run_id or "none"}
+    page, text = _report(comparison, settings, facts, gate)
+    if run_id:
+        with mlflow.tracker().run("", {}, run_id=run_id) as run:
+            _track(run, comparison, (page, text), dagster_links(context.run_id, settings))
+    version = newest_metadata(context.instance, "finetuned_model", "mlflow_version")
+    if version:
+        mlflow.tracker().record_gate(settings.tracking.registered_model, version, gate)
+    shown = {"gate": "; ".join(gate) or "passed", "report": dg.MetadataValue.path(str(page)), **_shown(comparison)}
+    yield stored(context, comparison.metrics, settings, asset="retrieval_evaluation", metadata=shown)
+    yield stored(context, comparison.questions, settings, asset="question_results")
+
+
+def _track(run: TrackedRun, comparison: Comparison, reports: tuple[Path, Path], links: dict[str, str]) -> None:
+    """Add figures, reports and the way back to Dagster to the training's run."""
+    run.log_metrics(_headline_figures(comparison))
+    for report in reports:
+        run.log_artifact(report)
+    run.log_artifact(headline_bars(comparison.metrics), "headline.png")
+    run.set_tags({name.replace("dagster.", "dagster.evaluation_"): link for name, link in links.items()})
+
+
+def _shown(comparison: Comparison) -> dict[str, Any]:
+    """Tables, verdicts and pictures for the asset's page."""
+    metadata: dict[str, Any] = {
+        "comparison": markdown_table(SUMMARY_COLUMNS, headline_rows(comparison.metrics)),
+        "headline": picture(headline_bars(comparison.metrics), "nDCG@10"),
+        **{f"verdict_{name}": verdict.sentence for name, verdict in comparison.verdicts.items()},
+        **{f"recall_{name}": picture(recall_curves(comparison.metrics, name), name) for name in comparison.verdicts},
+    }
+    if comparison.warnings:
+        metadata["cautions"] = dg.MetadataValue.md("\n".join(f"- {caution}" for caution in comparison.warnings))
+    return metadata
+
+
+def _report(comparison: Comparison, settings: Settings, facts: dict[str, str], gate: list[str]) -> tuple[Path, Path]:
+    context = {
+        "base model": base_model_name(settings.embedding),
+        **facts,
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }
+    return write_report(comparison, settings.paths.store / "reports", context, gate)
+
+
+def _training_facts(record: dict[str, Any]) -> dict[str, str]:
+    if not record:
+        return {}
+    before, after = record["general_before"], record["general_after"]
+    known = "not measured" if before is None else f"nDCG@10 {before:.3f} under the base, {after:.3f} under the tuned"
+    return {"trained on": f"{record['examples']} examples, {record['steps']} steps", "general questions": known}
+
+
+def _headline_figures(comparison: Comparison) -> dict[str, float]:
+    rows = comparison.metrics.filter(
+        (pl.col("slice") == "all") & pl.col("metric").is_in(["nDCG", "Recall", "MAP", "MRR"])
+    )
+    return {f"{row['query_set']}.{row['system']}.{row['metric']}@{row['k']}": row["value"] for row in rows.to_dicts()}

@@ -1,0 +1,128 @@
+"""Words, sentences and plain passages: the text measures that judge generated pairs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+_IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}](?:[^\W{_IDEOGRAPHS}]|['’-])*")
+_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n(?=\s*(?:[*+-]|\d+\.)\s)")
+_HEADING = re.compile(r"^\s{0,3}#{1,6}\s.*$", re.MULTILINE)
+_BULLET = re.compile(r"^(?:[*+-]|\d+\.)\s+")
+_STOP_TEXT = (
+    "a about above after again all also an and any are as at be because been before being below between both but by "
+    "can could did do does doing done down during each else every few for from further get give given had has have "
+    "having he her here hers him his how however i if in instead into is it its itself just let like made make many "
+    "may me might mine more most must my no nor not now of off on once one only or other our out over own same shall "
+    "she should so some such take than that the their them then there these they this those through to too under "
+    "until up upon us use used using very want was way we were what when where which while who whom whose why will "
+    "with within without would yes yet you your"
+)
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
+_SPECIFIC = re.compile(
+    r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\w*\b|\b\d[\d.]*\b"
+    r"|`[^`]+`|[\"“][^\"”]{1,40}[\"”]"
+)
+_HEADING_MARKS = re.compile(r"^\s{0,3}#{1,6}\s+")
+_CELL = re.compile(r"\s*\|\s*")
+_MARKUP = re.compile(r"`+|\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
+_RUN = re.compile(r"([^\w\s])\1{3,}")
+_LINK = re.compile(r"!?\[([^\]]*)\]\([^)\s]*\)")
+_HAS_WORD = re.compile(r"\w")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of ``text``, in order, without a possessive s; where no spaces are written, its characters."""
+    return [re.sub(r"['’]s$", "", match.lower()).strip("'’-") for match in _WORD.findall(text)]
+
+
+def stem(word: str) -> str:
+    """A word without its commonest English endings: enough to match `returns` with `returned`."""
+    for ending in ("ations", "ation", "ings", "ing", "ies", "ied", "ers", "er", "es", "ed", "s", "ly"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:  # noqa: PLR2004 - a stem keeps three letters
+            return word[: -len(ending)]
+    return word
+
+
+def content_words(text: str) -> list[str]:
+    """Stems of the words that carry meaning, in order."""
+    return [stem(word) for word in words(text) if word not in _STOP_WORDS and (len(word) > 1 or not word.isascii())]
+
+
+def overlap(text: str, source: str) -> float:
+    """Share of the content words of ``text`` that stand in ``source``; 0 where it has none."""
+    wanted = content_words(text)
+    present = set(content_words(source))
+    return sum(word in present for word in wanted) / len(wanted) if wanted else 0.0
+
+
+def specific_terms(question: str) -> list[str]:
+    """Identifiers, acronyms, numbers and quoted terms, as written: what a model invents when it invents."""
+    return [term.strip('`"“”()') for term in _SPECIFIC.findall(question)]
+
+
+def unsupported_terms(question: str, source: str) -> list[str]:
+    """Specific terms of the question that do not stand in the source."""
+    text = source.lower()
+    return [term for term in specific_terms(question) if term and term.lower() not in text]
+
+
+def keywords(question: str) -> str:
+    """A question as keywords: its words that carry meaning, as they were written."""
+    kept = (token.strip(".,;:?!") for token in question.split())
+    return " ".join(token for token in kept if content_words(token))
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences and list items of ``text`` on one line each, without headings, rules and fences.
+
+    What ends in a colon goes on in the next.
+    """
+    pieces = (_BULLET.sub("", " ".join(piece.split())) for piece in _SENTENCE.split(_HEADING.sub("\n", text)))
+    found: list[str] = []
+    for piece in pieces:
+        if found and found[-1].endswith(":"):
+            found[-1] = f"{found[-1]} {piece}".rstrip()
+        elif re.search(r"[^\W_]{2}", piece):
+            found.append(piece)
+    return found
+
+
+def inverse_document_frequency(texts: Iterable[str]) -> dict[str, float]:
+    """ln(1 + N/df) of every content word over ``texts``."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for text in texts:
+        counts.update(set(content_words(text)))
+        total += 1
+    return {word: math.log(1 + total / count) for word, count in counts.items()}
+
+
+def supporting_sentence(question: str, source: str, idf: Mapping[str, float]) -> str:
+    """The sentence of ``source`` that shares most with the question, rare words counting more.
+
+    Longer sentences pay a square-root price, so that a whole list does not win over the line that answers.
+    """
+    wanted = set(content_words(question))
+
+    def score(sentence: str) -> float:
+        present = content_words(sentence)
+        shared = sum(idf.get(word, 1.0) for word in wanted & set(present))
+        return shared / math.sqrt(len(present) + 8)
+
+    return max(sentences(source), key=score, default=" ".join(source.split()))
+
+
+def readable(text: str, characters: int) -> str:
+    """One line of at most ``characters``, cut at a word."""
+    lines = []
+    for line in text.splitlines():
+        if _HAS_WORD.search(line):
+            plain = _LINK.sub(r"\1", _HEADING_MARKS.sub("", line))
+            plain = _CELL.sub(" | ", plain).strip(" |")
+            lines.append(_RUN.sub(r"\1\1\1", _MARKUP.sub("", plain)))
+    joined = " ".join(" ".join(lines).split())
+    return joined if len(joined) <= characters else joined[: characters + 1].rsplit(" ", 1)[0][:characters]

@@ -1,7 +1,0 @@
-"""What training raises."""
-
-from __future__ import annotations
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on."""

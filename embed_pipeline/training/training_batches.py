@@ -1,0 +1,146 @@
+"""Training examples as batches: tokenised once, shuffled by seed, each distinct passage of a batch once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_pipeline.embedding.token_batches import pad_rows
+from embed_pipeline.training.task import Examples
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tokens = NDArray[np.int32]
+
+
+class Collator:
+    """Example numbers to the padded features and relations that the loss takes; texts are tokenised once, here."""
+
+    # The trainer reads these of every collator.
+    valid_label_columns: tuple[str, ...] = ("label",)
+
+    def __init__(
+        self,
+        examples: Examples,
+        tokenizer: Any,  # noqa: ANN401 - transformers' tokenizers share no public base
+        *,
+        prefixes: tuple[str, str],
+        max_tokens: int,
+        taught: Mapping[tuple[int, int], float] | None = None,
+    ) -> None:
+        """Tokenise all texts.
+
+        Args:
+            examples: the numbered examples.
+            tokenizer: the model's tokenizer.
+            prefixes: text before every question, and before every passage.
+            max_tokens: longest text, special tokens included.
+            taught: a teacher's score of (question number, passage number), on the scale of cosines.
+        """
+        self.examples = examples
+        self._taught = taught
+        self._left = tokenizer.padding_side == "left"
+        self._pad = int(tokenizer.pad_token_id or 0)
+        self._types = "token_type_ids" in tokenizer.model_input_names
+        self._questions = _tokenize(tokenizer, prefixes[0], examples.questions, max_tokens)
+        self._passages = _tokenize(tokenizer, prefixes[1], examples.passages, max_tokens)
+
+    def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+        """Features of a batch, under the names by which the trainer tells the two sides apart."""
+        chosen = sorted(
+            (row["index"] for row in rows), key=lambda i: (-len(self._questions[self.examples.question[i]]), i)
+        )
+        passages = self._distinct_passages(chosen)
+        return {
+            **self._features("question", [self._questions[self.examples.question[i]] for i in chosen]),
+            **self._features("passage", [self._passages[passage] for passage in passages]),
+            "label": self._labels(chosen, passages),
+        }
+
+    def tokens(self, rows: Sequence[int]) -> int:
+        """Tokens of a batch of these examples, without padding."""
+        questions = sum(len(self._questions[self.examples.question[i]]) for i in rows)
+        return questions + sum(len(self._passages[passage]) for passage in self._distinct_passages(rows))
+
+    def _distinct_passages(self, rows: Sequence[int]) -> list[int]:
+        distinct = {passage for i in rows for passage in (self.examples.positive[i], *self.examples.negatives[i])}
+        return sorted(distinct, key=lambda passage: (-len(self._passages[passage]), passage))
+
+    def _labels(self, rows: Sequence[int], passages: Sequence[int]) -> Tensor:
+        """What the loss takes as labels: relations, with a teacher's scores where there is a teacher."""
+        import torch
+
+        relations = self._relations(rows, passages)
+        if self._taught is None:
+            return relations
+        asked = [self.examples.question[row] for row in rows]
+        scores = [[self._taught.get((question, passage), math.nan) for passage in passages] for question in asked]
+        return torch.stack([relations.float(), torch.tensor(scores, dtype=torch.float32)])
+
+    def _relations(self, rows: Sequence[int], passages: Sequence[int]) -> Tensor:
+        import torch
+
+        from embed_pipeline.training.loss import IGNORED, NEGATIVE, POSITIVE
+
+        place = {passage: column for column, passage in enumerate(passages)}
+        relations = torch.full((len(rows), len(passages)), NEGATIVE, dtype=torch.int8)
+        for row, example in enumerate(rows):
+            known = self.examples.known[self.examples.question[example]]
+            relations[row, [place[passage] for passage in known if passage in place]] = IGNORED
+            relations[row, place[self.examples.positive[example]]] = POSITIVE
+        return relations
+
+    def _features(self, side: str, rows: Sequence[Tokens]) -> dict[str, Any]:
+        import torch
+
+        from embed_pipeline.training.loss import LENGTHS
+
+        ids, mask = (torch.from_numpy(array) for array in pad_rows(rows, self._pad, left=self._left))
+        features: dict[str, Any] = {f"{side}_input_ids": ids, f"{side}_attention_mask": mask}
+        features[f"{side}_{LENGTHS}"] = [len(row) for row in rows]
+        return features | ({f"{side}_token_type_ids": torch.zeros_like(ids)} if self._types else {})
+
+
+class ShuffledBatches:
+    """Batches of example numbers in an order that seed and epoch alone decide; sizes differ by at most one.
+
+    A short last batch would give its examples few negatives, so the examples are spread evenly, over a multiple of
+    as many batches as there are processes.
+    """
+
+    drop_last = False
+    # accelerate drops batches shorter than a stated size when it deals them out to processes.
+    batch_size = None
+
+    def __init__(self, examples: int, batch_size: int, seed: int, *, processes: int = 1) -> None:
+        self._count = min(examples, math.ceil(examples / (batch_size * processes)) * processes)
+        self._examples = examples
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order: the trainer calls this at the start of every pass."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._examples)
+        yield from (batch.tolist() for batch in np.array_split(order, len(self)))
+
+
+def _tokenize(tokenizer: Any, prefix: str, texts: Sequence[str], max_tokens: int) -> list[Tokens]:  # noqa: ANN401 - as above
+    rows = tokenizer(
+        [prefix + text for text in texts],
+        truncation=True,
+        max_length=max_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    return [np.asarray(row, dtype=np.int32) for row in rows]

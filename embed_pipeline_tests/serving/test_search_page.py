@@ -1,0 +1,167 @@
+"""The search page: what it finds is what the models find, and it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from embed_pipeline import tables
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.release.releases import promote
+from embed_pipeline.serving import search_page as search
+from embed_pipeline.settings import Paths
+from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+TEXTS = [f"class {index} of python value {'in ' * (index % 20)}" for index in range(60)]
+
+
+def corpus(store: Path) -> Path:
+    places = {"document_id": "d", "title": "A", "token_count": 9, "label_set": None}
+    frame = tables.CORPUS.frame(
+        [
+            {
+                "segment_id": f"s{index:03}",
+                "position": index,
+                "text": text,
+                "path": f"a/{index}.md",
+                "heading_path": "A > B",
+                **places,
+            }
+            for index, text in enumerate(TEXTS)
+        ]
+    )
+    (store / "tables").mkdir(parents=True)
+    frame.write_parquet(store / "tables" / "corpus.parquet")
+    return store
+
+
+@pytest.fixture(scope="module")
+def compared(bundle, tmp_path_factory):
+    """Base and tuned model over the corpus."""
+    store = corpus(tmp_path_factory.mktemp("store"))
+    shutil.copytree(bundle, store / "release" / "1")
+    both = store / "release" / "1"
+    shutil.copytree(both / "onnx", both / "base_onnx")
+    manifest = json.loads((both / "manifest.json").read_text())
+    for name, digest in list(manifest["files"].items()):
+        if name.startswith("onnx/"):
+            manifest["files"][f"base_{name}"] = digest
+    (both / "manifest.json").write_text(json.dumps(manifest))
+    both = changed(both, store / "release" / "2", "base_onnx/embedding_config.json", query_prefix="how ")
+    with running(both, store=store, reload_seconds=0.02) as served:
+        yield served
+
+
+def found(served, query: str) -> dict:
+    answer = {}
+
+    def ready() -> bool:
+        response = served.client.get("/search", params={"q": query})
+        assert response.status_code == 200, response.text
+        answer.update(response.json())
+        return answer["state"] == "ready"
+
+    eventually(ready)
+    return answer
+
+
+def test_both_models_show_what_each_ranks_first(compared):
+    answer = found(compared, "value of 7")
+    assert [system["name"] for system in answer["systems"]] == [MODEL, f"{MODEL}-base"]
+    bundle = compared.server._bundle
+    for system, folder in zip(answer["systems"], ("onnx", "base_onnx"), strict=True):
+        encoder = Encoder(OnnxBackend(bundle / folder, threads=1))
+        scores = (encoder.encode(TEXTS, "passage") @ encoder.encode(["value of 7"], "query")[0]).tolist()
+        expected = sorted(range(len(TEXTS)), key=lambda index: -scores[index])[:10]
+        assert [result["rank"] for result in system["results"]] == list(range(1, 11))
+        assert np.allclose([result["score"] for result in system["results"]], [scores[i] for i in expected], atol=1e-5)
+        first = system["results"][0]
+        index = int(first["segment_id"][1:])
+        assert (first["path"], first["heading_path"], first["text"]) == (f"a/{index}.md", "A > B", TEXTS[index])
+    assert (answer["segments"], answer["indexed"], answer["done"], answer["total"]) == (60, 60, 120, 120)
+
+
+def test_another_release_is_indexed_anew(bundle, tmp_path):
+    store = corpus(tmp_path)
+    shutil.copytree(bundle, store / "release" / "1")
+    changed(bundle, store / "release" / "2", "onnx/embedding_config.json", query_prefix="how ")
+    with running(store / "release" / "1", store=store, reload_seconds=0.02) as served:
+        before = found(served, "class")["systems"][0]
+        promote(Paths(store=store), "2")
+        eventually(lambda: served.service.version == "2")
+        after = found(served, "class")["systems"][0]
+    assert (before["version"], after["version"]) == ("1", "2")
+    assert before["results"] != after["results"]
+
+
+@pytest.mark.parametrize(("query", "status"), [("", 400), ("  ", 400), ("x" * 1001, 400)])
+def test_what_is_no_query_is_refused(compared, query, status):
+    answer = compared.client.get("/search", params={"q": query})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, "q")
+
+
+def test_a_store_without_a_corpus_is_said(endpoint):
+    answer = endpoint.client.get("/search", params={"q": "class"})
+    assert answer.status_code == 404
+    assert "run the pipeline up to the corpus first" in answer.json()["detail"]
+
+
+def test_of_a_large_corpus_the_first_part_is_searched_and_that_is_said(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "MAX_SEGMENTS", 7)
+    with running(bundle, store=corpus(tmp_path)) as served:
+        answer = found(served, "class")
+    assert (answer["segments"], answer["indexed"], len(answer["systems"][0]["results"])) == (60, 7, 7)
+
+
+def test_the_page_has_nothing_from_elsewhere_and_runs_nothing_else(endpoint):
+    answer = endpoint.client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert not re.findall(r"""(?:src|href)=|url\(|https?://|@import|innerHTML|\son\w+=""", answer.text)
+    assert 'lang="en"' in answer.text
+    assert all(f'aria-label="{name}"' in answer.text for name in ("Query", "API key", "Results"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_shows_both_models_side_by_side(compared, tmp_path):
+    found(compared, "value of 7")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    page = f"{compared.url}/?q=value%20of%207"
+    done = subprocess.run([*command, "--virtual-time-budget=20000", page], capture_output=True, text=True, check=True)
+    assert re.findall(r'<section aria-label="([^"]+)"', done.stdout) == [f"{MODEL}-base", MODEL]
+    assert done.stdout.count("<li ") == 20
+    assert "60 segments searched" in done.stdout
+    assert "<mark" in done.stdout
+
+
+def test_the_key_guards_the_search_and_not_the_empty_page(bundle, tmp_path):
+    with running(bundle, store=corpus(tmp_path), api_key="clef") as guarded:
+        assert guarded.client.get("/").status_code == 200
+        assert guarded.client.get("/search", params={"q": "class"}).status_code == 401
+        answer = guarded.client.get("/search", params={"q": "class"}, headers={"authorization": "Bearer clef"})
+        assert answer.status_code == 200
+
+
+def test_the_page_can_be_left_out(bundle):
+    with running(bundle, search_page=False) as served:
+        assert served.client.get("/").status_code == served.client.get("/search").status_code == 404
+        assert "/search" not in served.client.get("/openapi.json").json()["paths"]
+
+
+def test_a_damaged_corpus_is_an_error_and_not_a_result(bundle, tmp_path):
+    store = corpus(tmp_path)
+    path = store / "tables" / "corpus.parquet"
+    pl.read_parquet(path).drop("path").write_parquet(path)
+    with running(bundle, store=store) as served:
+        answer = served.client.get("/search", params={"q": "class"})
+        assert answer.status_code == 500
+        assert served.embed("class").status_code == 200

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from embed_pipeline.text.words import (
+    content_words,
+    inverse_document_frequency,
+    keywords,
+    overlap,
+    sentences,
+    specific_terms,
+    supporting_sentence,
+    unsupported_terms,
+)
+
+
+def test_content_words_are_stems_without_function_words() -> None:
+    assert content_words("What does the pump's filter returning mean?") == ["pump", "filt", "return", "mean"]
+    assert content_words("The value that is returned") == ["value", "return"]
+    assert content_words("Größe der Türen") == ["größe", "der", "türen"]
+    assert content_words("水泵 v2") == ["水", "泵", "v2"]
+
+
+def test_overlap_is_a_share_of_the_first_text() -> None:
+    assert overlap("filters blocked", "The filter was blocking.") == 1
+    assert overlap("red filter", "A filter.") == 0.5
+    assert overlap("is it the", "anything") == 0
+
+
+def test_specific_terms_are_what_a_model_may_invent() -> None:
+    question = 'Does open_file() raise OSError 13 or __init__ set "mode" in `argv`?'
+    assert specific_terms(question) == ["open_file", "OSError", "13", "__init__", "mode", "argv"]
+    assert unsupported_terms("Does FooBar return 12?", "foobar returns 3") == ["12"]
+
+
+def test_keywords_keep_the_words_as_written() -> None:
+    assert keywords("How do I set a custom attribute on the Module class?") == "set custom attribute Module class"
+
+
+def test_sentences_leave_headings_rules_and_fences_out() -> None:
+    text = "# Head\nOne is here: or not. Two\nis there!\n\n-----\n\n* an item\n  goes on\n* another; item\n\n```\nxy\n"
+    expected = ["One is here: or not.", "Two is there!", "an item goes on", "another; item", "``` xy"]
+    assert sentences(text) == expected
+    assert sentences("Two forms:\n\n* the first\n* the second") == ["Two forms: the first", "the second"]
+
+
+def test_rare_words_weigh_more() -> None:
+    idf = inverse_document_frequency(["pump lamp", "pump", "pump filter"])
+    assert idf["pump"] == pytest.approx(math.log(2))
+    assert idf["lamp"] == pytest.approx(math.log(4))
+
+
+def test_the_supporting_sentence_shares_most_and_is_not_the_longest() -> None:
+    source = (
+        "The pump and lamp and filter and valve and hose and tank are listed. A red lamp means a blocked filter. End."
+    )
+    idf = inverse_document_frequency(sentences(source))
+    assert supporting_sentence("What does a red lamp mean?", source, idf) == "A red lamp means a blocked filter."
+    assert supporting_sentence("anything", "??", idf) == "??"
