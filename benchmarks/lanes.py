@@ -149,7 +149,7 @@ async def load(
         backend.infer,
         lanes=backend.lanes,
         batch_tokens=batches.tokens,
-        most_padding=batches.most_padding,
+        max_padding=batches.most_padding,
         max_queue_tokens=QUEUE_TOKENS,
         metrics=Metrics(),
         cores=Cores(backend.lanes),

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from enum import Enum
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,10 @@ from embed_pipeline.serving.reading import Row
 from embed_pipeline.serving.serving_errors import RequestError
 
 logger = logging.getLogger(__name__)
-# A batch on one core has at least so many tokens, if they are there: for fewer its start takes longest.
-_LANE_TOKENS = 64
-# Weight of the newest batch in the running estimate of tokens a second.
-_NEWEST = 0.2
+# Fewest tokens of a batch on one core, where so many wait: below this, starting the batch takes longer than running it.
+_MIN_LANE_TOKENS = 64
+_NEWEST_RATE_WEIGHT = 0.2
+"""Weight of the newest batch in the running mean of tokens a second."""
 _MAX_RETRY_SECONDS = 60
 Floats = NDArray[np.float32]
 
@@ -37,6 +38,14 @@ class Infer(Protocol):
         """Vectors of rows of token ids."""
 
 
+class NextBatch(Enum):
+    """How the next batch is to run."""
+
+    ALONE = "over all cores, while no other batch runs"
+    SIDE_BY_SIDE = "on one core, next to other batches"
+    WAIT = "not now: no text waits, or a batch that runs alone has to end first"
+
+
 class Batcher:
     """A bounded queue in front of a model, and the threads that empty it."""
 
@@ -46,7 +55,7 @@ class Batcher:
         *,
         lanes: int,
         batch_tokens: int,
-        most_padding: int,
+        max_padding: int,
         max_queue_tokens: int,
         metrics: Metrics,
         cores: Cores,
@@ -57,16 +66,16 @@ class Batcher:
             infer: rows of token ids to vectors; ``alone``: over all cores, else on one.
             lanes: batches that may run side by side; 1: one at a time, alone.
             batch_tokens: tokens in a batch, padding included; a longer row is a batch of its own.
-            most_padding: tokens by which a batch's rows may differ in length.
+            max_padding: tokens by which a batch's rows may differ in length.
             max_queue_tokens: tokens that may wait.
-            metrics: what is counted.
+            metrics: the endpoint's counters.
             cores: shared with other models.
         """
         self._infer, self._lanes, self._cores, self._metrics = infer, lanes, cores, metrics
         self._batch_tokens, self._max_queue_tokens = batch_tokens, max_queue_tokens
-        self._alone = self._beside = 0
+        self._running_alone = self._running_side_by_side = 0
         self._condition = threading.Condition()
-        self._waiting = WaitingTexts(most_padding)
+        self._waiting = WaitingTexts(max_padding)
         self._reserved = 0
         self._rate = 0.0
         self._closing = False
@@ -97,7 +106,7 @@ class Batcher:
                     self._condition.notify_all()
 
     def submit(self, rows: Sequence[Row], reserved: int) -> PendingRequest:
-        """Queue rows of token ids; to be called on the event loop that awaits ``Job.future``.
+        """Queue rows of token ids; to be called on the event loop that awaits :attr:`PendingRequest.future`.
 
         Args:
             rows: token ids of the texts.
@@ -110,21 +119,21 @@ class Batcher:
         tokens = sum(len(row) for row in rows)
         with self._condition:
             self._check_room(tokens, self._waiting.tokens + self._reserved - reserved)
-            job = self._waiting.add(rows, tokens, future)
+            request = self._waiting.add(rows, tokens, future)
             self._measure()
             self._condition.notify(len(rows))
-        return job
+        return request
 
-    def drop(self, job: PendingRequest) -> None:
-        """Forget what of ``job`` still waits; nobody wants it any more."""
+    def drop(self, request: PendingRequest) -> None:
+        """Remove the waiting texts of ``request``, whose client has left."""
         with self._condition:
-            self._waiting.forget({job})
+            self._waiting.remove({request})
             self._measure()
-            job.unfinished = -1
-        job.future.cancel()
+            request.unfinished = -1
+        request.future.cancel()
 
     def close(self) -> None:
-        """Finish what waits, then stop the threads."""
+        """Finish the waiting texts, then stop the threads."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
@@ -146,7 +155,8 @@ class Batcher:
         self._metrics.queue_texts.set(len(self._waiting))
 
     def _run(self) -> None:
-        while taken := self._next_batch():
+        """What each thread does: take a batch and run it, until the queue is closed and empty."""
+        while taken := self._take_batch():
             batch, alone = taken
             try:
                 self._run_batch(batch, alone=alone)
@@ -155,91 +165,97 @@ class Batcher:
                 logger.exception("a batch of %d texts failed", len(batch))
                 self._fail(batch, error)
             with self._condition:
-                self._alone -= alone
-                self._beside -= not alone
                 if alone:
-                    # The others may have been held back by this one.
+                    self._running_alone -= 1
+                    # Other threads may have waited for this batch.
                     self._condition.notify_all()
+                else:
+                    self._running_side_by_side -= 1
 
-    def _run_batch(self, batch: list[Waiting], *, alone: bool) -> None:
-        rows = [job.rows[index] for _, _, job, index in batch]
+    def _take_batch(self) -> tuple[list[WaitingText], bool] | None:
+        """Wait for a batch; return its texts and whether it runs alone. None: the queue is closed and empty."""
+        with self._condition:
+            while (following := self._next_batch()) is NextBatch.WAIT:
+                if self._closing and not self._waiting and not self._reserved:
+                    return None
+                self._condition.wait()
+            alone = following is NextBatch.ALONE
+            batch = self._waiting.take(self._batch_tokens if alone else self._lane_tokens())
+            if alone:
+                self._running_alone += 1
+            else:
+                self._running_side_by_side += 1
+            self._measure()
+            return batch, alone
+
+    def _next_batch(self) -> NextBatch:
+        """How the next batch is to run.
+
+        Batches that would use fewer than half of the lanes finish sooner one after another, each over all cores.
+        """
+        if not self._waiting:
+            return NextBatch.WAIT
+        if self._lanes == 1:
+            return NextBatch.ALONE
+        separate = max(1, min(len(self._waiting), self._waiting.tokens // _MIN_LANE_TOKENS))
+        if self._running_side_by_side or 2 * (separate + self._running_alone) > self._lanes:
+            return NextBatch.SIDE_BY_SIDE
+        return NextBatch.WAIT if self._running_alone else NextBatch.ALONE
+
+    def _lane_tokens(self) -> int:
+        """Tokens of the next batch on one core: the waiting ones, divided among the idle lanes."""
+        idle = self._lanes - self._running_alone - self._running_side_by_side
+        return min(self._batch_tokens, max(_MIN_LANE_TOKENS, math.ceil(self._waiting.tokens / idle)))
+
+    def _run_batch(self, batch: list[WaitingText], *, alone: bool) -> None:
+        rows = [text.request.rows[text.position] for text in batch]
         with self._cores.taken(all_of_them=self._lanes == 1):
             started = time.monotonic()
             vectors = self._infer(rows, alone=alone)
             seconds = time.monotonic() - started
-        self._record(batch, started, seconds, beside=1 if alone else self._lanes)
+        self._record(batch, started, seconds, lanes=1 if alone else self._lanes)
         self._deliver(batch, vectors)
 
-    def _next_batch(self) -> tuple[list[Waiting], bool] | None:
-        """Wait for work and take a batch of it, and whether it is to run alone; None once closed and done."""
-        with self._condition:
-            while (alone := self._next_alone()) is None:
-                if self._closing and not self._waiting and not self._reserved:
-                    return None
-                self._condition.wait()
-            batch = self._waiting.take(self._batch_tokens if alone else self._share())
-            self._alone += alone
-            self._beside += not alone
-            self._measure()
-            return batch, alone
-
-    def _next_alone(self) -> bool | None:
-        """Whether the next batch is to run alone; None: there is none, or it must wait for one that does.
-
-        With fewer batches than half the cores, one after another over all of them is done sooner.
-        """
-        if not self._waiting:
-            return None
-        if self._lanes == 1:
-            return True
-        separate = max(1, min(len(self._waiting), self._waiting.tokens // _LANE_TOKENS))
-        if self._beside or 2 * (separate + self._alone) > self._lanes:
-            return False
-        return None if self._alone else True
-
-    def _share(self) -> int:
-        """Tokens for one of the idle lanes, of those that wait."""
-        idle = self._lanes - self._alone - self._beside
-        return min(self._batch_tokens, max(_LANE_TOKENS, math.ceil(self._waiting.tokens / idle)))
-
-    def _record(self, batch: list[Waiting], started: float, seconds: float, *, beside: int) -> None:
-        tokens = sum(length for length, *_ in batch)
+    def _record(self, batch: list[WaitingText], started: float, seconds: float, *, lanes: int) -> None:
+        """Count a batch; ``lanes`` is how many batches of its kind run at the same time."""
+        tokens = sum(text.length for text in batch)
         self._metrics.inference_seconds.observe(seconds)
         self._metrics.batch_rows.observe(len(batch))
-        self._metrics.batch_tokens.observe(len(batch) * batch[-1][0])
+        self._metrics.batch_tokens.observe(len(batch) * batch[-1].length)
         self._metrics.tokens.inc(tokens)
-        for _, _, job, _ in batch:
-            self._metrics.queue_seconds.observe(started - job.since)
-        rate = beside * tokens / max(seconds, 1e-9)
+        for text in batch:
+            self._metrics.queue_seconds.observe(started - text.request.since)
+        rate = lanes * tokens / max(seconds, 1e-9)
         with self._condition:
-            self._rate = rate if not self._rate else (1 - _NEWEST) * self._rate + _NEWEST * rate
+            newest = _NEWEST_RATE_WEIGHT if self._rate else 1.0
+            self._rate = (1 - newest) * self._rate + newest * rate
 
-    def _deliver(self, batch: list[Waiting], vectors: Floats) -> None:
+    def _deliver(self, batch: list[WaitingText], vectors: Floats) -> None:
         wrong = [batch[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
         if wrong:
             logger.error("the model gave %d vectors that are not finite", len(wrong))
             self._fail(wrong, FloatingPointError("the model gave a vector that is not finite"))
-        whole: list[PendingRequest] = []
+        finished: list[PendingRequest] = []
         with self._condition:
-            for (_, _, job, index), vector in zip(batch, vectors, strict=True):
-                job.vectors[index] = vector
-                job.unfinished -= 1
-                # A job that was dropped or has failed counts below zero.
-                if not job.unfinished:
-                    whole.append(job)
-        for job in whole:
-            done = np.stack([row for row in job.vectors if row is not None])
-            job.future.get_loop().call_soon_threadsafe(_resolve, job.future, done)
+            for (_, _, request, position), vector in zip(batch, vectors, strict=True):
+                request.vectors[position] = vector
+                request.unfinished -= 1
+                # A request that was dropped or has failed counts below zero.
+                if not request.unfinished:
+                    finished.append(request)
+        for request in finished:
+            answer = np.stack([row for row in request.vectors if row is not None])
+            request.future.get_loop().call_soon_threadsafe(_resolve, request.future, answer)
 
-    def _fail(self, batch: list[Waiting], error: Exception) -> None:
-        jobs = {job for _, _, job, _ in batch}
+    def _fail(self, batch: list[WaitingText], error: Exception) -> None:
+        requests = {text.request for text in batch}
         with self._condition:
-            self._waiting.forget(jobs)
+            self._waiting.remove(requests)
             self._measure()
-            for job in jobs:
-                job.unfinished = -1
-        for job in jobs:
-            job.future.get_loop().call_soon_threadsafe(_refuse, job.future, error)
+            for request in requests:
+                request.unfinished = -1
+        for request in requests:
+            request.future.get_loop().call_soon_threadsafe(_refuse, request.future, error)
 
 
 def _resolve(future: asyncio.Future[Floats], vectors: Floats) -> None:
@@ -259,38 +275,49 @@ class PendingRequest:
     Attributes:
         rows: token ids.
         future: gets float32 (len(rows), dimensions), or the error.
+        first_sequence: sequence number of the first text; the others follow.
+        vectors: those computed so far.
+        since: when it was queued, monotonic seconds.
+        next_position: its first text that may still be waiting.
+        waiting: how many of its texts wait.
+        unfinished: how many of its vectors are missing; below zero once it was dropped or has failed.
     """
 
     rows: Sequence[Row]
     future: asyncio.Future[Floats]
-    first: int
+    first_sequence: int
     vectors: list[Floats | None]
     since: float = field(default_factory=time.monotonic)
-    next: int = 0
+    next_position: int = 0
     waiting: int = 0
     unfinished: int = 0
 
 
-# Length, sequence number, job and position in it; sorted by the first two.
-Waiting = tuple[int, int, PendingRequest, int]
+class WaitingText(NamedTuple):
+    """A text in the queue; sorted by length, then by order of arrival."""
+
+    length: int
+    sequence: int
+    request: PendingRequest
+    position: int
 
 
 class WaitingTexts:
-    """What waits; not safe for threads by itself.
+    """The queue: texts in order of length, requests in order of their turns; not safe for threads by itself.
 
     Attributes:
-        tokens: of all texts that wait.
+        tokens: of all waiting texts.
     """
 
-    def __init__(self, most_padding: int) -> None:
+    def __init__(self, max_padding: int) -> None:
         """Begin empty.
 
         Args:
-            most_padding: tokens by which a batch's rows may differ in length.
+            max_padding: tokens by which a batch's rows may differ in length.
         """
         self.tokens = 0
-        self._most_padding = most_padding
-        self._sorted: list[Waiting] = []
+        self._max_padding = max_padding
+        self._sorted: list[WaitingText] = []
         self._turns: deque[PendingRequest] = deque()
         self._sequence = 0
 
@@ -298,81 +325,90 @@ class WaitingTexts:
         return len(self._sorted)
 
     def add(self, rows: Sequence[Row], tokens: int, future: asyncio.Future[Floats]) -> PendingRequest:
-        """The texts of a request, of so many tokens together, whose vectors are for ``future``."""
-        first = self._sequence
-        self._sequence += len(rows)
-        job = PendingRequest(rows, future, first, [None] * len(rows), waiting=len(rows), unfinished=len(rows))
-        self._sorted.extend((len(row), first + index, job, index) for index, row in enumerate(rows))
+        """Queue the texts of a request, ``tokens`` long together, whose vectors are for ``future``."""
+        first, count = self._sequence, len(rows)
+        self._sequence += count
+        request = PendingRequest(rows, future, first, [None] * count, waiting=count, unfinished=count)
+        self._sorted.extend(WaitingText(len(row), first + index, request, index) for index, row in enumerate(rows))
         self._sorted.sort()
-        self._turns.append(job)
+        self._turns.append(request)
         self.tokens += tokens
-        return job
+        return request
 
-    def take(self, budget: int) -> list[Waiting]:
-        """A batch of at most ``budget`` tokens with its padding, or of one text; something must wait."""
+    def take(self, budget: int) -> list[WaitingText]:
+        """Take a batch of at most ``budget`` tokens, padding included, or of one text; the queue is not empty."""
         start, stop = self._bounds(self._anchor(), budget)
         batch = self._sorted[start:stop]
         del self._sorted[start:stop]
-        for length, _, job, _ in batch:
-            job.waiting -= 1
-            self.tokens -= length
+        for text in batch:
+            text.request.waiting -= 1
+            self.tokens -= text.length
         return batch
 
-    def forget(self, jobs: set[PendingRequest]) -> None:
-        """Drop what of ``jobs`` still waits."""
-        gone = [entry for entry in self._sorted if entry[2] in jobs]
-        if gone:
-            self._sorted = [entry for entry in self._sorted if entry[2] not in jobs]
-            self.tokens -= sum(length for length, *_ in gone)
-        for job in jobs:
-            job.waiting = 0
+    def remove(self, requests: set[PendingRequest]) -> None:
+        """Remove the waiting texts of ``requests``."""
+        kept = [text for text in self._sorted if text.request not in requests]
+        if len(kept) < len(self._sorted):
+            self._sorted = kept
+            self.tokens = sum(text.length for text in kept)
+        for request in requests:
+            request.waiting = 0
 
     def _anchor(self) -> int:
-        """Place of the row that starts the next batch: the first one waiting of the request whose turn it is."""
-        job = self._turns.popleft()
-        while not job.waiting:
-            job = self._turns.popleft()
-        while True:
-            key = (len(job.rows[job.next]), job.first + job.next)
-            place = bisect_left(self._sorted, key, key=lambda entry: entry[:2])
-            job.next += 1
-            if place < len(self._sorted) and self._sorted[place][:2] == key:
-                break
-        if job.waiting > 1:
-            self._turns.append(job)
-        return place
+        """Index of the text that the next batch is built around: the first one waiting of the request in turn."""
+        request = self._turns.popleft()
+        while not request.waiting:
+            request = self._turns.popleft()
+        index = None
+        while index is None:
+            # Texts of this request may have gone with batches of others.
+            index = self._index(request, request.next_position)
+            request.next_position += 1
+        if request.waiting > 1:
+            self._turns.append(request)
+        return index
+
+    def _index(self, request: PendingRequest, position: int) -> int | None:
+        """Where a request's text is in the sorted queue; None: it does not wait any more."""
+        key = (len(request.rows[position]), request.first_sequence + position)
+        index = bisect_left(self._sorted, key, key=lambda text: text[:2])
+        return index if index < len(self._sorted) and self._sorted[index][:2] == key else None
 
     def _bounds(self, anchor: int, budget: int) -> tuple[int, int]:
-        """Slice of the waiting rows around ``anchor`` that fits a batch: shorter ones first, then longer ones."""
-        lengths, start, stop = self._sorted, anchor, anchor + 1
-        longest = lengths[anchor][0]
+        """Slice of the sorted queue around ``anchor`` that fits a batch: shorter texts first, then longer ones."""
+        texts, start, stop = self._sorted, anchor, anchor + 1
+        longest = texts[anchor].length
         while start and (stop - start + 1) * longest <= budget:
-            if lengths[start - 1][0] + self._most_padding < longest:
+            if texts[start - 1].length + self._max_padding < longest:
                 break
             start -= 1
-        while stop < len(lengths) and (stop - start + 1) * lengths[stop][0] <= budget:
-            if lengths[start][0] + self._most_padding < lengths[stop][0]:
+        while stop < len(texts) and (stop - start + 1) * texts[stop].length <= budget:
+            if texts[start].length + self._max_padding < texts[stop].length:
                 break
             stop += 1
         return start, stop
 
 
 class Cores:
-    """So many inferences on one core each at once, or one over all of them; first come, first served."""
+    """A machine's cores: each holds an inference of its own, or one inference holds all; first come, first served.
+
+    Attributes:
+        queue: a ticket for each inference that waits, in order of arrival.
+    """
 
     def __init__(self, count: int) -> None:
         self._free = self._count = count
         self._condition = threading.Condition()
-        self._waiting: deque[object] = deque()
+        self.queue: deque[object] = deque()
 
     @contextmanager
     def taken(self, *, all_of_them: bool) -> Iterator[None]:
         """Hold one core, or all, once they are free."""
         wanted, ticket = self._count if all_of_them else 1, object()
         with self._condition:
-            self._waiting.append(ticket)
-            self._condition.wait_for(lambda: self._waiting[0] is ticket and self._free >= wanted)
-            self._waiting.popleft()
+            self.queue.append(ticket)
+            self._condition.wait_for(lambda: self.queue[0] is ticket and self._free >= wanted)
+            self.queue.popleft()
             self._free -= wanted
             self._condition.notify_all()
         try:

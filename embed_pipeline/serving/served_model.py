@@ -31,7 +31,7 @@ _PADDED_TOKENS, _PACKED_TOKENS = 8_192, 32_768
 # Measured on two cores: no more texts a second above this, only longer waits.
 _CPU_BATCH_TOKENS = 768
 # A processor computes padding as it does a text; on a GPU a second batch costs more than some of it.
-_CPU_PADDING, _GPU_PADDING = 16, 128
+_MAX_CPU_PADDING, _MAX_GPU_PADDING = 16, 128
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ServedModel:
         self._batcher = Batcher(
             backend.infer,
             lanes=backend.lanes,
-            most_padding=_most_padding(backend),
+            max_padding=_max_padding(backend),
             batch_tokens=most if backend.on_gpu else min(_CPU_BATCH_TOKENS, most),
             max_queue_tokens=serving.max_queue_tokens,
             metrics=shared.metrics,
@@ -131,11 +131,11 @@ class ServedModel:
         estimate = sum(min(len(text) // _MOST_CHARACTERS_PER_TOKEN + 1, self._limit) for text in texts)
         with self._batcher.reservation(estimate):
             rows = await self._read(texts, kind, truncate)
-            job = self._batcher.submit(rows, estimate)
+            pending = self._batcher.submit(rows, estimate)
         try:
-            vectors = await job.future
+            vectors = await pending.future
         except asyncio.CancelledError:
-            self._batcher.drop(job)
+            self._batcher.drop(pending)
             raise
         return Embedded(vectors, sum(len(row) for row in rows))
 
@@ -173,10 +173,10 @@ def cut(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
     return scaled
 
 
-def _most_padding(backend: Backend) -> int:
+def _max_padding(backend: Backend) -> int:
     if not backend.computes_padding:
         return backend.max_tokens
-    return _GPU_PADDING if backend.on_gpu else _CPU_PADDING
+    return _MAX_GPU_PADDING if backend.on_gpu else _MAX_CPU_PADDING
 
 
 def _slices(texts: Sequence[str]) -> Iterator[slice]:

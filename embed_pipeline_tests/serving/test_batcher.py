@@ -40,7 +40,7 @@ def batcher(model: Model, **options: Any) -> Batcher:
     defaults = {
         "lanes": 1,
         "batch_tokens": 64,
-        "most_padding": 10,
+        "max_padding": 10,
         "max_queue_tokens": 1000,
         "metrics": Metrics(),
         "cores": Cores(options.get("lanes", 1)),
@@ -245,7 +245,7 @@ def test_who_wants_all_cores_is_not_passed_by_those_who_want_one():
         for name in ("all", "one"):
             waiting.append(threading.Thread(target=take, args=(name,), kwargs={"all_of_them": name == "all"}))
             waiting[-1].start()
-            while len(cores._waiting) < len(waiting):
+            while len(cores.queue) < len(waiting):
                 threading.Event().wait(0.01)
         assert order == []
     for thread in waiting:
