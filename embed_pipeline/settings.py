@@ -394,8 +394,6 @@ class TrainingData(Group):
     """Ranks skipped at the top of the candidates before negatives are taken."""
     range_max: Positive = decides(100, "hard_negatives")
     """Candidates looked at for each question, most similar first, positives and duplicates left out."""
-    search_backend: Literal["torch", "faiss"] = runs("torch")
-    """What searches for candidates, on a GPU where there is one; the result is the same."""
     cross_encoder: Path | None = decides(None, "hard_negatives")
     """Folder of a cross-encoder that checks the negatives: one over the ceiling by its scores answers the question."""
     judge_negatives: bool = decides(False, "hard_negatives")  # noqa: FBT003 - a default

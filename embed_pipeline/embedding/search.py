@@ -1,17 +1,15 @@
 """Exact nearest passages by inner product, and BM25.
 
-Candidates come from fp32 matrix products (torch, on either device, or faiss); the few that can still be among the
-best are scored again in fp64. So the result is the same whatever computed them: the k highest scores, equal scores
-(as float32) in the order of the corpus. Extra memory stays under 256 MB at any corpus size.
-
-Torch is the default because faiss's CPU wheels bring a BLAS that takes newer processors for old ones.
+Candidates come from fp32 matrix products (torch, on a GPU where there is one); the few that can still be among the
+best are scored again in fp64. So the result is the same on every device: the k highest scores, equal scores (as
+float32) in the order of the corpus. Extra memory stays under 256 MB at any corpus size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-SearchBackend = Literal["torch", "faiss"]
 
 _TILE_BYTES = 32 * 1024 * 1024
 # Scores of a tile: on a CPU as many as its caches hold, since they are read again at once.
@@ -59,14 +56,13 @@ class Hits:
         return float(np.mean([len(set(a) & set(b)) for a, b in pairs]) / self.indices.shape[1])
 
 
-def search(queries: Floats, corpus: Floats, k: int, *, backend: SearchBackend = "torch") -> Hits:
+def search(queries: Floats, corpus: Floats, k: int) -> Hits:
     """The ``k`` passages of highest inner product for each query, exactly.
 
     Args:
         queries: float32 (q, d).
         corpus: float32 (n, d), C-contiguous.
         k: passages wanted; where the corpus has fewer, all of it.
-        backend: what computes the candidates, on a GPU where there is one; faiss only where it was built for it.
 
     Returns:
         Hits of width ``min(k, n)``; equal scores by lower index.
@@ -93,7 +89,7 @@ def search(queries: Floats, corpus: Floats, k: int, *, backend: SearchBackend = 
     rows = max(1, min(_QUERY_BLOCK, _TILE_BYTES // (16 * wanted)))
     for start in range(0, len(queries), rows):
         block = queries[start : start + rows]
-        lowest, candidates = _candidates(block, corpus, wanted, backend)
+        lowest, candidates = _candidates(block, corpus, wanted)
         block_scores, block_indices = _rescore(block, corpus, candidates, k)
         # What is not a candidate scores at most the lowest candidate, give or take the rounding.
         unsure = (block_scores[:, -1] <= lowest + tolerance) & (wanted < len(corpus))
@@ -205,30 +201,11 @@ def _longest(array: Floats, name: str) -> float:
     return longest
 
 
-def _candidates(queries: Floats, corpus: Floats, k: int, backend: SearchBackend) -> tuple[Floats, Indices]:
+def _candidates(queries: Floats, corpus: Floats, k: int) -> tuple[Floats, Indices]:
     """The lowest candidate score of each query (q,), and its k candidates (q, k), by fp32 products."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if backend == "faiss":
-        return _faiss_candidates(queries, corpus, k, device)
-    return _torch_candidates(queries, corpus, k, device)
-
-
-def _faiss_candidates(queries: Floats, corpus: Floats, k: int, device: str) -> tuple[Floats, Indices]:
-    import faiss
-
-    if device == "cuda" and hasattr(faiss, "StandardGpuResources"):
-        resources = faiss.StandardGpuResources()
-        scores, indices = faiss.knn_gpu(resources, queries, corpus, k, metric=faiss.METRIC_INNER_PRODUCT)
-    else:
-        scores, indices = faiss.knn(queries, corpus, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return scores.min(axis=1), indices.astype(np.int64, copy=False)
-
-
-def _torch_candidates(queries: Floats, corpus: Floats, k: int, device: str) -> tuple[Floats, Indices]:
-    import torch
-
     left = torch.from_numpy(queries).to(device)
     best, places = left.new_empty((len(left), 0)), left.new_empty((len(left), 0), dtype=torch.int64)
     tile_bytes = _PRODUCT_BYTES if left.device.type == "cpu" else _DEVICE_TILE_BYTES
@@ -248,6 +225,19 @@ def _torch_candidates(queries: Floats, corpus: Floats, k: int, device: str) -> t
 def _contenders(scores: torch.Tensor, best: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of a tile that may be among the k best, and their positions in it; where a row has fewer, -inf.
 
+    Most passages of a later tile are below what is already found. So the greatest score of each group of neighbouring
+    passages is compared first, and only groups above are looked into. With groups of 4 and k = 2, two queries whose
+    second-best scores so far (their floors) are 0.5 and 0.6, and this tile::
+
+        scores                                  group maxima   floor
+        .1 .7 .2 .6   .3 .2 .1 .4               .7   .4        .5
+        .2 .1 .3 .2   .1 .9 .5 .2               .3   .9        .6
+
+    group 0 of query 0 and group 1 of query 1 are above their floors: ``query`` is [0, 1], ``group`` is [0, 1]. Their
+    members above the floor are places 1 and 3 of the first and place 1 of the second, so that ``query`` becomes
+    [0, 0, 1] and ``position`` [1, 3, 5]. Query 0 has 2 hits and query 1 has 1: the hits' columns are [0, 1, 0]. The
+    result, two columns wide, is scores [[.7, .6], [.9, -inf]] at positions [[1, 3], [5, 0]].
+
     Args:
         scores: (q, n) products of a tile.
         best: (q, up to k) best so far.
@@ -263,15 +253,16 @@ def _contenders(scores: torch.Tensor, best: torch.Tensor, k: int) -> tuple[torch
     if len(query) * _GROUP > _CROWDED * scores.numel():
         return scores.topk(min(k, scores.shape[1]), dim=1)
     members = grouped[query, group]
-    hit, member = (members > floor[query]).nonzero(as_tuple=True)
-    query, position = query[hit], group[hit] * _GROUP + member
-    counts = torch.bincount(query, minlength=len(scores))
-    # Hits come row by row: a hit's column is its place after the first of its row.
-    column = torch.arange(len(query), device=scores.device) - (counts.cumsum(0) - counts)[query]
-    width = int(counts.max())
+    hit, place = (members > floor[query]).nonzero(as_tuple=True)
+    query, position = query[hit], group[hit] * _GROUP + place
+    hits = torch.bincount(query, minlength=len(scores))
+    # They come query by query: the column of a hit is its place after the first hit of its query.
+    first = hits.cumsum(0) - hits
+    column = torch.arange(len(query), device=scores.device) - first[query]
+    width = int(hits.max())
     found = scores.new_full((len(scores), width), -torch.inf)
     positions = torch.zeros((len(scores), width), dtype=torch.int64, device=scores.device)
-    found[query, column], positions[query, column] = members[hit, member], position
+    found[query, column], positions[query, column] = members[hit, place], position
     return found, positions
 
 

@@ -95,7 +95,7 @@ def mine_candidates(
             short: list[Question] = []
             for depth, block in _blocks(pending, looked_at):
                 own = np.ascontiguousarray(questions[[question.row for question in block]])
-                hits = search(own, passages, depth, backend=settings.training_data.search_backend)
+                hits = search(own, passages, depth)
                 for place, question in enumerate(block):
                     numbers, scores = _left_in(question, hits, place, looked_at)
                     positive = similarities(own[place], passages[question.positives])
