@@ -28,7 +28,6 @@ ROW_SUFFIXES = (".csv", ".jsonl")
 _TITLE_COLUMNS = ("title", "name", "heading", "subject", "question", "id")
 _MAX_TITLE = 120
 _SNIFFED_CHARACTERS = 64_000
-_EXTRA = "markitdown"
 
 
 class UnreadableError(Exception):
@@ -63,7 +62,7 @@ class OfficeReader:
             CorpusError: the extra that converts such files is not installed.
         """
         suffix = PurePosixPath(path).suffix.lower()
-        if importlib.util.find_spec(_EXTRA) is None:
+        if importlib.util.find_spec("markitdown") is None:
             message = f"{path}: reading {suffix} needs markitdown; install embed-pipeline[documents]"
             raise CorpusError(message)
         answer = self._ask(suffix, content)

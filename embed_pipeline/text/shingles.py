@@ -19,7 +19,7 @@ Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
 _WORDS_PER_SHINGLE = 5
 _PROBES = 32
-_CACHED_HASHES = 16_000_000
+KEPT_HASHES = 16_000_000
 _VOCABULARY_LIMIT = 2_000_000
 _WORD = re.compile(r"\w+")
 
@@ -74,11 +74,12 @@ def resemblance(one: Hashes, other: Hashes) -> float:
 class HashedTexts:
     """The hashes of each text, kept while there is room and computed again beyond."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], room: int = KEPT_HASHES) -> None:
+        """Take ``texts``, and ``room``: how many hashes are kept."""
         self._texts = texts
         self._shingler = Shingler()
         self._kept: dict[int, Hashes] = {}
-        self._room = _CACHED_HASHES
+        self._room = room
 
     def __len__(self) -> int:
         return len(self._texts)

