@@ -12,6 +12,7 @@ COMPLETION_PROMPTS = ("single_hop_completion.txt", "multi_hop_completion.txt")
 STRUCTURED_PROMPTS = ("questions.md",)
 JUDGE_PROMPTS = ("judge.md", "hops.md")
 ARTIFACT_PROMPTS = ("artifacts.md",)
+CROSS_CHECK_PROMPTS = ("answers.md",)
 _MARK = re.compile(r"</?\s*segments\s*>|^\s*\[S\d+\]", re.IGNORECASE | re.MULTILINE)
 _PATTERNS = (
     r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,60}\b(?:instruction|prompt|guideline|direction)s?\b",

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from embed_pipeline.embedding.models import refuse_foreign_code, torch_device
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient, open_client
-from embed_pipeline.llm.prompts import delimit
+from embed_pipeline.llm.prompts import CROSS_CHECK_PROMPTS, delimit, read_prompt
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.candidates import similarity_ceiling
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
-_PROMPT = Path(__file__).parent / "prompts" / "answers.md"
 
 
 class CrossCheckError(ValueError):
@@ -143,7 +141,7 @@ class JudgeCheck:
 
     async def _judge(self, client: LLMClient, question: str, passage: str) -> bool:
         messages = [
-            {"role": "system", "content": _prompt()},
+            {"role": "system", "content": read_prompt(*CROSS_CHECK_PROMPTS)},
             {"role": "user", "content": f"{delimit({'S1': passage})}\n\nQuestion: {question}"},
         ]
         try:
@@ -158,11 +156,6 @@ class JudgeCheck:
             logger.warning("cross-check of a negative: no verdict on %r: %s", question, error)
             return False
         return answer.value.answers
-
-
-@cache
-def _prompt() -> str:
-    return _PROMPT.read_text(encoding="utf-8").removesuffix("\n")
 
 
 def _load(folder: Path, device: str) -> CrossEncoder:

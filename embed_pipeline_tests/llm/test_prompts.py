@@ -8,6 +8,7 @@ from embed_pipeline.llm import prompts
 from embed_pipeline.llm.prompts import (
     ARTIFACT_PROMPTS,
     COMPLETION_PROMPTS,
+    CROSS_CHECK_PROMPTS,
     JUDGE_PROMPTS,
     STRUCTURED_PROMPTS,
     delimit,
@@ -19,7 +20,8 @@ from embed_pipeline.llm.prompts import (
 
 
 def test_every_prompt_is_a_file_and_is_named() -> None:
-    named = {*COMPLETION_PROMPTS, *STRUCTURED_PROMPTS, *JUDGE_PROMPTS, *ARTIFACT_PROMPTS}
+    tuples = (ARTIFACT_PROMPTS, COMPLETION_PROMPTS, CROSS_CHECK_PROMPTS, JUDGE_PROMPTS, STRUCTURED_PROMPTS)
+    named = {name for names in tuples for name in names}
     assert named == {path.name for path in (Path(prompts.__file__).parent / "prompts").iterdir()}
     assert all(read_prompt(name).strip() for name in named)
 
