@@ -28,18 +28,18 @@ class Method:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "documents": Method(1, ("corpus",)),
-        "segments": Method(1, ("corpus",)),
-        "document_artifacts": Method(1, ("synthesis", "llm")),
-        "qa_pairs": Method(1, ("synthesis", "llm", "embedding")),
-        "qa_scores": Method(1, ("synthesis", "llm", "embedding")),
-        "corpus": Method(1, ("corpus", "training_data")),
-        "qa_dataset": Method(1, ("synthesis", "training_data", "embedding")),
-        "dataset_split": Method(1, ("training_data",)),
-        "hard_negatives": Method(1, ("training_data", "embedding")),
+        "documents": Method(1, ("corpus", "text")),
+        "segments": Method(1, ("corpus", "text")),
+        "document_artifacts": Method(1, ("synthesis", "llm", "text")),
+        "qa_pairs": Method(1, ("synthesis", "llm", "embedding", "text")),
+        "qa_scores": Method(1, ("synthesis", "llm", "embedding", "text")),
+        "corpus": Method(1, ("corpus", "training_data", "text")),
+        "qa_dataset": Method(1, ("synthesis", "training_data", "embedding", "text")),
+        "dataset_split": Method(1, ("training_data", "text")),
+        "hard_negatives": Method(1, ("training_data", "embedding", "llm", "text")),
         "training_examples": Method(1, ("training_data",)),
         TRAINING: Method(1, ("training", "embedding")),
-        "finetuned_model": Method(1, ("training", "embedding", "evaluation")),
+        "finetuned_model": Method(1, ("training", "embedding", "evaluation", "text")),
         "retrieval_evaluation": Method(1, ("evaluation", "embedding")),
         "onnx_model": Method(1, ("release", "embedding")),
         "onnx_precisions": Method(1, ("release", "embedding")),
@@ -47,7 +47,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "tensorrt_engine": Method(1, ("release",)),
         "release": Method(1, ("release",)),
         "champion_comparison": Method(1, ("evaluation", "embedding")),
-        "deployment": Method(1, ("serving", "release", "embedding")),
+        "deployment": Method(1, ("serving", "embedding")),
     }
 )
 """Step of the asset graph, named as its first asset, to how it is made."""
