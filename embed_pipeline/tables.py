@@ -77,7 +77,7 @@ class Table:
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ()
     stage: str = "sdg"
-    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def schema(self) -> pl.Schema:

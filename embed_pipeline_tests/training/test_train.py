@@ -196,7 +196,7 @@ def test_out_of_memory_with_a_single_text_is_an_error(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(loss_module.MaskedInfoNCE, "_encode", full)
-    monkeypatch.setattr(loss_module.MaskedInfoNCE, "_cached", full)
+    monkeypatch.setattr(loss_module.MaskedInfoNCE, "_encode_cached", full)
     with pytest.raises(TrainingError, match="out of memory at step 1 with a single text; no checkpoint"):
         train(tmp_path, small.settings(tiny_model), with_dev=False)
 
@@ -212,7 +212,7 @@ def test_prompts_are_saved_with_the_tuned_model(tiny_model: Path, tmp_path: Path
     )
     train(tmp_path, prefixed, with_dev=False)
     encoder = Encoder.load(tmp_path / "tuned", settings.embedding)
-    assert (encoder.query_prefix, encoder.passage_prefix) == ("query: ", "passage: ")
+    assert (encoder.backend.query_prefix, encoder.backend.passage_prefix) == ("query: ", "passage: ")
 
 
 def test_the_base_wins_only_where_it_beats_every_step_and_stalling_is_counted_from_the_best() -> None:
