@@ -42,7 +42,7 @@ from embed_pipeline.evaluation.ranking import score_rankings
 from embed_pipeline.evaluation.significance import bootstrap_intervals
 from embed_pipeline.settings import Settings
 from embed_pipeline.training.seed_run import build_trainer
-from embed_pipeline.training.task import Plan, TrainingTask, used_negatives
+from embed_pipeline.training.task import Schedule, TrainingTask, used_negatives
 from embed_pipeline.training.train import finetune
 from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
 
@@ -363,7 +363,7 @@ def _time_ours(examples: pl.DataFrame, texts: dict[str, str], settings: Settings
         work = Path(folder) / "work"
         task = TrainingTask.of(examples, texts, None, ([], []), settings, work=work)
         steps = examples.height // BATCH
-        schedule = Plan(BATCH, 1.0, steps, 1, small_data=True)
+        schedule = Schedule(BATCH, 1.0, steps, 1, small_data=True)
         trainer, supervisor = build_trainer(task, schedule, settings.seed, work)
         # Neither side writes checkpoints while it is timed.
         trainer.remove_callback(supervisor)

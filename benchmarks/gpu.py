@@ -40,7 +40,7 @@ from embed_pipeline.embedding.search import search
 from embed_pipeline.release.precision import write_precision
 from embed_pipeline.settings import Release, Settings
 from embed_pipeline.training.seed_run import build_trainer
-from embed_pipeline.training.task import Plan, TrainingTask
+from embed_pipeline.training.task import Schedule, TrainingTask
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -151,7 +151,7 @@ def time_ours(
     passages = {name: text for text, name in number.items()}
     task = TrainingTask.of(tables.TRAINING_EXAMPLES.frame(rows), passages, None, ([], []), settings, work=work)
     steps = len(rows) // arguments.batch
-    trainer, supervisor = build_trainer(task, Plan(arguments.batch, 1.0, steps, 1, small_data=True), SEED, work)
+    trainer, supervisor = build_trainer(task, Schedule(arguments.batch, 1.0, steps, 1, small_data=True), SEED, work)
     trainer.remove_callback(supervisor)
     return time_steps(trainer)
 

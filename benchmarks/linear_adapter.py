@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("--own", action="store_true", help="rank a sentence's own passage too; the product does not")
     options = parser.parse_args()
     if options.own:
-        find = linear_adapter.asked_sentences
+        find = linear_adapter.sentence_queries
         nothing = np.zeros(0, np.int64)
-        linear_adapter.asked_sentences = lambda *given: ((asked := find(*given)[0]), [nothing for _ in asked])
+        linear_adapter.sentence_queries = lambda *given: ((asked := find(*given)[0]), [nothing for _ in asked])
     kept: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     for folder in options.beir:
         queries = labelled_set(folder.resolve(), CORPUS.frame([]))

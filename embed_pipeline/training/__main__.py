@@ -1,8 +1,8 @@
 """Train on every GPU of one or more machines: ``torchrun --nproc-per-node 8 -m embed_pipeline.training``.
 
 Reads the stored tables and the settings, trains, and leaves the winning weights where the asset ``finetuned_model``
-looks for them: materialize it afterwards, with the same settings, and it takes them up. All machines must see the same
-store. Killed and started again in the same way, it goes on from its last checkpoint.
+looks for them: materialize it afterwards, with the same settings, and it uses them. All machines must see the same
+store. Killed and started again with the same command, it continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
     if first:
         for seed in seeds:
             logger.info("seed %d: %d steps, dev nDCG@10 %s", seed.seed, seed.steps, seed.dev_ndcg_10)
-        logger.info("trained; materialize finetuned_model to take the weights up from %s", task.work)
+        logger.info("trained; materialize finetuned_model to use the weights in %s", task.work)
     return 0
 
 

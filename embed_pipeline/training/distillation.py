@@ -1,4 +1,4 @@
-"""Soft labels: how well each candidate answers its question, in the eyes of a better ranker than the base model.
+"""Soft labels: how well each candidate answers its question, by a better ranker than the base model.
 
 A question's candidates are its positive and its mined negatives. The teacher is the hybrid of BM25 and the base model,
 or a cross-encoder. Its scores are brought to the scale of the base model's cosines, so that one temperature fits both.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,7 @@ from embed_pipeline.embedding.models import refuse_foreign_code, resolve_model, 
 from embed_pipeline.embedding.search import BM25, hybrid_scores
 from embed_pipeline.progress import progress
 from embed_pipeline.settings import Settings
-from embed_pipeline.training.task import TrainingError
-
-if TYPE_CHECKING:
-    from embed_pipeline.training.task import Examples
+from embed_pipeline.training.task import Examples, TrainingError
 
 HYBRID = "hybrid"
 Pair = tuple[int, int]
@@ -38,12 +34,12 @@ def candidates_of(examples: Examples) -> dict[int, list[int]]:
     return {question: sorted(passages) for question, passages in sorted(found.items())}
 
 
-def taught_scores(examples: Examples, corpus_texts: Sequence[str], settings: Settings) -> Scores | None:
-    """What ``training.teacher`` says of every question and candidate, on the scale of the base model's cosines.
+def score_candidates(examples: Examples, corpus_texts: Sequence[str], settings: Settings) -> Scores | None:
+    """Scores by ``training.teacher`` of every question's candidates, on the scale of the base model's cosines.
 
     Args:
         examples: the numbered examples.
-        corpus_texts: texts of all segments: what the hybrid standardises its scores over.
+        corpus_texts: texts of all segments, over which the hybrid standardises its scores.
         settings: groups ``training``, ``embedding`` and ``evaluation`` (the hybrid's weight).
 
     Returns:
@@ -56,12 +52,12 @@ def taught_scores(examples: Examples, corpus_texts: Sequence[str], settings: Set
     if settings.training.teacher is None:
         return None
     encoder = Encoder.load(settings.embedding.model, settings.embedding)
-    questions = encoder.encode(examples.questions, "query", label="encode questions for the teacher")
-    passages = encoder.encode(examples.passages, "passage", label="encode passages for the teacher")
+    questions = encoder.encode(examples.questions, "query", label="Encoding questions for the teacher")
+    passages = encoder.encode(examples.passages, "passage", label="Encoding passages for the teacher")
     candidates = candidates_of(examples)
     cosines = {(q, p): float(questions[q] @ passages[p]) for q, own in candidates.items() for p in own}
     if settings.training.teacher == HYBRID:
-        vectors = encoder.encode(corpus_texts, "passage", label="encode segments for the teacher")
+        vectors = encoder.encode(corpus_texts, "passage", label="Encoding segments for the teacher")
         weight = settings.evaluation.hybrid_dense_weight
         scores = _hybrid(examples, candidates, corpus_texts, (questions, vectors), weight)
     else:
@@ -72,7 +68,7 @@ def taught_scores(examples: Examples, corpus_texts: Sequence[str], settings: Set
 def to_scale(scores: Mapping[Pair, float], cosines: Mapping[Pair, float]) -> Scores:
     """``scores`` stretched so that they spread within a question as much as ``cosines`` do.
 
-    Only differences within a question count in either of the teacher's losses, so there is nothing to shift.
+    Distillation compares the candidates of one question, so only differences within a question count.
     """
     spread, wanted = _spread_within(scores), _spread_within(cosines)
     factor = wanted / spread if spread else 0.0
@@ -100,10 +96,10 @@ def _hybrid(
     place = {text: index for index, text in enumerate(texts)}
     lexical = BM25(texts)
     scores: Scores = {}
-    asked = list(candidates)
-    with progress("score candidates", len(asked), "questions") as bar:
-        for start in range(0, len(asked), _QUESTION_BLOCK):
-            block = asked[start : start + _QUESTION_BLOCK]
+    questions_scored = list(candidates)
+    with progress("Scoring candidates", len(questions_scored), "questions") as bar:
+        for start in range(0, len(questions_scored), _QUESTION_BLOCK):
+            block = questions_scored[start : start + _QUESTION_BLOCK]
             dense = questions[block] @ corpus.T
             for question, row in zip(block, dense, strict=True):
                 ranked = hybrid_scores(row, lexical.scores(examples.questions[question]), dense_weight)
@@ -138,7 +134,7 @@ def _cross_encoder(
     texts = [(examples.questions[question], examples.passages[passage]) for question, passage in pairs]
     values = np.asarray(model.predict(texts, batch_size=_CROSS_ENCODER_PAIRS, show_progress_bar=False))
     if values.shape != (len(pairs),):
-        message = f"training.teacher = {teacher!r} gives scores of shape {values.shape}, not one a pair"
+        message = f"training.teacher = {teacher!r} gives scores of shape {values.shape}, must be ({len(pairs)},)"
         raise TrainingError(message)
     if not np.isfinite(values).all():
         message = f"training.teacher = {teacher!r} gives a score that is not finite"

@@ -1,4 +1,4 @@
-"""The model as it is trained: LoRA, attention kernels, compiled layers, dropout, Matryoshka dimensions."""
+"""The model as it is trained: no dropout, Matryoshka dimensions, attention kernels, LoRA, compiled layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from subprocess import SubprocessError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -21,45 +21,82 @@ from embed_pipeline.embedding.packing import PACKED, pack, trial_features
 from embed_pipeline.settings import Settings, Training
 from embed_pipeline.training.task import TrainingError
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-    from torch import nn
-
-_LORA_ALPHA_PER_RANK = 2
 logger = logging.getLogger(__name__)
+
 _FLASH, _SDPA = "flash_attention_2", "sdpa"
 FULL_PRECISION = "sdpa_full_precision"
-"""torch's fused attention in fp32 inside a bf16 model: on CPUs its bf16 backward pass takes twice as long."""
+"""torch's fused attention in fp32 inside a bf16 model: on CPUs, bf16 doubles the time of its backward pass."""
+_LORA_ALPHA_PER_RANK = 2
 _LEAST_COMPILED_STEPS = 2_000
 
 
-def add_adapters(model: SentenceTransformer, rank: int) -> None:
-    """Freeze ``model`` and give every linear layer of its encoder an adapter.
-
-    Args:
-        model: the base model; changed in place.
-        rank: inner size of the adapters, 1 or more; their product is scaled by 2.
+def prepare_model(settings: Settings) -> SentenceTransformer:
+    """The base model as it is trained: no dropout, lengths declared, attention chosen, LoRA adapters in place.
 
     Raises:
-        TrainingError: peft is not installed, or the model has no encoder that takes adapters.
+        TrainingError: a setting does not fit the model.
+        ModelError: the base model cannot be loaded.
     """
-    if importlib.util.find_spec("peft") is None:
-        message = f"training.lora_rank is {rank}, which needs peft: pip install peft"
+    training = settings.training
+    device = torch_device(settings.embedding)
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    model = load_model(settings.embedding.model, settings.embedding, device)
+    turn_off_dropout(model)
+    declare_dimensions(model, training.matryoshka_dimensions)
+    bf16 = machine.training_precision(training, torch.device(device)) == "bf16"
+    choose_attention(model, training, device, bf16=bf16)
+    if training.lora_rank:
+        add_adapters(model, training.lora_rank)
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def load_plain_base(settings: Settings) -> SentenceTransformer:
+    """The base model on the CPU, lengths declared, without adapters: folded-in weights are written with it."""
+    base = load_model(settings.embedding.model, settings.embedding, device="cpu")
+    declare_dimensions(base, settings.training.matryoshka_dimensions)
+    return base
+
+
+def turn_off_dropout(model: nn.Module) -> None:
+    """Set every dropout probability of ``model`` to 0; its configuration, which is saved, stays as it is."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001 - the only base class of all dropouts
+            module.p = 0.0
+        # Attention layers keep their probability as a plain number.
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def declare_dimensions(model: SentenceTransformer, dimensions: Sequence[int]) -> tuple[int, ...]:
+    """Write the lengths into the configuration of ``model`` and return them, shortest first.
+
+    Raises:
+        TrainingError: a length is not below the model's own, or the model has no transformer to declare them in.
+    """
+    if not dimensions:
+        return ()
+    own = embedding_dimensions(model)
+    longest = max(dimensions)
+    if longest >= own:
+        message = (
+            f"training.matryoshka_dimensions holds {longest}; must be below {own}, the length of the model's vectors"
+        )
         raise TrainingError(message)
     encoder = getattr(model[0], "auto_model", None)
     if encoder is None:
-        message = f"training.lora_rank is {rank}, but {type(model[0]).__name__} is no transformer that takes adapters"
+        message = f"training.matryoshka_dimensions: {type(model[0]).__name__} has no configuration to declare them in"
         raise TrainingError(message)
-    from peft import LoraConfig, inject_adapter_in_model
-
-    for weight in model.parameters():
-        weight.requires_grad_(requires_grad=False)
-    config = LoraConfig(r=rank, lora_alpha=_LORA_ALPHA_PER_RANK * rank, lora_dropout=0.0, target_modules="all-linear")
-    inject_adapter_in_model(config, encoder)
+    lengths = tuple(sorted(set(dimensions)))
+    encoder.config.matryoshka_dimensions = list(lengths)
+    return lengths
 
 
 def choose_attention(model: SentenceTransformer, training: Training, device: str, *, bf16: bool) -> str | None:
-    """Give the encoder the attention kernels of ``training.attention``; returns what was chosen, None: left alone.
+    """Set the attention kernels by ``training.attention``; returns their name, None: the model's own.
 
     Args:
         model: the model, on its device; changed in place.
@@ -68,7 +105,7 @@ def choose_attention(model: SentenceTransformer, training: Training, device: str
         bf16: whether the model computes in bf16.
 
     Raises:
-        TrainingError: what is asked for cannot be had on this machine, or the model does not have the kernels.
+        TrainingError: the kernels that are asked for do not run on this machine, or with this model.
     """
     if training.attention != "auto":
         return _use_attention(model, training.attention, device, bf16=bf16)
@@ -146,34 +183,59 @@ def _register_full_precision() -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(FULL_PRECISION, ALL_MASK_ATTENTION_FUNCTIONS[_SDPA])
 
 
-def compile_layers(model: SentenceTransformer, training: Training, steps: int, *, bf16: bool) -> bool:
-    """Compile the layers of ``model`` where ``training.compile`` wants it; returns whether they are.
+def add_adapters(model: SentenceTransformer, rank: int) -> None:
+    """Freeze ``model`` and give every linear layer of its encoder a LoRA adapter (Hu et al. 2022).
 
-    They are compiled here, on a trial batch forward and backward, not in the first step.
+    Args:
+        model: the base model; changed in place.
+        rank: inner size of the adapters, 1 or more; their product is scaled by 2.
+
+    Raises:
+        TrainingError: peft is not installed, or the model has no encoder that takes adapters.
+    """
+    if importlib.util.find_spec("peft") is None:
+        message = f"training.lora_rank is {rank}, which needs peft: pip install peft"
+        raise TrainingError(message)
+    encoder = getattr(model[0], "auto_model", None)
+    if encoder is None:
+        message = f"training.lora_rank is {rank}, but {type(model[0]).__name__} is no transformer that takes adapters"
+        raise TrainingError(message)
+    from peft import LoraConfig, inject_adapter_in_model
+
+    for weight in model.parameters():
+        weight.requires_grad_(requires_grad=False)
+    config = LoraConfig(r=rank, lora_alpha=_LORA_ALPHA_PER_RANK * rank, lora_dropout=0.0, target_modules="all-linear")
+    inject_adapter_in_model(config, encoder)
+
+
+def compile_layers(model: SentenceTransformer, training: Training, steps: int, *, bf16: bool) -> bool:
+    """Compile the layers of ``model`` where ``training.compile`` asks for it; returns whether they are compiled.
+
+    This runs a trial batch forward and backward, so that the first step of training does not wait for the compiler.
 
     Args:
         model: as it is trained, on its device; changed in place.
         training: the settings.
-        steps: of the training.
+        steps: steps of the training.
         bf16: whether the model computes in bf16.
 
     Raises:
-        TrainingError: compiling is asked for and cannot be done.
+        TrainingError: compiling is asked for and fails.
     """
     automatic = training.compile == "auto"
     if training.compile == "never" or (automatic and (steps < _LEAST_COMPILED_STEPS or model.device.type != "cuda")):
         return False
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    reason = _missing_for_compiling(model, layers=len(layers))
+    reason = _obstacle_to_compiling(model, layers=len(layers))
     if not reason:
         for layer in layers:
             layer.compile(dynamic=True)
         try:
-            _try_compiled(model, bf16=bf16)
+            _run_trial(model, bf16=bf16)
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, OSError, SubprocessError) as error:
             reason = str(error).strip().partition("\n")[0]
             for layer in layers:
-                layer._compiled_call_impl = None  # noqa: SLF001 - torch has no way back that is public
+                layer._compiled_call_impl = None  # noqa: SLF001 - torch has no public way back
     if reason and not automatic:
         message = f"training.compile = {training.compile!r}: {reason}"
         raise TrainingError(message)
@@ -182,10 +244,10 @@ def compile_layers(model: SentenceTransformer, training: Training, steps: int, *
     return not reason
 
 
-def _missing_for_compiling(model: SentenceTransformer, *, layers: int) -> str:
-    """What the compiler lacks on this machine, in words, or nothing."""
+def _obstacle_to_compiling(model: SentenceTransformer, *, layers: int) -> str:
+    """Why the layers cannot be compiled on this machine; empty: nothing is known against it."""
     if not layers:
-        return f"{type(model[0]).__name__} has no layers that transformers knows as such"
+        return f"{type(model[0]).__name__} has no layers that transformers marks as such"
     if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang") if name):
         return "there is no C compiler"
     if model.device.type == "cuda" and importlib.util.find_spec("triton") is None:
@@ -193,8 +255,8 @@ def _missing_for_compiling(model: SentenceTransformer, *, layers: int) -> str:
     return ""
 
 
-def _try_compiled(model: SentenceTransformer, *, bf16: bool) -> None:
-    """One batch forward and backward, as in training; gradients are cleared."""
+def _run_trial(model: SentenceTransformer, *, bf16: bool) -> None:
+    """Run one batch forward and backward, as in training, and clear the gradients."""
     training = model.training
     model.train()
     try:
@@ -204,70 +266,3 @@ def _try_compiled(model: SentenceTransformer, *, bf16: bool) -> None:
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
-
-
-def turn_off_dropout(model: nn.Module) -> None:
-    """Set every dropout probability of ``model`` to 0; its configuration, which is saved, stays as it is."""
-    from torch import nn
-
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001 - the only base class of all dropouts
-            module.p = 0.0
-        # Attention layers keep their probability as a plain number.
-        for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
-def declare_dimensions(model: SentenceTransformer, dimensions: Sequence[int]) -> tuple[int, ...]:
-    """Write the lengths into the configuration of ``model`` and return them, shortest first.
-
-    Raises:
-        TrainingError: a length is not below the model's own, or the model has no transformer to declare them in.
-    """
-    if not dimensions:
-        return ()
-    own = embedding_dimensions(model)
-    longest = max(dimensions)
-    if longest >= own:
-        message = (
-            f"training.matryoshka_dimensions holds {longest}; the model's vectors are {own} long, cuts are shorter"
-        )
-        raise TrainingError(message)
-    encoder = getattr(model[0], "auto_model", None)
-    if encoder is None:
-        message = f"training.matryoshka_dimensions: {type(model[0]).__name__} has no configuration to declare them in"
-        raise TrainingError(message)
-    lengths = tuple(sorted(set(dimensions)))
-    encoder.config.matryoshka_dimensions = list(lengths)
-    return lengths
-
-
-def prepare_model(settings: Settings) -> SentenceTransformer:
-    """The base model as it is trained: no dropout, cuts declared, attention chosen, adapters in place.
-
-    Raises:
-        TrainingError: a setting does not fit the model.
-        ModelError: the base model cannot be loaded.
-    """
-    training = settings.training
-    device = torch_device(settings.embedding)
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    model = load_model(settings.embedding.model, settings.embedding, device)
-    turn_off_dropout(model)
-    declare_dimensions(model, training.matryoshka_dimensions)
-    bf16 = machine.training_precision(training, torch.device(device)) == "bf16"
-    choose_attention(model, training, device, bf16=bf16)
-    if training.lora_rank:
-        add_adapters(model, training.lora_rank)
-    if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
-def plain_base(settings: Settings) -> SentenceTransformer:
-    """The base model anew, with the cuts declared and no adapters: what carries folded-in weights to disk."""
-    base = load_model(settings.embedding.model, settings.embedding, device="cpu")
-    declare_dimensions(base, settings.training.matryoshka_dimensions)
-    return base

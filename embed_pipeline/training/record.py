@@ -1,4 +1,4 @@
-"""What a fine-tuning did, and the shorter lengths its vectors may be cut to: stored beside the model."""
+"""What a fine-tuning did, and the shorter lengths that its vectors may be cut to: stored with the model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from embed_pipeline.training.task import TrainingError
 
 RECORD_FILE = "training.json"
-"""Beside a tuned model: what was done, but for what differs from run to run."""
-_BY_THE_CLOCK = ("seconds", "examples_per_second", "device", "resumed_from")
+"""File in the tuned model's folder: what was done, without what differs from run to run."""
+_DIFFERS_BY_RUN = ("seconds", "examples_per_second", "device", "resumed_from")
 DIMENSIONS_KEY = "matryoshka_dimensions"
 
 
@@ -22,12 +22,12 @@ class TrainingResult:
     Attributes:
         examples: training examples.
         batch_size: examples in a batch, on each process; 0: nothing was trained.
-        epochs: passes over the examples that were planned; 0: the base's weights were left as they are.
+        epochs: passes over the examples that were scheduled; 0: the base's weights were left as they are.
         learning_rate: peak learning rate.
-        small_data: whether the rules for few examples set batch and passes.
+        small_data: whether the rules for few examples set batch size and passes.
         steps: optimizer steps of the winning seed, those before a resumption included.
-        final_loss: the last loss that was read; None where there was none.
-        loss_curve: step and mean loss since the one before, every step on a processor; on a GPU at least 50 of them.
+        final_loss: the last loss that was logged; None where there was none.
+        loss_curve: step and mean loss since the step before: of every step on a CPU, of at least 50 on a GPU.
         dev_curve: step and dev nDCG@10, the base at step 0; empty without dev questions.
         best_step: step whose weights won; 0: no step beat the base on dev, and the weights are the base's.
         weights: where the weights come from: ``step``, ``mean of steps`` or ``mean of seeds``.
@@ -37,11 +37,11 @@ class TrainingResult:
         tuned_share: share of the tuned weights, the rest is the base's; 0: no share kept both bounds.
         general_before: nDCG@10 of the base on the general questions; None: not measured.
         general_after: the same of the model written.
-        adapter_share: share of the linear adapter in the model; 0: no share kept the bound on forgetting; None: none
-            was asked for.
+        adapter_share: share of the linear adapter in the model; 0: no share kept the bound on forgetting, or there was
+            no sentence to fit it to; None: none was wanted.
         lora_rank: rank of the adapters; None: all weights were trained.
         matryoshka_dimensions: shorter lengths that were trained as well.
-        teacher: who taught; None: nobody.
+        teacher: the teacher of distillation; None: there was none.
         seconds: time in this process, dev measurements included.
         examples_per_second: examples trained on, over that time.
         precision: ``bf16`` or ``fp32``.
@@ -77,17 +77,17 @@ class TrainingResult:
     resumed_from: int | None
 
     def write(self, model_folder: Path) -> None:
-        """Record it beside the model; the same training writes the same bytes."""
-        kept = {name: value for name, value in asdict(self).items() if name not in _BY_THE_CLOCK}
-        text = json.dumps(kept, indent=2, sort_keys=True, allow_nan=False)
+        """Write the record to the model's folder; the same training writes the same bytes."""
+        recorded = {name: value for name, value in asdict(self).items() if name not in _DIFFERS_BY_RUN}
+        text = json.dumps(recorded, indent=2, sort_keys=True, allow_nan=False)
         (model_folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_record(model_folder: Path) -> dict[str, Any]:
-    """What :meth:`TrainingResult.write` recorded beside a model; empty for a model that came without a record.
+    """The record that :meth:`TrainingResult.write` wrote; empty for a model without one.
 
     Raises:
-        TrainingError: there is a record and it cannot be read.
+        TrainingError: the record cannot be read.
     """
     path = model_folder / RECORD_FILE
     if not path.exists():

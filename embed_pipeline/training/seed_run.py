@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -27,153 +26,30 @@ from embed_pipeline.training.checkpoints import (
     seal_checkpoint,
     step_of_checkpoint,
 )
-from embed_pipeline.training.distillation import taught_scores
+from embed_pipeline.training.distillation import score_candidates
 from embed_pipeline.training.loss import MaskedInfoNCE, MicroBatches
-from embed_pipeline.training.prepared_model import (
-    compile_layers,
-    plain_base,
-    prepare_model,
-)
+from embed_pipeline.training.prepared_model import compile_layers, load_plain_base, prepare_model
 from embed_pipeline.training.supervisor import DevMeasure, Supervisor, best_step, dev_curve, loss_curve, stalled
-from embed_pipeline.training.task import Plan, TrainingError, TrainingTask, is_first_process, learning_rate
+from embed_pipeline.training.task import (
+    Schedule,
+    TrainingError,
+    TrainingTask,
+    is_first_process,
+    learning_rate,
+    world_size,
+)
 from embed_pipeline.training.trainer import ContrastiveTrainer
 from embed_pipeline.training.training_batches import Collator, ShuffledBatches
 from embed_pipeline.training.weights import save_model
 
-# A GPU has done a small batch's work before the next kernels are asked for.
-_MICRO_TOKENS = {"cpu": 4_096, "cuda": 131_072}
-_LOADERS = 2
+# Large on a GPU, which finishes a small batch before the next kernels are queued.
+_MICRO_BATCH_TOKENS = {"cpu": 4_096, "cuda": 131_072}
+_LOADER_PROCESSES = 2
 _NO_ROW_LIMIT = 1_000_000
-_LEAST_IN_CURVE = 50
-_MOST_STEPS_A_LOG = 10
-logger = logging.getLogger(__name__)
+_LEAST_LOGGED_LOSSES, _MOST_STEPS_BETWEEN_LOGS = 50, 10
 RESULT_FILE = "seed.json"
 
-
-def world_size() -> int:
-    """Processes of this training, as torchrun says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def build_trainer(task: TrainingTask, schedule: Plan, seed: int, work: Path) -> tuple[ContrastiveTrainer, Supervisor]:
-    """The trainer of one seed, and what supervises it.
-
-    Args:
-        task: what is trained.
-        schedule: batch and passes.
-        seed: of the batches' order.
-        work: folder of this seed's checkpoints.
-
-    Raises:
-        TrainingError: there are fewer examples than processes, or a setting does not fit the model.
-    """
-    settings, training = task.settings, task.settings.training
-    if len(task.examples) < world_size():
-        message = f"{len(task.examples)} training examples cannot be dealt out to {world_size()} processes"
-        raise TrainingError(message)
-    taught = taught_scores(task.examples, task.corpus[1], settings)
-    model = prepare_model(settings)
-    limit = max_tokens_of(model)
-    collator = Collator(
-        task.examples,
-        model.tokenizer,
-        prefixes=(model.prompts.get("query") or "", model.prompts.get("document") or ""),
-        max_tokens=limit if training.max_text_tokens == "auto" else min(limit, training.max_text_tokens),
-        taught=taught,
-    )
-    rate = learning_rate(machine.width(model), training, labelled=task.examples.labelled)
-    arguments = _arguments(schedule, rate, settings, seed, work)
-    precision = machine.training_precision(training, arguments.device)
-    compile_layers(model, training, schedule.steps, bf16=precision == "bf16")
-    embedding = settings.embedding.model_copy(update={"precision": precision})
-    measure = DevMeasure(task.dev, task.corpus, seed=settings.seed) if task.dev else None
-    batches = ShuffledBatches(len(task.examples), schedule.batch_size, seed, processes=arguments.world_size)
-    supervisor = Supervisor(
-        work=work,
-        every=max(1, math.ceil(len(batches) / arguments.world_size / training.evaluations_per_epoch)),
-        measure=(lambda current: measure(current, embedding)) if measure else None,
-        record=task.record,
-    )
-    uncached = _uncached_tokens(model, training, precision, arguments.device)
-    micro = MicroBatches(
-        rows=_NO_ROW_LIMIT if training.micro_batch_size == "auto" else training.micro_batch_size,
-        tokens=min(_MICRO_TOKENS[arguments.device.type], uncached),
-        padded_left=model.tokenizer.padding_side == "left",
-        packed=is_packed(model),
-    )
-    trainer = ContrastiveTrainer(
-        batches=batches,
-        uncached_tokens=uncached,
-        work=work,
-        load_base=lambda: plain_base(settings),
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_dict({"index": list(range(len(task.examples)))}),
-        loss=_loss(model, training, micro, bf16=precision == "bf16"),
-        data_collator=collator,
-        callbacks=[supervisor],
-    )
-    trainer.remove_callback(PrinterCallback)
-    supervisor.trainer = trainer
-    return trainer, supervisor
-
-
-def _arguments(
-    schedule: Plan, rate: float, settings: Settings, seed: int, work: Path
-) -> SentenceTransformerTrainingArguments:
-    training, on_gpu = settings.training, torch_device(settings.embedding) == "cuda"
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(work),
-        num_train_epochs=schedule.epochs,
-        per_device_train_batch_size=schedule.batch_size,
-        learning_rate=rate,
-        weight_decay=training.weight_decay,
-        warmup_steps=math.ceil(schedule.warmup_steps / world_size()),
-        lr_scheduler_type="linear",
-        seed=seed,
-        data_seed=seed,
-        use_cpu=not on_gpu,
-        save_strategy="no",
-        eval_strategy="no",
-        logging_strategy="steps",
-        logging_steps=_steps_a_log(schedule.steps) if on_gpu else 1,
-        logging_nan_inf_filter=False,
-        # A GPU would wait while the next batch is put together.
-        dataloader_num_workers=_LOADERS if on_gpu else 0,
-        dataloader_persistent_workers=on_gpu,
-        dataloader_pin_memory=on_gpu,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-        # A pooling layer that sentence-transformers leaves out gets no gradient; no buffer changes while training.
-        ddp_find_unused_parameters=True,
-        ddp_broadcast_buffers=False,
-    )
-
-
-def _steps_a_log(steps: int) -> int:
-    """Steps between two losses that are read: for each the GPU is waited for, and then has nothing to do."""
-    return min(max(1, steps // _LEAST_IN_CURVE), _MOST_STEPS_A_LOG)
-
-
-def _loss(model: SentenceTransformer, training: Training, micro: MicroBatches, *, bf16: bool) -> MaskedInfoNCE:
-    return MaskedInfoNCE(
-        model,
-        temperature=training.loss_temperature,
-        micro=micro,
-        cached=training.micro_batch_size != "auto",
-        bf16=bf16,
-        dimensions=training.matryoshka_dimensions,
-        teacher_weight=training.teacher_weight if training.teacher else 0.0,
-    )
-
-
-def _uncached_tokens(
-    model: SentenceTransformer, training: Training, precision: machine.Precision, device: torch.device
-) -> int:
-    """Tokens whose activations fit in memory; checkpointed layers keep their inputs alone."""
-    tokens = machine.activation_tokens(model, precision, device)
-    return tokens * machine.CHECKPOINTED_FACTOR if training.gradient_checkpointing else tokens
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -184,7 +60,7 @@ class SeedResult:
         seed: the seed.
         learning_rate: peak learning rate.
         steps: optimizer steps done, those before a resumption included.
-        loss_curve: step and loss, every step.
+        loss_curve: step and loss of every logged step.
         dev_curve: step and dev nDCG@10, the base at step 0; empty without dev questions.
         best_step: step whose weights won; 0: the base's.
         averaged: whether the mean of the later steps' weights won over that step.
@@ -212,12 +88,12 @@ class SeedResult:
 
 
 def winner_folder(task: TrainingTask, seed: int) -> Path:
-    """Where a seed's winning weights lie once it is through."""
+    """Where a seed's winning weights lie once it is trained."""
     return task.work / f"winner-{seed}"
 
 
 def train_seed(task: TrainingTask, seed: int) -> SeedResult:
-    """Train, or take up what another process has finished; the winning weights are in :func:`winner_folder` after it.
+    """Train one seed, unless that is done already; its winning weights are then in :func:`winner_folder`.
 
     Every process of a distributed training calls it; the first one writes.
 
@@ -228,35 +104,34 @@ def train_seed(task: TrainingTask, seed: int) -> SeedResult:
     target = winner_folder(task, seed)
     if is_whole_checkpoint(target):
         logger.info("seed %d is trained already: %s", seed, target)
-        return _read(target)
+        return _read_result(target)
     if not task.settings.training.contrastive:
-        return _leave(task, seed, target)
+        return _keep_base(task, seed, target)
     # Steps and batches depend on the number of processes, so checkpoints do too.
     work = task.work / f"seed-{seed}-of-{world_size()}"
-    trainer, supervisor = build_trainer(task, task.plan, seed, work)
+    trainer, supervisor = build_trainer(task, task.schedule, seed, work)
     checkpoint = latest_checkpoint(work)
     started = time.monotonic()
     try:
-        _run(trainer, supervisor, checkpoint)
+        _train_from(checkpoint, trainer, supervisor)
     finally:
         supervisor.close()
     seconds = time.monotonic() - started
-    result = _result(task, trainer, seed, checkpoint, seconds)
-    averages = task.settings.training.average_weights
-    mean = supervisor.measure_mean(trainer.state) if averages else None
+    result = _seed_result(task, trainer, seed, checkpoint, seconds)
+    mean = supervisor.measure_mean(trainer.state) if task.settings.training.average_weights else None
     if trainer.is_world_process_zero():
         if mean is not None and result.dev_ndcg_10 is not None and mean > result.dev_ndcg_10:
             result = replace(result, averaged=True, dev_ndcg_10=mean)
-        _write(trainer, work, target, result)
+        _write_winner(trainer, work, target, result)
     trainer.accelerator.wait_for_everyone()
     return result
 
 
-def _leave(task: TrainingTask, seed: int, target: Path) -> SeedResult:
-    """The base's weights as the winning ones, after no step."""
+def _keep_base(task: TrainingTask, seed: int, target: Path) -> SeedResult:
+    """Write the base's weights as the winning ones, without a training step."""
     started = time.monotonic()
     embedding = task.settings.embedding
-    model = plain_base(task.settings)
+    model = load_plain_base(task.settings)
     dev = DevMeasure(task.dev, task.corpus, seed=task.settings.seed)(model, embedding) if task.dev else None
     result = SeedResult(
         seed=seed,
@@ -275,16 +150,142 @@ def _leave(task: TrainingTask, seed: int, target: Path) -> SeedResult:
     )
     if is_first_process():
         save_model(model, target)
-        _seal(target, result)
+        _write_result(target, result)
     return result
 
 
-def _run(trainer: ContrastiveTrainer, supervisor: Supervisor, checkpoint: Path | None) -> None:
-    """Train from ``checkpoint``, unless training had already ended there."""
+def build_trainer(
+    task: TrainingTask, schedule: Schedule, seed: int, work: Path
+) -> tuple[ContrastiveTrainer, Supervisor]:
+    """The trainer of one seed, and its supervisor.
+
+    Args:
+        task: what is trained.
+        schedule: batch size and passes.
+        seed: of the batches' order.
+        work: folder of this seed's checkpoints.
+
+    Raises:
+        TrainingError: there are fewer examples than processes, or a setting does not fit the model.
+    """
+    settings, training = task.settings, task.settings.training
+    if len(task.examples) < world_size():
+        message = (
+            f"{len(task.examples)} training examples are too few for {world_size()} processes; "
+            f"set training.processes to {len(task.examples)} or fewer"
+        )
+        raise TrainingError(message)
+    teacher_scores = score_candidates(task.examples, task.corpus[1], settings)
+    model = prepare_model(settings)
+    limit = max_tokens_of(model)
+    collator = Collator(
+        task.examples,
+        model.tokenizer,
+        prefixes=(model.prompts.get("query") or "", model.prompts.get("document") or ""),
+        max_tokens=limit if training.max_text_tokens == "auto" else min(limit, training.max_text_tokens),
+        teacher_scores=teacher_scores,
+    )
+    rate = learning_rate(machine.width(model), training, labelled=task.examples.labelled)
+    arguments = _arguments(schedule, rate, settings, seed, work)
+    precision = machine.training_precision(training, arguments.device)
+    compile_layers(model, training, schedule.steps, bf16=precision == "bf16")
+    embedding = settings.embedding.model_copy(update={"precision": precision})
+    measure = DevMeasure(task.dev, task.corpus, seed=settings.seed) if task.dev else None
+    batches = ShuffledBatches(len(task.examples), schedule.batch_size, seed, processes=arguments.world_size)
+    supervisor = Supervisor(
+        work=work,
+        every=max(1, math.ceil(len(batches) / arguments.world_size / training.evaluations_per_epoch)),
+        measure=(lambda current: measure(current, embedding)) if measure else None,
+        record=task.record,
+    )
+    uncached = _uncached_tokens(model, training, precision, arguments.device)
+    micro = MicroBatches(
+        rows=_NO_ROW_LIMIT if training.micro_batch_size == "auto" else training.micro_batch_size,
+        tokens=min(_MICRO_BATCH_TOKENS[arguments.device.type], uncached),
+        padded_left=model.tokenizer.padding_side == "left",
+        packed=is_packed(model),
+    )
+    trainer = ContrastiveTrainer(
+        batches=batches,
+        uncached_tokens=uncached,
+        work=work,
+        load_base=lambda: load_plain_base(settings),
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"index": list(range(len(task.examples)))}),
+        loss=_loss(model, training, micro, bf16=precision == "bf16"),
+        data_collator=collator,
+        callbacks=[supervisor],
+    )
+    trainer.remove_callback(PrinterCallback)
+    supervisor.trainer = trainer
+    return trainer, supervisor
+
+
+def _arguments(
+    schedule: Schedule, rate: float, settings: Settings, seed: int, work: Path
+) -> SentenceTransformerTrainingArguments:
+    training, on_gpu = settings.training, torch_device(settings.embedding) == "cuda"
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=schedule.epochs,
+        per_device_train_batch_size=schedule.batch_size,
+        learning_rate=rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=math.ceil(schedule.warmup_steps / world_size()),
+        lr_scheduler_type="linear",
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not on_gpu,
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="steps",
+        logging_steps=_steps_between_logs(schedule.steps) if on_gpu else 1,
+        logging_nan_inf_filter=False,
+        # A GPU would wait while the next batch is collated.
+        dataloader_num_workers=_LOADER_PROCESSES if on_gpu else 0,
+        dataloader_persistent_workers=on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+        # A pooling layer that sentence-transformers leaves out gets no gradient; no buffer changes while training.
+        ddp_find_unused_parameters=True,
+        ddp_broadcast_buffers=False,
+    )
+
+
+def _steps_between_logs(steps: int) -> int:
+    """Steps between two logged losses: reading one waits for the GPU, which then idles."""
+    return min(max(1, steps // _LEAST_LOGGED_LOSSES), _MOST_STEPS_BETWEEN_LOGS)
+
+
+def _uncached_tokens(
+    model: SentenceTransformer, training: Training, precision: machine.Precision, device: torch.device
+) -> int:
+    """Tokens whose activations fit in memory; checkpointed layers keep their inputs alone."""
+    tokens = machine.activation_tokens(model, precision, device)
+    return tokens * machine.CHECKPOINTED_FACTOR if training.gradient_checkpointing else tokens
+
+
+def _loss(model: SentenceTransformer, training: Training, micro: MicroBatches, *, bf16: bool) -> MaskedInfoNCE:
+    return MaskedInfoNCE(
+        model,
+        temperature=training.loss_temperature,
+        micro=micro,
+        cached=training.micro_batch_size != "auto",
+        bf16=bf16,
+        dimensions=training.matryoshka_dimensions,
+        teacher_weight=training.teacher_weight if training.teacher else 0.0,
+    )
+
+
+def _train_from(checkpoint: Path | None, trainer: ContrastiveTrainer, supervisor: Supervisor) -> None:
+    """Train from ``checkpoint``, unless training had ended there."""
     if checkpoint is None:
         trainer.train()
         return
-    logger.info("training goes on from %s", checkpoint)
+    logger.info("training continues from %s", checkpoint)
     supervisor.resume(checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     if stalled(dev_curve(state)):
@@ -293,12 +294,12 @@ def _run(trainer: ContrastiveTrainer, supervisor: Supervisor, checkpoint: Path |
     trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
-def _result(
+def _seed_result(
     task: TrainingTask, trainer: ContrastiveTrainer, seed: int, checkpoint: Path | None, seconds: float
 ) -> SeedResult:
     state = trainer.state
-    measured = dev_curve(state)
-    best = best_step(measured)
+    measurements = dev_curve(state)
+    best = best_step(measurements)
     resumed_from = step_of_checkpoint(checkpoint) if checkpoint else None
     passes = (state.global_step - (resumed_from or 0)) / len(trainer.get_train_dataloader())
     return SeedResult(
@@ -306,10 +307,10 @@ def _result(
         learning_rate=trainer.args.learning_rate,
         steps=state.global_step,
         loss_curve=loss_curve(state),
-        dev_curve=measured,
+        dev_curve=measurements,
         best_step=state.global_step if best is None else best,
         averaged=False,
-        dev_ndcg_10=None if best is None else dict(measured)[best],
+        dev_ndcg_10=None if best is None else dict(measurements)[best],
         seconds=seconds,
         examples_trained=passes * len(task.examples),
         precision="bf16" if trainer.loss.bf16 else "fp32",
@@ -318,24 +319,24 @@ def _result(
     )
 
 
-def _write(trainer: ContrastiveTrainer, work: Path, target: Path, result: SeedResult) -> None:
-    """Put the winning weights and the result into ``target`` and remove what only the training needed."""
+def _write_winner(trainer: ContrastiveTrainer, work: Path, target: Path, result: SeedResult) -> None:
+    """Write the winning weights and the result to ``target``, and remove the checkpoints."""
     shutil.rmtree(target, ignore_errors=True)
     if not result.averaged and result.dev_ndcg_10 is not None:
         if result.best_step == 0:
             logger.warning("no step beat the base model on the dev questions; the base's weights are kept")
-        trainer.take(work / f"best-{result.best_step}")
+        trainer.restore_weights(work / f"best-{result.best_step}")
     trainer.write_model(target)
-    _seal(target, result)
+    _write_result(target, result)
     shutil.rmtree(work)
 
 
-def _seal(target: Path, result: SeedResult) -> None:
+def _write_result(target: Path, result: SeedResult) -> None:
     (target / RESULT_FILE).write_text(json.dumps(asdict(result)), encoding="utf-8")
     seal_checkpoint(target)
 
 
-def _read(target: Path) -> SeedResult:
+def _read_result(target: Path) -> SeedResult:
     values = json.loads((target / RESULT_FILE).read_text(encoding="utf-8"))
     curves = {name: [tuple(point) for point in values[name]] for name in ("loss_curve", "dev_curve")}
     return SeedResult(**{**values, **curves})

@@ -1,4 +1,4 @@
-"""What goes on around the steps: dev nDCG@10, best and averaged weights, checkpoints, stopping early."""
+"""What happens between the steps: dev nDCG@10, best and averaged weights, checkpoints, early stopping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +23,7 @@ from embed_pipeline.settings import Embedding
 from embed_pipeline.training.checkpoints import seal_checkpoint, step_of_checkpoint
 from embed_pipeline.training.task import TrainingError
 from embed_pipeline.training.trainer import ContrastiveTrainer
-from embed_pipeline.training.weights import RunningMean, put, trained
-
-if TYPE_CHECKING:
-    from transformers import TrainerState
+from embed_pipeline.training.weights import RunningMean, load_weights, trainable_weights
 
 logger = logging.getLogger(__name__)
 Record = Callable[[int, dict[str, float]], None]
@@ -37,6 +34,7 @@ PATIENCE = 4
 """Dev measurements without a better one after which training stops."""
 CUTOFF = 10
 MAX_POOL = 400
+"""Passages that dev questions are searched in, at most, unless more than that answer them."""
 _LEXICAL_HITS = 10
 
 
@@ -77,11 +75,11 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         """Measure the base, the candidate of step 0."""
         if state.global_step == 0:
             self._evaluate(state)
-        self._bar = self._shown.enter_context(progress("train", state.max_steps, "steps"))
+        self._bar = self._shown.enter_context(progress("Training", state.max_steps, "steps"))
         self._bar.done = state.global_step
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from what ``checkpoint`` knows beside the trainer's own state."""
+        """Continue from what ``checkpoint`` holds in addition to the trainer's own state."""
         self.mean = RunningMean.load(checkpoint / _MEAN_FILE)
 
     def on_step_end(
@@ -91,7 +89,7 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         control: TrainerControl,
         **_: object,
     ) -> TrainerControl:
-        """Measure and ask for a checkpoint when due; stop when nothing has improved for long."""
+        """Measure and ask for a checkpoint when due; stop when dev has not improved for long."""
         if self._bar is not None:
             self._bar.advance(note=self._note(state))
         if state.global_step % self._every == 0 or state.global_step >= state.max_steps:
@@ -108,7 +106,7 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         logs: dict[str, Any],
         **_: object,
     ) -> None:
-        """Hand the figures on."""
+        """Pass the figures to ``record``."""
         if self._record is not None:
             figures = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
             self._record(state.global_step, figures)
@@ -120,9 +118,9 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         _control: TrainerControl,
         **_: object,
     ) -> None:
-        """Seal the checkpoint, then drop what it makes obsolete."""
-        # Every process writes a part of it.
-        self._owner().accelerator.wait_for_everyone()
+        """Seal the checkpoint, then remove the ones that it makes obsolete."""
+        # Every process writes a part of the checkpoint.
+        self._the_trainer().accelerator.wait_for_everyone()
         if not state.is_world_process_zero:
             return
         newest = self._work / f"checkpoint-{state.global_step}"
@@ -138,47 +136,47 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
                 shutil.rmtree(folder)
 
     def measure_mean(self, state: TrainerState) -> float | None:
-        """Give the model the mean weights and measure them; None: there is no mean, or nothing to measure it by."""
-        trainer = self._owner()
+        """Give the model the mean weights and measure it; None: there is no mean, or there are no dev questions."""
+        trainer = self._the_trainer()
         if self._measure is None or self.mean.count < _LEAST_IN_MEAN or not state.is_world_process_zero:
             return None
-        put(trainer.model, self.mean.value())
+        load_weights(trainer.model, self.mean.value())
         value = self._measure(trainer.model)
         logger.info("mean weights of %d measured steps: dev nDCG@10 %.4f", self.mean.count, value)
         return value
 
     def close(self) -> None:
-        """Take the progress off the screen."""
+        """Remove the progress from the screen."""
         self._shown.close()
 
     def _evaluate(self, state: TrainerState) -> None:
-        trainer = self._owner()
+        trainer = self._the_trainer()
         if not all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters()):
             message = f"a weight is not finite at step {state.global_step}; {trainer.last_good()}"
             raise TrainingError(message)
         if state.is_world_process_zero and 2 * state.global_step > state.max_steps:
-            self.mean.add(trained(trainer.model))
+            self.mean.add(trainable_weights(trainer.model))
         if self._measure is None:
             return
-        value = self._measured(self._measure, state)
-        # Not through trainer.log, which would take the step's own log for written.
+        value = self._measure_together(self._measure, state)
+        # Not through trainer.log, which would then skip the log of the step itself.
         state.log_history.append({DEV_METRIC: value, "step": state.global_step})
         if self._record is not None:
             self._record(state.global_step, {DEV_METRIC: value})
         logger.info("step %d: dev nDCG@10 %.4f", state.global_step, value)
         if state.global_step in {0, best_step(dev_curve(state), trained_only=True)} and state.is_world_process_zero:
-            trainer.keep(self._work / f"best-{state.global_step}")
+            trainer.save_weights(self._work / f"best-{state.global_step}")
 
-    def _measured(self, measure: Callable[[SentenceTransformer], float], state: TrainerState) -> float:
+    def _measure_together(self, measure: Callable[[SentenceTransformer], float], state: TrainerState) -> float:
         """The first process's measurement, for all of them: they must agree on when to stop."""
         from accelerate.utils import broadcast  # type: ignore[import-untyped]  # accelerate ships no types
 
-        trainer = self._owner()
-        own = measure(trainer.model) if state.is_world_process_zero else 0.0
-        shared = broadcast(torch.tensor(own, dtype=torch.float64, device=trainer.args.device))
+        trainer = self._the_trainer()
+        value = measure(trainer.model) if state.is_world_process_zero else 0.0
+        shared = broadcast(torch.tensor(value, dtype=torch.float64, device=trainer.args.device))
         return float(shared.item())
 
-    def _owner(self) -> ContrastiveTrainer:
+    def _the_trainer(self) -> ContrastiveTrainer:
         if self.trainer is None:
             message = "the supervisor has no trainer"
             raise TrainingError(message)
@@ -235,7 +233,7 @@ class DevMeasure:
             dev: questions answered by segments.
             corpus: ids and texts of all segments.
             seed: seed of the sample.
-            max_pool: passages searched, but for positives, which are all in.
+            max_pool: passages searched; positives are all searched, however many they are.
 
         Raises:
             TrainingError: a dev question is answered by a segment that is not in the corpus.
@@ -254,12 +252,10 @@ class DevMeasure:
 
     def __call__(self, model: SentenceTransformer, embedding: Embedding) -> float:
         """Mean nDCG@10 of ``model``, which is left in the mode it was in."""
-        import torch
-
         training = model.training
         model.eval()
         try:
-            # Layers compiled for training would be compiled again for this.
+            # Layers compiled for training would be compiled once more for inference.
             with torch.compiler.set_stance("force_eager"):
                 encoder = Encoder.of(model, embedding)
                 passages = encoder.encode(self.pool, "passage")

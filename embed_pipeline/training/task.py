@@ -21,20 +21,22 @@ from embed_pipeline.tables import content_hash
 
 Record = Callable[[int, dict[str, float]], None]
 SMALL_DATA = 2_000
-# Under this many steps a contrastive fine-tuning at 2e-5 has hardly moved; more passes than this overfit.
+LEAST_DOCUMENTS = 20
+"""With fewer documents, the linear adapter has too little text from other documents to rank."""
+
+# The schedule. In fewer steps than this a contrastive fine-tuning at 2e-5 has hardly moved; in more passes it overfits.
 _LEAST_STEPS = 30
 _MOST_EPOCHS = 8
-_BATCHES = ((SMALL_DATA, 32), (20_000, 64), (100_000, 128))
+_ONE_EPOCH_FROM = 20_000
+_BATCH_SIZES = ((SMALL_DATA, 32), (20_000, 64), (100_000, 128))
 _LARGEST_BATCH = 256
-_ONE_PASS = 20_000
-_ADAPTER = 0.5
-LEAST_DOCUMENTS = 20
-"""In a corpus of fewer documents there is little else to rank than a sentence's own."""
+# The learning rate, and the width up to which people's questions bear theirs.
 _RATE, _LABELLED_RATE, _LABELLED_RATE_WIDTH = 2e-5, 1e-4, 384
+_DEFAULT_ADAPTER_SHARE = 0.5
 
 
 class TrainingError(RuntimeError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,12 @@ class TrainingTask:
         examples: the numbered examples.
         dev: questions for choosing the checkpoint; None: the last weights win.
         corpus: ids and texts of all segments.
-        documents: the document of each of them, for the linear adapter; empty: each is one of its own.
-        settings: groups ``embedding``, ``training`` and ``evaluation``, and the first seed.
+        documents: the document of each segment, for the linear adapter; empty: each segment is a document.
+        settings: groups ``embedding``, ``training``, ``adapter``, ``forgetting`` and ``evaluation``, and the seed
+            of the first run.
         work: folder of checkpoints and finished seeds, of one training at a time.
         fingerprint: hash of all that decides the trained weights; the choice among them, the linear adapter and the
-            guard against forgetting are made anew each time.
+            check against forgetting are not part of it, and are made on every run.
         record: called with the step and its figures.
     """
 
@@ -63,9 +66,9 @@ class TrainingTask:
     record: Record | None = field(default=None, compare=False)
 
     @property
-    def plan(self) -> Plan:
-        """Batch and passes."""
-        return plan(len(self.examples), self.settings.training)
+    def schedule(self) -> Schedule:
+        """Batch size, passes and steps."""
+        return schedule_for(len(self.examples), self.settings.training)
 
     @classmethod
     def of(
@@ -80,7 +83,7 @@ class TrainingTask:
         documents: Sequence[str] = (),
         record: Record | None = None,
     ) -> TrainingTask:
-        """Number the examples and take the fingerprint, so that no other training's checkpoint is taken up.
+        """Number the examples and take the fingerprint, so that no other training's checkpoint is used.
 
         Args:
             examples: table ``training_examples``.
@@ -99,29 +102,28 @@ class TrainingTask:
             examples = examples.clear()
         elif examples.is_empty():
             raise TrainingError("there are no training examples")
-        kept = used_negatives(settings)
-        numbered = number_examples(
-            examples.with_columns(pl.col("negative_segment_ids").list.head(kept)) if kept is not None else examples,
-            passages,
-        )
-        asked = dev or None
+        negatives = used_negatives(settings)
+        if negatives is not None:
+            examples = examples.with_columns(pl.col("negative_segment_ids").list.head(negatives))
+        numbered = number_examples(examples, passages)
+        dev_questions = dev or None
         parts = [
             content_hash(examples.sort("example_id")),
             numbered.passages,
-            [asked.queries, asked.qrels] if asked else [],
+            [dev_questions.queries, dev_questions.qrels] if dev_questions else [],
             hashlib.sha256("\0".join([*corpus[0], *corpus[1]]).encode()).hexdigest(),
             made_by(TRAINING, settings),
             resolve_model(settings.embedding.model),
         ]
         fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return cls(numbered, asked, corpus, settings, work, fingerprint, documents, record)
+        return cls(numbered, dev_questions, corpus, settings, work, fingerprint, documents, record)
 
 
 def used_negatives(settings: Settings) -> int | None:
-    """Mined negatives of each example that a training uses, most similar first; None: all.
+    """How many mined negatives of each example are used, the most similar first; None: all.
 
-    Each is a passage more to encode for every question of a batch, and the passages are what a step's time goes to:
-    on a CPU a second one buys less than the passes over the data that fit into the same time.
+    Encoding passages takes most of a step's time. On a CPU, further passes over the examples gain more than a second
+    negative does in the same time.
     """
     wanted = settings.training.negatives_per_example
     if wanted == "all":
@@ -131,14 +133,9 @@ def used_negatives(settings: Settings) -> int | None:
     return 1 if torch_device(settings.embedding) == "cpu" else None
 
 
-def is_first_process() -> bool:
-    """Whether this process writes what all of this training share, as torchrun says."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @dataclass(frozen=True)
 class Examples:
-    """Every example, with its texts as numbers: a text that occurs twice is one number.
+    """Every example, with its texts as numbers: a text that occurs twice has one number.
 
     Attributes:
         questions: distinct question texts.
@@ -190,8 +187,8 @@ def number_examples(examples: pl.DataFrame, passages: Mapping[str, str]) -> Exam
     for row, own in zip(rows, positive, strict=True):
         siblings.setdefault(row["qa_id"], set()).add(own)
     known: list[set[int]] = [set() for _ in question_numbers]
-    for row, asked in zip(rows, question, strict=True):
-        known[asked] |= siblings[row["qa_id"]]
+    for row, number_of_question in zip(rows, question, strict=True):
+        known[number_of_question] |= siblings[row["qa_id"]]
     return Examples(
         questions=list(question_numbers),
         passages=list(passage_numbers),
@@ -204,13 +201,13 @@ def number_examples(examples: pl.DataFrame, passages: Mapping[str, str]) -> Exam
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and in what steps to train.
+class Schedule:
+    """Batch size and length of a training.
 
     Attributes:
         batch_size: examples in a batch, on each process.
         epochs: passes over the examples.
-        steps: optimizer steps of one process that works alone.
+        steps: optimizer steps, were there one process.
         warmup_steps: steps in which the learning rate rises.
         small_data: whether the rules for few examples applied.
     """
@@ -222,7 +219,7 @@ class Plan:
     small_data: bool
 
 
-def plan(examples: int, training: Training) -> Plan:
+def schedule_for(examples: int, training: Training) -> Schedule:
     """Fill in what the settings leave open about the steps (``batch_size`` and ``epochs`` of ``auto``).
 
     Few examples get small batches, for enough steps, and up to eight passes to reach 30 steps; many get large
@@ -238,7 +235,7 @@ def plan(examples: int, training: Training) -> Plan:
     if examples < 1:
         message = f"examples is {examples}, below 1"
         raise ValueError(message)
-    fitting = next((size for bound, size in _BATCHES if examples < bound), _LARGEST_BATCH)
+    fitting = next((size for bound, size in _BATCH_SIZES if examples < bound), _LARGEST_BATCH)
     batch_size = min(fitting if training.batch_size == "auto" else training.batch_size, examples)
     steps_per_epoch = math.ceil(examples / batch_size)
     if training.epochs != "auto":
@@ -246,9 +243,9 @@ def plan(examples: int, training: Training) -> Plan:
     elif examples < SMALL_DATA:
         epochs = float(min(_MOST_EPOCHS, max(2, math.ceil(_LEAST_STEPS / steps_per_epoch))))
     else:
-        epochs = 2.0 if examples < _ONE_PASS else 1.0
+        epochs = 2.0 if examples < _ONE_EPOCH_FROM else 1.0
     steps = max(1, math.ceil(steps_per_epoch * epochs))
-    return Plan(
+    return Schedule(
         batch_size=batch_size,
         epochs=epochs,
         steps=steps,
@@ -258,11 +255,11 @@ def plan(examples: int, training: Training) -> Plan:
 
 
 def learning_rate(width: int, training: Training, *, labelled: bool) -> float:
-    """Peak learning rate: the one that is set, or from the model and from who wrote the questions.
+    """Peak learning rate: the setting, or one that suits the model's width and who wrote the questions.
 
-    384 wide, people's questions gain most at 1e-4 without a loss on passages that training never saw, and generated
-    ones lose there, while they bear 2e-5 (docs/tuning.md). Under Adam the best rate of a wider model is lower in
-    proportion (Yang et al. 2022, Tensor Programs V): neither goes beyond that. Adapters bear 1e-4 at every width.
+    At width 384, people's questions gain most at 1e-4, without a loss on passages that training never saw; generated
+    questions lose at 1e-4 and gain at 2e-5 (docs/tuning.md). Under Adam the best rate falls in proportion to the width
+    (Yang et al. 2022, Tensor Programs V), which limits both. LoRA adapters bear 1e-4 at every width.
 
     Args:
         width: hidden size of the encoder.
@@ -278,16 +275,26 @@ def learning_rate(width: int, training: Training, *, labelled: bool) -> float:
 
 
 def adapter_share(adapter: Adapter, *, labelled: bool, documents: int) -> float:
-    """Share of the linear adapter that is wanted: the one that is set, or half of it under generated questions.
+    """Share of the linear adapter that is wanted: the setting, or half where the questions are generated.
 
-    Half gained on the queries that people wrote for two of three sets and lost on none; under people's questions it was
-    not measured (docs/tuning.md).
+    Half of it gained on people's queries of two sets out of three, and lost on none; after a training on people's
+    questions it was not measured (docs/tuning.md).
 
     Args:
         adapter: the settings.
         labelled: whether people wrote the questions.
-        documents: of the corpus.
+        documents: documents in the corpus.
     """
     if adapter.share != "auto":
         return adapter.share
-    return 0.0 if labelled or documents < LEAST_DOCUMENTS else _ADAPTER
+    return 0.0 if labelled or documents < LEAST_DOCUMENTS else _DEFAULT_ADAPTER_SHARE
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what all processes of this training share, as torchrun says."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def world_size() -> int:
+    """Processes of this training, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -18,7 +18,7 @@ from embed_pipeline.settings import Settings
 from embed_pipeline.storage import read_table, table_path
 from embed_pipeline.training.checkpoints import prepare_work
 from embed_pipeline.training.record import TrainingResult
-from embed_pipeline.training.task import TrainingError, TrainingTask, is_first_process
+from embed_pipeline.training.task import TrainingError, TrainingTask, is_first_process, world_size
 
 if TYPE_CHECKING:
     from embed_pipeline.training.seed_run import SeedResult
@@ -40,10 +40,10 @@ def finetune(
 ) -> TrainingResult:
     """Fine-tune ``settings.embedding.model`` and write the best weights, with their prompts, to ``output``.
 
-    The result depends on the inputs, the seed and the machine alone. A run that was killed goes on from its last
-    checkpoint in ``work`` and ends in the same weights; so does one whose seeds were trained by
+    The result depends only on the inputs, the seed and the machine. A run that was killed continues from its last
+    checkpoint in ``work`` and ends with the same weights; so does one whose seeds were trained by
     ``torchrun -m embed_pipeline.training`` in the same ``work``. The trained weights stay in ``work``: the same
-    training picks them up, and only chooses, adapts and writes again; another one removes them.
+    training reuses them, and only selects, adapts and writes again; another training removes them.
 
     Where the weights that win on dev have forgotten more of the general questions than
     ``forgetting.max_loss``, they are mixed with the base's (:mod:`embed_pipeline.training.selection`).
@@ -53,16 +53,17 @@ def finetune(
         passages: segment id to text, for every segment that an example names.
         dev: questions for choosing the checkpoint, answered by segments; None or empty: the last weights win.
         corpus: ids and texts of all segments, searched for the dev questions.
-        settings: groups ``embedding``, ``training`` and ``evaluation``, and the seed.
+        settings: groups ``embedding``, ``training``, ``adapter``, ``forgetting`` and ``evaluation``, and the seed.
         output: folder of the tuned sentence-transformers model; written last.
         work: folder of checkpoints and trained weights, of one training at a time.
-        documents: the document of each segment, for the linear adapter; empty: each segment is one of its own.
+        documents: the document of each segment, for the linear adapter; empty: each segment is a document.
         record: called with the step and its figures: ``loss``, ``grad_norm``, ``learning_rate``, ``dev_ndcg_10``.
 
     Raises:
         TrainingError: an example names an unknown segment, a setting does not fit the model, the loss or a weight
             stops being finite, or a single text does not fit in memory; it names the step and the last good checkpoint.
         ModelError: the base model or the teacher cannot be loaded.
+        EvaluationError: this machine has too few general questions to check forgetting by.
     """
     task = TrainingTask.of(examples, passages, dev, corpus, settings, work=work, documents=documents, record=record)
     seeds = train_seeds(task)
@@ -75,7 +76,7 @@ def finetune(
 
 
 def train_seeds(task: TrainingTask) -> list[SeedResult]:
-    """Train every seed, or take up those that are trained; every process of a distributed training calls it.
+    """Train every seed that is not trained yet; every process of a distributed training calls this.
 
     Args:
         task: what is trained; the winning weights of each seed stay in its ``work``.
@@ -83,14 +84,14 @@ def train_seeds(task: TrainingTask) -> list[SeedResult]:
     Raises:
         TrainingError: as :func:`finetune`.
     """
-    from embed_pipeline.training.seed_run import train_seed, world_size
+    from embed_pipeline.training.seed_run import train_seed
 
     if is_first_process():
         prepare_work(task.work, task.fingerprint)
     if world_size() > 1:
         from accelerate import PartialState  # type: ignore[import-untyped]  # accelerate ships no types
 
-        # Nobody looks into the folder before the first process has prepared it.
+        # The first process prepares the folder before the others read it.
         PartialState(cpu=torch_device(task.settings.embedding) == "cpu").wait_for_everyone()
     first = task.settings.seed
     return [train_seed(task, seed) for seed in range(first, first + task.settings.training.num_runs)]
@@ -121,10 +122,10 @@ def stored_task(settings: Settings) -> TrainingTask:
 
 
 def train_in_processes(settings: Settings) -> None:
-    """Train the stored tables in ``training.processes`` processes, under torchrun; their output is shown as it comes.
+    """Train the stored tables in ``training.processes`` processes, under torchrun; their output is passed through.
 
     Raises:
-        TrainingError: a process failed; it has logged why.
+        TrainingError: a process failed; its log says why.
     """
     count = settings.training.processes
     options = ["--standalone", "--nproc-per-node", str(count)]
@@ -140,5 +141,5 @@ def _read_stored(settings: Settings, table: tables.Table) -> pl.DataFrame:
     try:
         return read_table(path, table)
     except FileNotFoundError as error:
-        message = f"{table.name} is not there yet ({path}); materialize it first"
+        message = f"{table.name} was never materialized ({path} is missing); materialize it first"
         raise TrainingError(message) from error

@@ -20,7 +20,7 @@ from embed_pipeline.training.checkpoints import is_whole_checkpoint, latest_chec
 from embed_pipeline.training.loss import MaskedInfoNCE
 from embed_pipeline.training.task import TrainingError
 from embed_pipeline.training.training_batches import ShuffledBatches
-from embed_pipeline.training.weights import has_adapters, put, save_model, trained
+from embed_pipeline.training.weights import has_adapters, load_weights, save_model, trainable_weights
 
 logger = logging.getLogger(__name__)
 
@@ -39,33 +39,33 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
         load_base: Callable[[], SentenceTransformer],
         **options: Any,  # noqa: ANN401 - the parent's options
     ) -> None:
-        """Take the parent's ``options``, and what is ours.
+        """Pass ``options`` to the parent, and keep the rest.
 
         Args:
             batches: the batch order.
-            uncached_tokens: a batch of more tokens than this, with such padding as is computed, gets gradient caching.
+            uncached_tokens: a batch of more tokens, padding included where it is computed, gets gradient caching.
             work: folder of the checkpoints.
-            load_base: the base model anew, without adapters.
+            load_base: loads the base model without adapters.
             options: what ``SentenceTransformerTrainer`` takes.
         """
         self._batches = batches
         self._uncached_tokens = uncached_tokens
         self._work = work
         self._load_base = load_base
-        self._unread: _Loss | None = None
+        self._pending: _PendingLoss | None = None
         super().__init__(**options)
 
     def get_batch_sampler(self, *_: object, **__: object) -> ShuffledBatches:
-        """Our batch order, whatever the arguments say."""
+        """Return our batch order, whatever the arguments say."""
         return self._batches
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """No model card: its callback looks the base model up on the hub, and the release writes a better one."""
+        """Add none: it looks the base model up on the hub, and the release writes a better card."""
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """One batch forward and backward; out of memory, again in smaller micro-batches.
+        """Run one batch forward and backward; out of memory, run it again in smaller micro-batches.
 
         Raises:
             TrainingError: the loss is not finite, or not even a single text fits in memory.
@@ -84,19 +84,19 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
                 always_cached = True
             model.zero_grad(set_to_none=True)
         loss_function.cached = always_cached
-        self._refuse_what_is_not_finite(loss)
+        self._check_finite(loss)
         return loss
 
-    def _refuse_what_is_not_finite(self, loss: torch.Tensor) -> None:
-        """Raise where a loss is not finite: on a GPU the one of the step before, which it need not be waited for.
+    def _check_finite(self, loss: torch.Tensor) -> None:
+        """Raise where a loss is not finite; on a GPU that of the step before, which is there without waiting for it.
 
-        No weights are kept that such a step has touched: the supervisor looks at them before it keeps any.
+        No weights that such a step has changed are kept: the supervisor checks them before it writes any.
         """
-        read: _Loss | None = _Loss.sent(self.state.global_step + 1, loss)
+        arrived: _PendingLoss | None = _PendingLoss.of(self.state.global_step + 1, loss)
         if loss.is_cuda:
-            read, self._unread = self._unread, read
-        if read is not None and not math.isfinite(number := read.number()):
-            message = f"the loss is {number} at step {read.step}; {self.last_good()}"
+            arrived, self._pending = self._pending, arrived
+        if arrived is not None and not math.isfinite(number := arrived.number()):
+            message = f"the loss is {number} at step {arrived.step}; {self.last_good()}"
             raise TrainingError(message)
 
     def last_good(self) -> str:
@@ -123,17 +123,17 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
             torch.cuda.empty_cache()
 
     def write_model(self, folder: Path) -> None:
-        """Write the model as it is now, adapters folded in: a whole model that needs nothing else."""
+        """Write the present model, adapters folded in: a whole model that needs nothing else."""
         save_model(self.model, folder, self._load_base() if has_adapters(self.model) else None)
 
-    def keep(self, folder: Path) -> None:
-        """Write the weights as they are now for :meth:`take`, adapters alone where there are some, and seal them."""
+    def save_weights(self, folder: Path) -> None:
+        """Write the present weights for :meth:`restore_weights`, adapters alone where there are some, and seal them."""
         shutil.rmtree(folder, ignore_errors=True)
         self._save(str(folder))
         seal_checkpoint(folder)
 
-    def take(self, folder: Path) -> None:
-        """Go back to weights that :meth:`keep` wrote.
+    def restore_weights(self, folder: Path) -> None:
+        """Go back to weights that :meth:`save_weights` wrote.
 
         Raises:
             TrainingError: they are not whole.
@@ -149,7 +149,7 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
             from safetensors.torch import save_file
 
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(trained(self.model), folder / _ADAPTERS_FILE)
+            save_file(trainable_weights(self.model), folder / _ADAPTERS_FILE)
         else:
             self.model.save_pretrained(str(folder), create_model_card=False)
 
@@ -157,23 +157,23 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
         if has_adapters(self.model):
             from safetensors.torch import load_file
 
-            put(self.model, load_file(Path(checkpoint_path) / _ADAPTERS_FILE))
+            load_weights(self.model, load_file(Path(checkpoint_path) / _ADAPTERS_FILE))
         else:
             super()._load_from_checkpoint(checkpoint_path)
 
 
 @dataclass(frozen=True)
-class _Loss:
-    """A step's loss, on its way from where it was computed."""
+class _PendingLoss:
+    """The loss of a step, on its way from the GPU."""
 
     step: int
     value: torch.Tensor
     arrived: torch.cuda.Event | None
 
     @classmethod
-    def sent(cls, step: int, loss: torch.Tensor) -> _Loss:
-        # Copied behind what the GPU has been asked until now: a test of the number itself would be asked for a step
-        # later, and the GPU would have to finish that one first.
+    def of(cls, step: int, loss: torch.Tensor) -> _PendingLoss:
+        # Copied after the work that is queued on the GPU now. Reading the number a step later would wait for that
+        # step's work as well.
         value = loss.detach().to("cpu", non_blocking=loss.is_cuda)
         if not loss.is_cuda:
             return cls(step, value, None)

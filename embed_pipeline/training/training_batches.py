@@ -19,7 +19,7 @@ Tokens = NDArray[np.int32]
 
 
 class Collator:
-    """Example numbers to the padded features and relations that the loss takes; texts are tokenised once, here."""
+    """Example numbers to the padded features and labels that the loss takes; texts are tokenised once, here."""
 
     # The trainer reads these of every collator.
     valid_label_columns: tuple[str, ...] = ("label",)
@@ -31,7 +31,7 @@ class Collator:
         *,
         prefixes: tuple[str, str],
         max_tokens: int,
-        taught: Mapping[tuple[int, int], float] | None = None,
+        teacher_scores: Mapping[tuple[int, int], float] | None = None,
     ) -> None:
         """Tokenise all texts.
 
@@ -40,10 +40,10 @@ class Collator:
             tokenizer: the model's tokenizer.
             prefixes: text before every question, and before every passage.
             max_tokens: longest text, special tokens included.
-            taught: a teacher's score of (question number, passage number), on the scale of cosines.
+            teacher_scores: (question number, passage number) to the teacher's score; None: there is no teacher.
         """
         self.examples = examples
-        self._taught = taught
+        self._teacher_scores = teacher_scores
         self._left = tokenizer.padding_side == "left"
         self._pad = int(tokenizer.pad_token_id or 0)
         self._types = "token_type_ids" in tokenizer.model_input_names
@@ -72,14 +72,16 @@ class Collator:
         return sorted(distinct, key=lambda passage: (-len(self._passages[passage]), passage))
 
     def _labels(self, rows: Sequence[int], passages: Sequence[int]) -> Tensor:
-        """What the loss takes as labels: relations, with a teacher's scores where there is a teacher."""
+        """Labels for the loss: relations, and the teacher's scores where there is a teacher."""
         import torch
 
         relations = self._relations(rows, passages)
-        if self._taught is None:
+        if self._teacher_scores is None:
             return relations
-        asked = [self.examples.question[row] for row in rows]
-        scores = [[self._taught.get((question, passage), math.nan) for passage in passages] for question in asked]
+        questions = [self.examples.question[row] for row in rows]
+        scores = [
+            [self._teacher_scores.get((question, passage), math.nan) for passage in passages] for question in questions
+        ]
         return torch.stack([relations.float(), torch.tensor(scores, dtype=torch.float32)])
 
     def _relations(self, rows: Sequence[int], passages: Sequence[int]) -> Tensor:
@@ -109,8 +111,8 @@ class Collator:
 class ShuffledBatches:
     """Batches of example numbers in an order that seed and epoch alone decide; sizes differ by at most one.
 
-    A short last batch would give its examples few negatives, so the examples are spread evenly, over a multiple of
-    as many batches as there are processes.
+    A short last batch would give its examples few negatives, so examples are spread evenly over the batches, whose
+    number is a multiple of the number of processes.
     """
 
     drop_last = False

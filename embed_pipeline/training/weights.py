@@ -42,12 +42,12 @@ def has_adapters(model: nn.Module) -> bool:
     return any(_ADAPTER in name for name, _ in model.named_parameters())
 
 
-def trained(model: nn.Module) -> State:
+def trainable_weights(model: nn.Module) -> State:
     """The parameters that training changes, by name; the tensors are the model's own."""
     return {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def put(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Overwrite the weights named in ``state``."""
     own = dict(model.state_dict())
     with torch.no_grad():
@@ -61,8 +61,7 @@ def save_model(model: SentenceTransformer, folder: Path, base: SentenceTransform
     Args:
         model: the model.
         folder: made where it is absent.
-        base: a model without adapters of the same structure, which then carries the weights to disk; it must be
-            given where ``model`` has adapters.
+        base: where ``model`` has adapters, a model of the same structure without any, which is written in its place.
     """
     if base is None:
         model.save_pretrained(str(folder), create_model_card=False)
@@ -71,11 +70,11 @@ def save_model(model: SentenceTransformer, folder: Path, base: SentenceTransform
     base.save_pretrained(str(folder), create_model_card=False)
 
 
-def mix(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> State:
-    """Weights on the line from ``base`` (share 0) to ``tuned`` (share 1); what is not a real number is the tuned's.
+def mix_weights(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> State:
+    """Weights on the line from ``base`` (share 0) to ``tuned`` (share 1); integers are the tuned model's.
 
-    Fine-tuned weights that are mixed with their base's keep most of what was learnt and lose less of what was known
-    (Wortsman et al. 2022, WiSE-FT).
+    Fine-tuned weights that are mixed with their base's keep most of what was learnt and forget less (Wortsman et al.
+    2022, WiSE-FT).
     """
     return {
         name: torch.lerp(base[name].float(), tensor.float(), share).to(tensor.dtype)
@@ -85,8 +84,8 @@ def mix(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -
     }
 
 
-def mean(states: Sequence[Mapping[str, Tensor]]) -> State:
-    """Mean of several weights (Wortsman et al. 2022, model soups); what is not a real number is the first's."""
+def mean_weights(states: Sequence[Mapping[str, Tensor]]) -> State:
+    """Mean of several models' weights (Wortsman et al. 2022, model soups); integers are the first model's."""
     total = RunningMean()
     for state in states:
         total.add({name: tensor for name, tensor in state.items() if tensor.is_floating_point()})
@@ -94,10 +93,10 @@ def mean(states: Sequence[Mapping[str, Tensor]]) -> State:
 
 
 class RunningMean:
-    """Mean of weights that come one after the other, kept on the CPU in fp32.
+    """Mean of weights that are added one after the other, kept on the CPU in fp32.
 
     Attributes:
-        count: how many have come.
+        count: how many were added.
     """
 
     def __init__(self) -> None:
@@ -105,7 +104,7 @@ class RunningMean:
         self._mean: State = {}
 
     def add(self, state: Mapping[str, Tensor]) -> None:
-        """Take another one in."""
+        """Add one more."""
         self.count += 1
         for name, tensor in state.items():
             new = tensor.detach().to("cpu", torch.float32)
@@ -124,12 +123,12 @@ class RunningMean:
 
     @classmethod
     def load(cls, path: Path) -> RunningMean:
-        """Read what :meth:`save` wrote; where there is no file, nothing has come yet."""
+        """Read what :meth:`save` wrote; without a file, nothing was added yet."""
         from safetensors import safe_open
 
-        found = cls()
+        loaded = cls()
         if path.exists():
             with safe_open(path, framework="pt") as stream:
-                found.count = int(stream.metadata()[_COUNT])
-                found._mean = {name: cast("Tensor", stream.get_tensor(name)) for name in stream.keys()}  # noqa: SIM118 - not a mapping
-        return found
+                loaded.count = int(stream.metadata()[_COUNT])
+                loaded._mean = {name: cast("Tensor", stream.get_tensor(name)) for name in stream.keys()}  # noqa: SIM118 - not a mapping
+        return loaded

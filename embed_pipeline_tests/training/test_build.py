@@ -78,7 +78,7 @@ def test_cut_lengths_are_trained_and_declared_with_the_model(tiny_model: Path, t
 
 def test_a_cut_that_is_no_cut_is_refused(tiny_model: Path) -> None:
     model = load_model(tiny_model, small.settings(tiny_model).embedding)
-    with pytest.raises(TrainingError, match="holds 32; the model's vectors are 32 long"):
+    with pytest.raises(TrainingError, match="holds 32; must be below 32, the length of the model's vectors"):
         declare_dimensions(model, [8, 32])
 
 

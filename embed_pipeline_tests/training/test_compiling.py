@@ -70,7 +70,7 @@ def test_what_cannot_be_compiled_is_left_as_it_was(tiny_model: Path, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such instruction\nand more")
 
-    monkeypatch.setattr(compiling, "_try", fail)
+    monkeypatch.setattr(compiling, "_run_trial", fail)
     with pytest.raises(TrainingError, match=r"training.compile = 'always': no such instruction$"):
         compile_layers(model, ALWAYS, 1, bf16=False)
     assert all(module._compiled_call_impl is None for module in model.modules())

@@ -12,7 +12,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
-from embed_pipeline.training.distillation import candidates_of, taught_scores, to_scale
+from embed_pipeline.training.distillation import candidates_of, score_candidates, to_scale
 from embed_pipeline.training.loss import POSITIVE, follow_distribution
 from embed_pipeline.training.task import number_examples
 from embed_pipeline.training.train import finetune
@@ -24,7 +24,7 @@ NAN = math.nan
 
 
 def scores(settings: Settings) -> dict[tuple[int, int], float]:
-    found = taught_scores(NUMBERED, small.corpus()[1], settings)
+    found = score_candidates(NUMBERED, small.corpus()[1], settings)
     assert found is not None
     return found
 
@@ -99,21 +99,22 @@ def test_following_the_teacher_is_zero_where_it_is_equalled_and_ignores_what_it_
 
 
 def test_the_divergence_is_that_of_the_distributions() -> None:
-    logits, taught = torch.tensor([[2.0, 1.0]]), torch.tensor([[0.3, 0.1]])
-    teacher, student = torch.softmax(taught / 0.1, 1), torch.softmax(logits, 1)
+    logits, target = torch.tensor([[2.0, 1.0]]), torch.tensor([[0.3, 0.1]])
+    teacher, student = torch.softmax(target / 0.1, 1), torch.softmax(logits, 1)
     expected = (teacher * (teacher / student).log()).sum()
-    assert follow_distribution(logits, taught, 0.1).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert follow_distribution(logits, target, 0.1).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_labels_bring_the_scores_where_there_is_a_teacher(tiny_model: Path) -> None:
     settings = small.settings(tiny_model, teacher="hybrid")
     tokenizer = Encoder.load(tiny_model, settings.embedding).backend.model.tokenizer
     found = scores(settings)
-    batch = Collator(NUMBERED, tokenizer, prefixes=("", ""), max_tokens=64, taught=found)([{"index": 0}, {"index": 1}])
-    relations, taught = batch["label"]
+    collate = Collator(NUMBERED, tokenizer, prefixes=("", ""), max_tokens=64, teacher_scores=found)
+    batch = collate([{"index": 0}, {"index": 1}])
+    relations, target = batch["label"]
     assert batch["label"].shape == (2, 2, 4)
-    assert not torch.isnan(taught[relations == POSITIVE]).any()
-    assert torch.isnan(taught).sum() == 4
+    assert not torch.isnan(target[relations == POSITIVE]).any()
+    assert torch.isnan(target).sum() == 4
 
 
 def test_a_teacher_changes_what_is_learnt(tiny_model: Path, tmp_path: Path) -> None:

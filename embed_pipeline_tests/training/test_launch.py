@@ -97,7 +97,7 @@ def test_a_failing_process_and_a_missing_table_are_named(
 ) -> None:
     settings = store(tmp_path / "store", tiny_model, monkeypatch)
     (tmp_path / "store" / "tables" / "corpus.parquet").unlink()
-    with pytest.raises(TrainingError, match=r"corpus is not there yet"):
+    with pytest.raises(TrainingError, match=r"corpus was never materialized"):
         stored_task(settings)
     with pytest.raises(TrainingError, match="training in 2 processes ended with status 1"):
         train_in_processes(settings)

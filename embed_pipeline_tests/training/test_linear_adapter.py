@@ -1,3 +1,5 @@
+"""The linear adapter: its teacher, its fit, its layer, and how much of it a training keeps."""
+
 from __future__ import annotations
 
 import zlib
@@ -14,7 +16,15 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Settings
 from embed_pipeline.training import linear_adapter, loss, selection
-from embed_pipeline.training.linear_adapter import append_adapter, fit_adapter, remove_adapter, set_adapter
+from embed_pipeline.training.linear_adapter import (
+    append_adapter,
+    fit_adapter,
+    number_documents,
+    remove_adapter,
+    sentence_queries,
+    set_adapter,
+    teacher_scores,
+)
 from embed_pipeline.training.record import read_record
 from embed_pipeline.training.selection import SHARES
 from embed_pipeline.training.task import TrainingError
@@ -36,40 +46,39 @@ def encoder(folder: Path, settings: Settings) -> Encoder:
 
 
 def at_angles(*degrees: float) -> np.ndarray:
-    """Unit vectors in the plane; the question of :func:`taught` is the one at 0 degrees."""
+    """Unit vectors in the plane; the question of :func:`scores_of` is the one at 0 degrees."""
     angles = np.radians(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-def taught(
+def scores_of(
     vectors: np.ndarray, texts: Sequence[str] = (), asked: str = "unknown", weight: float = 1.0, own: Sequence[int] = ()
 ) -> list[float]:
     """The teacher's scores of passages, each of another document; by default they share no word with the sentence."""
     texts = texts or [f"first{i} second{i} third{i}" for i in range(len(vectors))]
     encoded = at_angles(0), vectors
-    kept = np.array(own, np.int64)
-    return linear_adapter._taught([asked], texts, encoded, [kept], np.arange(len(texts)), dense_weight=weight)[
-        0
-    ].tolist()
+    positions = [np.array(own, np.int64)]
+    [scores] = teacher_scores([asked], texts, encoded, positions, np.arange(len(texts)), dense_weight=weight)
+    return scores.tolist()
 
 
 def test_the_teacher_counts_words_and_spreads_its_scores_as_widely_as_the_cosines() -> None:
     # BM25 finds the first and the last, alike: z-scores of 1/sqrt(2), -sqrt(2), 1/sqrt(2). The cosines 1, -1/2, -1/2
     # deviate by 1/sqrt(2).
     texts = ["alpha beta", "gamma delta", "alpha epsilon"]
-    found = taught(at_angles(0, 120, 240), texts, "alpha", weight=0.0, own=[0])
+    found = scores_of(at_angles(0, 120, 240), texts, "alpha", weight=0.0, own=[0])
     assert np.isnan(found[0])
     assert found[1:] == pytest.approx([-1, 0.5])
 
 
 def test_the_teacher_prefers_the_passage_whose_neighbours_answer_too() -> None:
-    found = taught(at_angles(40, -40, 30, 32, 34, 36, 38, -50, -52, -54, -56, -58, 0, 3, -3))
+    found = scores_of(at_angles(40, -40, 30, 32, 34, 36, 38, -50, -52, -54, -56, -58, 0, 3, -3))
     assert found[0] > found[1] + 0.01
 
 
 def test_the_teacher_prefers_the_passage_that_is_like_those_found_first() -> None:
     # All five are neighbours of each other: smoothing alone puts the second of the far two before the first.
-    found = taught(at_angles(60, -60, 8, 10, 12))
+    found = scores_of(at_angles(60, -60, 8, 10, 12))
     assert found[0] > found[1] + 0.01
 
 
@@ -115,7 +124,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_a_layer_is_a_row_times_identity_and_share_of_the_map_and_can_be_taken_out(tiny_model: Path) -> None:
+def test_a_layer_is_a_row_times_identity_and_share_of_the_map_and_can_be_removed(tiny_model: Path) -> None:
     settings = small.settings(tiny_model)
     plain = encoder(tiny_model, settings)
     vectors = plain.encode(TEXTS, "passage")
@@ -139,11 +148,11 @@ def test_a_decoder_without_a_normalisation_takes_the_map_at_its_end(tmp_path: Pa
 
 
 def test_a_sentences_own_documents_are_not_ranked_and_one_that_all_have_is_not_asked() -> None:
-    common = "This line stands in every single one of them."
+    common = "This line occurs in every single one of them."
     texts = [f"{common}\n\n{text}" for text in [*TEXTS, TEXTS[0]]]
     # The last two segments are of one document.
-    kin = np.array([*range(12), 11])
-    asked, own = linear_adapter.asked_sentences(texts, kin, np.random.default_rng(0))
+    groups = np.array([*range(12), 11])
+    asked, own = sentence_queries(texts, groups, np.random.default_rng(0))
     assert common not in asked
     places = dict(zip(asked, own, strict=True))
     assert places[TEXTS[0].split("\n\n")[0]].tolist() == [0, 11, 12]
@@ -151,29 +160,29 @@ def test_a_sentences_own_documents_are_not_ranked_and_one_that_all_have_is_not_a
     assert places[TEXTS[11].split("\n\n")[0]].tolist() == [11, 12]
     draw = np.random.default_rng(0)
     questions, vectors = (unit(draw.normal(size=(count, 8))).astype(np.float32) for count in (len(asked), 13))
-    taught = linear_adapter._taught(asked, texts, (questions, vectors), own, kin, dense_weight=0.65)
-    for row, places_left_out in zip(taught, own, strict=True):
+    target = teacher_scores(asked, texts, (questions, vectors), own, groups, dense_weight=0.65)
+    for row, places_left_out in zip(target, own, strict=True):
         assert np.flatnonzero(np.isnan(row)).tolist() == places_left_out.tolist()
 
 
 def test_headings_are_asked_without_their_marks() -> None:
     texts = ["## How a stack of many values grows\n\nIt does.", "Nothing to be seen in this one, but a sentence."]
-    asked, _ = linear_adapter.asked_sentences(texts, np.arange(2), np.random.default_rng(0))
+    asked, _ = sentence_queries(texts, np.arange(2), np.random.default_rng(0))
     assert asked == ["How a stack of many values grows", "Nothing to be seen in this one, but a sentence."]
 
 
 def test_segments_of_few_documents_are_each_of_their_own() -> None:
     documents = [str(place // 2) for place in range(2 * linear_adapter.LEAST_DOCUMENTS)]
-    assert linear_adapter._kin(documents).tolist() == [int(document) for document in documents]
-    assert linear_adapter._kin(documents[2:]).tolist() == list(range(len(documents) - 2))
+    assert number_documents(documents).tolist() == [int(document) for document in documents]
+    assert number_documents(documents[2:]).tolist() == list(range(len(documents) - 2))
 
 
 def test_neighbours_are_of_other_documents() -> None:
     equal = np.ones((8, 4), np.float32) / 2
-    near = linear_adapter._neighbours(equal, np.array([0, 0, 0, 1, 1, 2, 3, 4]))
+    near = linear_adapter._nearest_of_other_documents(equal, np.array([0, 0, 0, 1, 1, 2, 3, 4]))
     assert near[0].tolist() == near[2].tolist() == [3, 4, 5, 6, 7]
     assert near[5].tolist() == [0, 1, 2, 3, 4]
-    assert linear_adapter._neighbours(np.eye(2, dtype=np.float32), np.arange(2)).tolist() == [[1], [0]]
+    assert linear_adapter._nearest_of_other_documents(np.eye(2, dtype=np.float32), np.arange(2)).tolist() == [[1], [0]]
 
 
 def test_large_corpora_are_sampled(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +196,7 @@ def test_large_corpora_are_sampled(tiny_model: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_corpus_without_sentences_is_refused(tiny_model: Path) -> None:
     base = encoder(tiny_model, small.settings(tiny_model))
-    with pytest.raises(TrainingError, match=r"of 2 segments none has one that not all have; turn it off"):
+    with pytest.raises(TrainingError, match=r"none of 2 segments has one that the others lack; set it to 0"):
         fit_adapter(base, ["a b", "a c"], ["1", "2"], dense_weight=0.65, seed=17)
 
 
@@ -281,7 +290,7 @@ def test_by_default_a_corpus_without_sentences_is_left_without_an_adapter(
     folder, share = adapted(tiny_model, tmp_path, "auto")
     assert share == 0
     assert not (folder / "2_Dense").exists()
-    assert "left without a linear adapter" in caplog.text
+    assert "linear adapter: the model is left without it" in caplog.text
 
 
 @pytest.mark.parametrize(("kept_from", "share"), [(4, 0.5 * SHARES[3]), (100, 0.0)])
@@ -295,7 +304,7 @@ def test_no_more_of_the_map_is_kept_than_the_bound_on_forgetting_bears(
         calls.append(len(model))  # type: ignore[arg-type]
         return 0.5 if len(calls) <= 2 or len(calls) - 2 >= kept_from else 0.3
 
-    monkeypatch.setattr(selection, "_general", lambda *_: general)
+    monkeypatch.setattr(selection, "_general_measure", lambda *_: general)
     folder, kept = adapted(tiny_model, tmp_path, 0.5, max_loss=0.1)
     assert kept == pytest.approx(share)
     assert (folder / "2_Dense").exists() == (share > 0)

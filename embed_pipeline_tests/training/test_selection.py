@@ -72,13 +72,13 @@ def test_a_model_that_forgot_is_mixed_with_its_base_and_the_record_says_so(
     asked = QuerySet("general", dict(zip(ids, texts, strict=True)), {name: {name: 1} for name in ids})
     monkeypatch.setattr(selection, "general_set", lambda questions: (asked, (ids, texts)))
     calls = []
-    keep = selection.keep_general
+    limit = selection.limit_forgetting
 
     def watched(*args: object, **options: object) -> object:
         calls.append(options)
-        return keep(*args, **{**options, "before": 2.0, "max_forgetting": 1.05})  # type: ignore[arg-type]
+        return limit(*args, **{**options, "before": 2.0, "max_loss": 1.05})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(selection, "keep_general", watched)
+    monkeypatch.setattr(selection, "limit_forgetting", watched)
     settings = small.settings(tiny_model, learning_rate=5e-2, average_weights=False)
     settings = settings.model_copy(update={"forgetting": settings.forgetting.model_copy(update={"questions": 24})})
     given = task(tmp_path / "work", settings)
