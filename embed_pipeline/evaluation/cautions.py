@@ -1,4 +1,4 @@
-"""What a reader should know before trusting the figures or putting the tuned model to use."""
+"""What a reader should know before trusting the figures or using the tuned model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cautions_of(
         shared = _shared_words(result, answers)
         if shared is not None and shared > LEXICAL_LEAK:
             cautions.append(
-                f"{name}: {shared:.0%} of the questions' words stand in the passage that answers them; such questions "
+                f"{name}: {shared:.0%} of the questions' words occur in the passage that answers them; such questions "
                 "are easier than people's and favour BM25"
             )
     cautions.extend(_score_shift(result) for result in results[:1])
@@ -67,7 +67,7 @@ def _only_on_generated(verdicts: Mapping[str, Verdict]) -> list[str]:
 
 
 def _shared_words(result: SetResult, answers: Mapping[tuple[str, str], str]) -> float | None:
-    """Mean share of a question's longer words that stand in its answering passage; None: not known."""
+    """Mean share of a question's longer words that occur in its answering passage; None: not known."""
     shares = []
     for query, text in result.query_set.queries.items():
         passage = answers.get((result.query_set.name, query))
@@ -78,7 +78,7 @@ def _shared_words(result: SetResult, answers: Mapping[tuple[str, str], str]) -> 
 
 
 def _score_shift(result: SetResult) -> str:
-    """How the similarity scale moved, as thresholds of equal precision, and the re-index that follows."""
+    """That the corpus must be embedded again, and the threshold under the tuned model that is as precise as before."""
     systems = {}
     for system in ("base", "tuned"):
         ranked = result.ranked[system]
@@ -86,7 +86,7 @@ def _score_shift(result: SetResult) -> str:
         scores = np.asarray([ranked.first_scores[query] for query in ids])
         right = np.asarray([ranked.rankings[query][0] in result.query_set.qrels[query] for query in ids])
         systems[system] = (scores, right)
-    reindex = "the tuned model needs the whole corpus embedded again: its vectors do not mix with the base's"
+    reindex = "embed the whole corpus again for the tuned model: its vectors are not comparable with the base model's"
     old = float(np.median(systems["base"][0]))
     precision = float(systems["base"][1][systems["base"][0] >= old].mean())
     new = threshold_at(*systems["tuned"], precision=precision)

@@ -58,8 +58,8 @@ def forgetting_failures(record: Mapping[str, Any], forgetting: Forgetting) -> li
     """Why the tuned model has forgotten too much, a sentence for each reason; empty: it has not.
 
     Args:
-        record: what training recorded beside the model: nDCG@10 on the general questions, ``general_before`` under
-            the base and ``general_after`` under the model, None where it was not measured.
+        record: what training recorded with the model: nDCG@10 on the general questions, ``general_before`` of the base
+            and ``general_after`` of the model, None where it was not measured.
         forgetting: the bound, ``max_loss``; with no ``questions`` nothing is checked.
     """
     if not forgetting.questions:

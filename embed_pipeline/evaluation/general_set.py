@@ -31,7 +31,7 @@ def general_set(
 ) -> tuple[QuerySet, tuple[list[str], list[str]]]:
     """Questions with the passages to search.
 
-    The choice depends on the interpreter's version alone.
+    The choice depends only on the interpreter's version.
 
     Args:
         questions: questions wanted; fewer where the library has fewer.
@@ -42,7 +42,7 @@ def general_set(
         The question set, and ids and texts of the passages: three for each question, where there are as many.
 
     Raises:
-        EvaluationError: the library holds fewer than ``least`` usable docstrings, as where it has no sources.
+        EvaluationError: the library has fewer than ``least`` usable docstrings, for instance no sources.
     """
     folder = library or Path(sysconfig.get_path("stdlib"))
     found: dict[str, tuple[str, str]] = {}

@@ -25,7 +25,7 @@ _DPI = 130
 
 
 def recall_curves(metrics: pl.DataFrame, query_set: str) -> bytes:
-    """Recall at every cut-off of every system on one query set: a PNG with a transparent ground.
+    """Recall at every cut-off of every system on one query set: a PNG with a transparent background.
 
     Args:
         metrics: table ``retrieval_evaluation``.
@@ -51,7 +51,7 @@ def recall_curves(metrics: pl.DataFrame, query_set: str) -> bytes:
         )
     axes.set_xticks(range(len(cutoffs)), [str(k) for k in cutoffs])
     axes.set_ylim(max(0.0, float(rows["value"].min() or 0.0) - 0.1), 1.02)  # type: ignore[arg-type]  # a float column
-    axes.set_xlabel("passages looked at (k)")
+    axes.set_xlabel("passages retrieved (k)")
     axes.set_ylabel("Recall@k")
     axes.legend(frameon=False, labelcolor=_INK, loc="lower right")
     return _png(figure)

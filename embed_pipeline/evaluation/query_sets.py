@@ -1,4 +1,4 @@
-"""Questions with known answers: held-out generated ones and labelled ones in BEIR folders, with slices of them."""
+"""Questions with known answers: held-out generated questions, labelled questions in BEIR folders, and slices."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def labelled_set(folder: Path, corpus: pl.DataFrame) -> QuerySet | None:
         LabelsError: naming the file that is missing, or the file and line that is malformed.
     """
     if not folder.is_dir():
-        logger.warning("labelled queries: no folder %s; left out", folder)
+        logger.warning("labelled queries: there is no folder %s; the set is left out", folder)
         return None
     found = read_beir(folder, ("test",))
     passages = None if found.passages is None else Passages(tuple(found.passages), tuple(found.passages.values()))
@@ -115,11 +115,11 @@ def labelled_set(folder: Path, corpus: pl.DataFrame) -> QuerySet | None:
         query: {item: grade for item, grade in judgements.grades.items() if grade > 0}
         for query, judgements in found.judged["test"].items()
     }
-    qrels, unknown = _keep_known(judged, known)
+    qrels, unknown = _judgements_on(known, judged)
     if unknown:
         logger.warning("labelled queries %s: %d judgements are on documents not in the corpus", folder.name, unknown)
     if not qrels:
-        logger.warning("labelled queries %s: no judged document is in the corpus; left out", folder.name)
+        logger.warning("labelled queries %s: no judged document is in the corpus; the set is left out", folder.name)
         return None
     return QuerySet(
         name=folder.name,
@@ -130,21 +130,21 @@ def labelled_set(folder: Path, corpus: pl.DataFrame) -> QuerySet | None:
     )
 
 
-def _keep_known(judged: Qrels, known: AbstractSet[str]) -> tuple[Qrels, int]:
-    """The judgements on known ids, queries without any left out, and how many judgements went."""
-    kept = {query: {item: grade for item, grade in rel.items() if item in known} for query, rel in judged.items()}
-    unknown = sum(len(rel) for rel in judged.values()) - sum(len(rel) for rel in kept.values())
-    return {query: rel for query, rel in kept.items() if rel}, unknown
+def _judgements_on(known: AbstractSet[str], judged: Qrels) -> tuple[Qrels, int]:
+    """The judgements on known ids, without queries that have none left, and how many judgements were dropped."""
+    on_known = {query: {item: grade for item, grade in rel.items() if item in known} for query, rel in judged.items()}
+    unknown = sum(len(rel) for rel in judged.values()) - sum(len(rel) for rel in on_known.values())
+    return {query: rel for query, rel in on_known.items() if rel}, unknown
 
 
 def with_document_slices(
     query_set: QuerySet, corpus: pl.DataFrame, modified: Mapping[str, datetime] | None = None
 ) -> QuerySet:
-    """``query_set`` with slices by age and length of the documents that answer; thirds of the corpus's documents.
+    """``query_set`` with slices by age and by length of the answering documents, in thirds of the corpus's documents.
 
-    A question with several answering documents is sliced by the newest, and by the longest, of them. A set that
-    brings its own corpus is left as it is, and so is a slicing of documents that are all alike, as files of one
-    checkout are of one age.
+    A question with several answering documents is sliced by the newest, and by the longest, of them. A set with a
+    corpus of its own gets no slices, and a dimension with a single slice is left out, such as the age of documents
+    that were all checked out at once.
 
     Args:
         query_set: a set answered by segments or documents of ``corpus``.
@@ -161,13 +161,13 @@ def with_document_slices(
     slices = dict(query_set.slices)
     for dimension, values, names in ((AGE, times, _AGES), (LENGTH, lengths, _LENGTHS)):
         thirds = _thirds(values, names)
-        found = {}
+        third_of = {}
         for query, answers in query_set.qrels.items():
             known = [document_of[item] for item in answers if document_of.get(item) in thirds]
             if known:
-                found[query] = thirds[max(known, key=values.__getitem__)]
-        if len(set(found.values())) > 1:
-            slices[dimension] = found
+                third_of[query] = thirds[max(known, key=values.__getitem__)]
+        if len(set(third_of.values())) > 1:
+            slices[dimension] = third_of
     return replace(query_set, slices=slices)
 
 

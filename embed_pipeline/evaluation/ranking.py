@@ -66,15 +66,15 @@ def rank_set(
         collection: what is searched.
         base: the queries under the base model, float32 (queries, d), unit rows.
         tuned: the queries under the tuned model, float32 (queries, d'), unit rows.
-        depth: items kept of each ranking.
+        depth: length of each ranking.
         dense_weight: share of the dense z-score in the hybrid.
     """
-    units = _Units(collection, by_document=query_set.unit == "document")
+    ranker = _UnitRanker(collection, by_document=query_set.unit == "document")
     ranked = {system: Ranked() for system in SYSTEMS}
-    with progress(f"rank {query_set.name}", len(query_set), "queries") as bar:
+    with progress(f"Ranking {query_set.name}", len(query_set), "queries") as bar:
         for query, rows in _score_rows(query_set, collection, base, tuned, dense_weight):
             for system, scores in rows.items():
-                units.add(ranked[system], query, scores, depth, lexical=system == "bm25")
+                ranker.rank(ranked[system], query, scores, depth, lexical=system == "bm25")
             bar.advance()
     return ranked
 
@@ -94,8 +94,8 @@ def _score_rows(
             yield query, {"base": base_block[row], "tuned": tuned_block[row], "bm25": lexical, "hybrid": hybrid}
 
 
-class _Units:
-    """Turns passage scores into rankings of the set's unit."""
+class _UnitRanker:
+    """Turns passage scores into rankings of segments or of documents, as the query set asks."""
 
     def __init__(self, collection: Collection, *, by_document: bool) -> None:
         self._ids = collection.ids
@@ -106,8 +106,8 @@ class _Units:
             self._order = np.argsort(self._document_of, kind="stable")
             self._starts = np.searchsorted(self._document_of[self._order], np.arange(len(names)))
 
-    def add(self, ranked: Ranked, query: str, scores: Floats, depth: int, *, lexical: bool) -> None:
-        """Rank by ``scores``; a lexical system's passages of score 0 share no word and are no hits."""
+    def rank(self, ranked: Ranked, query: str, scores: Floats, depth: int, *, lexical: bool) -> None:
+        """Add a query's ranking; a lexical system's passages of score 0 share no word and are no hits."""
         names = self._names if self._by_document else self._ids
         values = np.maximum.reduceat(scores[self._order], self._starts) if self._by_document else scores
         best = top_indices(values, min(depth, len(values)))
@@ -162,7 +162,7 @@ def score_rankings(
     measures = {makers[metric] @ k: place for place, (metric, k) in enumerate(columns)}
     rows = {query: row for row, query in enumerate(rankings)}
     values = np.zeros((len(rows), len(columns)), dtype=np.float64)
-    # trec_eval breaks equal scores by id; scores made of ranks keep the order that was given.
+    # trec_eval orders equal scores by id; scores made of ranks keep the given order.
     run = {query: {item: float(-rank) for rank, item in enumerate(items)} for query, items in rankings.items()}
     judged = {query: dict(qrels[query]) for query in rankings}
     for metric in ir_measures.iter_calc(list(measures), judged, run):

@@ -24,7 +24,7 @@ SUMMARY_COLUMNS = ("questions", "system", "nDCG@10", "Recall@10", "nDCG@10 less 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of one system; ``mark`` is ``better``, ``worse`` or empty as its interval excludes zero or not."""
+    """A figure of one system; ``mark`` is ``better`` or ``worse`` where its interval excludes zero, else empty."""
 
     value: float
     difference: float
@@ -43,7 +43,7 @@ class FigureRow:
 
     @property
     def group(self) -> str:
-        """Rows of one group stand together: those of a metric, or of a slicing."""
+        """The metric, or the dimension of the slice; rows of one group are shown together."""
         return self.label.replace("=", "@").split("@")[0]
 
 
@@ -80,7 +80,7 @@ def write_report(
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into ``folder``.
 
-    Both hold their pictures as data: they can be sent and stored as single files.
+    Both contain their pictures, so each can be sent and stored as a single file.
 
     Args:
         comparison: what the evaluation found.
@@ -138,18 +138,16 @@ def _section(comparison: Comparison, name: str) -> Section:
 def _metric_rows(metrics: pl.DataFrame) -> list[FigureRow]:
     shown = metrics.filter(pl.col("k").is_in(_TABLE_CUTOFFS))
     return [
-        _row(f"{metric}@{k}", part)
-        for (metric, k), part in shown.group_by(["metric", "k"], maintain_order=True)
-        if k in _TABLE_CUTOFFS
+        _figure_row(f"{metric}@{k}", part) for (metric, k), part in shown.group_by(["metric", "k"], maintain_order=True)
     ]
 
 
 def _slice_rows(metrics: pl.DataFrame) -> list[FigureRow]:
     headline = metrics.filter((pl.col("metric") == "nDCG") & (pl.col("k") == 10))  # noqa: PLR2004 - the headline figure is nDCG@10
-    return [_row(str(label), part) for (label,), part in headline.group_by(["slice"], maintain_order=True)]
+    return [_figure_row(str(label), part) for (label,), part in headline.group_by(["slice"], maintain_order=True)]
 
 
-def _row(label: str, part: pl.DataFrame) -> FigureRow:
+def _figure_row(label: str, part: pl.DataFrame) -> FigureRow:
     cells = {}
     for row in part.to_dicts():
         low, high = row["difference_low"], row["difference_high"]

@@ -1,4 +1,4 @@
-"""Base against tuned: every metric on every query set, beside BM25 and the hybrid, with intervals and verdicts."""
+"""Base against tuned, with BM25 and the hybrid: every metric on every query set, with intervals and verdicts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def compare(
         corpus: table ``corpus``: all of its segments are searched, but for sets that bring a corpus of their own.
         sets: query sets with different names, none of them empty.
         settings: groups ``embedding`` and ``evaluation``, and the seed.
-        vectors: folder in which vectors of earlier stages are found; None: everything is encoded.
+        vectors: folder with the vectors of earlier stages; None: everything is encoded.
 
     Raises:
         EvaluationError: there is no query set, one is empty or named twice, there is nothing to search, or a
@@ -126,9 +126,9 @@ def _encode(
             message = f"query set {query_set.name!r} has no passages to search"
             raise EvaluationError(message)
         if passages.ids not in corpora:
-            corpora[passages.ids] = encoder.encode(passages.texts, "passage", label=f"encode passages, {system}")
+            corpora[passages.ids] = encoder.encode(passages.texts, "passage", label=f"Encoding passages ({system})")
         texts = [query_set.queries[query] for query in query_set.ids]
-        queries = encoder.encode(texts, "query", label=f"encode {query_set.name} queries, {system}")
+        queries = encoder.encode(texts, "query", label=f"Encoding {query_set.name} queries ({system})")
         encoded.append((corpora[passages.ids], queries))
     return encoded
 

@@ -1,4 +1,4 @@
-"""Is a difference real: paired bootstrap intervals and a verdict in one sentence."""
+"""Whether a difference is real: paired bootstrap intervals, and a verdict in one sentence."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def judge(base: Floats, tuned: Floats, *, samples: int, seed: int) -> Verdict:
         outcome, sentence = "worse", f"worse, {figures}"
     else:
         needed = _questions_needed(differences)
-        wish = f"; about {needed} more test questions needed" if needed else ""
-        sentence = f"no difference shown: {figures}{wish}"
+        advice = f"; about {needed} more test questions needed" if needed else ""
+        sentence = f"no difference shown: {figures}{advice}"
     return Verdict(outcome, mean, low, high, len(differences), needed, sentence)
 
 

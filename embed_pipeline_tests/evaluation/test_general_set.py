@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from embed_pipeline.evaluation.general_set import general_set, split_docstring
-from embed_pipeline.training.task import TrainingError
+from embed_pipeline.evaluation.query_sets import EvaluationError
 
 REST = "The rest of it says what there is to say in a good many more words than a first sentence has."
 
@@ -34,5 +34,5 @@ def test_modules_are_read_and_never_imported(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(text)
     questions, _ = general_set(10, tmp_path, least=2)
     assert questions.queries == {"one": "Say what it is for.", "one.A": "Tell what it holds now."}
-    with pytest.raises(TrainingError, match="holds 2 usable docstrings, below 50"):
+    with pytest.raises(EvaluationError, match="holds 2 usable docstrings, below 50"):
         general_set(10, tmp_path)

@@ -91,7 +91,7 @@ def test_a_set_with_its_own_corpus_is_evaluated_over_that(tiny_model: Path) -> N
 def test_readers_are_warned(comparison: Comparison) -> None:
     text = "\n".join(comparison.warnings)
     assert "generated: only 6 questions" in text
-    assert "stand in the passage that answers them" in text
+    assert "occur in the passage that answers them" in text
     assert "embedded again" in text
     assert "no questions written by people" not in text
 
