@@ -1,4 +1,4 @@
-"""Structured answers: the schema and parameters an endpoint understands, and strict validation of what it answers."""
+"""Structured answers: the schema and parameters that an endpoint understands, and strict validation of answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-_INSTRUCTION = (
+_SCHEMA_INSTRUCTION = (
     "Answer with one JSON object and nothing else: no explanation, no code fence. It must follow this JSON schema:\n"
 )
 _MAX_PROBLEM_CHARACTERS = 2000
@@ -39,7 +39,7 @@ class InvalidAnswer(RuntimeError):  # noqa: N818 - an outcome, named as the call
 
 def instruct(messages: list[dict[str, Any]], answer: type[BaseModel]) -> list[dict[str, Any]]:
     """The messages with the schema written into the first system message, or into one put in front."""
-    instruction = _INSTRUCTION + json.dumps(strict_schema(answer), ensure_ascii=False)
+    instruction = _SCHEMA_INSTRUCTION + json.dumps(strict_schema(answer), ensure_ascii=False)
     if messages and messages[0].get("role") == "system":
         first = {**messages[0], "content": f"{messages[0]['content']}\n\n{instruction}"}
         return [first, *messages[1:]]
@@ -70,7 +70,7 @@ def _close(node: object) -> None:
 
 
 def parse_answer(text: str, answer: type[T]) -> T:
-    """Validate strictly, without coercion; a code fence around the object and a thinking block before it are let pass.
+    """Validate strictly, without coercion; a code fence around the object and a thinking block before it are allowed.
 
     Raises:
         ValueError: if it is not JSON or not of the type (pydantic's ValidationError is one).
@@ -83,7 +83,7 @@ def parse_answer(text: str, answer: type[T]) -> T:
 
 
 def is_valid(text: str, answer: type[BaseModel]) -> bool:
-    """True when :func:`parse_answer` takes the text."""
+    """True when :func:`parse_answer` accepts the text."""
     try:
         parse_answer(text, answer)
     except ValueError:
@@ -96,7 +96,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def explain_problem(error: ValueError) -> str:
-    """What is wrong with an answer, in words that the model can mend it by."""
+    """What is wrong with an answer, in words that help the model to fix it."""
     if not isinstance(error, ValidationError):
         return f"it is not JSON ({error})"
     lines = [f"{'.'.join(map(str, part['loc'])) or 'the object'}: {part['msg']}" for part in error.errors()]
@@ -104,7 +104,9 @@ def explain_problem(error: ValueError) -> str:
 
 
 class Dialect:
-    """How requests are worded for one endpoint.
+    """How requests are worded for one endpoint: OpenAI-compatible servers differ in a few parameters.
+
+    A 400 or 422 that names a parameter switches that parameter for the rest of the run; all else stays an error.
 
     Attributes:
         format: how JSON is asked for; ``unknown`` until the first answer shows whether schemas work.

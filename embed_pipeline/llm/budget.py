@@ -1,8 +1,4 @@
-"""What can go wrong when a language model is asked, and what each means for the run.
-
-An :class:`InvalidAnswer` concerns one item, which the caller sets aside while the run goes on; everything else ends
-the run. No message holds an API key: the client scrubs them and chains no exception that carries one.
-"""
+"""What asking a language model costs, and the hard caps on it."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ _MILLION = 1_000_000
 
 
 class BudgetExhausted(RuntimeError):  # noqa: N818 - an outcome, named as the callers speak of it
-    """A hard cap of the settings is reached: the run stops, all answers kept."""
+    """A hard cap of the settings is reached: the run stops, all answers are kept."""
 
 
 @dataclass
@@ -47,7 +43,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
     def line(self) -> str:
-        """The counts as a note beside a progress bar."""
+        """The counts as a note next to a progress bar."""
         price = f", cost {self.cost:.4f}" if self.cost else ""
         retried = f", {self.retries} retries" if self.retries else ""
         return f"{self.calls} calls, {self.cached} from the store, {self.tokens} tokens{price}{retried}"
@@ -84,7 +80,7 @@ class Budget:
             if cap is not None and spent >= cap:
                 message = (
                     f"llm.{name} is {cap} and {spent:.6g} is used ({used.line()}). Every answer paid for is stored: "
-                    f"raise llm.{name} (none: no cap) and run the same command again to go on from here."
+                    f"raise llm.{name} (none: no cap) and run the same command again to resume."
                 )
                 raise BudgetExhausted(message)
 

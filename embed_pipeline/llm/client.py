@@ -144,7 +144,7 @@ class LLMClient:
             function: one item's work.
             label: what the progress shows.
             unit: what is counted.
-            note: more to show beside usage, such as an acceptance rate.
+            note: more to show next to usage, such as an acceptance rate.
 
         Raises:
             TooManyFailures: if over half of the last 40 requests failed after all their tries.
@@ -167,7 +167,7 @@ class LLMClient:
         """Continue a text.
 
         Args:
-            parts: the text, cut where other texts depart from it: what they share an embedded server works off once.
+            parts: the text, cut where other texts depart from it; an embedded server processes what they share once.
             stop: where the answer ends.
             max_tokens: where it is cut.
             temperature: sampling temperature.
@@ -329,12 +329,12 @@ async def gather_all(
         Exception: the first that ``function`` raises. No further item is begun then. What is in flight is waited for,
             so that answers on their way are stored: until its end after BudgetExhausted, else for 10 s.
     """
-    run = _Run(items, function, on_done)
-    await run.work(min(workers, len(items)))
-    return run.results()
+    gathering = _Gathering(items, function, on_done)
+    await gathering.work(min(workers, len(items)))
+    return gathering.results()
 
 
-class _Run(Generic[Item, Result]):
+class _Gathering(Generic[Item, Result]):
     """One gathering: the queue of items, their results, and why it stopped early."""
 
     def __init__(
@@ -363,11 +363,11 @@ class _Run(Generic[Item, Result]):
 
     async def _watch(self, tasks: set[asyncio.Task[None]]) -> None:
         while tasks:
-            hurried = self._stopped_by is not None and not isinstance(self._stopped_by, BudgetExhausted)
+            interrupted = self._stopped_by is not None and not isinstance(self._stopped_by, BudgetExhausted)
             done, tasks = await asyncio.wait(
-                tasks, timeout=GRACE_SECONDS if hurried else None, return_when=asyncio.FIRST_COMPLETED
+                tasks, timeout=GRACE_SECONDS if interrupted else None, return_when=asyncio.FIRST_COMPLETED
             )
-            if hurried and not done:
+            if interrupted and not done:
                 return
 
     async def _worker(self) -> None:

@@ -1,4 +1,4 @@
-"""A run without the model: what is stored is answered, what is not is counted as a call to come."""
+"""A run without the model: requests with a stored answer get it, all others are counted as calls to come."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ExpectedCall:
 
     Attributes:
         prompt_tokens: its size, at four characters a token.
-        fresh_tokens: of those, what an embedded server has not worked off for the request before.
+        fresh_tokens: of those, tokens that an embedded server has not processed for the previous request.
     """
 
     prompt_tokens: int
@@ -72,7 +72,7 @@ class Rehearsal(LLMClient):
 
 @asynccontextmanager
 async def open_rehearsal(llm: settings.LLM, store_path: Path) -> AsyncIterator[Rehearsal]:
-    """A rehearsal against the response store, which is only read; there need be none.
+    """A rehearsal against the response store, which is only read and may be missing.
 
     Raises:
         ResponseStoreError: the store cannot be used.

@@ -1,7 +1,8 @@
-"""What can go wrong when a language model is asked, and what each means for the run.
+"""The response store: what was asked before is answered from disk, so that no paid call is repeated.
 
-An :class:`InvalidAnswer` concerns one item, which the caller sets aside while the run goes on; everything else ends
-the run. No message holds an API key: the client scrubs them and chains no exception that carries one.
+One SQLite file in WAL mode, a row per answered request. Every complete answer is stored, usable or not, because it
+was paid for and the same request would be judged the same way again; a failed request is never stored. A row is
+committed before its answer is used, so a killed run repeats only what was in flight.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CREATE TABLE IF NOT EXISTS responses (
 
 
 class ResponseStoreError(RuntimeError):
-    """The response store cannot be used; the message names the file and says how to go on."""
+    """The response store cannot be used; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ class ResponseStore:
         return Answer(row[0], row[1], row[2], row[3], cached=True)
 
     def put(self, key: str, answer: Answer) -> Answer:
-        """Store an answer durably against the death of this process; the first answer to a request stays.
+        """Store an answer so that it survives the death of this process; the first answer to a request stays.
 
         Returns:
-            The answer that stays: that of another process, where it was there first.
+            The answer that stays: another process's, if that came first.
 
         Raises:
             ResponseStoreError: if the file cannot be written or turns out damaged.
@@ -140,7 +141,7 @@ class ResponseStore:
     def remove_holding(self, groups: Collection[Collection[str]]) -> int:
         """Remove every answer that holds all texts of a group, as they are or escaped for JSON, and return how many.
 
-        Nothing of them is left in the file.
+        The file keeps no trace of them.
 
         Raises:
             ResponseStoreError: if the file cannot be written or turns out damaged.
@@ -167,7 +168,7 @@ class ResponseStore:
         return int(row[0]) if row else 0
 
     def close(self) -> None:
-        """Close the file; closing twice does no harm."""
+        """Close the file; closing it twice does no harm."""
         with self._lock:
             self._database.close()
 
@@ -216,9 +217,9 @@ class ResponseStore:
     def _unusable(self, problem: object) -> ResponseStoreError:
         what = " ".join(str(problem).split())
         message = (
-            f"the response store {self.path} cannot be used: {what}. Nothing of it was used. If the disk is full or "
-            "read-only, mend that; if the file is damaged, move it away (its answers are then asked for again) or put "
-            "a copy in its place; then run the same command again."
+            f"the response store {self.path} cannot be used: {what}. It was not used. If the disk is full or "
+            "read-only, fix that first; if the file is damaged, move it away (its answers are then asked for again) or "
+            "restore a copy; then run the same command again."
         )
         return ResponseStoreError(message)
 

@@ -1,4 +1,4 @@
-"""What can go wrong when a language model is asked, and what each means for the run.
+"""One request until it is answered: retries under the throttle, and what each failure means for the run.
 
 An :class:`InvalidAnswer` concerns one item, which the caller sets aside while the run goes on; everything else ends
 the run. No message holds an API key: the client scrubs them and chains no exception that carries one.
@@ -30,17 +30,17 @@ BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 30.0
 MAX_CONNECT_SECONDS = 10.0
 MAX_MESSAGE_CHARACTERS = 500
-_RETRIED = frozenset({408, 409, 429})
-_TOO_LONG = ("context_length", "context length", "context size", "maximum context", "too long", "exceed_context")
-_FILTERED = ("content_filter", "content_policy", "content management policy")
+_RETRIED_STATUSES = frozenset({408, 409, 429})
+_TOO_LONG_WORDS = ("context_length", "context length", "context size", "maximum context", "too long", "exceed_context")
+_FILTERED_WORDS = ("content_filter", "content_policy", "content management policy")
 CHARACTERS_PER_TOKEN = 4
-WINDOW = 40
+FAILURE_WINDOW = 40
 MIN_OUTCOMES = 10
 _NO_KEY = "not-needed"
 
 
 class EndpointError(RuntimeError):
-    """The endpoint refuses in a way that repeating cannot mend (401, 402, 404, ...): the run stops."""
+    """The endpoint refuses in a way that repeating cannot fix (401, 402, 404, ...): the run stops."""
 
 
 class TooManyFailures(RuntimeError):  # noqa: N818 - an outcome, named as the callers speak of it
@@ -71,7 +71,7 @@ class Failure:
     @property
     def transient(self) -> bool:
         """True when the same request may succeed later."""
-        return self.status == 0 or self.status in _RETRIED or self.status >= 500  # noqa: PLR2004 - server errors
+        return self.status == 0 or self.status in _RETRIED_STATUSES or self.status >= 500  # noqa: PLR2004 - server errors
 
     def __str__(self) -> str:
         return f"HTTP {self.status}: {self.message}" if self.status else self.message
@@ -94,7 +94,7 @@ class Transport:
             base_urls: endpoints.
             api_key: sent to them; never logged or part of an error.
             budget: where usage is counted.
-            primed: they are embedded servers of one sequence each, which get the requests of :mod:`priming`.
+            primed: they are embedded servers of one sequence each, asked through :class:`PrimedServers`.
 
         Raises:
             EndpointError: if the API key cannot be an HTTP header.
@@ -108,7 +108,7 @@ class Transport:
         self._secrets = [secret for secret in (key, *(urlsplit(url).password for url in base_urls)) if secret]
         self._place = ", ".join(_without_user(url) for url in base_urls)
         self._reason: EndpointError | TooManyFailures | None = None
-        self._outcomes: deque[str] = deque(maxlen=WINDOW)
+        self._outcomes: deque[str] = deque(maxlen=FAILURE_WINDOW)
         self._clients = [self._open_client(url, key or _NO_KEY) for url in base_urls]
         self._open = [0] * len(self._clients)
         self._primed = PrimedServers(len(self._clients)) if primed else None
@@ -181,8 +181,8 @@ class Transport:
         self._stop(
             TooManyFailures(
                 f"{len(failures)} of the last {len(self._outcomes)} requests to {self._place} failed after all their "
-                f"tries (the last: {failures[-1]}). Stopped early; every answer so far is stored. When the endpoint "
-                "is well again, run the same command to go on from here."
+                f"tries (the last: {failures[-1]}). Stopped early; every answer so far is stored. Once the endpoint "
+                "has recovered, run the same command to resume."
             )
         )
         raise self._stopped()
@@ -194,9 +194,9 @@ class Transport:
     def _refusal(self, failure: Failure) -> InvalidAnswer | EndpointError | TooManyFailures:
         """What a final refusal means: for this prompt alone, or, everything being stopped here, for the run."""
         text = failure.message.lower()
-        if failure.status == 413 or (failure.status == 400 and any(word in text for word in _TOO_LONG)):  # noqa: PLR2004
+        if failure.status == 413 or (failure.status == 400 and any(word in text for word in _TOO_LONG_WORDS)):  # noqa: PLR2004
             return InvalidAnswer("prompt_too_long", f"the prompt does not fit the model: {failure}")
-        if failure.status == 400 and any(word in text for word in _FILTERED):  # noqa: PLR2004 - bad request
+        if failure.status == 400 and any(word in text for word in _FILTERED_WORDS):  # noqa: PLR2004 - bad request
             return InvalidAnswer("prompt_filtered", f"the endpoint's filter refused the prompt: {failure}")
         self._stop(
             EndpointError(
@@ -242,10 +242,10 @@ class Transport:
         self._open[chosen] += 1
         try:
             data = await (self._primed.ask(chosen, body, parts, post) if self._primed else post(body))
-            return _read(data, body)
+            return _read_answer(data, body)
         except openai.APIStatusError as error:
             wait = retry_after(error.response.headers)
-            return Failure(error.status_code, self._scrub(_said(error)), wait)
+            return Failure(error.status_code, self._scrub(_message_of(error)), wait)
         except openai.APITimeoutError:
             return Failure(0, f"no answer within {self._llm.timeout_seconds:g} s")
         except openai.OpenAIError as error:
@@ -273,8 +273,8 @@ def _backoff(attempt: int) -> float:
     return random.uniform(0, min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt))  # noqa: S311 - spreads load
 
 
-def _read(data: Any, body: dict[str, Any]) -> Answer:  # noqa: ANN401 - whatever JSON the endpoint sent
-    """Take the answer out of a response of either endpoint.
+def _read_answer(data: Any, body: dict[str, Any]) -> Answer:  # noqa: ANN401 - whatever JSON the endpoint sent
+    """The answer in a response of either endpoint.
 
     Raises:
         ValueError, KeyError, TypeError, IndexError, AttributeError: if it is not shaped as the API says.
@@ -308,8 +308,8 @@ def _tokens(reported: int | None, said: object) -> int:
     return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
 
 
-def _said(error: openai.APIStatusError) -> str:
-    """The endpoint's own words about a refusal, with the parameter that it names."""
+def _message_of(error: openai.APIStatusError) -> str:
+    """The endpoint's message about a refusal, with the parameter that it names."""
     body = error.body
     if not isinstance(body, dict):
         return str(body) if body else error.message

@@ -1,3 +1,5 @@
+"""Counts of usage and the hard caps on it."""
+
 from __future__ import annotations
 
 import pytest

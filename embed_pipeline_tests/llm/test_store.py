@@ -1,3 +1,5 @@
+"""Stored answers survive kills and other processes, and damage is noticed."""
+
 from __future__ import annotations
 
 import multiprocessing

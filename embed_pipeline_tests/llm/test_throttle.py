@@ -1,3 +1,5 @@
+"""Concurrency and rate as the throttle learns them, in virtual time."""
+
 from __future__ import annotations
 
 import asyncio
@@ -54,13 +56,13 @@ async def starts_of(throttle: Throttle, count: int, seconds: float = 0.0) -> lis
 def test_a_burst_cuts_once_by_a_quarter_and_the_next_burst_again() -> None:
     now = 5.0
     throttle = Throttle(64, lambda: now)
-    assert throttle.limit == 12
+    assert throttle.concurrency.limit == 12
     for _ in range(20):
         throttle.refused(4.9, None)
-    assert (throttle.cuts, throttle.refusals, throttle.limit) == (1, 20, 9)
+    assert (throttle.concurrency.cuts, throttle.refusals, throttle.concurrency.limit) == (1, 20, 9)
     now = 6.0
     throttle.refused(5.1, None)
-    assert (throttle.cuts, throttle.limit) == (2, 6.75)
+    assert (throttle.concurrency.cuts, throttle.concurrency.limit) == (2, 6.75)
 
 
 def test_after_a_cut_the_limit_grows_by_one_a_round_trip() -> None:
@@ -68,7 +70,7 @@ def test_after_a_cut_the_limit_grows_by_one_a_round_trip() -> None:
     throttle.refused(0.0, None)
     for _ in range(9):
         throttle.succeeded()
-    assert 9.8 < throttle.limit < 10.2
+    assert 9.8 < throttle.concurrency.limit < 10.2
 
 
 def test_it_opens_without_a_rush() -> None:
@@ -84,14 +86,14 @@ def test_it_opens_without_a_rush() -> None:
 
 def test_the_limit_stays_between_one_and_the_maximum() -> None:
     throttle = Throttle(3, lambda: 0.0)
-    assert throttle.limit == 3
+    assert throttle.concurrency.limit == 3
     throttle.refused(0.0, None)
     for _ in range(50):
         throttle.succeeded()
-    assert throttle.limit == 3
+    assert throttle.concurrency.limit == 3
     for burst in range(50):
         throttle.refused(burst + 1.0, None)
-    assert throttle.limit == 1
+    assert throttle.concurrency.limit == 1
     with pytest.raises(ValueError, match="max_concurrency is 0"):
         Throttle(0)
 
