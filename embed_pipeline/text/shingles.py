@@ -23,7 +23,7 @@ KEPT_HASHES = 16_000_000
 _VOCABULARY_LIMIT = 2_000_000
 _WORD = re.compile(r"\w+")
 
-# Of a 5-gram that very many texts share, this many neighbours are looked at: copies of one template chain together.
+# Neighbours compared per 5-gram, however many texts share it: copies of one template are joined in a chain.
 _WINDOW = 64
 
 
@@ -56,7 +56,7 @@ class Shingler:
 
 
 def containment(one: Hashes, other: Hashes) -> float:
-    """Share of the smaller set that stands in the larger; 0 where one is empty."""
+    """Share of the smaller set that occurs in the larger; 0 where one is empty."""
     small, large = (one, other) if len(one) <= len(other) else (other, one)
     if not len(small):
         return 0.0
@@ -66,35 +66,35 @@ def containment(one: Hashes, other: Hashes) -> float:
 
 
 def resemblance(one: Hashes, other: Hashes) -> float:
-    """Share of the larger set that stands in the smaller; 0 where one is empty."""
+    """Share of the larger set that occurs in the smaller; 0 where one is empty."""
     small, large = sorted((len(one), len(other)))
     return containment(one, other) * small / large if small else 0.0
 
 
 class HashedTexts:
-    """The hashes of each text, kept while there is room and computed again beyond."""
+    """The hashes of each text, from a bounded cache, else computed again."""
 
     def __init__(self, texts: Sequence[str], room: int = KEPT_HASHES) -> None:
         """Take ``texts``, and ``room``: how many hashes are kept."""
         self._texts = texts
         self._shingler = Shingler()
-        self._kept: dict[int, Hashes] = {}
-        self._room = room
+        self._cache: dict[int, Hashes] = {}
+        self._cache_room = room
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def hashes(self, index: int, bar: Bar | None = None) -> Hashes:
-        """Those of one text; ``bar`` counts it."""
+        """The hashes of one text; ``bar`` counts it."""
         if bar is not None:
             bar.advance()
-        kept = self._kept.get(index)
-        if kept is not None:
-            return kept
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
         hashes = self._shingler.hashes(self._texts[index])
-        if len(hashes) <= self._room:
-            self._room -= len(hashes)
-            self._kept[index] = hashes
+        if len(hashes) <= self._cache_room:
+            self._cache_room -= len(hashes)
+            self._cache[index] = hashes
         return hashes
 
 
@@ -109,7 +109,7 @@ def neighbours(holders: Places, index: int) -> Places:
 
 
 def predecessors(holders: Places, index: int) -> Places:
-    """The texts of a run that come before ``index``; of many, the last."""
+    """The texts of a run that come before ``index``; of a long run, the last ones."""
     end = int(np.searchsorted(holders, index))
     before: Places = holders[max(0, end - _WINDOW) : end]
     return before
@@ -120,8 +120,7 @@ def candidates(
 ) -> Iterator[tuple[int, Places]]:
     """Each text with those that may share ``threshold`` of its 5-grams, as far as ``near`` looks; both by position.
 
-    The probability that a pair just at the threshold of 0.6 is not looked at is under 0.1 %; more alike ones are
-    never missed in practice.
+    A pair just at a threshold of 0.6 is missed with a probability under 0.1 %, more similar ones practically never.
     """
     with progress("Comparing documents", 3 * len(source), "steps") as bar:
         probes = [source.hashes(index, bar)[:_PROBES] for index in range(len(source))]
@@ -137,13 +136,13 @@ def candidates(
 
 
 def find_copies(texts: Sequence[str], threshold: float) -> dict[int, tuple[int, float]]:
-    """Position of each text that is nearly an earlier one, to that one's and their resemblance.
+    """Position of each text that nearly repeats an earlier one, to that one's position and their resemblance.
 
-    A copy is nobody's original: what is left shares less than ``threshold`` with all that is left.
+    A copy is no other text's original: the texts that remain share less than ``threshold`` with each other.
 
     Args:
-        texts: those to be kept first.
-        threshold: share of the longer one's 5-grams that must stand in the other, above 0.
+        texts: those to keep come first.
+        threshold: share of the longer one's 5-grams that must occur in the other, above 0.
     """
     source = HashedTexts(texts)
     copies: dict[int, tuple[int, float]] = {}

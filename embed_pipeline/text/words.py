@@ -1,4 +1,4 @@
-"""Words, sentences and plain passages: the text measures that judge generated pairs."""
+"""Words, sentences and plain passages, and the measures over them that judge generated pairs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}](?:[^\W{_IDEOGRAPHS}]|['’-])*")
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n(?=\s*(?:[*+-]|\d+\.)\s)")
-_HEADING = re.compile(r"^\s{0,3}#{1,6}\s.*$", re.MULTILINE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n(?=\s*(?:[*+-]|\d+\.)\s)")
+_HEADING_LINE = re.compile(r"^\s{0,3}#{1,6}\s.*$", re.MULTILINE)
 _BULLET = re.compile(r"^(?:[*+-]|\d+\.)\s+")
-_STOP_TEXT = (
+_STOP_WORD_LIST = (
     "a about above after again all also an and any are as at be because been before being below between both but by "
     "can could did do does doing done down during each else every few for from further get give given had has have "
     "having he her here hers him his how however i if in instead into is it its itself just let like made make many "
@@ -21,15 +21,15 @@ _STOP_TEXT = (
     "until up upon us use used using very want was way we were what when where which while who whom whose why will "
     "with within without would yes yet you your"
 )
-_STOP_WORDS = frozenset(_STOP_TEXT.split())
-_SPECIFIC = re.compile(
+_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
+_SPECIFIC_TERM = re.compile(
     r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\w*\b|\b\d[\d.]*\b"
     r"|`[^`]+`|[\"“][^\"”]{1,40}[\"”]"
 )
 _HEADING_MARKS = re.compile(r"^\s{0,3}#{1,6}\s+")
-_CELL = re.compile(r"\s*\|\s*")
+_CELL_BORDER = re.compile(r"\s*\|\s*")
 _MARKUP = re.compile(r"`+|\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
-_RUN = re.compile(r"([^\w\s])\1{3,}")
+_REPEATED_MARK = re.compile(r"([^\w\s])\1{3,}")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)\s]*\)")
 _HAS_WORD = re.compile(r"\w")
 
@@ -53,7 +53,7 @@ def content_words(text: str) -> list[str]:
 
 
 def overlap(text: str, source: str) -> float:
-    """Share of the content words of ``text`` that stand in ``source``; 0 where it has none."""
+    """Share of the content words of ``text`` that occur in ``source``; 0 where it has none."""
     wanted = content_words(text)
     present = set(content_words(source))
     return sum(word in present for word in wanted) / len(wanted) if wanted else 0.0
@@ -61,27 +61,27 @@ def overlap(text: str, source: str) -> float:
 
 def specific_terms(question: str) -> list[str]:
     """Identifiers, acronyms, numbers and quoted terms, as written: what a model invents when it invents."""
-    return [term.strip('`"“”()') for term in _SPECIFIC.findall(question)]
+    return [term.strip('`"“”()') for term in _SPECIFIC_TERM.findall(question)]
 
 
 def unsupported_terms(question: str, source: str) -> list[str]:
-    """Specific terms of the question that do not stand in the source."""
+    """Specific terms of the question that do not occur in the source."""
     text = source.lower()
     return [term for term in specific_terms(question) if term and term.lower() not in text]
 
 
 def keywords(question: str) -> str:
     """A question as keywords: its words that carry meaning, as they were written."""
-    kept = (token.strip(".,;:?!") for token in question.split())
-    return " ".join(token for token in kept if content_words(token))
+    tokens = (token.strip(".,;:?!") for token in question.split())
+    return " ".join(token for token in tokens if content_words(token))
 
 
 def sentences(text: str) -> list[str]:
     """Sentences and list items of ``text`` on one line each, without headings, rules and fences.
 
-    What ends in a colon goes on in the next.
+    A sentence that ends in a colon continues in the next.
     """
-    pieces = (_BULLET.sub("", " ".join(piece.split())) for piece in _SENTENCE.split(_HEADING.sub("\n", text)))
+    pieces = (_BULLET.sub("", " ".join(piece.split())) for piece in _SENTENCE_END.split(_HEADING_LINE.sub("\n", text)))
     found: list[str] = []
     for piece in pieces:
         if found and found[-1].endswith(":"):
@@ -104,7 +104,7 @@ def inverse_document_frequency(texts: Iterable[str]) -> dict[str, float]:
 def supporting_sentence(question: str, source: str, idf: Mapping[str, float]) -> str:
     """The sentence of ``source`` that shares most with the question, rare words counting more.
 
-    Longer sentences pay a square-root price, so that a whole list does not win over the line that answers.
+    Scores are divided by the square root of the length, so that a whole list does not beat the line that answers.
     """
     wanted = set(content_words(question))
 
@@ -117,12 +117,12 @@ def supporting_sentence(question: str, source: str, idf: Mapping[str, float]) ->
 
 
 def readable(text: str, characters: int) -> str:
-    """One line of at most ``characters``, cut at a word."""
+    """The text without markup, on one line of at most ``characters``, cut at a word."""
     lines = []
     for line in text.splitlines():
         if _HAS_WORD.search(line):
             plain = _LINK.sub(r"\1", _HEADING_MARKS.sub("", line))
-            plain = _CELL.sub(" | ", plain).strip(" |")
-            lines.append(_RUN.sub(r"\1\1\1", _MARKUP.sub("", plain)))
+            plain = _CELL_BORDER.sub(" | ", plain).strip(" |")
+            lines.append(_REPEATED_MARK.sub(r"\1\1\1", _MARKUP.sub("", plain)))
     joined = " ".join(" ".join(lines).split())
     return joined if len(joined) <= characters else joined[: characters + 1].rsplit(" ", 1)[0][:characters]

@@ -1,4 +1,4 @@
-"""What the model is about to learn from, for a person to see: figures, a plot and the hardest examples."""
+"""An audit of the training data for a person to read: figures, a plot and the hardest examples."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ def estimate_false_negatives(
 
 
 def negatives_failures(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> list[str]:
-    """Everything that forbids training on ``hard_negatives``, a sentence for each kind; empty: nothing does.
+    """The reasons not to train on ``hard_negatives``, a sentence for each kind; empty: there is none.
 
-    The rules are checked from the stored similarities and texts, not taken from the miner's word: the ceiling is
+    The rules are checked from the stored similarities and texts, independently of the miner: the ceiling is
     computed again, and every negative is compared with every known positive of its question.
 
     Args:
@@ -153,7 +153,10 @@ def negatives_failures(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, setti
     for row in rows:
         for problem in _problems(row, known[normalise_question(row["question"])], texts, passages, settings):
             found[problem].append(row["qa_id"])
-    return [f"{len(ids)} questions have {problem}, first {ids[0]!r}" for problem, ids in sorted(found.items())]
+    counted = {
+        problem: "1 question has" if len(ids) == 1 else f"{len(ids)} questions have" for problem, ids in found.items()
+    }
+    return [f"{counted[problem]} {problem}, first {ids[0]!r}" for problem, ids in sorted(found.items())]
 
 
 def full_share(hard_negatives: pl.DataFrame, num_negatives: int) -> float:

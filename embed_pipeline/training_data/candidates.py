@@ -1,4 +1,4 @@
-"""From ranked passages to negatives: how deep to look, the ceiling, and which survivors are taken."""
+"""From ranked passages to candidates for negatives: how deep to search, the ceiling, near-duplicates of positives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embed_pipeline.progress import progress
 from embed_pipeline.settings import Settings, TrainingData
 from embed_pipeline.training_data.near_duplicates import NearDuplicatePassages
 
-_BLOCK = 4_096
+QUESTIONS_PER_BLOCK = 4_096
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Mined:
+class MinedCandidates:
     """What mining found for one question.
 
     Attributes:
         positives: passages that answer it.
         positive_similarities: cosine of each.
         ceiling: greatest similarity of a negative.
-        negatives: passages that survive the rules, in the order in which they are taken.
+        negatives: passages that pass the rules, most similar first.
         similarities: cosine of each.
-        above_ceiling: candidates turned away because they came too close to the positive.
+        above_ceiling: candidates left out because their similarity is above the ceiling.
     """
 
     positives: list[int]
@@ -63,8 +63,8 @@ class Mined:
 def similarity_ceiling(positive_similarities: Sequence[float], options: TrainingData) -> float:
     """Greatest similarity that a negative may have, given those of the question's positives.
 
-    Below the least of them by ``relative_margin`` of its magnitude, so that it is below it for negative similarities
-    too.
+    Their minimum less ``relative_margin`` of its magnitude, so that the ceiling is lower even where the minimum is
+    negative.
     """
     least = min(positive_similarities)
     return least - options.relative_margin * abs(least)
@@ -76,30 +76,30 @@ def mine_candidates(
     vectors: tuple[Floats, Floats],
     wanted: int,
     settings: Settings,
-) -> list[Mined]:
-    """The first ``wanted`` survivors of every question, exactly; fewer where fewer survive.
+) -> list[MinedCandidates]:
+    """The first ``wanted`` candidates of every question that pass the rules, exactly; fewer where fewer pass.
 
     Args:
         asked: the questions.
         texts: the passages.
         vectors: unit vectors of the questions and of the passages.
-        wanted: survivors to look for; 0: the positives' similarities alone.
+        wanted: candidates per question; 0: only the positives' similarities.
         settings: margins, range, strategy, thresholds and seed.
     """
     questions, passages = vectors
-    rules = _Rules(texts, wanted, settings)
-    mined: dict[int, Mined] = {}
+    rules = _CandidateRules(texts, wanted, settings)
+    mined: dict[int, MinedCandidates] = {}
     with progress("Mining", len(asked), "questions") as bar:
         pending = list(asked)
-        for looked_at in _depths(wanted, settings.training_data):
+        for ranks in _ranks_searched(wanted, settings.training_data):
             short: list[Question] = []
-            for depth, block in _blocks(pending, looked_at):
+            for depth, block in _search_blocks(pending, ranks):
                 own = np.ascontiguousarray(questions[[question.row for question in block]])
                 hits = search(own, passages, depth)
                 for place, question in enumerate(block):
-                    numbers, scores = _left_in(question, hits, place, looked_at)
+                    numbers, scores = _ranked_candidates(question, hits, place, ranks)
                     positive = similarities(own[place], passages[question.positives])
-                    mined[question.row] = rules.judge(question, positive, numbers, scores)
+                    mined[question.row] = rules.apply(question, positive, numbers, scores)
                 unfinished = [question for question in block if len(mined[question.row].negatives) < wanted]
                 bar.advance(len(block) - len(unfinished))
                 short += unfinished
@@ -107,13 +107,13 @@ def mine_candidates(
     return [mined[question.row] for question in asked]
 
 
-def _left_in(question: Question, hits: Hits, place: int, looked_at: int) -> tuple[list[int], list[float]]:
-    """The first hits of a question and their scores, but for what answers it or people have judged already."""
+def _ranked_candidates(question: Question, hits: Hits, place: int, ranks: int) -> tuple[list[int], list[float]]:
+    """The first hits of a question and their scores, without its positives and the passages that people judged."""
     left_out = question.known | set(question.labelled)
     numbers, scores = hits.indices[place].tolist(), hits.scores[place].tolist()
     # Two lists, not a list of pairs: a hundred tuples for each question keep the garbage collector busy.
-    ranks = [rank for rank, number in enumerate(numbers) if number not in left_out][:looked_at]
-    return [numbers[rank] for rank in ranks], [scores[rank] for rank in ranks]
+    chosen = [rank for rank, number in enumerate(numbers) if number not in left_out][:ranks]
+    return [numbers[rank] for rank in chosen], [scores[rank] for rank in chosen]
 
 
 def similarities(question: Floats, passages: Floats) -> list[float]:
@@ -123,11 +123,11 @@ def similarities(question: Floats, passages: Floats) -> list[float]:
     return values
 
 
-def _depths(wanted: int, options: TrainingData) -> tuple[int, ...]:
-    """Ranks looked at, in turn, until a question has all its negatives; the last is ``range_max``.
+def _ranks_searched(wanted: int, options: TrainingData) -> tuple[int, ...]:
+    """How many ranks to search, in turn, until a question has all its negatives; the last is ``range_max``.
 
-    The most similar negatives are among the first few candidates for most questions, and what lies deeper cannot
-    change them, nor how many candidates are above the ceiling: similarities fall with the rank.
+    For most questions the negatives are among the first few candidates. Deeper ranks change neither them nor the number
+    of candidates above the ceiling, as similarities fall with the rank.
     """
     if not wanted:
         return (0,)
@@ -135,19 +135,21 @@ def _depths(wanted: int, options: TrainingData) -> tuple[int, ...]:
     return (options.range_max,) if first >= options.range_max else (first, options.range_max)
 
 
-def _blocks(asked: Sequence[Question], looked_at: int) -> Iterator[tuple[int, list[Question]]]:
-    """Questions that are searched together, and how deep: those with many positives apart from the rest."""
+def _search_blocks(asked: Sequence[Question], ranks: int) -> Iterator[tuple[int, list[Question]]]:
+    """Questions that are searched together, and how deep: those with many positives apart from the others."""
     by_depth: defaultdict[int, list[Question]] = defaultdict(list)
     for question in asked:
         left_out = len(question.known) + len(question.labelled)
         # Rounded up to a power of two, so that one question with a hundred positives deepens no other's search.
-        by_depth[looked_at + (1 << (left_out - 1).bit_length())].append(question)
+        by_depth[ranks + (1 << (left_out - 1).bit_length())].append(question)
     for depth in sorted(by_depth):
         own = by_depth[depth]
-        yield from ((depth, own[start : start + _BLOCK]) for start in range(0, len(own), _BLOCK))
+        yield from (
+            (depth, own[start : start + QUESTIONS_PER_BLOCK]) for start in range(0, len(own), QUESTIONS_PER_BLOCK)
+        )
 
 
-class _Rules:
+class _CandidateRules:
     """Applies the rules to the ranked candidates of a question."""
 
     def __init__(self, texts: Sequence[str], wanted: int, settings: Settings) -> None:
@@ -156,23 +158,23 @@ class _Rules:
         self._options = settings.training_data
         self._passages = NearDuplicatePassages(settings.training_data.near_duplicate_passages)
 
-    def judge(
+    def apply(
         self, question: Question, positive: list[float], numbers: Sequence[int], scores: Sequence[float]
-    ) -> Mined:
-        """Survivors among a question's candidates, none of them a positive.
+    ) -> MinedCandidates:
+        """The candidates of a question that pass the rules.
 
         Args:
             question: the question.
             positive: similarity of each of its positives.
-            numbers: the candidates, most similar first.
-            scores: their similarities, which fall.
+            numbers: the candidates, positives not among them, most similar first.
+            scores: their similarities, descending.
         """
         first = self._options.range_min
         ceiling = similarity_ceiling(positive, self._options)
         above = bisect_left(scores, -ceiling, lo=min(first, len(scores)), key=neg)
         fitting, similar = numbers[above:], scores[above:]
         chosen = self._choose(question, fitting)
-        return Mined(
+        return MinedCandidates(
             positives=question.positives,
             positive_similarities=positive,
             ceiling=ceiling,
@@ -182,7 +184,7 @@ class _Rules:
         )
 
     def _choose(self, question: Question, fitting: Sequence[int]) -> list[int]:
-        """Places of the first that are no near-duplicate of a positive, most similar first."""
+        """Places of the first candidates that are no near-duplicate of a positive."""
         chosen: list[int] = []
         for place, number in enumerate(fitting):
             if len(chosen) == self._wanted:

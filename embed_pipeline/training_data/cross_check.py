@@ -49,7 +49,7 @@ class CrossCheck(Protocol):
         """Who checks, as stored with the decision."""
         ...
 
-    def answering(self, doubts: Sequence[QuestionCandidates]) -> list[list[bool]]:
+    def answering(self, candidates: Sequence[QuestionCandidates]) -> list[list[bool]]:
         """For each question, for each of its negatives: does it answer?"""
         ...
 
@@ -91,17 +91,17 @@ class CrossEncoderCheck:
         self._options = settings.training_data
         self.name = f"cross-encoder {folder.resolve().name}"
 
-    def answering(self, doubts: Sequence[QuestionCandidates]) -> list[list[bool]]:
+    def answering(self, candidates: Sequence[QuestionCandidates]) -> list[list[bool]]:
         """See :class:`CrossCheck`."""
-        pairs = [(doubt.question, text) for doubt in doubts for text in (*doubt.positives, *doubt.negatives)]
+        pairs = [(entry.question, text) for entry in candidates for text in (*entry.positives, *entry.negatives)]
         if not pairs:
-            return [[] for _ in doubts]
+            return [[] for _ in candidates]
         scores = iter(self._model.predict(pairs, show_progress_bar=False).tolist())
         found = []
-        for doubt in doubts:
-            positive = [next(scores) for _ in doubt.positives]
+        for entry in candidates:
+            positive = [next(scores) for _ in entry.positives]
             ceiling = similarity_ceiling(positive, self._options)
-            found.append([next(scores) > ceiling for _ in doubt.negatives])
+            found.append([next(scores) > ceiling for _ in entry.negatives])
         return found
 
 
@@ -120,15 +120,15 @@ class JudgeCheck:
         self._settings = settings
         self.name = f"judge {settings.llm.judge_model or settings.llm.model}"
 
-    def answering(self, doubts: Sequence[QuestionCandidates]) -> list[list[bool]]:
+    def answering(self, candidates: Sequence[QuestionCandidates]) -> list[list[bool]]:
         """See :class:`CrossCheck`.
 
         Raises:
             EndpointError, BudgetExhausted, TooManyFailures: from the client.
         """
-        asked = [(doubt.question, text) for doubt in doubts for text in doubt.negatives]
+        asked = [(entry.question, text) for entry in candidates for text in entry.negatives]
         verdicts = iter(asyncio.run(self._ask(asked)))
-        return [[next(verdicts) for _ in doubt.negatives] for doubt in doubts]
+        return [[next(verdicts) for _ in entry.negatives] for entry in candidates]
 
     async def _ask(self, asked: Sequence[tuple[str, str]]) -> list[bool]:
         store = self._settings.paths.store / "responses.sqlite"

@@ -1,4 +1,4 @@
-"""The made data in other tools' formats.
+"""The training data in other tools' formats.
 
 ``beir``
     ``corpus.jsonl``, ``queries.jsonl``, ``qrels/{train,dev,test}.tsv`` (Thakur et al. 2021).
@@ -34,7 +34,7 @@ class ExportError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _AnsweredQuestion:
     """A question and the segments that answer it."""
 
     key: str
@@ -43,12 +43,12 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Data:
-    """What is exported: segments, the mined train questions, and the questions held out."""
+class _ExportedData:
+    """Segments, the mined train questions, and the questions of dev and test."""
 
     corpus: pl.DataFrame
     examples: pl.DataFrame
-    sides: dict[str, list[_Asked]]
+    sides: dict[str, list[_AnsweredQuestion]]
 
     @property
     def texts(self) -> dict[str, str]:
@@ -64,7 +64,7 @@ def export_dataset(
     corpus: pl.DataFrame,
     hard_negatives: pl.DataFrame,
 ) -> Path:
-    """Write the data to ``folder``; an earlier export there is replaced when the new one is whole, never before.
+    """Write the data to ``folder``; an earlier export there is replaced once the new one is complete.
 
     Train questions are those that were mined for, augmented ones among them; dev and test are those of the split.
 
@@ -80,12 +80,12 @@ def export_dataset(
         The folder.
 
     Raises:
-        ExportError: the folder holds something that no export wrote, or cannot be written.
+        ExportError: the folder holds other files than an export, or cannot be written.
     """
     if folder.exists() and not (folder / _MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        message = f"{folder} is there already and is no export ({_MARKER} is missing); name another folder"
+        message = f"{folder} exists and is no export ({_MARKER} is missing); name another folder"
         raise ExportError(message)
-    data = _Data(corpus.sort("segment_id"), unroll(hard_negatives), _sides(qa, split, hard_negatives))
+    data = _ExportedData(corpus.sort("segment_id"), unroll(hard_negatives), _sides(qa, split, hard_negatives))
     writers = {"beir": _write_beir, "sentence-transformers": _write_sentence_transformers, "nemo": _write_nemo}
     counts = {side: len(asked) for side, asked in data.sides.items()}
     try:
@@ -115,17 +115,17 @@ def _replace(folder: Path, fresh: Path, old: Path) -> None:
         raise
 
 
-def _sides(qa: pl.DataFrame, split: pl.DataFrame, hard_negatives: pl.DataFrame) -> dict[str, list[_Asked]]:
+def _sides(qa: pl.DataFrame, split: pl.DataFrame, hard_negatives: pl.DataFrame) -> dict[str, list[_AnsweredQuestion]]:
     columns = ("qa_id", "question", "positive_segment_ids")
-    sides = {TRAIN: [_Asked(*row) for row in hard_negatives.sort("qa_id").select(columns).iter_rows()]}
+    sides = {TRAIN: [_AnsweredQuestion(*row) for row in hard_negatives.sort("qa_id").select(columns).iter_rows()]}
     for side in (DEV, TEST):
         chosen = split.filter(pl.col("split") == side).select("qa_id")
         rows = qa.join(chosen, on="qa_id", how="semi").sort("qa_id").select("qa_id", "question", "segment_ids")
-        sides[side] = [_Asked(*row) for row in rows.iter_rows()]
+        sides[side] = [_AnsweredQuestion(*row) for row in rows.iter_rows()]
     return sides
 
 
-def _write_beir(data: _Data, folder: Path, sides: Sequence[str] = (TRAIN, DEV, TEST)) -> None:
+def _write_beir(data: _ExportedData, folder: Path, sides: Sequence[str] = (TRAIN, DEV, TEST)) -> None:
     passages = data.corpus.select("segment_id", "title", "text").iter_rows()
     _write_lines(folder / "corpus.jsonl", ({"_id": key, "title": title, "text": text} for key, title, text in passages))
     asked = [one for side in sides for one in data.sides[side]]
@@ -137,7 +137,7 @@ def _write_beir(data: _Data, folder: Path, sides: Sequence[str] = (TRAIN, DEV, T
         (folder / "qrels" / f"{side}.tsv").write_text(text, encoding="utf-8")
 
 
-def _write_sentence_transformers(data: _Data, folder: Path) -> None:
+def _write_sentence_transformers(data: _ExportedData, folder: Path) -> None:
     texts = data.texts
     by_width: dict[int, list[list[str]]] = {}
     for row in data.examples.iter_rows(named=True):
@@ -156,7 +156,7 @@ def _write_texts(path: Path, rows: list[list[str]], negatives: int) -> None:
     pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row").write_parquet(path)
 
 
-def _write_nemo(data: _Data, folder: Path) -> None:
+def _write_nemo(data: _ExportedData, folder: Path) -> None:
     passages = folder / "corpus"
     passages.mkdir()
     data.corpus.select(pl.col("segment_id").alias("id"), "text").write_parquet(passages / "train.parquet")

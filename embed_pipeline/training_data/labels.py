@@ -19,7 +19,7 @@ from embed_pipeline.text.words import overlap
 _TEXT_FIELDS = ("positives", "negatives")
 _ID_FIELDS = ("positive_ids", "negative_ids")
 _KNOWN_FIELDS = {"question", "split", *_TEXT_FIELDS, *_ID_FIELDS}
-_FOLDER = "labels"
+_PATH_PREFIX = "labels"
 
 
 @dataclass(frozen=True)
@@ -54,85 +54,6 @@ class LabelSet:
     passages: dict[str, str] = field(default_factory=dict)
 
 
-def read_label_set(path: Path) -> LabelSet:
-    """Read a BEIR folder, a ``.jsonl`` or a ``.parquet`` file.
-
-    Raises:
-        LabelsError: naming the file, and the line or row that is malformed.
-    """
-    if path.is_dir():
-        return _read_beir(path)
-    if path.suffix not in {".jsonl", ".parquet"} or not path.is_file():
-        message = f"training_data.label_sets {path}: neither a folder nor a .jsonl or .parquet file"
-        raise LabelsError(message)
-    labels = [
-        _label(place, row) for place, row in (read_json_lines(path) if path.suffix == ".jsonl" else _read_rows(path))
-    ]
-    unsplit = [label for label in labels if label.side is None]
-    if unsplit and len(unsplit) < len(labels):
-        message = f"{unsplit[0].place}: split is missing, while other rows have one"
-        raise LabelsError(message)
-    return LabelSet(path.stem, labels)
-
-
-def _read_beir(folder: Path) -> LabelSet:
-    found = read_beir(folder)
-    # Train judgements alone are no split; test judgements alone say that nothing of them is for training.
-    split = found.judged.keys() != {"train"}
-    labels = [
-        RawLabel(
-            place=judged.place,
-            question=found.queries[query],
-            positives=[],
-            positive_ids=judged.positives,
-            negatives=[],
-            negative_ids=judged.negatives,
-            side=side if split else None,
-        )
-        for side, queries in found.judged.items()
-        for query, judged in queries.items()
-        if judged.positives
-    ]
-    return LabelSet(folder.name, labels, found.passages or {})
-
-
-def _label(place: str, row: Mapping[str, Any]) -> RawLabel:
-    unknown = sorted(row.keys() - _KNOWN_FIELDS)
-    if unknown:
-        message = f"{place}: unknown fields {unknown}; known are {sorted(_KNOWN_FIELDS)}"
-        raise LabelsError(message)
-    question, side = row.get("question"), row.get("split") or None
-    if not isinstance(question, str) or not question.strip():
-        message = f"{place}: question is {question!r}, expected a text"
-        raise LabelsError(message)
-    if side is not None and side not in SIDES:
-        message = f"{place}: split is {side!r}, expected one of {list(SIDES)}"
-        raise LabelsError(message)
-    lists = {name: _texts_of(place, name, row.get(name)) for name in (*_TEXT_FIELDS, *_ID_FIELDS)}
-    if not lists["positives"] and not lists["positive_ids"]:
-        message = f"{place}: neither positives nor positive_ids"
-        raise LabelsError(message)
-    return RawLabel(place=place, question=question, side=side, **lists)
-
-
-def _texts_of(place: str, name: str, value: object) -> list[str]:
-    """A field that holds one text, several, or none."""
-    found = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(text, str) and text.strip() for text in found):
-        message = f"{place}: {name} is {str(value)[:80]!r}, expected a text or a list of texts"
-        raise LabelsError(message)
-    return found
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        message = f"{path}: not a readable Parquet file: {error}"
-        raise LabelsError(message) from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(frame.iter_rows(named=True), start=1))
-
-
 @dataclass(frozen=True)
 class Label:
     """A labelled question over the segments of the corpus.
@@ -157,10 +78,10 @@ class Label:
 def with_labelled_passages(
     corpus: pl.DataFrame, labelled: Sequence[Path], count_tokens: Callable[[Sequence[str]], list[int]]
 ) -> pl.DataFrame:
-    """The corpus and the passages that labels bring along: BEIR corpora, and texts named as positive or negative.
+    """The corpus and the passages of the labels: BEIR corpora, and texts named as positive or negative.
 
     A passage is one document of one segment, whatever its length, at the path ``labels/<set>/<its id>``. A text that is
-    a segment already is not added again.
+    already a segment is not added again.
 
     Args:
         corpus: frame of :data:`tables.CORPUS`; it may be empty.
@@ -172,8 +93,8 @@ def with_labelled_passages(
     """
     known = set(corpus["text"])
     rows: list[tuple[str, str, str]] = []
-    for label_set in _read_all(labelled):
-        for path, text in _own_passages(label_set):
+    for label_set in _read_label_sets(labelled):
+        for path, text in _labelled_passages(label_set):
             if text.strip() and text not in known:
                 known.add(text)
                 rows.append((label_set.name, path, text))
@@ -210,8 +131,8 @@ def read_labels(labelled: Sequence[Path], corpus: pl.DataFrame) -> list[Label]:
     Raises:
         LabelsError: a set cannot be read, or a label names what is not in the corpus.
     """
-    finder = _Finder(corpus)
-    labels = [finder.label(label_set, raw) for label_set in _read_all(labelled) for raw in label_set.labels]
+    lookup = _SegmentLookup(corpus)
+    labels = [lookup.label(label_set, raw) for label_set in _read_label_sets(labelled) for raw in label_set.labels]
     return sorted({label.qa_id: label for label in labels}.values(), key=lambda label: label.qa_id)
 
 
@@ -245,7 +166,7 @@ def labelled_pairs(labels: Sequence[Label], corpus: pl.DataFrame) -> pl.DataFram
     )
 
 
-def _read_all(labelled: Sequence[Path]) -> Iterator[LabelSet]:
+def _read_label_sets(labelled: Sequence[Path]) -> Iterator[LabelSet]:
     names: dict[str, Path] = {}
     for path in labelled:
         label_set = read_label_set(path)
@@ -257,17 +178,97 @@ def _read_all(labelled: Sequence[Path]) -> Iterator[LabelSet]:
         yield LabelSet(name, label_set.labels, label_set.passages)
 
 
-def _own_passages(label_set: LabelSet) -> Iterator[tuple[str, str]]:
+def read_label_set(path: Path) -> LabelSet:
+    """Read a BEIR folder, a ``.jsonl`` or a ``.parquet`` file.
+
+    Raises:
+        LabelsError: naming the file, and the line or row that is malformed.
+    """
+    if path.is_dir():
+        return _beir_label_set(path)
+    if path.suffix not in {".jsonl", ".parquet"} or not path.is_file():
+        message = f"training_data.label_sets {path}: neither a folder nor a .jsonl or .parquet file"
+        raise LabelsError(message)
+    labels = [
+        _parse_label(place, row)
+        for place, row in (read_json_lines(path) if path.suffix == ".jsonl" else _parquet_rows(path))
+    ]
+    unsplit = [label for label in labels if label.side is None]
+    if unsplit and len(unsplit) < len(labels):
+        message = f"{unsplit[0].place}: split is missing, while other rows have one"
+        raise LabelsError(message)
+    return LabelSet(path.stem, labels)
+
+
+def _beir_label_set(folder: Path) -> LabelSet:
+    found = read_beir(folder)
+    # Train judgements alone are no split; test judgements alone mean that none is for training.
+    split = found.judged.keys() != {"train"}
+    labels = [
+        RawLabel(
+            place=judged.place,
+            question=found.queries[query],
+            positives=[],
+            positive_ids=judged.positives,
+            negatives=[],
+            negative_ids=judged.negatives,
+            side=side if split else None,
+        )
+        for side, queries in found.judged.items()
+        for query, judged in queries.items()
+        if judged.positives
+    ]
+    return LabelSet(folder.name, labels, found.passages or {})
+
+
+def _parse_label(place: str, row: Mapping[str, Any]) -> RawLabel:
+    unknown = sorted(row.keys() - _KNOWN_FIELDS)
+    if unknown:
+        message = f"{place}: unknown fields {unknown}; known are {sorted(_KNOWN_FIELDS)}"
+        raise LabelsError(message)
+    question, side = row.get("question"), row.get("split") or None
+    if not isinstance(question, str) or not question.strip():
+        message = f"{place}: question is {question!r}, expected a text"
+        raise LabelsError(message)
+    if side is not None and side not in SIDES:
+        message = f"{place}: split is {side!r}, expected one of {list(SIDES)}"
+        raise LabelsError(message)
+    lists = {name: _text_list(place, name, row.get(name)) for name in (*_TEXT_FIELDS, *_ID_FIELDS)}
+    if not lists["positives"] and not lists["positive_ids"]:
+        message = f"{place}: neither positives nor positive_ids"
+        raise LabelsError(message)
+    return RawLabel(place=place, question=question, side=side, **lists)
+
+
+def _text_list(place: str, name: str, value: object) -> list[str]:
+    """A field that holds one text, several, or none."""
+    found = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(text, str) and text.strip() for text in found):
+        message = f"{place}: {name} is {str(value)[:80]!r}, expected a text or a list of texts"
+        raise LabelsError(message)
+    return found
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        message = f"{path}: not a readable Parquet file: {error}"
+        raise LabelsError(message) from error
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(frame.iter_rows(named=True), start=1))
+
+
+def _labelled_passages(label_set: LabelSet) -> Iterator[tuple[str, str]]:
     """Path and text of every passage of a set."""
     for key, text in label_set.passages.items():
-        yield f"{_FOLDER}/{label_set.name}/{key}", text
+        yield f"{_PATH_PREFIX}/{label_set.name}/{key}", text
     for label in label_set.labels:
         for text in (*label.positives, *label.negatives):
-            yield f"{_FOLDER}/{label_set.name}/{hashlib.sha256(text.encode()).hexdigest()[:16]}", text
+            yield f"{_PATH_PREFIX}/{label_set.name}/{hashlib.sha256(text.encode()).hexdigest()[:16]}", text
 
 
-class _Finder:
-    """Finds the segments that labels name."""
+class _SegmentLookup:
+    """Finds the segments that labels name: by text, by segment id, by path."""
 
     def __init__(self, corpus: pl.DataFrame) -> None:
         ordered = corpus.sort("path", "position")

@@ -1,7 +1,7 @@
 """Near-duplicate texts: by shared word 5-grams, and for questions by shared words.
 
-Documents are compared by containment (Broder 1997): the share of the shorter one's distinct word 5-grams that stand
-in the other, which also finds a page quoted whole in a longer one.
+Documents are compared by containment (Broder 1997): the share of the shorter one's distinct word 5-grams that occur in
+the other, which also finds a page quoted whole in a longer one.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from scipy.cluster.hierarchy import DisjointSet
 
 _WORDS_PER_SHINGLE = 5
-_KEPT_PASSAGES = 1_000
-# A product of a threshold and a count is off its true value by less.
+_CACHED_PASSAGES = 1_000
+# Above the rounding error of a threshold times a count.
 _EPSILON = 1e-9
 _WORD = re.compile(r"\w+")
 
 
 class NearDuplicatePassages:
-    """Tells near-duplicate passages from others, by the same measure; the word 5-grams of recent ones are kept."""
+    """Compares passages by the same measure, with a cache of the word 5-grams of recent ones."""
 
     def __init__(self, threshold: float) -> None:
-        """Take ``threshold``: the share of the shorter one's 5-grams that must stand in the other."""
+        """Take ``threshold``: the share of the shorter one's 5-grams that must occur in the other."""
         self._threshold = threshold
-        self._kept: dict[str, frozenset[int]] = {}
+        self._cache: dict[str, frozenset[int]] = {}
 
     def alike(self, one: str, other: str) -> bool:
         """True where the texts are equal or near-duplicates."""
@@ -42,16 +42,16 @@ class NearDuplicatePassages:
         return bool(small) and len(small & large) >= self._threshold * len(small) - _EPSILON
 
     def _shingles(self, text: str) -> frozenset[int]:
-        kept = self._kept.get(text)
-        if kept is None:
+        shingles = self._cache.get(text)
+        if shingles is None:
             found = _WORD.findall(text.lower())
             width = min(_WORDS_PER_SHINGLE, len(found))
-            # Of a passage or two, quicker than by arrays; numbers, unlike tuples, cost the garbage collector nothing.
-            kept = frozenset(map(hash, zip(*(found[offset:] for offset in range(width)), strict=False)))
-            if len(self._kept) >= _KEPT_PASSAGES:
-                self._kept.clear()
-            self._kept[text] = kept
-        return kept
+            # For a passage or two faster than arrays; numbers, unlike tuples, cost the garbage collector nothing.
+            shingles = frozenset(map(hash, zip(*(found[offset:] for offset in range(width)), strict=False)))
+            if len(self._cache) >= _CACHED_PASSAGES:
+                self._cache.clear()
+            self._cache[text] = shingles
+        return shingles
 
 
 def join_near_duplicates(texts: Sequence[str], threshold: float, sets: DisjointSet) -> None:
@@ -71,7 +71,7 @@ def join_near_duplicates(texts: Sequence[str], threshold: float, sets: DisjointS
 
 
 def normalise_question(question: str) -> str:
-    """Lower-case words alone: what makes two questions the same in the same words."""
+    """The lower-case words of a question; two questions with equal ones ask the same in the same words."""
     return " ".join(_WORD.findall(question.lower()))
 
 
@@ -91,14 +91,14 @@ def near_duplicate_questions(questions: Sequence[str], others: Sequence[str], th
     for number, terms in enumerate(theirs):
         for term in _prefix(terms, frequency, threshold):
             index_of[term].append(number)
-    twins: dict[int, int] = {}
+    duplicates: dict[int, int] = {}
     for number, terms in enumerate(mine):
         same = exact.get(normalise_question(questions[number]))
         found = {other for term in _prefix(terms, frequency, threshold) for other in index_of.get(term, ())}
         near = [o for o in found if len(terms & theirs[o]) >= threshold * len(terms | theirs[o]) - _EPSILON]
         if same is not None or near:
-            twins[number] = min([*near, *([same] if same is not None else [])])
-    return twins
+            duplicates[number] = min([*near, *([same] if same is not None else [])])
+    return duplicates
 
 
 def _terms(question: str) -> frozenset[str]:
@@ -108,6 +108,6 @@ def _terms(question: str) -> frozenset[str]:
 
 
 def _prefix(terms: frozenset[str], frequency: Counter[str], threshold: float) -> list[str]:
-    """The rarest terms: two sets of at least this similarity share one of theirs."""
+    """The rarest terms: of two sets of at least this similarity, these share one."""
     ordered = sorted(terms, key=lambda term: (frequency[term], term))
     return ordered[: len(ordered) - int(np.ceil(threshold * len(ordered) - _EPSILON)) + 1] if ordered else []

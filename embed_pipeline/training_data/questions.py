@@ -1,4 +1,4 @@
-"""What is mined for: the accepted train questions, and for a small set what augments them."""
+"""The questions that are mined for: the train questions, and for a small set augmented ones."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class _TrainingQuestion(NamedTuple):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes two rows the same: words and answers."""
+        """Words and answers; two rows with equal ones are the same."""
         return (normalise_question(self.question), *self.positives)
 
 
 def _augmentation_budget(examples: int, settings: Settings) -> int:
-    """Augmented examples that are wanted and allowed beside so many others."""
+    """Augmented examples that are wanted and allowed in addition to so many others."""
     options = settings.training_data
     missing = max(0, options.augment_below - examples)
     share = options.max_augmented_share
@@ -93,7 +93,7 @@ def _augmentation_budget(examples: int, settings: Settings) -> int:
 def _augmented(
     rows: Sequence[_TrainingQuestion], split: pl.DataFrame, corpus: pl.DataFrame, settings: Settings
 ) -> list[_TrainingQuestion]:
-    """All augmented questions there are, in the order of the setting, shuffled within each origin."""
+    """All possible augmented questions, in the order of the setting, shuffled within each origin."""
     origins = settings.training_data.augmentations
     found = _keyword_forms(rows) if "keywords" in origins else []
     structural = tuple(origin for origin in origins if origin != "keywords")
@@ -106,7 +106,7 @@ def _augmented(
         own = sorted(row for row in found if row.origin == origin)
         random.Random(f"{settings.seed} {origin}").shuffle(own)  # noqa: S311 - sampling, not secrets
         ordered += own
-    return _unheard(ordered, rows, split, settings)
+    return _without_repeats(ordered, rows, split, settings)
 
 
 def _first_examples(rows: Sequence[_TrainingQuestion], most: int) -> list[_TrainingQuestion]:
@@ -123,9 +123,9 @@ def _keyword_forms(rows: Sequence[_TrainingQuestion]) -> list[_TrainingQuestion]
     """Each question as people type it into a search box: its content words alone, in order."""
     forms = []
     for row in rows:
-        kept = " ".join(word for word in words(row.question) if content_words(word))
-        if len(kept.split()) > 1 and normalise_question(kept) != normalise_question(row.question):
-            forms.append(_augmented_row("keywords", kept, row.positives))
+        short = " ".join(word for word in words(row.question) if content_words(word))
+        if len(short.split()) > 1 and normalise_question(short) != normalise_question(row.question):
+            forms.append(_augmented_row("keywords", short, row.positives))
     return forms
 
 
@@ -134,20 +134,20 @@ def _augmented_row(origin: Augmentation, question: str, positives: Sequence[str]
     return _TrainingQuestion(hashlib.sha256(identity.encode()).hexdigest()[:16], origin, question, list(positives), [])
 
 
-def _unheard(
+def _without_repeats(
     found: Sequence[_TrainingQuestion], rows: Sequence[_TrainingQuestion], split: pl.DataFrame, settings: Settings
 ) -> list[_TrainingQuestion]:
     """Those that repeat no question of dev or test, and no other row word for word with the same answer."""
     held = split.filter(pl.col("split").is_in([DEV, TEST])).sort("qa_id")["question"].to_list()
     threshold = settings.training_data.near_duplicate_questions
-    twins = near_duplicate_questions([row.question for row in found], held, threshold)
+    repeats = near_duplicate_questions([row.question for row in found], held, threshold)
     seen = {row.key for row in rows}
-    kept = []
+    fresh = []
     for index, row in enumerate(found):
-        if index not in twins and row.key not in seen:
+        if index not in repeats and row.key not in seen:
             seen.add(row.key)
-            kept.append(row)
-    return kept
+            fresh.append(row)
+    return fresh
 
 
 def usable_corpus(corpus: pl.DataFrame, split: pl.DataFrame, settings: Settings) -> pl.DataFrame:

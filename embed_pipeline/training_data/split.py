@@ -19,14 +19,14 @@ from embed_pipeline.training_data.near_duplicates import join_near_duplicates, n
 if TYPE_CHECKING:
     from scipy.cluster.hierarchy import DisjointSet
 
-LARGEST_GROUP = 0.1
+LARGEST_GROUP_SHARE = 0.1
 """Multi-hop questions join documents only while the group stays under this share of all documents (or is two)."""
 TRAIN, DEV, TEST, HELD_OUT = SPLITS
 GIVEN = "given"
-# What a group that holds documents of several earlier sides becomes: the first of these.
+# The side of a group that holds documents of several earlier sides: the first of these.
 _PRECEDENCE = (TEST, TRAIN, DEV)
 _LARGEST_TEST_SHARE = 0.5
-_SHOWN = 3
+_IDS_SHOWN = 3
 
 
 class SplitError(ValueError):
@@ -34,7 +34,7 @@ class SplitError(ValueError):
 
 
 @dataclass(frozen=True)
-class Documents:
+class _Documents:
     """The corpus, document by document, sorted by path."""
 
     ids: list[str]
@@ -43,7 +43,7 @@ class Documents:
 
 
 @dataclass(frozen=True)
-class PlacedPair:
+class _PlacedPair:
     """A pair, the positions of its documents (distinct, ascending), and the side that its label set gives it."""
 
     qa_id: str
@@ -51,94 +51,6 @@ class PlacedPair:
     document_ids: list[str]
     documents: list[int]
     given: Side | None
-
-
-def group_documents(
-    documents: Documents, pairs: Sequence[PlacedPair], earlier: Mapping[int, str], settings: Settings
-) -> DisjointSet:
-    """Document groups, over the positions of ``documents``.
-
-    Args:
-        documents: the corpus.
-        pairs: all pairs.
-        earlier: position of each document that was on a side in an earlier split, and that side.
-        settings: thresholds and the seed.
-    """
-    from scipy.cluster.hierarchy import DisjointSet
-
-    sets = DisjointSet(range(len(documents.ids)))
-    join_near_duplicates(documents.texts, settings.training_data.near_duplicate_documents, sets)
-    _join_multi_hop(pairs, sets, earlier, settings)
-    return sets
-
-
-def read_documents(corpus: pl.DataFrame) -> Documents:
-    """Put the segments of :data:`tables.CORPUS` together again."""
-    frame = (
-        corpus.sort("path", "document_id", "position")
-        .group_by("path", "document_id", maintain_order=True)
-        .agg(pl.col("text").str.join(""))
-    )
-    return Documents(frame["document_id"].to_list(), frame["path"].to_list(), frame["text"].to_list())
-
-
-def read_pairs(qa: pl.DataFrame, documents: Documents) -> list[PlacedPair]:
-    """The pairs of :data:`tables.QA_DATASET`, sorted by id.
-
-    Raises:
-        SplitError: a pair names no document, or one that is not in the corpus.
-    """
-    places = {key: place for place, key in enumerate(documents.ids)}
-    pairs = []
-    for row in qa.sort("qa_id").iter_rows(named=True):
-        missing = [key for key in row["document_ids"] if key not in places]
-        if missing or not row["document_ids"]:
-            message = f"pair {row['qa_id']!r}: documents {missing or '[]'} are not in the corpus"
-            raise SplitError(message)
-        own = sorted({places[key] for key in row["document_ids"]})
-        ids = [documents.ids[place] for place in own]
-        pairs.append(PlacedPair(row["qa_id"], row["question"], ids, own, row["side"]))
-    return pairs
-
-
-def group_names(documents: Documents, sets: DisjointSet) -> dict[int, str]:
-    """Root of each group to its id: the hash of its first path, so that edits and new documents rarely rename it."""
-    names: dict[int, str] = {}
-    for place, path in enumerate(documents.paths):
-        names.setdefault(sets[place], hashlib.sha256(path.encode()).hexdigest()[:16])
-    return names
-
-
-def draw(seed: int, key: str) -> int:
-    """A number that only the seed and the key decide."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "big")
-
-
-def _join_multi_hop(
-    pairs: Sequence[PlacedPair], sets: DisjointSet, earlier: Mapping[int, str], settings: Settings
-) -> None:
-    """Join the groups of multi-hop questions, those of fewest documents first, while groups stay small.
-
-    Groups that were on different sides never join: a question is worth less than a stable split.
-    """
-    largest = _largest_group(len(sets))
-    held: dict[int, set[str]] = {}
-    for place, side in earlier.items():
-        held.setdefault(sets[place], set()).add(side)
-    multi = [pair for pair in pairs if len(pair.documents) > 1 and pair.given is None]
-    for pair in sorted(multi, key=lambda pair: (len(pair.documents), draw(settings.seed, pair.qa_id), pair.qa_id)):
-        roots = sorted({sets[place] for place in pair.documents})
-        sides = set().union(*(held.get(root, set()) for root in roots))
-        if len(roots) < 2 or sum(sets.subset_size(root) for root in roots) > largest or len(sides) > 1:  # noqa: PLR2004 - joined already
-            continue
-        for root in roots[1:]:
-            sets.merge(roots[0], root)
-        held[sets[roots[0]]] = sides
-
-
-def _largest_group(documents: int) -> int:
-    """Documents that multi-hop questions may join: the share, at least two, and never over half of a tiny corpus."""
-    return min(max(2, int(LARGEST_GROUP * documents)), max(1, documents // 2))
 
 
 def split_dataset(
@@ -161,12 +73,12 @@ def split_dataset(
     Raises:
         SplitError: a pair names a document that is not in the corpus.
     """
-    documents = read_documents(corpus)
-    pairs = read_pairs(qa, documents)
+    documents = _read_documents(corpus)
+    pairs = _read_pairs(qa, documents)
     earlier = _earlier_sides(previous, documents)
-    sets = group_documents(documents, pairs, earlier, settings)
+    sets = _group_documents(documents, pairs, earlier, settings)
     sides = _assign([pair for pair in pairs if pair.given is None], documents, sets, earlier, settings)
-    names = group_names(documents, sets)
+    names = _group_names(documents, sets)
     decisions = [_decide(pair, sets, sides) for pair in pairs]
     decisions = _hold_out_repeats(
         [pair.question for pair in pairs], decisions, settings.training_data.near_duplicate_questions
@@ -188,7 +100,7 @@ def split_dataset(
 
 
 def split_failures(split: pl.DataFrame, qa: pl.DataFrame, settings: Settings) -> list[str]:
-    """Everything that forbids training on ``split``, a sentence each; empty: nothing does.
+    """The reasons not to train on ``split``, a sentence each; empty: there is none.
 
     Args:
         split: frame of :data:`tables.DATASET_SPLIT`.
@@ -212,7 +124,97 @@ def interval_half_width(questions: int) -> float:
     return 1.96 * 0.5 / math.sqrt(questions) if questions else 1.0
 
 
-def _earlier_sides(previous: pl.DataFrame | None, documents: Documents) -> dict[int, str]:
+def _group_documents(
+    documents: _Documents, pairs: Sequence[_PlacedPair], earlier: Mapping[int, str], settings: Settings
+) -> DisjointSet:
+    """Document groups, over the positions of ``documents``.
+
+    Args:
+        documents: the corpus.
+        pairs: all pairs.
+        earlier: position of each document that was on a side in an earlier split, and that side.
+        settings: thresholds and the seed.
+    """
+    from scipy.cluster.hierarchy import DisjointSet
+
+    sets = DisjointSet(range(len(documents.ids)))
+    join_near_duplicates(documents.texts, settings.training_data.near_duplicate_documents, sets)
+    _join_multi_hop(pairs, sets, earlier, settings)
+    return sets
+
+
+def _read_documents(corpus: pl.DataFrame) -> _Documents:
+    """The documents whose segments :data:`tables.CORPUS` holds."""
+    frame = (
+        corpus.sort("path", "document_id", "position")
+        .group_by("path", "document_id", maintain_order=True)
+        .agg(pl.col("text").str.join(""))
+    )
+    return _Documents(frame["document_id"].to_list(), frame["path"].to_list(), frame["text"].to_list())
+
+
+def _read_pairs(qa: pl.DataFrame, documents: _Documents) -> list[_PlacedPair]:
+    """The pairs of :data:`tables.QA_DATASET`, sorted by id.
+
+    Raises:
+        SplitError: a pair names no document, or one that is not in the corpus.
+    """
+    places = {key: place for place, key in enumerate(documents.ids)}
+    pairs = []
+    for row in qa.sort("qa_id").iter_rows(named=True):
+        missing = [key for key in row["document_ids"] if key not in places]
+        if missing or not row["document_ids"]:
+            message = f"pair {row['qa_id']!r}: documents {missing or '[]'} are not in the corpus"
+            raise SplitError(message)
+        own = sorted({places[key] for key in row["document_ids"]})
+        ids = [documents.ids[place] for place in own]
+        pairs.append(_PlacedPair(row["qa_id"], row["question"], ids, own, row["side"]))
+    return pairs
+
+
+def _group_names(documents: _Documents, sets: DisjointSet) -> dict[int, str]:
+    """Root of each group to its id: the hash of its first path, so that edits and new documents rarely rename it."""
+    names: dict[int, str] = {}
+    for place, path in enumerate(documents.paths):
+        names.setdefault(sets[place], hashlib.sha256(path.encode()).hexdigest()[:16])
+    return names
+
+
+def _seeded_number(seed: int, key: str) -> int:
+    """A number that depends on the seed and the key alone, to sort by."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "big")
+
+
+def _join_multi_hop(
+    pairs: Sequence[_PlacedPair], sets: DisjointSet, earlier: Mapping[int, str], settings: Settings
+) -> None:
+    """Join the groups of multi-hop questions, those of fewest documents first, while groups stay small.
+
+    Groups that were on different sides never join: a question is worth less than a stable split.
+    """
+    largest = _largest_group(len(sets))
+    held: dict[int, set[str]] = {}
+    for place, side in earlier.items():
+        held.setdefault(sets[place], set()).add(side)
+    multi = [pair for pair in pairs if len(pair.documents) > 1 and pair.given is None]
+    for pair in sorted(
+        multi, key=lambda pair: (len(pair.documents), _seeded_number(settings.seed, pair.qa_id), pair.qa_id)
+    ):
+        roots = sorted({sets[place] for place in pair.documents})
+        sides = set().union(*(held.get(root, set()) for root in roots))
+        if len(roots) < 2 or sum(sets.subset_size(root) for root in roots) > largest or len(sides) > 1:  # noqa: PLR2004 - already joined
+            continue
+        for root in roots[1:]:
+            sets.merge(roots[0], root)
+        held[sets[roots[0]]] = sides
+
+
+def _largest_group(documents: int) -> int:
+    """Documents that multi-hop questions may join: the share, at least two, and never over half of a tiny corpus."""
+    return min(max(2, int(LARGEST_GROUP_SHARE * documents)), max(1, documents // 2))
+
+
+def _earlier_sides(previous: pl.DataFrame | None, documents: _Documents) -> dict[int, str]:
     """Position of each document that was on a side, by its path or else by its text, and that side."""
     by_path: dict[str, str] = {}
     by_id: dict[str, str] = {}
@@ -229,8 +231,8 @@ def _earlier_sides(previous: pl.DataFrame | None, documents: Documents) -> dict[
 
 
 def _assign(
-    pairs: Sequence[PlacedPair],
-    documents: Documents,
+    pairs: Sequence[_PlacedPair],
+    documents: _Documents,
     sets: DisjointSet,
     earlier: Mapping[int, str],
     settings: Settings,
@@ -250,8 +252,10 @@ def _assign(
     for root, side in sides.items():
         taken[side] += counts.get(root, 0)
     shares = _shares(sum(counts.values()), settings.training_data)
-    names = group_names(documents, sets)
-    fresh = sorted(counts.keys() - sides.keys(), key=lambda root: (draw(settings.seed, names[root]), names[root]))
+    names = _group_names(documents, sets)
+    fresh = sorted(
+        counts.keys() - sides.keys(), key=lambda root: (_seeded_number(settings.seed, names[root]), names[root])
+    )
     for root in fresh:
         sides[root] = _lagging(shares, taken, counts[root])
         taken[sides[root]] += counts[root]
@@ -260,7 +264,7 @@ def _assign(
 
 
 def _assign_leftovers(
-    pairs: Sequence[PlacedPair],
+    pairs: Sequence[_PlacedPair],
     sets: DisjointSet,
     sides: dict[int, str],
     shares: Mapping[str, float],
@@ -272,7 +276,7 @@ def _assign_leftovers(
         if roots <= sides.keys():
             continue
         known = {sides[root] for root in roots if root in sides}
-        if len(known) < 2:  # noqa: PLR2004 - on two sides it is lost already
+        if len(known) < 2:  # noqa: PLR2004 - a pair on two sides is held out anyway
             side = known.pop() if known else _lagging(shares, taken, 1)
             sides.update(dict.fromkeys(roots - sides.keys(), side))
             taken[side] += 1
@@ -292,7 +296,7 @@ def _shares(pairs: int, options: TrainingData) -> dict[str, float]:
     return {TRAIN: 1 - test - dev, DEV: dev, TEST: test}
 
 
-def _decide(pair: PlacedPair, sets: DisjointSet, sides: Mapping[int, str]) -> tuple[str, str]:
+def _decide(pair: _PlacedPair, sets: DisjointSet, sides: Mapping[int, str]) -> tuple[str, str]:
     """Side of a pair, and why it is on none, or on one whatever its documents."""
     if pair.given is not None:
         return pair.given, GIVEN
@@ -308,10 +312,10 @@ def _hold_out_repeats(
     for kept, removed in ((TEST, (TRAIN, DEV)), (DEV, (TRAIN,))):
         of_kept = [index for index, (side, _) in enumerate(decided) if side == kept]
         of_removed = [index for index, (side, _) in enumerate(decided) if side in removed]
-        twins = near_duplicate_questions(
+        repeats = near_duplicate_questions(
             [questions[index] for index in of_removed], [questions[index] for index in of_kept], threshold
         )
-        for place in twins:
+        for place in repeats:
             decided[of_removed[place]] = (HELD_OUT, f"repeats_{kept}")
     return decided
 
@@ -321,7 +325,7 @@ def _wrong_rows(split: pl.DataFrame, qa: pl.DataFrame) -> list[str]:
     missing = sorted(set(qa["qa_id"]) ^ set(split["qa_id"]))
     if missing:
         failures.append(
-            f"{len(missing)} pairs are in one of qa_dataset and dataset_split alone, first {missing[:_SHOWN]}"
+            f"{len(missing)} pairs are in only one of qa_dataset and dataset_split, first {missing[:_IDS_SHOWN]}"
         )
     return failures
 
@@ -334,18 +338,20 @@ def _on_two_sides(split: pl.DataFrame) -> list[str]:
         torn = keyed.group_by(column).agg(pl.col("split").unique().sort()).filter(pl.col("split").list.len() > 1)
         if torn.height:
             key, sides = torn.sort(column).row(0)
-            failures.append(f"{torn.height} of {what}s are on two sides, first {key!r} on {' and '.join(sides)}")
+            counted = f"1 {what} is" if torn.height == 1 else f"{torn.height} {what}s are"
+            failures.append(f"{counted} on two sides, first {key!r} on {' and '.join(sides)}")
     return failures
 
 
 def _leaked_questions(split: pl.DataFrame, threshold: float) -> list[str]:
     train, test = (split.filter(pl.col("split") == side)["question"].to_list() for side in (TRAIN, TEST))
-    twins = near_duplicate_questions(train, test, threshold)
-    if not twins:
+    repeats = near_duplicate_questions(train, test, threshold)
+    if not repeats:
         return []
-    first = min(twins)
-    example = f"first {train[first]!r} of {test[twins[first]]!r}"
-    return [f"{len(twins)} train questions are test questions or near-duplicates of one, {example}"]
+    first = min(repeats)
+    example = f"first {train[first]!r} of {test[repeats[first]]!r}"
+    counted = "1 train question repeats" if len(repeats) == 1 else f"{len(repeats)} train questions repeat"
+    return [f"{counted} a test question or a near-duplicate of one, {example}"]
 
 
 def _too_few(split: pl.DataFrame, settings: Settings) -> list[str]:

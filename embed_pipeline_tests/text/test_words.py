@@ -1,3 +1,5 @@
+"""Words, sentences and plain passages."""
+
 from __future__ import annotations
 
 import math
@@ -9,6 +11,7 @@ from embed_pipeline.text.words import (
     inverse_document_frequency,
     keywords,
     overlap,
+    readable,
     sentences,
     specific_terms,
     supporting_sentence,
@@ -59,3 +62,19 @@ def test_the_supporting_sentence_shares_most_and_is_not_the_longest() -> None:
     idf = inverse_document_frequency(sentences(source))
     assert supporting_sentence("What does a red lamp mean?", source, idf) == "A red lamp means a blocked filter."
     assert supporting_sentence("anything", "??", idf) == "??"
+
+
+def test_markup_and_the_rules_of_tables_go_and_words_stay() -> None:
+    text = (
+        "## The `list` type\n\n"
+        '+-------+--------+\n| "len(s)" | length of *s* |\n|=======|=======|\n'
+        "```\na = b * c\n```\n**Bold** [link](http://x.y) .......... end\n"
+    )
+    assert readable(text, 500) == 'The list type "len(s)" | length of s a = b * c Bold link ... end'
+
+
+def test_the_line_is_cut_at_a_word() -> None:
+    assert readable("one two three", 9) == "one two"
+    assert readable("one two three", 7) == "one two"
+    assert readable("one two", 7) == "one two"
+    assert readable("x" * 30, 10) == "x" * 10

@@ -45,7 +45,7 @@ def test_sound_negatives_have_no_failures():
 def test_each_broken_rule_is_named(row, problem):
     failures = negatives_failures(mined(row, {"qa_id": "b", "question": "other"}), corpus(), settings())
     assert len(failures) == 1
-    assert failures[0].startswith("1 questions have")
+    assert failures[0].startswith("1 question has")
     assert problem in failures[0]
     assert failures[0].endswith("first 'a'")
 

@@ -99,7 +99,7 @@ def test_the_same_data_gives_the_same_files(tmp_path, data, kind):
 def test_a_folder_that_is_no_export_is_left_alone(tmp_path, data):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(ExportError, match="is there already and is no export"):
+    with pytest.raises(ExportError, match="exists and is no export"):
         export_dataset("beir", tmp_path / "mine", **data)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

@@ -1,4 +1,4 @@
-"""Mining by rule: never a positive, a rejected passage, a duplicate, or fewer than it could."""
+"""Mining by rule: never a positive, a rejected passage or a duplicate; and one example for each positive."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from embed_pipeline import tables
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data import candidates as candidates_module
 from embed_pipeline.training_data.candidates import similarity_ceiling
-from embed_pipeline.training_data.negatives import MiningError, mine_hard_negatives
+from embed_pipeline.training_data.negatives import MiningError, mine_hard_negatives, unroll
 from embed_pipeline.training_data.questions import SCHEMA
 from embed_pipeline_tests.training_data import material
 from embed_pipeline_tests.training_data.material import GivenVectors, prose, settings
+from embed_pipeline_tests.training_data.mined import mined
 
 
 def questions(*rows: tuple[str, str, list[str]]) -> pl.DataFrame:
@@ -125,14 +127,14 @@ def test_range_counts_candidates_without_positives():
 
 
 def test_the_corpus_is_encoded_once_each_text_once(monkeypatch):
-    monkeypatch.setattr(candidates_module, "_BLOCK", 2)
+    monkeypatch.setattr(candidates_module, "QUESTIONS_PER_BLOCK", 2)
     corpus, vectors = around(10, 40, 50)
     vectors |= {f"q{i}": angle(i) for i in range(5)}
     encoder = GivenVectors(vectors)
     asked = questions(*((f"a{i}", f"q{i}", ["00#0"]) for i in range(5)))
     whole = mine_hard_negatives(asked, corpus, settings(), encoder)
     assert encoder.calls == [("query", 5), ("passage", 3)]
-    monkeypatch.setattr(candidates_module, "_BLOCK", 100)
+    monkeypatch.setattr(candidates_module, "QUESTIONS_PER_BLOCK", 100)
     assert mine_hard_negatives(asked, corpus, settings(), encoder).equals(whole)
 
 
@@ -217,3 +219,23 @@ def _near(one: str, other: str, threshold: float) -> bool:
 def _grams(text: str) -> set[tuple[str, ...]]:
     words = text.split()
     return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+
+
+def test_a_question_becomes_one_example_for_each_positive():
+    frame = mined(
+        {"qa_id": "b", "positive_segment_ids": ["s2", "s1"], "positive_similarities": [0.7, 0.6]},
+        {"qa_id": "a", "positive_segment_ids": ["s3"], "positive_similarities": [0.9]},
+    )
+    rows = unroll(frame).to_dicts()
+    assert [(row["qa_id"], row["positive_segment_id"], row["positive_similarity"]) for row in rows] == [
+        ("a", "s3", 0.9),
+        ("b", "s2", 0.7),
+        ("b", "s1", 0.6),
+    ]
+    assert rows[1]["negative_segment_ids"] == rows[2]["negative_segment_ids"] == ["s8", "s9"]
+    assert len({row["example_id"] for row in rows}) == 3
+    assert unroll(frame).equals(unroll(frame.reverse()))
+
+
+def test_no_questions_no_examples():
+    assert unroll(tables.HARD_NEGATIVES.empty()).equals(tables.TRAINING_EXAMPLES.empty())

@@ -51,7 +51,7 @@ def test_near_duplicate_documents_are_one_group():
 
 
 def test_multi_hop_questions_join_documents_while_the_group_stays_small(monkeypatch):
-    monkeypatch.setattr(document_groups, "LARGEST_GROUP", 0.2)
+    monkeypatch.setattr(document_groups, "LARGEST_GROUP_SHARE", 0.2)
     corpus, qa = many_documents(20, per_document=2)
     chain = material.pairs(
         corpus,
@@ -89,7 +89,7 @@ def test_two_documents_stay_apart_though_a_question_joins_them():
 
 
 def test_a_document_asked_about_only_across_groups_follows_the_other(monkeypatch):
-    monkeypatch.setattr(document_groups, "LARGEST_GROUP", 0.01)
+    monkeypatch.setattr(document_groups, "LARGEST_GROUP_SHARE", 0.01)
     corpus, qa = many_documents(12, per_document=4)
     asked = qa.filter(~pl.col("qa_id").str.starts_with("q011"))
     spans = {"d000.md#0", "d001.md#0", "d002.md#0"}
@@ -144,7 +144,7 @@ def test_a_group_with_a_test_document_moves_to_test_whole():
 
 
 def test_multi_hop_questions_never_join_documents_of_different_earlier_sides(monkeypatch):
-    monkeypatch.setattr(document_groups, "LARGEST_GROUP", 1)
+    monkeypatch.setattr(document_groups, "LARGEST_GROUP_SHARE", 1)
     corpus, qa = many_documents(30)
     first = split_dataset(qa, corpus, settings())
     test = first.filter(pl.col("split") == "test")["paths"][0][0]
@@ -202,10 +202,10 @@ def test_a_pair_moved_alone_tears_its_group_its_document_and_its_file(sound):
     split, qa = sound
     moved = changed(split, first_of(split, "train")["qa_id"], "split", "test")
     failures = split_failures(moved, qa, settings())
-    assert [message.split(" are on two sides")[0] for message in failures] == [
-        "1 of document groups",
-        "1 of documents",
-        "1 of files",
+    assert [message.split(" on two sides")[0] for message in failures] == [
+        "1 document group is",
+        "1 document is",
+        "1 file is",
     ]
 
 
@@ -213,7 +213,7 @@ def test_a_train_question_that_repeats_one_of_the_test_is_a_failure(sound):
     split, qa = sound
     leaked = changed(split, first_of(split, "train")["qa_id"], "question", first_of(split, "test")["question"])
     [failure] = split_failures(leaked, qa, settings())
-    assert failure.startswith("1 train questions are test questions")
+    assert failure.startswith("1 train question repeats a test question")
 
 
 def test_too_few_test_questions_are_a_failure_that_says_how_wide_the_interval_would_be(sound):
