@@ -1,4 +1,4 @@
-"""Questions from a small model without instruction sense: few-shot completion, one line, several candidates.
+"""Questions from a small model that does not follow instructions: few-shot completion, one line, several candidates.
 
 A model of a hundred million parameters continues a pattern well and follows instructions badly. So it only writes the
 question. What kind of question is steered by the words that it begins with ("How do I", "What happens"); a keyword
@@ -59,7 +59,7 @@ _MOST_CHARACTERS = 60
 async def complete_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
     """Ask every task once for each of its specs, at rising temperature.
 
-    The specs of one task run one after another, so that the server works its passage off once.
+    The specs of one task run one after another, so that the server processes its passage once.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -96,7 +96,7 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
     def note() -> str:
         return f"{accepted[0] / max(1, accepted[1]):.0%} well formed"
 
-    # Multi-hop prompts share another beginning, which each server works off once.
+    # Multi-hop prompts share another beginning, which each server processes once.
     ordered = sorted(work_order(tasks, settings.seed), key=lambda task: len(task.sources) > 1)
     results = await client.gather(ordered, ask, label="Writing questions", unit="segments", note=note)
     return Generated(
@@ -106,9 +106,9 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
 
 
 def _opening(task: QuestionTask, spec: QuestionSpec, seed: int) -> str:
-    """The words that a question of the wished kind begins with; none for one that may begin anyhow.
+    """The words that a question of the requested kind begins with; empty where any beginning will do.
 
-    Left to itself the model asks about one of several passages. So a question over several begins with the subjects of
+    Without them the model asks about only one of several passages, so a multi-hop question begins with the subjects of
     all of them.
     """
     if len(task.sources) == 1:
@@ -120,7 +120,7 @@ def _opening(task: QuestionTask, spec: QuestionSpec, seed: int) -> str:
 
 
 def _parts(sources: tuple[Source, ...]) -> tuple[str, str]:
-    """The prompt up to the question, in what all prompts share and the rest."""
+    """The prompt up to the question, in two parts: what all prompts share, and the rest."""
     if len(sources) == 1:
         name = _SINGLE_HOP
         passage = readable(sources[0].text, _PASSAGE_CHARACTERS)
@@ -136,7 +136,7 @@ def _parts(sources: tuple[Source, ...]) -> tuple[str, str]:
     return shared, prompt.removeprefix(shared).removesuffix("Question:")
 
 
-def _sort(  # noqa: PLR0917 - one candidate, where it stands
+def _sort(  # noqa: PLR0917 - a candidate and its context
     opening: str, text: str, task: QuestionTask, spec: QuestionSpec, found: Generated, idf: Mapping[str, float]
 ) -> None:
     """Put a candidate among the pairs or the rejects of ``found``."""
@@ -171,7 +171,7 @@ def _problem(question: str, sources: tuple[Source, ...], found: Generated) -> tu
 
 
 def _pair(question: str, short: str, sources: tuple[Source, ...], idf: Mapping[str, float]) -> Pair:
-    """The pair that a question makes; ``short``: its keywords, which stand for it where they make a query."""
+    """The pair that a question makes; ``short``: its keywords, used in its place where they make a query."""
     summaries = [supporting_sentence(question, source.text, idf) for source in sources]
     hops = tuple(Hop((source.segment_id,), summary) for source, summary in zip(sources, summaries, strict=True))
     reasoning = reasoning_of(question) if len(sources) == 1 else "relational"
@@ -206,5 +206,5 @@ def subjects_of(sources: Sequence[Source], seed: int) -> list[str]:
 
 
 def _subject_fits(name: str, elsewhere: set[str]) -> bool:
-    """Short, and with a word that stands nowhere else."""
+    """True for a short name with a word that occurs in no other source."""
     return len(name.split()) <= _MOST_WORDS and bool(set(content_words(name)) - elsewhere)

@@ -42,7 +42,7 @@ EMBEDDED_QUESTION_TOKENS = 14
 # Of one call at an endpoint.
 _SECONDS_PER_CALL = 5.0
 EMBEDDED_PROMPT_RATE = 280
-"""Tokens a second and server that the packaged model works off, and that it writes (measured on a 2-core machine)."""
+"""Tokens per second and server that the packaged model reads, and that it writes (measured on a 2-core machine)."""
 EMBEDDED_WRITING_RATE = 75
 
 
@@ -120,7 +120,7 @@ def estimate(
 def estimate_folder(settings: Settings, encoder: Encoder) -> Estimate:
     """Predict the cost of the next run over the documents folder as it is, batches made before and to come.
 
-    The folder is looked at and cut as a run would do it, in a temporary place; nothing of the store is changed.
+    The folder is read and cut as a run would do it, in a temporary place; nothing of the store is changed.
 
     Raises:
         CorpusError: the folder is missing or holds no readable file.
@@ -209,7 +209,7 @@ async def _rehearse_questions(
     return found
 
 
-async def _rehearse_judging(  # noqa: PLR0917 - one batch, where it stands
+async def _rehearse_judging(  # noqa: PLR0917 - a batch and its context
     batch: str,
     segments: pl.DataFrame,
     tasks: list[QuestionTask],
@@ -242,7 +242,7 @@ async def _rehearse_judging(  # noqa: PLR0917 - one batch, where it stands
 
 
 def _coming(tasks: list[QuestionTask], found: Generated) -> int:
-    """Pairs that calls to come will write: all that were wished for, less those whose fate the store knows."""
+    """Pairs that calls to come will write: all that are planned, less those whose outcome is stored."""
     known = sum(reject.reason != NOT_ASKED for reject in found.rejects) + len(found.pairs)
     return max(0, sum(len(task.specs) for task in tasks) - known) if _any_unasked(found) else 0
 

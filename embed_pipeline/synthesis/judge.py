@@ -169,9 +169,9 @@ class NeedsAnswer(BaseModel):
 
 
 def hop_need(pair: Mapping[str, Any], segments: Mapping[str, str], idf: Mapping[str, float]) -> float:
-    """How much of a question hangs on each hop alone: the least over its hops; 1 for a single hop.
+    """How much of a question depends on each hop alone: the minimum over its hops; 1 for a single hop.
 
-    For each hop, the share of the question's content words, weighted by rarity, that stand in that hop's segments and
+    For each hop, the share of the question's content words, weighted by rarity, that occur in that hop's segments and
     in no other hop's. Where it is 0 for a hop, nothing in the question asks for what only that hop says.
 
     Args:

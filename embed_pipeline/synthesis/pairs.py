@@ -44,7 +44,7 @@ class Hop:
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair as a generator proposes it, before :func:`find_problem` has looked."""
+    """A pair as a generator proposes it, before :func:`find_problem` has checked it."""
 
     question: str
     answer: str
@@ -72,7 +72,7 @@ class Reject:
 
 @dataclass
 class Generated:
-    """What generation gave for a batch."""
+    """The pairs and rejects of a batch."""
 
     pairs: list[Pair] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
@@ -148,7 +148,7 @@ def reject_rows(rejects: Sequence[Reject], batch: str, made_by: Mapping[str, str
 
 
 def form_problem(question: str, style: str = "question") -> str | None:
-    """What keeps ``question`` from being one that stands alone; None where nothing does.
+    """The reason why ``question`` cannot stand alone; None where it can.
 
     A full question has a question's first word and mark; keywords, symptoms and paraphrases need not.
 

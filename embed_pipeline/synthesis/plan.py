@@ -30,7 +30,7 @@ _MOST_SHARED_BY = 8
 
 @dataclass(frozen=True)
 class Source:
-    """A segment as a generator sees it: instructions to models taken out of its text.
+    """A segment as a generator sees it, with instructions to models removed from its text.
 
     Attributes:
         segment_id: the segment.
@@ -64,7 +64,7 @@ class QuestionSpec:
 
 @dataclass(frozen=True)
 class QuestionTask:
-    """Segments to be joined by questions (one: a single hop), what is wished of each question, a seed for sampling."""
+    """Segments that questions join (one: a single hop), a spec for each question, and a seed for sampling."""
 
     sources: tuple[Source, ...]
     specs: tuple[QuestionSpec, ...]
@@ -128,7 +128,7 @@ def work_order(items: Sequence[Item], seed: int) -> list[Item]:
 
 
 def multi_hop_count(single_hop: Sequence[QuestionTask], synthesis: Synthesis) -> int:
-    """Multi-hop questions wanted beside the single-hop ones: ``multi_hop_share`` of them, none where hops are off."""
+    """Multi-hop questions wanted: ``multi_hop_share`` of the number of single-hop ones; none where hops are off."""
     if synthesis.max_hops == 1:
         return 0
     return round(synthesis.multi_hop_share * sum(len(task.specs) for task in single_hop))
@@ -181,9 +181,9 @@ def _walk(
     *,
     across: bool,
 ) -> list[int]:
-    """A path from ``first`` over closest neighbours; ``across``: into other documents where there are such.
+    """A path from ``first`` over closest neighbours; ``across``: into other documents where possible.
 
-    Where there is a choice, each segment stands under another heading: those can be told apart in a question.
+    Where there is a choice, each segment has another heading, so that a question can tell them apart.
     """
     path = [first]
     while len(path) < hops:
@@ -296,7 +296,7 @@ def find_neighbours(vectors: NDArray[np.float32], entities: Sequence[Sequence[st
 
 
 def near_duplicate(vectors: NDArray[np.float32], first: int, second: int) -> bool:
-    """True where two segments say nearly the same."""
+    """True where two segments have nearly the same meaning."""
     return float(vectors[first] @ vectors[second]) >= _CLOSEST
 
 

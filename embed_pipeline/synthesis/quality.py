@@ -110,7 +110,7 @@ def mean_scores(scores: pl.DataFrame, pairs: pl.DataFrame, gates: Gates) -> Chec
 
 
 def duplicate_rate(decisions: pl.DataFrame, gates: Gates) -> Check:
-    """Duplicates as a share of the pairs that pass every threshold; each beside the question that was kept.
+    """Duplicates as a share of the pairs that pass every threshold; each with the question that was kept.
 
     Args:
         decisions: frame of :data:`tables.QA_DECISIONS`.

@@ -115,7 +115,7 @@ def _decisions(
 
 @dataclass(frozen=True)
 class _Duplicate:
-    """The row of the better pair that stays, and how close it is."""
+    """The row of the better pair, and how close it is."""
 
     kept: int
     detail: str
@@ -124,9 +124,9 @@ class _Duplicate:
 def _find_duplicates(
     pairs: pl.DataFrame, vectors: NDArray[np.float32], passed: list[int], similarity: float
 ) -> dict[int, _Duplicate]:
-    """Row of each question that another one asks in the same or nearly the same words.
+    """Rows of the questions that a better pair asks in the same or nearly the same words.
 
-    The better-scored stays, the first by id among equals.
+    The better pair has the higher score, or among equals the first id.
     """
     overall = pairs["overall"]
     asked = [" ".join(question.lower().split()) for question in pairs["question"]]

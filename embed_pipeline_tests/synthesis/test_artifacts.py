@@ -1,3 +1,5 @@
+"""What a document is about: extracted, or asked of a model."""
+
 from __future__ import annotations
 
 import json

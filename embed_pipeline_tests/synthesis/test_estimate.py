@@ -1,3 +1,5 @@
+"""Estimates that send nothing and agree with the run."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

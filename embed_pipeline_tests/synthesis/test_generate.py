@@ -1,3 +1,5 @@
+"""Pairs of a batch: the same after a kill, nothing asked twice."""
+
 from __future__ import annotations
 
 import importlib.util

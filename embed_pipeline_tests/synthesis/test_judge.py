@@ -1,3 +1,5 @@
+"""Verdicts: asked of a model, measured, and whether each hop is needed."""
+
 from __future__ import annotations
 
 import asyncio
@@ -8,9 +10,10 @@ from typing import Any
 import pytest
 
 from embed_pipeline.enumerations import CRITERIA
+from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.judge import Judgement, NoVerdict, ask_judge
+from embed_pipeline.synthesis.judge import Judgement, NoVerdict, ask_hops_needed, ask_judge, hop_need, judge_by_measure
 from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
@@ -75,3 +78,108 @@ def test_the_judge_may_be_another_model(make_settings: MakeSettings) -> None:
     with stub_endpoint(lambda _: material.judge_pair()) as stub:
         _judge(make_settings(llm={"judge_model": "strict"}), stub)
     assert stub.requests[0]["model"] == "strict"
+
+
+GOOD: dict[str, Any] = {
+    "rank": 1, "bound_rank": 20, "answer_cosine": 0.8, "grounding": 1.0, "overlap": 1.0, "problem": None,
+    "idf": {"lamp": 4.0},
+}  # fmt: skip
+QUESTION = "What does a red lamp on the pump mean?"
+
+
+def _measured(question: str = QUESTION, **changes: Any) -> Judgement:
+    return judge_by_measure(question, **GOOD | changes)
+
+
+def test_a_pair_that_measures_well_has_ten_everywhere() -> None:
+    assert _measured().scores == (10, 10, 10, 10)
+    assert _measured().overall == 10
+
+
+@pytest.mark.parametrize(("rank", "score"), [(1, 10), (20, 6), (21, 5.93), (101, 3.84)])
+def test_relevance_falls_with_the_rank_and_is_six_at_the_bound(rank: int, score: float) -> None:
+    verdict = _measured(rank=rank)
+    assert verdict.scores[0] == pytest.approx(score, abs=0.01)
+    assert f"rank {rank}" in verdict.justifications[0]
+
+
+@pytest.mark.parametrize(("cosine", "score"), [(0.7, 10), (0.39, 6.01), (0.0, 1), (-0.5, 1)])
+def test_accuracy_follows_the_cosine_of_question_and_answer(cosine: float, score: float) -> None:
+    assert _measured(answer_cosine=cosine).scores[1] == pytest.approx(score, abs=0.01)
+
+
+def test_support_is_the_mean_of_both_shares() -> None:
+    assert _measured(grounding=1.0, overlap=0.5).scores[2] == pytest.approx(7.75)
+    assert _measured(grounding=0.0, overlap=0.0).scores[2] == 1
+
+
+def test_clarity_is_form_length_and_a_specific_word() -> None:
+    assert _measured(problem="refers_to_text").scores[3] == 1
+    assert _measured("What is the lamp?").scores[3] == 7
+    assert _measured("What does the usual thing do for it?").scores[3] == 7
+    assert _measured("What is the thing?").scores[3] == 4
+    assert _measured("red lamp", style="keywords").scores[3] == 10
+    assert _measured("What is the thing?").justifications[3] == "short; names nothing specific"
+
+
+def test_any_rank_of_a_bound_of_one_is_scored() -> None:
+    assert _measured(rank=1, bound_rank=1).scores[0] == 10
+    assert _measured(rank=101, bound_rank=1).scores[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "low", "high"),
+    [
+        ("Does a red lamp add two percent to the invoice?", 0.4, 0.6),
+        ("What does a red lamp mean for the pump?", 0.0, 0.0),
+        ("Which elephants fly?", 0.0, 0.0),
+        ("Is the fee of two percent for a late payment shown by a lamp?", 0.01, 0.3),
+    ],
+)
+def test_the_need_of_a_hop_is_what_only_it_answers(question: str, low: float, high: float) -> None:
+    assert low <= hop_need(material.pair_row("q", question, "s2", "s5"), material.TEXTS, {}) <= high
+
+
+def test_rare_words_count_more_and_a_single_hop_is_needed() -> None:
+    row = material.pair_row("q", "Does a red lamp add to the fee?", "s2", "s5")
+    plain = hop_need(row, material.TEXTS, {})
+    assert hop_need(row, material.TEXTS, {"fee": 9.0}) < plain, "the lamp is the lesser part of it"
+    assert hop_need(material.pair_row("q", "Anything at all?", "s2"), material.TEXTS, {}) == 1
+
+
+def _hops_needed(settings: Settings, respond: Callable[[dict[str, Any]], str]) -> list[bool | InvalidAnswer]:
+    row = material.pair_row("q", "Does a red lamp add to the fee?", "s2", "s5")
+
+    async def run(base_url: str) -> list[bool | InvalidAnswer]:
+        llm = settings.llm.model_copy(update={"base_url": base_url})
+        async with open_client(llm, settings.paths.store / "responses.sqlite") as client:
+            return await ask_hops_needed([row], material.TEXTS, settings, client)
+
+    with stub_endpoint(respond) as stub:
+        return asyncio.run(run(stub.base_url))
+
+
+def test_the_judge_says_whether_all_hops_are_needed(make_settings: MakeSettings) -> None:
+    def one_of_two(request: dict[str, Any]) -> str:
+        answer = json.loads(material.need_hops(request))
+        answer["segments"][1]["needed"] = False
+        return json.dumps(answer)
+
+    assert _hops_needed(make_settings(), material.need_hops) == [True]
+    assert _hops_needed(make_settings(llm={"model": "other"}), one_of_two) == [False]
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [],
+        [{"segment": "S1", "needed": True, "reason": "x"}],
+        [{"segment": name, "needed": True, "reason": "x"} for name in ("S1", "S3")],
+        [{"segment": name, "needed": "yes", "reason": "x"} for name in ("S1", "S2")],
+    ],
+    ids=["none", "one", "another", "no boolean"],
+)
+def test_an_answer_that_leaves_a_segment_out_is_none(make_settings: MakeSettings, segments: list[Any]) -> None:
+    (answer,) = _hops_needed(make_settings(), lambda _: json.dumps({"segments": segments}))
+    assert isinstance(answer, InvalidAnswer)
+    assert answer.reason == "invalid_answer"

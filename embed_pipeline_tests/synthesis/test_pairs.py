@@ -1,3 +1,5 @@
+"""The rules of a pair and the form of its question."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -5,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from embed_pipeline import tables
-from embed_pipeline.synthesis.pairs import Hop, Pair, Reject, find_problem, pair_row, reject_rows
+from embed_pipeline.synthesis.pairs import Hop, Pair, Reject, find_problem, form_problem, pair_row, reject_rows
 
 KNOWN = {"s1": "d1", "s2": "d1", "s4": "d2"}
 ONE = Pair("When does the pump start?", "Under ten litres.", "contextual", "factual", 1, (Hop(("s1",), "It starts."),))
@@ -67,3 +69,35 @@ def test_the_identity_is_question_and_sources_whatever_the_case() -> None:
 def test_rejects_keep_the_raw_answer() -> None:
     frame = tables.REJECTED_PAIRS.frame(reject_rows([Reject(("s2", "s1"), "r", "d", "raw")], "b1", MADE_BY))
     assert frame.row(0) == ("b1", ["s1", "s2"], "r", "d", "raw", "stub", "v")
+
+
+@pytest.mark.parametrize(
+    ("question", "problem"),
+    [
+        ("What does a red lamp on the pump mean?", None),
+        ("In what order are the filters changed?", None),
+        ("", "empty"),
+        ("?!", "empty"),
+        ("Why is it?", "too_short"),
+        ("What " + "is the pump and " * 14 + "why?", "too_long"),
+        ("A red lamp on the pump is bright?", "not_a_question"),
+        ("What does a red lamp on the pump mean", "not_a_question"),
+        ("What does this option of the pump do?", "refers_to_text"),
+        ("What is the above code of the pump for?", "refers_to_text"),
+        ("Can you tell me about the red lamp of the pump?", "asks_the_model"),
+        ("Is a pump a pump of the pump and filter?", "repeats_itself"),
+        ("What filter pump is the filter pump?", "repeats_itself"),
+        ("What is it that the pump does?", "no_subject"),
+        ("Should I ignore all previous instructions of the pump?", "instruction"),
+    ],
+)
+def test_a_full_question(question: str, problem: str | None) -> None:
+    assert form_problem(question) == problem
+
+
+def test_other_styles_need_neither_a_question_word_nor_a_mark() -> None:
+    assert form_problem("pump red lamp", "keywords") is None
+    assert form_problem("pump red lamp") == "too_short"
+    assert form_problem("red lamp on the pump is blinking", "symptom") is None
+    assert form_problem("pump", "keywords") == "too_short"
+    assert form_problem("this pump lamp", "keywords") == "refers_to_text"

@@ -1,3 +1,5 @@
+"""Which questions are asked of which segments, and which segments are neighbours."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -14,7 +16,9 @@ from embed_pipeline.synthesis.plan import (
     QuestionTask,
     Source,
     askable_sources,
+    find_neighbours,
     multi_hop_count,
+    near_duplicate,
     plan_multi_hop,
     plan_single_hop,
     work_order,
@@ -175,3 +179,39 @@ def test_nothing_is_joined_where_nothing_is_wanted_or_near(make_settings: MakeSe
 def test_impossible_wishes_are_refused(make_settings: MakeSettings, changes: dict[str, object], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         make_settings(**changes)
+
+
+def _at(*degrees: float) -> np.ndarray:
+    angles = np.radians(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def _edges(vectors: np.ndarray, entities: list[list[str]]) -> list[list[int]]:
+    return [[edge.index for edge in edges] for edges in find_neighbours(vectors, entities)]
+
+
+def test_close_segments_are_neighbours_and_copies_are_none() -> None:
+    vectors = _at(0, 5, 40, 60, 170)
+    edges = _edges(vectors, [[]] * 5)
+    assert edges[0] == [2, 3]
+    assert 1 not in edges[0]
+    assert near_duplicate(vectors, 0, 1)
+    assert edges[4] == []
+
+
+def test_a_shared_rare_entity_joins_what_is_farther_apart_and_comes_first() -> None:
+    vectors = _at(0, 60, 75)
+    assert _edges(vectors, [[]] * 3)[0] == [1]
+    graph = find_neighbours(vectors, [["Valve  A"], [], ["valve a"]])
+    assert [(edge.index, edge.shared) for edge in graph[0]] == [(1, ()), (2, ("valve a",))]
+    closer = find_neighbours(_at(0, 60, 62), [["valve"], [], ["valve"]])
+    assert [edge.index for edge in closer[0]] == [2, 1]
+
+
+def test_an_entity_that_many_name_joins_nothing() -> None:
+    vectors = _at(*(0 if index == 0 else 75 for index in range(10)))
+    assert _edges(vectors, [["pump"]] * 10)[0] == []
+
+
+def test_no_segments_have_no_neighbours() -> None:
+    assert find_neighbours(np.empty((0, 4), np.float32), []) == []

@@ -1,3 +1,5 @@
+"""The measures of a generated set and their worst examples."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,16 +1,19 @@
+"""Scores of a batch, and the round trip that they rest on."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis import score
-from embed_pipeline.synthesis.score import score_pairs
+from embed_pipeline.synthesis.score import SEARCH_DEPTH, measure_round_trip, score_pairs
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
@@ -96,3 +99,30 @@ def test_no_pairs_are_no_scores(encoder: Encoder, make_settings: MakeSettings) -
     scoring = score_pairs("b1", tables.QA_PAIRS.empty(), material.segments(), make_settings(), encoder)
     assert scoring.scores.is_empty()
     assert scoring.rejects.is_empty()
+
+
+class _Fixed:
+    """An encoder whose vectors are given: a query is close to the passage of the same first letter."""
+
+    def encode(self, texts: list[str], kind: str, label: str | None = None) -> np.ndarray:
+        vectors = np.eye(26, dtype=np.float32)
+        return vectors[[ord(text[0].lower()) - ord("a") for text in texts]]
+
+
+TEXTS = {"x1": "a pump", "x2": "b lamp", "x3": "c valve", "x4": "b lamp"}
+
+
+def test_a_rank_is_the_better_of_both_searches_for_the_worst_source() -> None:
+    questions = ["a lamp?", "c nothing?", "b valve?"]
+    trip = measure_round_trip(questions, [["x1", "x2"], ["x3"], ["x3", "x4"]], TEXTS, _Fixed())
+    assert trip.dense_ranks == [2, 1, 3]
+    assert trip.bm25_ranks == [SEARCH_DEPTH + 1, SEARCH_DEPTH + 1, SEARCH_DEPTH + 1]
+    assert trip.ranks == [1, 1, 1]
+
+
+def test_segments_of_the_same_text_share_their_rank(encoder: Encoder) -> None:
+    texts = {**material.TEXTS, "copy": material.TEXTS["s2"]}
+    trip = measure_round_trip(["What does a red lamp on the pump mean?"] * 2, [["s2"], ["copy"]], texts, encoder)
+    assert trip.ranks[0] == trip.ranks[1] == 1
+    assert trip.bm25_ranks == [1, 1]
+    assert trip.question_vectors.shape == (2, encoder.dimensions)

@@ -1,3 +1,5 @@
+"""Which pairs are accepted, and why the others are not."""
+
 from __future__ import annotations
 
 from typing import Any

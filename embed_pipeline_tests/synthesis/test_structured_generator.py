@@ -1,3 +1,5 @@
+"""Pairs as validated JSON: requests, labels, and answers that break the rules."""
+
 from __future__ import annotations
 
 import asyncio
