@@ -7,7 +7,6 @@ lies here is compared with the list before it is used.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -23,8 +22,9 @@ from upath import UPath
 from embed_pipeline.settings import Paths
 from embed_pipeline.storage import (
     StorageError,
+    content_name,
     copy_whole,
-    file_hash,
+    file_hashes,
     list_folder,
     reaching,
     read_all,
@@ -246,18 +246,6 @@ class Shelf:
             with reaching(path):
                 if path.is_dir():
                     path.fs.rm(path.path, recursive=True)
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file under ``folder``, by path relative to it, sorted."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
-
-
-def content_name(files: Mapping[str, str]) -> str:
-    """The name of a folder that holds these files (path to sha256): what holds the same has the same name."""
-    text = "".join(f"{path}\0{digest}\0" for path, digest in files.items())
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _megabytes(folder: Path) -> float:

@@ -1,7 +1,8 @@
-"""Reading and writing what is stored, in a folder of this machine or on object storage. Writes are whole or not there.
+"""Atomic writes, reads and hashes of stored files, in a local folder or on object storage.
 
-A local file is written beside its place and moved there; an object store puts an object in one step by itself. What an
-object store's driver raises has no common class: here it becomes a :class:`StorageError` that names the address.
+A local file is written under a temporary name next to its place and moved there; an object store puts an object in one
+step by itself. Drivers of object stores raise errors of no common class; here they become a :class:`StorageError` that
+names the address.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from embed_pipeline.tables import Table
-
-_BLOCK_BYTES = 1 << 20
 
 
 class StorageError(RuntimeError):
@@ -112,7 +111,7 @@ def write_whole(path: UPath | Path, content: bytes) -> None:
         with reaching(path):
             UPath(path).fs.pipe_file(UPath(path).path, content)
         return
-    with _staged(local) as staged, staged.open("wb") as stream:
+    with replacing(local) as staged, staged.open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
@@ -130,7 +129,7 @@ def copy_whole(source: Path, path: UPath) -> None:
         with reaching(path):
             path.fs.put_file(str(source), path.path)
         return
-    with _staged(local) as staged:
+    with replacing(local) as staged:
         shutil.copyfile(source, staged)
 
 
@@ -163,8 +162,8 @@ def reaching(path: UPath | Path, *passed: type[Exception]) -> Iterator[None]:
 
 
 @contextmanager
-def _staged(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place when it was written."""
+def replacing(path: Path) -> Iterator[Path]:
+    """The path of a temporary file to write; it replaces ``path`` in one step when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -176,8 +175,17 @@ def _staged(path: Path) -> Iterator[Path]:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file under ``folder``, by path relative to it, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+
+
+def content_name(files: Mapping[str, str]) -> str:
+    """The name of a folder that holds these files (path to sha256); equal content gives equal names."""
+    text = "".join(f"{path}\0{digest}\0" for path, digest in files.items())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -12,8 +12,8 @@ from upath import UPath
 from embed_pipeline import shelf as shelf_module
 from embed_pipeline import storage
 from embed_pipeline.settings import Paths
-from embed_pipeline.shelf import CURRENT, LATEST, Shelf, file_hashes
-from embed_pipeline.storage import StorageError
+from embed_pipeline.shelf import CURRENT, LATEST, Shelf
+from embed_pipeline.storage import StorageError, file_hashes
 from embed_pipeline_tests.object_storage import BUCKET, object_storage
 
 

@@ -8,11 +8,12 @@ that interpreter's version.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+
+from embed_pipeline.storage import write_whole
 
 PYTHON_FOLDER = "python-reference"
 
@@ -156,9 +157,4 @@ def _write_if_changed(path: Path, text: str) -> None:
     content = text.encode("utf-8")
     if path.is_file() and path.read_bytes() == content:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, content)

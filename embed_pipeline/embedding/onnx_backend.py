@@ -16,6 +16,7 @@ from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
 from embed_pipeline.embedding.models import ModelError
 from embed_pipeline.embedding.token_batches import lanes_for
 from embed_pipeline.machine import usable_cores
+from embed_pipeline.storage import file_hash
 
 if TYPE_CHECKING:
     import onnx
@@ -71,8 +72,7 @@ def export_digest(path: Path) -> str:
     """Hash of the ONNX file ``path`` and of the data beside it."""
     digest = hashlib.sha256()
     for part in sorted(path.parent.glob(f"{path.name}*")):
-        with part.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(file_hash(part)))
     return digest.hexdigest()
 
 

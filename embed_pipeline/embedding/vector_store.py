@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline.storage import replacing
+
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
@@ -65,11 +67,8 @@ class VectorStore:
 
     def put(self, key: str, vectors: Floats) -> None:
         """Store a call's vectors in one step, and drop what was not used for longest."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        staged = self._folder / f".{key}.{os.getpid()}.part"
-        with staged.open("wb") as stream:
+        with replacing(self._folder / f"{key}.npy") as staged, staged.open("wb") as stream:
             np.save(stream, vectors)
-        staged.replace(self._folder / f"{key}.npy")
         by_use = sorted(self._folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
         for path in by_use[:-_KEPT]:
             path.unlink(missing_ok=True)

@@ -11,8 +11,18 @@ from upath import UPath
 
 from embed_pipeline import tables
 from embed_pipeline.orchestration.presentation import readable_sample
-from embed_pipeline.shelf import LATEST, Shelf, content_name, file_hashes
-from embed_pipeline.storage import StorageError, list_folder, parse_table, reaching, read_all, read_table, write_whole
+from embed_pipeline.shelf import LATEST, Shelf
+from embed_pipeline.storage import (
+    StorageError,
+    content_name,
+    file_hashes,
+    list_folder,
+    parse_table,
+    reaching,
+    read_all,
+    read_table,
+    write_whole,
+)
 
 
 class ParquetIOManager(dg.UPathIOManager):
