@@ -1,9 +1,11 @@
-"""Forgetting a document: every stored row that came from it goes, and the models that learned from it are named."""
+"""Forgets a document: removes every stored row that came from it, and names the models that were trained on it."""
 
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
 
 import dagster as dg
 import polars as pl
@@ -15,14 +17,54 @@ from embed_pipeline.corpus.batches import forget_path
 from embed_pipeline.corpus.files import is_present
 from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.store import ResponseStore
-from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
+from embed_pipeline.orchestration.freshness import (
+    DATA_VERSION,
+    FINGERPRINT,
+    INPUT_DATA_VERSION,
+    fingerprint,
+    materializations,
+)
 from embed_pipeline.settings import Paths, Settings
 from embed_pipeline.storage import list_folder, reaching, read_table, read_whole, table_path, write_whole
 
+Identity = Literal["path", "document_id", "segment_id", "qa_id"]
+TRACED_COLUMNS: Mapping[str, Mapping[str, Identity]] = MappingProxyType(
+    {
+        "documents": {"path": "path"},
+        "rejected_documents": {"path": "path"},
+        "left_out_documents": {"path": "path"},
+        "segments": {"document_id": "document_id"},
+        "corpus": {"document_id": "document_id"},
+        "document_artifacts": {"document_id": "document_id", "segment_ids": "segment_id"},
+        "qa_pairs": {"qa_id": "qa_id", "segment_ids": "segment_id"},
+        "rejected_pairs": {"segment_ids": "segment_id"},
+        "rejected_judgements": {"segment_ids": "segment_id"},
+        "qa_scores": {"qa_id": "qa_id"},
+        "qa_dataset": {"qa_id": "qa_id", "segment_ids": "segment_id"},
+        "qa_decisions": {"qa_id": "qa_id"},
+        "dataset_split": {"qa_id": "qa_id"},
+        "hard_negatives": {
+            "qa_id": "qa_id",
+            "positive_segment_ids": "segment_id",
+            "negative_segment_ids": "segment_id",
+            "answering_segment_ids": "segment_id",
+        },
+        "training_examples": {
+            "qa_id": "qa_id",
+            "positive_segment_id": "segment_id",
+            "negative_segment_ids": "segment_id",
+        },
+        "question_results": {"query_id": "qa_id"},
+    }
+)
+"""Table to the columns, ids or lists of ids, by which its rows are known to come from a document."""
+UNTRACED_TABLES = frozenset({"boilerplate", "retrieval_evaluation", "champion_comparison", "deployment"})
+"""Tables whose rows come from no single document: figures, and lines that many documents share."""
 _TRAINED_ON = "trained_on"
-_LEAST_FRAGMENT = 12
-_PAGE = 500
-_DATA_VERSION = "dagster/data_version"
+_MIN_ANSWER_CHARACTERS = 12
+"""Shorter texts may occur in answers about other documents."""
+_ANSWER_COLUMNS = frozenset({"question", "answer", "text", "raw", *(f"{name}_justification" for name in CRITERIA)})
+"""Columns that hold words of the language model."""
 
 
 class ForgettingError(ValueError):
@@ -31,13 +73,13 @@ class ForgettingError(ValueError):
 
 @dataclass(frozen=True)
 class Traces:
-    """What a document left behind.
+    """Paths and ids of everything that was made from a document.
 
     Attributes:
         paths: its files.
         document_ids: its versions that no other file holds.
         segment_ids: their segments.
-        qa_ids: pairs that need one of them.
+        qa_ids: pairs whose question needs one of these versions.
     """
 
     paths: frozenset[str]
@@ -45,17 +87,27 @@ class Traces:
     segment_ids: frozenset[str]
     qa_ids: frozenset[str]
 
+    def values(self, identity: Identity) -> frozenset[str]:
+        """The paths or ids of that kind."""
+        kinds = {
+            "path": self.paths,
+            "document_id": self.document_ids,
+            "segment_id": self.segment_ids,
+            "qa_id": self.qa_ids,
+        }
+        return kinds[identity]
+
 
 @dataclass(frozen=True)
 class Forgotten:
     """What was removed.
 
     Attributes:
-        traces: what was looked for.
+        traces: paths and ids of the document.
         rows: table to rows removed.
         answers: stored answers of the language model removed.
         models: MLflow versions of the registered model that were trained on it; it is still in their weights.
-        unknown: versions of which it is not known what they were trained on.
+        unknown: versions whose training material is not recorded.
     """
 
     traces: Traces
@@ -70,8 +122,8 @@ def forget_document(
 ) -> Forgotten:
     """Remove a document's rows from every table, its batch manifests and the answers of the language model.
 
-    What is made over all batches is recorded as made anew from what is left, so that nothing is paid for again; the
-    next run follows from there. Vectors and reports, which a run makes again, go whole.
+    Every rewritten table is recorded as a new version made from its present inputs, so the next run makes nothing again
+    and nothing is paid for twice. All vectors, exports and reports are removed; a run makes them again.
 
     Args:
         name: its path relative to the documents folder, or a document id.
@@ -123,7 +175,7 @@ def find_traces(name: str, root: UPath) -> Traces:
 
 
 def remember_examples(root: UPath, examples: pl.DataFrame) -> None:
-    """Keep which segments a version of ``training_examples`` holds, so that a model's material is known later."""
+    """Store the ids in a version of ``training_examples``, by which models trained on a document are found."""
     used = examples.select(
         pl.concat_list("positive_segment_id", "negative_segment_ids").alias("segment_id"), "qa_id"
     ).explode("segment_id")
@@ -134,12 +186,12 @@ def remember_examples(root: UPath, examples: pl.DataFrame) -> None:
 def models_trained_on(
     traces: Traces, root: UPath, instance: dg.DagsterInstance
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """MLflow versions that were trained on the document, and those of which it is not known; oldest first."""
+    """MLflow versions that were trained on the document, and those whose training material is not recorded."""
     trained, unknown = [], []
-    for event in _materializations(instance, "finetuned_model"):
+    for event in materializations(instance, dg.AssetKey("finetuned_model")):
         version = event.metadata.get("mlflow_version")
         named = str(version.value) if version is not None else "unregistered"
-        examples = (event.tags or {}).get("dagster/input_data_version/training_examples", "")
+        examples = (event.tags or {}).get(f"{INPUT_DATA_VERSION}training_examples", "")
         try:
             used = pl.read_parquet(io.BytesIO(read_whole(root / _TRAINED_ON / f"{examples}.parquet")))
         except FileNotFoundError:
@@ -154,23 +206,23 @@ def models_trained_on(
 def _forget_rows(
     traces: Traces, root: UPath, instance: dg.DagsterInstance, assets: list[dg.AssetsDefinition]
 ) -> dict[str, int]:
-    """Rewrite every table without the rows, and record each as a new version; rows removed by table."""
+    """Rewrite every table without the document's rows and record its new version; return rows removed by table."""
     removed: dict[str, int] = {}
     for definition in assets:
         for key in sorted(definition.keys, key=str):
-            table = tables.TABLES.get(key.path[-1])
-            condition = _condition(table, traces) if table is not None else None
-            if table is None or condition is None:
+            name = key.path[-1]
+            if name not in TRACED_COLUMNS:
                 continue
+            table = tables.TABLES[name]
             for path, batch in _files(root, table):
                 frame = read_table(path, table)
-                kept = frame.filter(~condition)
-                if kept.height < frame.height:
-                    write_whole(path, _parquet(kept))
-                    removed[table.name] = removed.get(table.name, 0) + frame.height - kept.height
-                    _record(instance, definition, key, batch, kept=kept, removed=frame.height - kept.height)
-                elif instance.get_latest_materialization_event(key) is not None:
-                    _record(instance, definition, key, batch, kept=kept, removed=0)
+                left = frame.filter(~comes_from(name, traces))
+                count = frame.height - left.height
+                if count:
+                    write_whole(path, _parquet(left))
+                    removed[name] = removed.get(name, 0) + count
+                if count or instance.get_latest_materialization_event(key) is not None:
+                    _record(instance, definition, key, batch, left=left, removed=count)
     return removed
 
 
@@ -180,36 +232,33 @@ def _record(
     key: dg.AssetKey,
     batch: str | None,
     *,
-    kept: pl.DataFrame,
+    left: pl.DataFrame,
     removed: int,
 ) -> None:
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
             key,
             partition=batch,
-            description=f"a document was forgotten: {removed} rows removed",
+            description=f"a document was forgotten; rows removed: {removed}",
             metadata={
-                "dagster/row_count": kept.height,
+                "dagster/row_count": left.height,
                 "forgotten_rows": removed,
                 FINGERPRINT: fingerprint(instance, definition, key, batch),
             },
-            tags={_DATA_VERSION: tables.content_hash(kept)},
+            tags={DATA_VERSION: tables.content_hash(left)},
         )
     )
 
 
-def _condition(table: tables.Table, traces: Traces) -> pl.Expr | None:
-    """Which rows of a table came from the document; None: none can."""
-    columns = set(table.schema.names())
-    found: list[pl.Expr] = []
-    if table.key == ("path",):
-        found.append(pl.col("path").is_in(traces.paths))
-    known = (("document_id", traces.document_ids), ("qa_id", traces.qa_ids), ("query_id", traces.qa_ids))
-    found += [pl.col(name).is_in(ids) for name, ids in known if name in columns and table.key != ("path",)]
-    found += [pl.col("positive_segment_id").is_in(traces.segment_ids)] if "positive_segment_id" in columns else []
-    lists = ("segment_ids", "positive_segment_ids", "negative_segment_ids")
-    found += [_any_of(name, traces.segment_ids) for name in lists if name in columns]
-    return pl.any_horizontal(found) if found else None
+def comes_from(table: str, traces: Traces) -> pl.Expr:
+    """True for the rows of a table of :data:`TRACED_COLUMNS` that came from the document."""
+    schema = tables.TABLES[table].schema
+    return pl.any_horizontal(
+        _any_of(column, traces.values(identity))
+        if schema[column] == pl.List
+        else pl.col(column).is_in(traces.values(identity))
+        for column, identity in TRACED_COLUMNS[table].items()
+    )
 
 
 def _any_of(column: str, ids: frozenset[str]) -> pl.Expr:
@@ -218,31 +267,24 @@ def _any_of(column: str, ids: frozenset[str]) -> pl.Expr:
 
 
 def _forget_answers(traces: Traces, paths: Paths) -> int:
-    """Remove what the language model said about the document, known by the words that its rows hold."""
+    """Remove the language model's stored answers about the document, found by the words that its rows hold."""
     path = paths.store / "responses.sqlite"
     if not path.is_file():
         return 0
-    groups: set[tuple[str, ...]] = set()
+    texts: set[tuple[str, ...]] = set()
     for table in (tables.QA_PAIRS, tables.QA_SCORES, tables.DOCUMENT_ARTIFACTS, tables.REJECTED_PAIRS):
-        condition = _condition(table, traces)
-        if condition is None:
-            continue
-        rows = _whole(paths.root, table).filter(condition)
-        texts = [name for name, dtype in table.schema.items() if dtype == pl.String and name in _SAID]
-        for column in texts:
-            groups.update((text,) for text in rows[column] if len(text) >= _LEAST_FRAGMENT)
+        rows = _whole(paths.root, table).filter(comes_from(table.name, traces))
+        for column in _ANSWER_COLUMNS.intersection(table.schema.names()):
+            texts.update((text,) for text in rows[column] if len(text) >= _MIN_ANSWER_CHARACTERS)
     artifacts = _whole(paths.root, tables.DOCUMENT_ARTIFACTS).filter(pl.col("document_id").is_in(traces.document_ids))
-    # Artifacts are short; an answer that holds all of a document's is about it.
-    groups.update(tuple(own) for own in artifacts.group_by("document_id").agg("text")["text"].to_list())
+    # A single artifact is short; an answer that holds all of a document's artifacts is about it.
+    texts.update(tuple(own) for own in artifacts.group_by("document_id").agg("text")["text"].to_list())
     with ResponseStore(path) as responses:
-        return responses.remove_holding(groups)
-
-
-_SAID = frozenset({"question", "answer", "text", "raw", *(f"{name}_justification" for name in CRITERIA)})
+        return responses.remove_holding(texts)
 
 
 def _remove_derived(store: Path) -> None:
-    """Vectors, exports, reports and the weights that the last training left: what a run makes again."""
+    """Remove what a run makes again: vectors, exports, reports and the weights of the last training."""
     for folder in ("vectors", "exports", "reports", "models/finetuned_model/.work"):
         for path in sorted((store / folder).rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
@@ -269,14 +311,3 @@ def _parquet(frame: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     frame.write_parquet(buffer, compression="zstd")
     return buffer.getvalue()
-
-
-def _materializations(instance: dg.DagsterInstance, asset: str) -> Iterator[dg.AssetMaterialization]:
-    """Every materialization of an asset, newest first."""
-    cursor = None
-    while True:
-        page = instance.fetch_materializations(dg.AssetKey(asset), limit=_PAGE, cursor=cursor)
-        yield from (record.asset_materialization for record in page.records if record.asset_materialization)
-        if not page.has_more:
-            return
-        cursor = page.cursor

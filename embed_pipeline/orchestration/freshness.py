@@ -1,7 +1,7 @@
-"""Is an asset made from what is there now: code versions, fingerprints, and blocking checks that failed."""
+"""Whether an asset is current: code versions, fingerprints, and blocking checks that failed."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from types import MappingProxyType
 
@@ -22,7 +22,12 @@ from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.pair_sources import labels_version
 
 FINGERPRINT = "made_from"
-_PAGE = 1000
+"""Metadata of a materialization: the hash of what it was made from."""
+DATA_VERSION = "dagster/data_version"
+"""Dagster's tag of a materialization: the version of its content."""
+INPUT_DATA_VERSION = "dagster/input_data_version/"
+"""Dagster's tags of a materialization: this, then an input's name, hold the version of the input that it read."""
+_PAGE_EVENTS = 1000
 _PROMPTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "document_artifacts": ARTIFACT_PROMPTS,
@@ -32,7 +37,7 @@ _PROMPTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 # Steps that read the files of training_data.label_sets.
 _LABELLED = ("corpus", "qa_dataset", "hard_negatives")
-_KEPT_FRESH = ("corpus", "deployment")
+_WARNED_WHEN_OLD = ("corpus", "deployment")
 
 
 def fingerprint(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, key: dg.AssetKey, batch: str | None) -> str:
@@ -54,7 +59,7 @@ def fingerprint(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, key: 
 
 
 def is_current(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, batch: str | None) -> bool:
-    """True where every asset of the definition was made from what is there now."""
+    """True where every asset of the definition was made from its present inputs by its present code version."""
     return all(
         _recorded(instance, key, batch) == fingerprint(instance, assets, key, batch)
         for key in sorted(assets.keys, key=str)
@@ -62,29 +67,25 @@ def is_current(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, batch:
 
 
 def data_versions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str | None, str]:
-    """Newest data version of every partition; of an unpartitioned asset under None.
+    """Newest data version of every partition, or of an unpartitioned asset under None.
 
-    A batch that is no partition any more is left out.
+    Batches that are no longer partitions are left out.
     """
     batches = set(instance.get_dynamic_partitions(str(document_batches.name)))
     versions: dict[str | None, str] = {}
-    for record in _materializations(instance, key):
-        part = record.partition_key
-        version = (
-            (record.asset_materialization.tags or {}).get("dagster/data_version")
-            if record.asset_materialization
-            else None
-        )
+    for event in materializations(instance, key):
+        part, version = event.partition, (event.tags or {}).get(DATA_VERSION)
         if part not in versions and version and (part is None or part in batches):
             versions[part] = version
     return versions
 
 
-def _materializations(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterable[dg.EventLogRecord]:
+def materializations(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[dg.AssetMaterialization]:
+    """Every materialization of an asset, newest first."""
     cursor = None
     while True:
-        page = instance.fetch_materializations(key, limit=_PAGE, cursor=cursor)
-        yield from page.records
+        page = instance.fetch_materializations(key, limit=_PAGE_EVENTS, cursor=cursor)
+        yield from (record.asset_materialization for record in page.records if record.asset_materialization)
         if not page.has_more:
             return
         cursor = page.cursor
@@ -99,7 +100,7 @@ def _recorded(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str | None)
 
 
 def code_version(step: str, settings: Settings) -> str:
-    """What a step is made by, with the prompts and label files in play."""
+    """A step's code version: its method and settings, and the prompts and label files that it reads."""
     parts = [made_by(step, settings)]
     if step in _PROMPTS:
         parts.append(prompt_version(*_PROMPTS[step]))
@@ -109,19 +110,20 @@ def code_version(step: str, settings: Settings) -> str:
 
 
 def with_settings(assets: dg.AssetsDefinition, settings: Settings) -> dg.AssetsDefinition:
-    """``assets``, one step, with its code version, and a freshness policy where the UI warns of what is old."""
+    """``assets`` (one step) with its code version, and a freshness policy where the UI is to warn of old data."""
     version = code_version(assets.op.name, settings)
     days = settings.orchestration.fresh_days
     fresh = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=2 * days), warn_window=timedelta(days=days))
     return assets.map_asset_specs(
         lambda spec: spec.replace_attributes(
-            code_version=version, freshness_policy=fresh if spec.key.to_user_string() in _KEPT_FRESH else None
+            code_version=version,
+            freshness_policy=fresh if spec.key.to_user_string() in _WARNED_WHEN_OLD else None,
         )
     )
 
 
 def failed_gates(instance: dg.DagsterInstance, graph: AssetGraph, keys: Collection[dg.AssetKey]) -> list[str]:
-    """The blocking checks of ``keys`` that failed when they ran last, a sentence each, in order of their names."""
+    """The blocking checks of ``keys`` that failed in their last run, a sentence each, in order of their names."""
     found = []
     for check in sorted(graph.asset_check_keys, key=str):
         if check.asset_key in keys and graph.get_check_spec(check).blocking:

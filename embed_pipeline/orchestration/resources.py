@@ -1,4 +1,4 @@
-"""What assets are given besides their inputs, and the Dagster instance that commands record their runs in."""
+"""The MLflow resource of the assets, and the Dagster instance that records the runs of commands."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,11 @@ import dagster as dg
 import yaml
 
 from embed_pipeline.lineage import Model
+from embed_pipeline.orchestration.freshness import INPUT_DATA_VERSION, materializations
 from embed_pipeline.settings import Settings
 from embed_pipeline.storage import write_whole
 from embed_pipeline.tracking import Tracker
 
-_INPUT = "dagster/input_data_version/"
-_EVENT_PAGE = 200
 _CONFIG = "dagster.yaml"
 
 
@@ -44,19 +43,17 @@ def newest_metadata(instance: dg.DagsterInstance, asset: str, name: str) -> str 
 def trained_models(instance: dg.DagsterInstance, registered_model: str) -> list[Model]:
     """Every registered version of the model, with the data versions that it was trained on, oldest first."""
     found: list[Model] = []
-    cursor = None
-    while True:
-        page = instance.fetch_materializations(dg.AssetKey("finetuned_model"), limit=_EVENT_PAGE, cursor=cursor)
-        for record in page.records:
-            event = record.asset_materialization
-            version = event.metadata.get("mlflow_version") if event else None
-            if event and version is not None:
-                tags = event.tags or {}
-                used = {n.removeprefix(_INPUT): v for n, v in tags.items() if n.startswith(_INPUT)}
-                found.append(Model(registered_model, str(version.value), used))
-        if not page.has_more:
-            return found[::-1]
-        cursor = page.cursor
+    for event in materializations(instance, dg.AssetKey("finetuned_model")):
+        version = event.metadata.get("mlflow_version")
+        if version is not None:
+            tags = (event.tags or {}).items()
+            inputs = {
+                name.removeprefix(INPUT_DATA_VERSION): data_version
+                for name, data_version in tags
+                if name.startswith(INPUT_DATA_VERSION)
+            }
+            found.append(Model(registered_model, str(version.value), inputs))
+    return found[::-1]
 
 
 def open_instance(store: Path) -> dg.DagsterInstance:

@@ -1,4 +1,4 @@
-"""Running a stage as its command does, for what is not current; runs of commands that were killed are closed."""
+"""Runs a stage for the assets that are not current, as its command does, and closes runs of killed commands."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,12 +30,12 @@ _UNFINISHED = [
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - an outcome, named as the commands speak of it
-    """A step or a blocking check of a stage failed; the message is its own words."""
+    """A step or a blocking check of a stage failed; the message is the one that it gave."""
 
 
 @dataclass
 class StageOutcome:
-    """What a stage's command did: assets made and assets that were current already, ``asset`` or ``asset[batch]``."""
+    """Which assets a command made and which were current already, as ``asset`` or ``asset[batch]``."""
 
     made: list[str] = field(default_factory=list)
     current: list[str] = field(default_factory=list)
@@ -48,27 +48,29 @@ class StageRunner:
         self._definitions = definitions
         self._instance = instance
         self._settings = settings
-        # As the settings want them, with their code versions.
+        # With the code versions that the settings give them.
         self._stages = {
             stage: [definitions.resolve_assets_def(min(assets.keys)) for assets in group]
             for stage, group in STAGES.items()
         }
 
     def run(self, stage: str, *, force: bool = False, config: Mapping[str, Any] | None = None) -> StageOutcome:
-        """Materialize what is not current of ``stage``, in one run of its job (for sdg: one for each batch, then one).
+        """Materialize the assets of ``stage`` that are not current, in one run of its job.
+
+        For sdg there is a run for each document batch before.
 
         Args:
             stage: a key of :data:`STAGES`.
-            force: make everything again; the training, too, where its weights are still there.
+            force: make everything again; train again even where the weights are still there.
             config: asset name to its run configuration.
 
         Raises:
-            StageFailed: an input is not there or its blocking check failed, a step failed, or a blocking check did.
-            CorpusError: the documents folder gives nothing to work on.
+            StageFailed: an input is missing or its blocking check failed, or a step or a blocking check fails.
+            CorpusError: the documents folder holds nothing that can be read.
         """
         outcome = StageOutcome()
         config = {**({"finetuned_model": {"anew": True}} if force else {}), **(config or {})}
-        with self._alone():
+        with self._locked_store():
             if stage == "sdg":
                 self._add_batches()
             self._check_inputs(stage)
@@ -100,15 +102,11 @@ class StageRunner:
         force: bool,
         config: Mapping[str, Any],
     ) -> None:
-        """Run the job for the assets that are not current, and those of the stage that read them."""
-        stale: set[dg.AssetKey] = set()
-        for definition in assets:
-            reads_stale = any(stale & definition.asset_deps[key] for key in definition.keys)
-            needed = force or reads_stale or not is_current(self._instance, definition, batch)
-            done = outcome.made if needed or self._failed(definition) else outcome.current
-            done += [key.to_user_string() + (f"[{batch}]" if batch else "") for key in sorted(definition.keys, key=str)]
-            if done is outcome.made:
-                stale |= definition.keys
+        """Run the stage's job for the stale assets of ``assets``, and note in ``outcome`` which were made."""
+        stale = {key for definition in assets for key in definition.keys} if force else self._stale(assets, batch)
+        for key in (key for definition in assets for key in sorted(definition.keys, key=str)):
+            named = outcome.made if key in stale else outcome.current
+            named.append(key.to_user_string() + (f"[{batch}]" if batch else ""))
         if not stale:
             return
         names = {key.to_user_string() for key in stale}
@@ -129,8 +127,17 @@ class StageRunner:
         if not result.success:
             raise StageFailed(_explain(result))
 
+    def _stale(self, assets: Sequence[dg.AssetsDefinition], batch: str | None) -> set[dg.AssetKey]:
+        """Assets that are not current or whose blocking check failed, and those of ``assets`` that read them."""
+        stale: set[dg.AssetKey] = set()
+        for definition in assets:
+            reads_stale = any(stale & definition.asset_deps[key] for key in definition.keys)
+            if reads_stale or not is_current(self._instance, definition, batch) or self._failed(definition):
+                stale |= definition.keys
+        return stale
+
     def _check_inputs(self, stage: str) -> None:
-        """Refuse to go on from an asset that is missing or whose blocking check failed."""
+        """Refuse to start from an asset that is missing or whose blocking check failed."""
         group = self._stages[stage]
         own = {key for definition in group for key in definition.keys}
         for definition in self._before(stage):
@@ -148,7 +155,7 @@ class StageRunner:
         return [definition for name in names[: names.index(stage)] for definition in self._stages[name]]
 
     def _failed(self, definition: dg.AssetsDefinition) -> str:
-        """The blocking checks of the definition's assets that failed when they ran last, in words; empty: none."""
+        """The blocking checks that failed in their last run on the definition's assets, in words; empty: none."""
         graph = self._definitions.resolve_asset_graph()
         return "; ".join(failed_gates(self._instance, graph, definition.keys))
 
@@ -170,7 +177,7 @@ class StageRunner:
         return rows
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked_store(self) -> Iterator[None]:
         store = self._settings.paths.store
         store.mkdir(parents=True, exist_ok=True)
         lock = FileLock(store / ".lock")
@@ -184,7 +191,7 @@ class StageRunner:
 
 
 def _explain(result: dg.ExecuteInProcessResult) -> str:
-    """Why a run failed, in the failing steps' own words."""
+    """Why a run failed, in the words of the steps that failed."""
     checks = [
         failed_check(e.check_name, e.asset_key, e.description)
         for e in result.get_asset_check_evaluations()
@@ -210,17 +217,17 @@ def command_tags(stage: str, store: Path) -> dict[str, str]:
 
 
 def close_abandoned(instance: dg.DagsterInstance, store: Path) -> list[str]:
-    """Record as failed the runs of commands on this store that have not ended, and return their ids.
+    """Record as failed the unfinished runs of commands on this store, and return their ids.
 
-    What ended runs still hold of the pools (one step at a time asks the LLM, one uses the GPU) is given back.
+    Slots of the pools (one step at a time asks the LLM, one uses the GPU) that ended runs still hold are freed.
 
-    Only for who holds the store's lock: then no command is at work on it, and such a run has no process any more.
+    The caller holds the store's lock: no other command is running on it, so these runs have no process any more.
     """
     wanted = dg.RunsFilter(statuses=_UNFINISHED, tags={_STORE_TAG: str(store.resolve())})
     closed = []
     for run in instance.get_runs(filters=wanted):
         if COMMAND_TAG in run.tags:
-            instance.report_run_failed(run, "the command that executed it ended without a word; run it again")
+            instance.report_run_failed(run, "the command running it exited unexpectedly; run it again")
             logger.warning("run %s of %s was abandoned; it is recorded as failed", run.run_id, run.job_name)
             closed.append(run.run_id)
     _free_slots_of_ended_runs(instance)
@@ -228,7 +235,7 @@ def close_abandoned(instance: dg.DagsterInstance, store: Path) -> list[str]:
 
 
 def pool_holders(instance: dg.DagsterInstance, pools: Iterable[str]) -> dict[str, list[str]]:
-    """Pool to the runs whose steps are in it now; a step of another run waits for them."""
+    """Pool to the runs whose steps hold its slots; a step of another run waits for them."""
     storage = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return {}
@@ -237,7 +244,7 @@ def pool_holders(instance: dg.DagsterInstance, pools: Iterable[str]) -> dict[str
 
 
 def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
-    """Give back what ended runs still hold of the pools: a killed step never did, and the next would wait for it."""
+    """Free the pool slots of ended runs: a killed step never freed its own, and the next step would wait for it."""
     storage = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return

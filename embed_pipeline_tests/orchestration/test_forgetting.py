@@ -9,6 +9,8 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from embed_pipeline import tables
+from embed_pipeline.orchestration import forgetting
 from embed_pipeline_tests.project import small_project, well_behaved
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
 
@@ -42,7 +44,6 @@ def holding(project, words):
 
 def test_a_document_is_forgotten_everywhere(prepared):
     from embed_pipeline.definitions import build_definitions
-    from embed_pipeline.orchestration.forgetting import ForgettingError, forget_document
     from embed_pipeline.orchestration.freshness import with_settings
     from embed_pipeline.orchestration.jobs import all_assets
     from embed_pipeline.orchestration.resources import open_instance
@@ -66,12 +67,12 @@ def test_a_document_is_forgotten_everywhere(prepared):
             instance.report_runless_asset_event(
                 dg.AssetMaterialization("finetuned_model", metadata={"mlflow_version": name}, tags=tags)
             )
-        with pytest.raises(ForgettingError, match=r"topic-03.md is still in .*: remove it first"):
-            forget_document("topic-03.md", settings, instance, assets)
-        with pytest.raises(ForgettingError, match="no document 'absent.md' is stored"):
-            forget_document("absent.md", settings, instance, assets)
+        with pytest.raises(forgetting.ForgettingError, match=r"topic-03.md is still in .*: remove it first"):
+            forgetting.forget_document("topic-03.md", settings, instance, assets)
+        with pytest.raises(forgetting.ForgettingError, match="no document 'absent.md' is stored"):
+            forgetting.forget_document("absent.md", settings, instance, assets)
         (project.documents / "topic-03.md").unlink()
-        result = forget_document("topic-03.md", settings, instance, assets)
+        result = forgetting.forget_document("topic-03.md", settings, instance, assets)
         assert (result.models, result.unknown) == (("2",), ("1",))
         assert result.rows["documents"] == 1
         assert result.rows["segments"] == segments.height
@@ -87,18 +88,47 @@ def test_a_document_is_forgotten_everywhere(prepared):
     assert set(project.table("corpus")["path"]) == {f"topic-{n:02d}.md" for n in range(12) if n != 3}
 
 
-def test_a_text_that_another_file_holds_stays(prepared):
-    from embed_pipeline.orchestration.forgetting import find_traces
+def test_every_table_says_how_its_rows_are_forgotten():
+    traced = forgetting.TRACED_COLUMNS.keys()
+    assert not traced & forgetting.UNTRACED_TABLES
+    assert traced | forgetting.UNTRACED_TABLES == tables.TABLES.keys()
 
+
+@pytest.mark.parametrize("name", sorted(tables.TABLES))
+def test_no_list_of_segments_escapes(name):
+    lists = {column for column in tables.TABLES[name].schema if column.endswith("segment_ids")}
+    assert lists <= forgetting.TRACED_COLUMNS.get(name, {}).keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [(name, column) for name, columns in forgetting.TRACED_COLUMNS.items() for column in columns],
+)
+def test_each_traced_column_finds_the_rows_of_the_document(name, column):
+    kind = forgetting.TRACED_COLUMNS[name][column]
+    ids = {one: frozenset({one}) for one in ("path", "document_id", "segment_id", "qa_id")}
+    traces = forgetting.Traces(ids["path"], ids["document_id"], ids["segment_id"], ids["qa_id"])
+    schema = tables.TABLES[name].schema
+
+    def row(value: str) -> dict[str, object]:
+        # The other traced columns hold the ids of another document.
+        others = dict.fromkeys(forgetting.TRACED_COLUMNS[name], "another")
+        return {one: [text] if schema[one] == pl.List else text for one, text in {**others, column: value}.items()}
+
+    frame = pl.DataFrame([row("another"), row(kind)], schema_overrides=schema, strict=False)
+    assert frame.select(forgetting.comes_from(name, traces)).to_series().to_list() == [False, True]
+
+
+def test_a_text_that_another_file_holds_stays(prepared):
     project, _ = prepared
     documents = project.table("documents")
     path = min((project.store / "tables" / "documents").glob("*.parquet"))
     double = documents.filter(pl.col("path") == "topic-01.md").with_columns(path=pl.lit("copy.md"))
     whole = pl.read_parquet(path)
     pl.concat([whole, double]).write_parquet(path)
-    traces = find_traces("copy.md", project.store)
+    traces = forgetting.find_traces("copy.md", project.store)
     whole.write_parquet(path)
     assert traces.paths == {"copy.md"}
     assert not traces.document_ids
     assert not traces.segment_ids
-    assert find_traces(documents["document_id"][0], project.store).paths == {documents["path"][0]}
+    assert forgetting.find_traces(documents["document_id"][0], project.store).paths == {documents["path"][0]}
