@@ -4,7 +4,7 @@ PORT ?= 3000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test ui check lint format install constraints methods
+.PHONY: demo test test-fast ui check lint format install constraints methods
 
 demo: install  ## sample documents to a tuned, exported, verified model
 	$(BIN)/embed-pipeline sample python
@@ -12,6 +12,9 @@ demo: install  ## sample documents to a tuned, exported, verified model
 
 test: install  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-fast: install  ## the tests that take under 1.5 seconds each
+	$(BIN)/python -m pytest -m "not slow"
 
 ui: install  ## Dagster's web UI on this project
 	$(BIN)/embed-pipeline ui --port $(PORT)

@@ -7,7 +7,8 @@ Both get the same texts and vectors, so only mining is timed: search, rules, res
 interleaved in one process and the ratio of the medians is what counts. The peer runs in both of its forms, torch and
 faiss; ours is compared with the faster. Negatives are compared where the rules coincide: 95 % ceiling, candidates
 down to rank 100, the most similar ones, no near-duplicate rule. Peak extra memory is that of a fresh process over its
-level before the call, libraries loaded. Results go to ``benchmarks/results/mining.json``.
+level before the call, libraries loaded. Exact search alone is compared with faiss's flat index. Results go to
+``benchmarks/results/mining.json``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
 import polars as pl
 
 from embed_pipeline import tables
+from embed_pipeline.embedding.search import search
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.negatives import mine_hard_negatives
 
@@ -249,6 +251,32 @@ def growth(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def compare_search(rounds: int) -> dict[str, Any]:
+    """Median seconds of exact search and of faiss's flat index for 2,000 queries, and the share of equal places."""
+    import faiss
+
+    task = random_task(2_000, 100_000)
+    queries, corpus = task.question_vectors, task.passage_vectors
+
+    def flat() -> np.ndarray:
+        index = faiss.IndexFlatIP(corpus.shape[1])
+        index.add(corpus)
+        return index.search(queries, RANGE_MAX)[1]
+
+    runs = {"ours": lambda: search(queries, corpus, RANGE_MAX).indices, "faiss": flat}
+    found = {system: run() for system, run in runs.items()}
+    seconds: dict[str, list[float]] = {system: [] for system in runs}
+    for _ in range(rounds):
+        for system, run in runs.items():
+            started = time.perf_counter()
+            run()
+            seconds[system].append(time.perf_counter() - started)
+    return {
+        "seconds": {system: round(statistics.median(values), 3) for system, values in seconds.items()},
+        "same_places": round(float((found["ours"] == found["faiss"]).mean()), 6),
+    }
+
+
 def measure_memory(system: str, source: Sequence[str]) -> float:
     """Peak extra memory of one call in a fresh process, MB (Linux)."""
     command = [sys.executable, __file__, "--memory-of", system, *source]
@@ -311,6 +339,8 @@ def main() -> None:
             source = ["--passages", str(row["passages"])]
             row["peak_extra_mb"] = {system: round(measure_memory(system, source)) for system in SYSTEMS}
             print(f"{row['passages']} passages, peak extra MB: {row['peak_extra_mb']}", flush=True)
+        outcome["search"] = compare_search(arguments.rounds)
+        print(f"search: {outcome['search']}", flush=True)
     RESULTS.write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
 
 
