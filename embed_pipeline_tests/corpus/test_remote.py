@@ -199,7 +199,7 @@ def s3() -> Iterator[str]:
 
 
 def test_s3_is_listed_by_the_page_and_read(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_PAGE", 3)
+    monkeypatch.setattr(remote, "_LISTING_PAGE", 3)
     system = fsspec.filesystem("s3")
     system.mkdir("shelf")
     for name in ("a.md", "deep/b.md", "c.md", "deep/er/d.txt", "e.png", ".hidden/f.md"):

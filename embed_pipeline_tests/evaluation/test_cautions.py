@@ -1,3 +1,5 @@
+"""Cautions."""
+
 from __future__ import annotations
 
 import numpy as np

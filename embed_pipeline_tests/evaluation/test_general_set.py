@@ -1,3 +1,5 @@
+"""The general questions."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The report."""
+
 from __future__ import annotations
 
 import re

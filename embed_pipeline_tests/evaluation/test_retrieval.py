@@ -1,3 +1,5 @@
+"""The comparison of base and tuned model."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -92,7 +94,7 @@ def test_readers_are_warned(comparison: Comparison) -> None:
     text = "\n".join(comparison.warnings)
     assert "generated: only 6 questions" in text
     assert "occur in the passage that answers them" in text
-    assert "embedded again" in text
+    assert "embed the whole corpus again" in text
     assert "no questions written by people" not in text
 
 

@@ -1,3 +1,5 @@
+"""Intervals and verdicts."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -78,7 +78,7 @@ def test_a_full_queue_is_a_429_with_retry_after_and_the_rest_is_answered(bundle)
 @pytest.mark.parametrize(("computes_padding", "batches"), [(True, [[5], [54]]), (False, [[5, 54]])])
 def test_texts_of_any_length_share_a_batch_where_padding_costs_nothing(bundle, monkeypatch, computes_padding, batches):
     monkeypatch.setattr(OnnxBackend, "computes_padding", computes_padding)
-    with running(bundle, threads=1) as served, gated(served.service) as gate, ThreadPoolExecutor(2) as threads:
+    with running(bundle, cores=1) as served, gated(served.service) as gate, ThreadPoolExecutor(2) as threads:
         first = threads.submit(served.embed, "in")
         eventually(lambda: gate.batches == [[5]])
         second = threads.submit(served.embed, ["in", "of " * 50])

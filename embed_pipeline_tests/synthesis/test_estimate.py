@@ -92,7 +92,7 @@ def test_the_embedded_model_costs_time_alone(encoder: Encoder, tmp_path: Path) -
     settings = Settings.model_validate(
         {
             "paths": {"store": tmp_path / "store"},
-            "llm": {"gguf_path": gguf, "threads": 2, **PRICES},
+            "llm": {"gguf_path": gguf, "server_threads": 2, **PRICES},
             "synthesis": {"multi_hop_share": 0},
         }
     )
@@ -101,7 +101,7 @@ def test_the_embedded_model_costs_time_alone(encoder: Encoder, tmp_path: Path) -
     assert predicted.total.cost == 0
     assert 0 < predicted.total.seconds < 10
     assert predicted.total.prompt_tokens > 10 * 300, "whole prompts are counted"
-    single = settings.model_copy(update={"llm": settings.llm.model_copy(update={"threads": 1})})
+    single = settings.model_copy(update={"llm": settings.llm.model_copy(update={"server_threads": 1})})
     assert _estimate(single, encoder).total.seconds == pytest.approx(2 * predicted.total.seconds, rel=0.05)
     assert not settings.paths.store.exists()
 

@@ -137,7 +137,7 @@ def test_an_endpoint_that_fails_stops_the_run_early(make_settings: MakeSettings,
     long = {f"p{n}": f"Paragraph {n} says that valve {n} is opened by hand." for n in range(200)}
     with stub_endpoint(lambda _: Status(500)) as stub:
         settings = make_settings(stub.base_url, llm={"max_attempts": 2, "max_concurrency": 4}, multi_hop_share=0)
-        with pytest.raises(TooManyFailures, match="run the same command to go on"):
+        with pytest.raises(TooManyFailures, match="run the same command to resume"):
             _generate(settings, encoder, material.segments(long))
     assert len(stub.requests) < 40
 

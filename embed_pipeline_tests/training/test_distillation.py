@@ -1,3 +1,5 @@
+"""The teachers' scores, and the loss that follows them."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""The contrastive loss, with and without cached gradients."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The record of a training."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Examples as batches."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Mixtures and means of weights."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Dev measurements, and what is decided by them."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,7 +9,7 @@ import pytest
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.settings import Embedding
-from embed_pipeline.training.supervisor import DevMeasure
+from embed_pipeline.training.supervisor import DevMeasure, best_step, stalled
 from embed_pipeline.training.task import TrainingError
 from embed_pipeline_tests.training import small
 
@@ -34,3 +36,12 @@ def test_an_answer_outside_the_corpus_is_refused() -> None:
     dev = QuerySet("dev", queries={"a": "x"}, qrels={"a": {"nowhere": 1}})
     with pytest.raises(TrainingError, match="'nowhere'"):
         DevMeasure(dev, small.corpus(), seed=1)
+
+
+def test_the_base_wins_only_where_it_beats_every_step_and_stalling_is_counted_from_the_best() -> None:
+    assert best_step([(0, 0.5), (2, 0.5), (4, 0.5)]) == 2
+    assert best_step([(0, 0.6), (2, 0.5), (4, 0.55)]) == 0
+    assert best_step([]) is None
+    curve = [(0, 0.1), (2, 0.5), (4, 0.4), (6, 0.4), (8, 0.4), (10, 0.4)]
+    assert stalled(curve)
+    assert not stalled(curve[:-1])
