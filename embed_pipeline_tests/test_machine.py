@@ -32,7 +32,7 @@ def test_a_container_uses_no_more_cores_than_its_quota(tmp_path: Path, quota: st
 
 
 def test_the_embedded_language_model_keeps_to_the_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embed_pipeline.machine.usable_cores", lambda: 3)
+    monkeypatch.setattr("embed_pipeline.llm.embedded.usable_cores", lambda: 3)
     assert (lay_out(8, "all", 1).servers, lay_out(8, "all", 2_000_000_000).threads) == (3, 3)
 
 
