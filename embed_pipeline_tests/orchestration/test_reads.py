@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,13 @@ import pytest
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
 from embed_pipeline.definitions import build_definitions
+from embed_pipeline.orchestration.assets.deploy import champion_comparison
 from embed_pipeline.orchestration.jobs import STAGES
 from embed_pipeline.orchestration.partitions import document_batches
 from embed_pipeline.orchestration.resources import open_instance
 from embed_pipeline.orchestration.runs import StageRunner
+from embed_pipeline.release.manifest import MANIFEST_FILE
+from embed_pipeline.release.releases import promote
 from embed_pipeline.settings import PARTS, Group, Setting, Settings, load_settings
 from embed_pipeline_tests.project import small_project, well_behaved
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
@@ -87,6 +91,8 @@ def make(
     assert result.success
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_what_a_step_reads_is_declared_and_another_adapter_trains_no_step(
     watch: Watch, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -100,7 +106,7 @@ def test_what_a_step_reads_is_declared_and_another_adapter_trains_no_step(
             gates__max_labelled_loss="1",
             gates__min_champion_gain="-1",
             adapter__share="0",
-            training_data__judge_negatives="true",
+            training_data__num_negatives="2",
         )
         for name, value in project.environment.items():
             monkeypatch.setenv(name, value)
@@ -115,20 +121,25 @@ def test_what_a_step_reads_is_declared_and_another_adapter_trains_no_step(
                 for batch in batches if assets.partitions_def else [None]:
                     with watch.over(assets.op.name):
                         make(definitions, instance, assets, batch)
-            # A second release is held against the first; only the adapter is another.
+            # Under another name, the release that is served is one that the new one is held against.
+            releases = project.store / "release"
+            served = (releases / "current").read_text().strip()
+            shutil.copytree(releases / served, releases / "v0-before")
+            manifest = releases / "v0-before" / MANIFEST_FILE
+            manifest.write_text(manifest.read_text().replace(f'"{served}"', '"v0-before"'))
+            promote(settings.paths, "v0-before")
+            with watch.over("champion_comparison"):
+                make(definitions, instance, champion_comparison, None)
             monkeypatch.setenv("EMBED_PIPELINE_ADAPTER__SHARE", "0.5")
             settings = load_settings()
             definitions = build_definitions(settings)
+            runner = StageRunner(definitions, instance, settings)
             with caplog.at_level(logging.INFO, "embed_pipeline"):
-                for stage in ("finetune", "eval", "export", "deploy"):
-                    for assets in STAGES[stage]:
-                        with watch.over(assets.op.name):
-                            make(definitions, instance, assets, None)
+                assert runner.run("finetune").made == ["finetuned_model"]
             assert "is trained already" in caplog.text
+            assert runner.run("finetune").made == []
             caplog.clear()
             with caplog.at_level(logging.INFO, "embed_pipeline"):
-                runner = StageRunner(definitions, instance, settings)
-                assert runner.run("finetune").made == []
                 assert runner.run("finetune", force=True).made == ["finetuned_model"]
             assert "is trained already" not in caplog.text
     undeclared = {
