@@ -92,6 +92,7 @@ def test_a_folder_without_end_is_given_up_at_the_limit(folder: Path, monkeypatch
     assert next(looked_at) == 51
 
 
+@pytest.mark.slow
 def test_a_tree_of_a_million_files_is_stopped_before_it_fills_memory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def bomb(megabytes: int) -> bytes:
     return docx(_DOCUMENT.replace("three bar", "a" * (megabytes * 1_000_000)))
 
 
+@pytest.mark.slow
 def test_an_archive_that_unpacks_to_too_much_is_never_unpacked(office):
     content = bomb(300)
     assert len(content) < 1_000_000
@@ -135,6 +136,7 @@ def test_an_archive_that_unpacks_to_too_much_is_never_unpacked(office):
     assert psutil.Process().memory_info().rss - before < 256_000_000
 
 
+@pytest.mark.slow
 def test_a_conversion_that_takes_too_much_memory_ends_and_the_next_is_read():
     paragraph = "<w:p><w:r><w:t>A valve.</w:t></w:r></w:p>"
     large = docx(_DOCUMENT.replace("</w:body>", paragraph * 400_000 + "</w:body>"))
@@ -144,6 +146,7 @@ def test_a_conversion_that_takes_too_much_memory_ends_and_the_next_is_read():
         assert "valve" in reader.read("b.docx", docx())
 
 
+@pytest.mark.slow
 def test_a_conversion_that_takes_too_long_is_ended_and_the_next_is_read(monkeypatch):
     with OfficeReader(Corpus(conversion_seconds=60)) as reader:
         reader.read("a.docx", docx())
@@ -158,6 +161,7 @@ def test_a_conversion_that_takes_too_long_is_ended_and_the_next_is_read(monkeypa
         assert "valve" in reader.read("b.docx", docx())
 
 
+@pytest.mark.slow
 def test_a_conversion_process_that_dies_is_started_again():
     with OfficeReader(Corpus()) as reader:
         reader.read("a.docx", docx())

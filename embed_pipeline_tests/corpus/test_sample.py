@@ -19,6 +19,7 @@ def written(tmp_path_factory) -> list[Path]:
     return sample.write_sample("python", tmp_path_factory.mktemp("documents"))
 
 
+@pytest.mark.slow
 def test_every_topic_is_written_under_its_name(written):
     assert [path.name for path in written] == [f"{topic}.md" for topic in sorted(topics)]
     assert {path.parent.name for path in written} == {"python-reference"}

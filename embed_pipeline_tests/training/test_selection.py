@@ -32,6 +32,7 @@ def measure(folder: Path, settings: Settings) -> float:
     return dev(load_model(folder, settings.embedding), settings.embedding)
 
 
+@pytest.mark.slow
 def test_several_seeds_give_the_best_of_them_or_their_mean(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, num_runs=3)
     given = task(tmp_path / "work", settings)
@@ -53,6 +54,7 @@ def test_several_seeds_give_the_best_of_them_or_their_mean(tiny_model: Path, tmp
     assert measure(tmp_path / "tuned", settings) == pytest.approx(result.dev_ndcg_10)
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_later_steps_wins_only_where_it_does_better_on_dev(tiny_model: Path, tmp_path: Path) -> None:
     values = {}
     for average in (True, False):
@@ -98,6 +100,7 @@ def test_a_model_that_forgot_is_mixed_with_its_base_and_the_record_says_so(
         torch.testing.assert_close(tensor, base[name] + share * (tuned[name] - base[name]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_general_questions_are_scored_before_and_after(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, epochs=1)
     settings = settings.model_copy(update={"forgetting": settings.forgetting.model_copy(update={"questions": 20})})

@@ -55,6 +55,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_repeats_itself_and_keeps_the_best_weights(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, epochs=4)
     first, weights = train(tmp_path / "a", settings)
@@ -94,6 +95,7 @@ def test_the_seed_changes_the_weights(tiny_model: Path, tmp_path: Path) -> None:
     assert not same(weights, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop_at", "checkpoint", "with_dev"), [(1, None, False), (5, 4, True), (8, 6, False)])
 def test_killed_training_resumes_to_the_same_loss_and_weights(
     tiny_model: Path, tmp_path: Path, *, stop_at: int, checkpoint: int | None, with_dev: bool
@@ -174,6 +176,7 @@ def test_a_loss_that_is_nan_stops_with_the_step_and_the_last_good_checkpoint(
     assert not (tmp_path / "tuned").exists()
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradients(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +265,7 @@ def store(root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return load_settings()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_what_they_trained_is_taken_up(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +300,7 @@ def test_two_processes_train_and_what_they_trained_is_taken_up(
     assert (work_folder(settings) / f"winner-{settings.seed}").exists(), "for another adapter"
 
 
+@pytest.mark.slow
 def test_a_failing_process_and_a_missing_table_are_named(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
