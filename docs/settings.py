@@ -30,6 +30,9 @@ among them, the linear adapter and the guard against forgetting are made again i
 """
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 UNITS = {
+    "per_million_prompt_tokens": "currency",
+    "per_million_completion_tokens": "currency",
+    "cost": "currency",
     "seconds": "seconds",
     "days": "days",
     "megabytes": "MB",

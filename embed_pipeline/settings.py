@@ -429,7 +429,7 @@ class TrainingData(Group):
 class Embedding(Group):
     """The base encoder, and how texts are encoded for mining and evaluation."""
 
-    model: str = decides("packaged", *_ENCODED, "retrieval_evaluation", "base_onnx_model")
+    model: str = decides("packaged", *_ENCODED, "retrieval_evaluation", "onnx_model", "base_onnx_model")
     """Base model: ``packaged`` (all-MiniLM-L6-v2 from its wheel), a sentence-transformers folder, or a hub name."""
     query_prefix: str = decides("auto", *_ENCODED, *_MEASURED, *_EXPORTED)
     """Text before every query; auto: what the model's own configuration says."""

@@ -37,6 +37,10 @@ GATES = {
     ("onnx_precisions", "release.min_fp16_cosine"),
     ("onnx_precisions", "release.max_int8_ndcg_delta"),
     ("deployment", "release.min_fp16_cosine"),
+    # A deployment sets these three itself, in a copy of the group.
+    ("deployment", "embedding.precision"),
+    ("deployment", "embedding.query_prefix"),
+    ("deployment", "embedding.passage_prefix"),
 }
 
 
