@@ -57,6 +57,7 @@ def test_rooms_do_not_know_the_orchestration():
         assert "embed_pipeline.orchestration" not in path.read_text(encoding="utf-8"), path
 
 
+@pytest.mark.slow
 def test_the_code_location_loads_nothing_heavy(tmp_path):
     # Code servers hold it and every step process repeats it.
     script = f"import sys, embed_pipeline.definitions; print([m for m in {HEAVY!r} if m in sys.modules])"

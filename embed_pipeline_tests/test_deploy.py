@@ -92,6 +92,7 @@ def as_words(command):
     return command[2].removeprefix("exec ").split() if command[:2] == ["sh", "-c"] else command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", {" ".join(as_words(command)): as_words(command) for command in commands()}.values(), ids=" ".join
 )

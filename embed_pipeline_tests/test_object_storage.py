@@ -22,6 +22,7 @@ from embed_pipeline_tests.project import Project, small_project, well_behaved
 from embed_pipeline_tests.serving.endpoint import changed, eventually
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
 
+pytestmark = pytest.mark.slow
 PATHS = Paths(assets=f"s3://{BUCKET}/handbook")
 
 

@@ -22,6 +22,7 @@ from embed_pipeline_tests.manuals import MANUALS
 from embed_pipeline_tests.project import Project, small_project, well_behaved, write_document
 from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
 
+pytestmark = pytest.mark.slow
 KEY = "sk-test-4f9d1c7be2"
 TABLES = ("documents", "segments", "document_artifacts", "qa_pairs", "qa_scores", "corpus", "qa_dataset",
           "qa_decisions", "dataset_split", "hard_negatives", "training_examples")  # fmt: skip

@@ -317,6 +317,7 @@ def following(instance):
     return Following(instance)
 
 
+@pytest.mark.slow
 def test_the_cheap_stages_follow_a_batch(following):
     following.tick()
     following.batch("00001-a")
@@ -324,6 +325,7 @@ def test_the_cheap_stages_follow_a_batch(following):
     assert following.tick() == set(), "asked for once"
 
 
+@pytest.mark.slow
 def test_a_batch_that_came_while_the_corpus_was_being_made_is_not_forgotten(following):
     corpus = {"corpus", "left_out_documents"}
     following.selection = dg.AssetSelection.assets(*corpus)
@@ -337,6 +339,7 @@ def test_a_batch_that_came_while_the_corpus_was_being_made_is_not_forgotten(foll
     assert following.tick() == set()
 
 
+@pytest.mark.slow
 def test_a_batch_that_failed_does_not_hold_up_the_others(following):
     following.tick()
     following.instance.add_dynamic_partitions(document_batches.name, ["00001-failed"])
@@ -344,6 +347,7 @@ def test_a_batch_that_failed_does_not_hold_up_the_others(following):
     assert "corpus" in following.tick()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("passed", "follows"), [(True, {"dataset_split"}), (False, set())])
 def test_nothing_follows_a_gate_that_is_shut(following, passed, follows):
     following.tick()
@@ -354,6 +358,7 @@ def test_nothing_follows_a_gate_that_is_shut(following, passed, follows):
     assert following.tick() & {"dataset_split", "hard_negatives", "training_examples"} == follows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("new", "follows"), [(["corpus"], set()), (["corpus", "qa_dataset", "qa_decisions"], {"dataset_split"})]
 )
@@ -370,6 +375,7 @@ def test_a_corpus_is_split_with_its_own_questions_and_not_with_those_before(foll
     assert following.tick() == follows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asset", "last"), [("hard_negatives", "dataset_split"), ("training_examples", "hard_negatives")]
 )

@@ -42,6 +42,7 @@ def holding(project, words):
     return found
 
 
+@pytest.mark.slow
 def test_a_document_is_forgotten_everywhere(prepared):
     from embed_pipeline.definitions import build_definitions
     from embed_pipeline.orchestration.freshness import with_settings

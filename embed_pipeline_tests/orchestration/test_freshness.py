@@ -37,6 +37,7 @@ def made(instance: dg.DagsterInstance, wanted: Settings) -> None:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "stale"),
     [

@@ -53,6 +53,7 @@ def stop(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
+@pytest.mark.slow
 def test_a_faithful_endpoint_is_kept_and_takes_up_the_next_release(bundle, corpus, tmp_path):
     chosen = settings(tmp_path, model_name="other-name", port=free_port("127.0.0.1"), reload_seconds=0.05)
     releases = tmp_path / "release"
@@ -106,6 +107,7 @@ def test_a_damaged_note_of_an_endpoint_is_none(tmp_path, text):
     assert kept_endpoint(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_a_release_that_serves_other_vectors_is_found_out(bundle, corpus, tmp_path, monkeypatch):
     # A model whose prefixes are not those of its export: close, and wrong.
     prompts = {"query": "how ", "document": "the "}
@@ -154,6 +156,7 @@ def test_bounds_are_the_settings():
         ]
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_dies_early_is_reported_with_its_log(bundle, corpus, tmp_path):
     broken = Path(shutil.copytree(bundle, tmp_path / "1"))
     (broken / "onnx" / "model.onnx").write_bytes(b"x")

@@ -43,6 +43,7 @@ def document(endpoint):
     return schemathesis.openapi.from_url(f"{endpoint.url}/openapi.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "method", "mode"), OPERATIONS)
 def test_every_answer_fits_the_document(document, endpoint, path, method, mode):
     operation = document[path][method.upper()]

@@ -43,6 +43,7 @@ def answers(url: str, path: str) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_drains_and_exits_with_0(bundle):
     port = free_port("127.0.0.1")
     url = f"http://127.0.0.1:{port}"

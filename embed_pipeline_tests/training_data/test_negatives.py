@@ -183,6 +183,7 @@ def _tasks(draw: st.DrawFn) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, list[
     return questions(*asked), corpus, vectors, options
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=150, deadline=None)
 @given(_tasks())
 def test_the_rules_hold_whatever_the_corpus(task):
