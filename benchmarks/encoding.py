@@ -3,6 +3,7 @@
     python benchmarks/encoding.py --scifact DIR                 the clock on 300 passages, the scores over the corpus
     python benchmarks/encoding.py --scifact DIR --clock-only    without the scores
     python benchmarks/encoding.py --scifact DIR --clock-only --timed 100 --threads 1    by processor time
+    python benchmarks/encoding.py --scifact DIR --before SOURCES --store STORE    against an earlier version
 
 ``DIR`` is a BEIR folder; the model is the packaged MiniLM for all. The peer runs with its defaults, batches of 32
 texts, in fp32 and with all weights in bf16. Ours are what the endpoint and the pipeline run: the export on onnxruntime
@@ -10,6 +11,11 @@ in fp32 and int8 (dynamic), on OpenVINO in fp32 and int8 (by groups of some size
 length-sorted batches cut by tokens. All encode the same seeded part of the passages round by round in one process, in
 another order each round; medians are compared. Then each encodes all passages once: cosines are those of a passage's
 vector to the peer's in fp32, and nDCG@10 on the test judgements is compared with the peer's in fp32 as well.
+
+With ``--before`` the version in the folder ``SOURCES`` and this one encode the timed passages in turns, this one with
+each ``embedding.backend``, each in a process of its own; with ``--store`` they also evaluate the models of a finished
+run, whose first turn here includes an export and its proof (:mod:`encoding_versions`).
+
 Results go to ``benchmarks/results/encoding.json``.
 """
 
@@ -21,6 +27,8 @@ import os
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,19 +39,23 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import resolve_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.onnx_export import export_onnx
 from embed_pipeline.embedding.openvino_backend import GROUP_SIZES, OpenVinoBackend
+from embed_pipeline.embedding.proven import cosines_of
 from embed_pipeline.embedding.search import search
 from embed_pipeline.embedding.torch_backend import TorchBackend
-from embed_pipeline.evaluation.metrics import score_rankings
-from embed_pipeline.release.onnx_export import export_onnx
+from embed_pipeline.evaluation.ranking import score_rankings
 from embed_pipeline.release.precision import write_precision
 from embed_pipeline.settings import Embedding, Release
 
 RESULTS = Path(__file__).parent / "results" / "encoding.json"
 REFERENCE = "SentenceTransformer, fp32"
 CUTOFF, WARMING = 10, 16
+# Of this version; None: as the version before encoded, which had no choice.
+BACKENDS = {"before": None, "torch": "torch", "onnx": "onnx", "openvino": "openvino"}
 # Speed-up over the peer in fp32 wanted of the fastest of ours with so much of a least cosine, or so little change.
 COSINES, NDCG_DELTA = {0.99999: 1.4, 0.999: 2.5}, {0.005: 3.0}
 
@@ -79,7 +91,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without", default="", help="leave out the forms with this in their names, such as bf16")
     parser.add_argument("--threads", type=int, default=0, help="1: by processor time, fit for a machine that is shared")
+    parser.add_argument("--before", type=Path, help="sources of an earlier version, to be timed beside this one")
+    parser.add_argument("--store", type=Path, help="with --before: store of a finished run, to be evaluated by both")
     arguments = parser.parse_args()
+    if arguments.before:
+        keep({"versions": versions(arguments)})
+        return
     import torch
 
     threads = arguments.threads or os.cpu_count() or 1
@@ -108,8 +125,78 @@ def main() -> None:
         "best": best(rows),
     }
     show(result)
+    keep(result)
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Put ``found`` beside what was measured otherwise."""
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps(kept | found, indent=2) + "\n", encoding="utf-8")
+
+
+def versions(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of the version before and of this one, in turns, and the ratio of each turn."""
+    data = read(arguments.scifact)
+    ids = random.Random(17).sample(sorted(data.texts), min(arguments.timed, len(data.texts)))  # noqa: S311 - as above
+    with tempfile.TemporaryDirectory() as folder:
+        texts = Path(folder) / "texts.json"
+        texts.write_text(json.dumps([data.texts[item] for item in ids]), encoding="utf-8")
+        found: dict[str, Any] = {"passages": len(ids), "encoding": in_turns(arguments, "encode", texts)}
+    if arguments.store:
+        found["evaluation"] = in_turns(arguments, "evaluate", arguments.store)
+    print(json.dumps(found, indent=1))
+    return found
+
+
+def in_turns(arguments: argparse.Namespace, what: str, place: Path) -> dict[str, Any]:
+    """What each version and backend took for the same work, round by round."""
+    script = Path(__file__).parent / "encoding_versions.py"
+    workers = {}
+    for name, backend in BACKENDS.items():
+        sources = Path(__file__).parent.parent if backend else arguments.before
+        command = [sys.executable, str(script), what, str(place.resolve()), *([backend] if backend else [])]
+        environment = {**os.environ, "PYTHONPATH": str(sources.resolve())}
+        workers[name] = subprocess.Popen(  # noqa: S603 - this file's own script
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    opened = {name: answer(worker, ask=False)["seconds"] for name, worker in workers.items()}
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+    names = list(workers)
+    for number in range(arguments.rounds):
+        turn = number % len(names) if number else 0
+        for name in names[turn:] + names[:turn]:
+            turns[name].append(answer(workers[name], ask=True))
+            print(f"{what}, round {number + 1}, {name}: {turns[name][-1]}", flush=True)
+    for worker in workers.values():
+        worker.communicate()
+    rows = {}
+    for name, answers in turns.items():
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(turns["before"], answers, strict=True)]
+        figures = {key: value for key, value in answers[-1].items() if key != "seconds"}
+        rows[name] = {
+            "seconds_to_open": round(opened[name], 2),
+            "seconds": [round(each["seconds"], 3) for each in answers],
+            "speedup": round(statistics.median(ratios[what == "evaluate" :]), 3),
+            **figures,
+        }
+    return rows
+
+
+def answer(worker: subprocess.Popen[str], *, ask: bool) -> dict[str, Any]:
+    """A worker's next line, asked for or said by itself.
+
+    Raises:
+        SystemExit: it ended without one.
+    """
+    if ask and worker.stdin:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    line = worker.stdout.readline() if worker.stdout else ""
+    if not line:
+        raise SystemExit(f"{worker.args} ended with {worker.wait()}")
+    found: dict[str, Any] = json.loads(line)
+    return found
 
 
 def read(folder: Path) -> Labelled:
@@ -150,18 +237,18 @@ def ours(folder: Path, threads: int) -> list[System]:
     export_onnx(model, folder / "onnx", Release(), Embedding(device="cpu"))
     write_precision(folder / "onnx", folder / "int8", "int8")
     return [
-        System("onnxruntime, fp32", OnnxBackend(folder / "onnx", threads=threads).encode),
-        System("onnxruntime, int8", OnnxBackend(folder / "int8", threads=threads).encode),
-        System("openvino, fp32", OpenVinoBackend(folder / "onnx", "fp32", threads=threads).encode),
+        System("onnxruntime, fp32", Encoder(OnnxBackend(folder / "onnx", threads=threads)).encode),
+        System("onnxruntime, int8", Encoder(OnnxBackend(folder / "int8", threads=threads)).encode),
+        System("openvino, fp32", Encoder(OpenVinoBackend(folder / "onnx", "fp32", threads=threads)).encode),
         *(
             System(
                 f"openvino, int8 by {size}",
-                OpenVinoBackend(folder / "onnx", "int8", group_size=size, threads=threads).encode,
+                Encoder(OpenVinoBackend(folder / "onnx", "int8", group_size=size, threads=threads)).encode,
             )
             for size in GROUP_SIZES
         ),
         *(
-            System(f"torch, {name}", TorchBackend(model, folder / "onnx", name, device="cpu", threads=threads).encode)
+            System(f"torch, {name}", Encoder(TorchBackend.load(model, Embedding(device="cpu"), name)).encode)
             for name in ("fp32", "bf16")
         ),
     ]
@@ -273,13 +360,6 @@ def vectors_of(system: System) -> Floats:
         message = f"{system.name} has encoded nothing; --rounds must be at least 1"
         raise ValueError(message)
     return system.passages
-
-
-def cosines_of(left: Floats, right: Floats) -> NDArray[np.float64]:
-    """Cosine of each row of one with the same row of the other."""
-    a, b = left.astype(np.float64), right.astype(np.float64)
-    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", a, b) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return cosines
 
 
 if __name__ == "__main__":
