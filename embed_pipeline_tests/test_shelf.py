@@ -150,6 +150,7 @@ def test_what_is_not_what_was_stored_is_refused_by_name(shelves, tmp_path, damag
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_newest_and_the_ones_in_use_are_kept_on_both_sides(shelves):
     one, two = shelves
     names = [f"v{number}" for number in range(8)]

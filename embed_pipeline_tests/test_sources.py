@@ -36,6 +36,7 @@ def nobody(request: dict) -> object:
     raise AssertionError("the language model was asked")
 
 
+@pytest.mark.slow
 def test_labels_alone_become_training_examples_and_nobody_is_asked(tiny_model, tmp_path):
     with stub_endpoint(nobody) as stub:
         project = labelled_project(tmp_path, tiny_model, stub, 40)

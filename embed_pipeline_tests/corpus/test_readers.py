@@ -172,6 +172,7 @@ def test_a_conversion_process_that_dies_is_started_again():
         assert "valve" in reader.read("b.docx", docx())
 
 
+@pytest.mark.slow
 def test_no_process_is_left_behind():
     with OfficeReader(Corpus()) as reader:
         reader.read("a.docx", docx())
@@ -185,6 +186,7 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
         reader.read("a.pdf", pdf())
 
 
+@pytest.mark.slow
 def test_office_files_are_documents_beside_text(folder: Path, make_settings):
     (folder / "a.md").write_text("# Pipes\n\nA pipe.")
     (folder / "b.docx").write_bytes(docx())

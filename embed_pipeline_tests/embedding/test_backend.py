@@ -43,6 +43,7 @@ def test_a_text_is_cut_where_its_tokenizer_cuts(tiny_model, exporting, side, kep
     assert ids == model.tokenizer(text, truncation=True, max_length=64)["input_ids"]
 
 
+@pytest.mark.slow
 def test_a_model_without_a_fast_tokenizer_is_refused(tiny_model, exporting):
     from transformers import CanineTokenizer
 

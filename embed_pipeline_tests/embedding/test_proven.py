@@ -139,6 +139,7 @@ def test_a_named_backend_that_gives_other_vectors_is_an_error(settings, monkeypa
         chosen(settings(backend="onnx"))
 
 
+@pytest.mark.slow
 def test_auto_leaves_a_backend_that_gives_other_vectors_and_says_so(settings, clock, monkeypatch, caplog):
     clock(torch=3, onnxruntime=1, openvino=2)
     turn(monkeypatch, OnnxBackend)

@@ -59,6 +59,7 @@ def test_more_copies_than_candidates_come_in_corpus_order():
     assert hits.indices.tolist() == [list(range(100, 107))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["as drawn", "best last", "best first"])
 @pytest.mark.parametrize(("count", "passages", "k"), [(60, 210_000, 20), (1_200, 4_000, 2_000)])
 def test_faiss_finds_the_same_over_several_tiles_and_blocks(order, count, passages, k):

@@ -28,6 +28,7 @@ def comparison(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Co
     return compare(tiny_model, other, material.corpus(), [material.generated(), material.labelled(), harder], settings)
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything_and_escapes_what_it_quotes(comparison: Comparison, tmp_path: Path) -> None:
     html, markdown = write_report(comparison, tmp_path / "report", {"base": "tiny & small"})
     page = html.read_text()

@@ -76,6 +76,7 @@ def per_step(orchestration):
     return executor.config_schema.resolve_config({}).value["config"]["per_step_k8s_config"]
 
 
+@pytest.mark.slow
 def test_kubernetes_is_asked_for_the_same():
     pytest.importorskip("dagster_k8s")
     asked = per_step(Orchestration(executor="kubernetes", gpus=2))

@@ -130,6 +130,7 @@ def test_json_may_say_its_charset(small):
     assert post(small, request_of(200), content_type='application/json; charset="UTF-8"').status_code == 200
 
 
+@pytest.mark.slow
 def test_a_slow_body_is_closed_and_others_are_served(small):
     with small.connect() as connection:
         connection.sendall(HEAD + b"content-length: 100\r\n\r\n{")

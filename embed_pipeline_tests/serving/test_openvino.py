@@ -41,6 +41,7 @@ def test_what_is_asked_for_is_served_from_the_fp32_export(bundle, precision):
     assert (found * expected).sum(axis=1).min() >= 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slowed", "served"), [(OpenVinoBackend, "onnxruntime"), (OnnxBackend, "openvino")])
 def test_left_to_itself_it_takes_the_faster(bundle, monkeypatch, slowed, served):
     monkeypatch.setattr(exports, "TORCH_PRECISIONS", {})

@@ -88,6 +88,7 @@ def test_texts_of_any_length_share_a_batch_where_padding_costs_nothing(bundle, m
         assert gate.batches[1:] == batches
 
 
+@pytest.mark.slow
 def test_a_huge_text_holds_up_nobody(bundle):
     huge = "in of to " * 230_000
     backend = OnnxBackend(bundle / "onnx", threads=1)
@@ -106,6 +107,7 @@ def test_a_huge_text_holds_up_nobody(bundle):
     assert slowest < whole
 
 
+@pytest.mark.slow
 def test_nothing_long_runs_on_the_event_loop(bundle, monkeypatch):
     threads: dict[str, set[str]] = {}
 

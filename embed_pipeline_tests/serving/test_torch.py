@@ -69,6 +69,7 @@ def test_a_precision_that_the_back_end_has_not_is_refused_at_start(backend, prec
         Serving(backend=backend, precision=precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slowed", "served"), [(TorchBackend, "onnxruntime"), (OnnxBackend, "torch")])
 def test_left_to_itself_it_takes_the_faster(bundle, stocked, monkeypatch, slowed, served):
     original = slowed.infer

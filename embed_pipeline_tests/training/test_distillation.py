@@ -119,6 +119,7 @@ def test_labels_bring_the_scores_where_there_is_a_teacher(tiny_model: Path) -> N
     assert torch.isnan(target).sum() == 4
 
 
+@pytest.mark.slow
 def test_a_teacher_changes_what_is_learnt(tiny_model: Path, tmp_path: Path) -> None:
     losses = []
     for name, teacher in (("a", None), ("b", "hybrid")):

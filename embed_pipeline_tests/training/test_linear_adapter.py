@@ -246,6 +246,7 @@ def test_a_training_writes_a_model_with_the_map_that_sentence_transformers_loads
     assert np.linalg.norm(model.encode(TEXTS), axis=1) == pytest.approx(np.ones(12), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_adapter_alone_leaves_the_bases_weights_as_they_are(tiny_model: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 

@@ -88,6 +88,7 @@ def test_the_adapter_alone_needs_no_examples(tiny_model: Path, tmp_path: Path) -
             assert len(task().examples) == 0
 
 
+@pytest.mark.slow
 def test_the_seed_changes_the_weights(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, epochs=1)
     _, weights = train(tmp_path / "a", settings, with_dev=False)
@@ -128,6 +129,7 @@ def test_the_mean_of_the_later_steps_outlives_a_kill(tiny_model: Path, tmp_path:
     assert mean.shape == weights[name.removeprefix("0.model.")].shape
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_examples_or_settings_is_not_taken_up(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, small.settings(tiny_model), with_dev=False, stop_at=5)
