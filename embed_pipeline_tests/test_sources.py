@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from embed_pipeline_tests.project import Project, small_project
 from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
 

@@ -65,6 +65,7 @@ def tick(instance, cursor=None):
     return result
 
 
+@pytest.mark.slow
 def test_new_files_become_batches_partitions_and_one_run_each(instance, folder, tmp_path):
     write(folder, "a.md", "b.md", "c.md")
     result = tick(instance)
@@ -77,6 +78,7 @@ def test_new_files_become_batches_partitions_and_one_run_each(instance, folder, 
     assert tick(instance, result.cursor).skip_message == "3 files, nothing new"
 
 
+@pytest.mark.slow
 def test_dagster_accepts_what_the_sensor_asks_for(instance, folder):
     write(folder, "a.md")
     context = dg.SensorEvaluationContext(
@@ -113,6 +115,7 @@ def test_a_batch_that_got_a_number_again_is_run(instance, folder):
     assert result.cursor == "5"
 
 
+@pytest.mark.slow
 def test_a_file_still_being_written_is_not_taken(instance, folder, monkeypatch):
     monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__SETTLE_SECONDS", "3600")
     write(folder, "a.md")
@@ -127,6 +130,7 @@ def test_a_batch_that_was_scored_already_is_not_run_again(instance, folder, tmp_
     assert [request.partition_key for request in tick(instance).run_requests] == [second]
 
 
+@pytest.mark.slow
 def test_a_command_at_work_on_the_store_has_its_way(instance, folder, tmp_path):
     write(folder, "a.md")
     (tmp_path / "store").mkdir()
@@ -135,6 +139,7 @@ def test_a_command_at_work_on_the_store_has_its_way(instance, folder, tmp_path):
     assert len(tick(instance).run_requests) == 1
 
 
+@pytest.mark.slow
 def test_an_empty_folder_waits_but_one_that_was_emptied_is_an_alarm(instance, folder):
     assert "no usable document" in tick(instance).skip_message
     write(folder, "a.md", "b.md")
@@ -145,6 +150,7 @@ def test_an_empty_folder_waits_but_one_that_was_emptied_is_an_alarm(instance, fo
         tick(instance)
 
 
+@pytest.mark.slow
 def test_a_mass_deletion_is_held_back_and_said(instance, folder):
     write(folder, "a.md", "b.md", "c.md", "d.md")
     cursor = tick(instance).cursor
@@ -153,6 +159,7 @@ def test_a_mass_deletion_is_held_back_and_said(instance, folder):
     assert "3 known files are gone" in tick(instance, cursor).skip_message
 
 
+@pytest.mark.slow
 def test_documents_on_object_storage_are_seen_like_those_of_a_folder(instance, folder, monkeypatch):
     system = fsspec.filesystem("memory")
     monkeypatch.setenv("EMBED_PIPELINE_PATHS__DOCUMENTS", "memory://feed/docs")
@@ -179,6 +186,7 @@ def test_runs_asked_for_in_one_tick_are_bounded(instance, folder, monkeypatch):
     assert len(set(keys)) == 5
 
 
+@pytest.mark.slow
 def test_a_tick_reads_none_of_the_files_that_it_knows(instance, folder, monkeypatch):
     write(folder, *(f"{number}.md" for number in range(50)))
     cursor = tick(instance).cursor
@@ -204,6 +212,7 @@ def trained_on(instance, storage_id):
     instance.report_runless_asset_event(dg.AssetMaterialization("finetuned_model", tags=tags))
 
 
+@pytest.mark.slow
 def test_new_pairs_are_the_growth_of_every_batch_since_the_last_training(instance):
     assert new_pairs(instance) is None
     materialized(instance, "qa_dataset", pairs_by_batch={"1": 30, "2": 20})
@@ -226,6 +235,7 @@ def test_a_training_waits_for_enough_new_pairs(instance):
     assert "49 accepted pairs are new" in schedule_tick(instance).skip_message
 
 
+@pytest.mark.slow
 def test_a_training_waits_for_the_examples_that_hold_the_new_pairs(instance):
     materialized(instance, "qa_dataset", pairs_by_batch={"1": 80})
     assert (
@@ -233,6 +243,7 @@ def test_a_training_waits_for_the_examples_that_hold_the_new_pairs(instance):
     )
 
 
+@pytest.mark.slow
 def test_a_training_does_not_start_behind_a_shut_gate(instance):
     materialized(instance, "qa_dataset", pairs_by_batch={"1": 80})
     instance.report_runless_asset_event(

@@ -22,6 +22,7 @@ def start(instance, tags, status=dg.DagsterRunStatus.STARTED):
     return instance.create_run_for_job(job, tags=tags, status=status).run_id
 
 
+@pytest.mark.slow
 def test_only_unfinished_runs_of_commands_on_this_store_are_closed(instance, tmp_path):
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     abandoned = start(instance, command_tags("sdg", here))
@@ -36,6 +37,7 @@ def test_only_unfinished_runs_of_commands_on_this_store_are_closed(instance, tmp
     assert close_abandoned(instance, here) == []
 
 
+@pytest.mark.slow
 def test_what_killed_steps_held_of_a_pool_is_given_back(instance, tmp_path):
     storage = instance.event_log_storage
     storage.set_concurrency_slots("llm", 2)

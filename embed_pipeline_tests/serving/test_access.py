@@ -27,6 +27,7 @@ def embed(guarded, authorization: bytes | None) -> int:
     return guarded.client.post("/v1/embeddings", content=BODY, headers=headers).status_code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer ", b"BEARER  "])
 def test_the_right_key_is_let_in(guarded, scheme):
     assert embed(guarded, scheme + KEY.encode()) == 200

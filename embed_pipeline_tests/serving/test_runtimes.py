@@ -71,6 +71,7 @@ def test_what_is_asked_for_is_served(quantized):
     assert [opened(quantized, precision=precision) for precision in ("fp32", "int8")] == ["fp32", "int8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faster", ["fp32", "int8"])
 def test_left_to_itself_it_takes_the_faster(quantized, monkeypatch, faster):
     class Slowed(OnnxBackend):
