@@ -46,7 +46,6 @@ def finished(tiny_model, tmp_path_factory):
         yield project, stub, output
 
 
-@pytest.mark.slow
 def test_documents_become_a_verified_release(finished):
     project, _, output = finished
     assert "Base against tuned" in output
@@ -97,7 +96,6 @@ def test_every_call_is_recorded_with_the_asset_that_asked(finished):
     assert min(calls.values()) > 0
 
 
-@pytest.mark.slow
 def test_a_second_run_makes_nothing(finished):
     project, stub, _ = finished
     before, calls = content_of(project), len(stub.requests)
@@ -109,7 +107,6 @@ def test_a_second_run_makes_nothing(finished):
     assert not [line for line in output.splitlines() if " made" in line and "0 made" not in line]
 
 
-@pytest.mark.slow
 def test_made_again_by_force_it_is_the_same(finished):
     project, stub, _ = finished
     before, calls = content_of(project), len(stub.requests)
@@ -120,7 +117,6 @@ def test_made_again_by_force_it_is_the_same(finished):
     assert len(stub.requests) == calls, "every answer came from the store"
 
 
-@pytest.mark.slow
 def test_status_shows_every_asset_of_every_stage_as_current(finished, monkeypatch):
     project, _, _ = finished
     monkeypatch.setitem(project.environment, "COLUMNS", "200")
@@ -135,7 +131,6 @@ def test_status_shows_every_asset_of_every_stage_as_current(finished, monkeypatc
     assert all(made.endswith("UTC") for *_, made in rows)
 
 
-@pytest.mark.slow
 def test_a_question_is_followed_from_its_document_to_the_model(finished):
     project, _, _ = finished
     trained = project.table("training_examples").filter(pl.col("origin") == "generated").row(0, named=True)
@@ -159,7 +154,6 @@ def test_the_made_data_is_exported(finished):
     assert lines
 
 
-@pytest.mark.slow
 def test_the_next_run_is_estimated_and_nothing_is_sent(finished, monkeypatch):
     project, stub, _ = finished
     monkeypatch.setitem(project.environment, "COLUMNS", "200")
@@ -172,7 +166,6 @@ def test_the_next_run_is_estimated_and_nothing_is_sent(finished, monkeypatch):
     assert len(stub.requests) == calls
 
 
-@pytest.mark.slow
 def test_a_second_release_is_compared_with_the_first_and_may_be_rolled_back(finished):
     project, _, _ = finished
     pointer = project.store / "release" / "current"
@@ -204,7 +197,6 @@ def kill_after(project: Project, stub: Stub, requests: int) -> None:
     process.communicate()
 
 
-@pytest.mark.slow
 def test_killed_while_generating_it_goes_on_and_ends_the_same(finished, tiny_model, tmp_path):
     undisturbed, _, _ = finished
     with stub_endpoint(well_behaved, latency=0.15) as stub:
@@ -225,7 +217,6 @@ def test_killed_while_generating_it_goes_on_and_ends_the_same(finished, tiny_mod
     assert content_of(project, generated) == content_of(undisturbed, generated)
 
 
-@pytest.mark.slow
 def test_changed_new_and_deleted_documents(tiny_model, tmp_path):
     with stub_endpoint(well_behaved) as stub:
         project = small_project(tmp_path, tiny_model, stub.base_url)
@@ -246,7 +237,6 @@ def test_changed_new_and_deleted_documents(tiny_model, tmp_path):
     assert len(stub.requests) - calls <= calls / 12 * 3, "only the two documents were asked about"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prepare", "arguments", "says"),
     [
@@ -273,7 +263,6 @@ def test_what_is_wrong_is_one_clear_message(tmp_path, prepare, arguments, says):
     assert not (project.store / "tables").exists()
 
 
-@pytest.mark.slow
 def test_a_missing_embedded_model_says_what_to_install(tiny_model, tmp_path):
     project = small_project(tmp_path, tiny_model, "none", llm__gguf_path=str(tmp_path / "absent.gguf"))
     status, output = project.command("sdg")
@@ -283,7 +272,6 @@ def test_a_missing_embedded_model_says_what_to_install(tiny_model, tmp_path):
     assert not (project.store / "tables" / "qa_pairs").exists()
 
 
-@pytest.mark.slow
 def test_two_commands_on_one_store_do_not_mix(tiny_model, tmp_path):
     with stub_endpoint(well_behaved, latency=0.3) as stub:
         project = small_project(tmp_path, tiny_model, stub.base_url)
@@ -298,7 +286,6 @@ def test_two_commands_on_one_store_do_not_mix(tiny_model, tmp_path):
     assert "another command is at work" in output
 
 
-@pytest.mark.slow
 def test_the_real_embedded_model_writes_questions_that_train_the_real_encoder(tmp_path):
     project = small_project(
         tmp_path,
