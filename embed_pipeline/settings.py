@@ -441,10 +441,10 @@ class Embedding(Group):
     """Run code that the model's folder brings along; only for a model you trust."""
     device: Literal["auto", "cpu", "cuda"] = runs("auto")
     """Where encoding and training run; auto: a GPU where there is one."""
-    backend: Literal["auto", "torch", "onnx", "openvino"] = runs("auto")
-    """What encodes a corpus: torch, or onnxruntime or OpenVINO with an export of the model, in fp32, where each text's
-    vector comes within a cosine of 0.99999 of torch's; auto: the fastest of these on this machine for 10,000 passages
-    and more on a CPU, else torch. Each passage and question of a comparison is encoded by the same."""
+    backend: Literal["auto", "torch", "onnx", "openvino"] = runs("torch")
+    """What encodes a corpus in round trips, mining and evaluation: torch, or onnxruntime or OpenVINO with an fp32
+    export of the model, if a sample's vectors come within a cosine of 0.99999 of torch's; auto: the fastest of these on
+    this machine for 10,000 passages and more on a CPU, else torch. One comparison is encoded by one of them."""
     batch_tokens: Positive | Auto = runs("auto")
     """Tokens in one encoding batch, padding included; auto: 1,024 on a CPU, 512 on each of its cores, 65,536 on a GPU.
     """

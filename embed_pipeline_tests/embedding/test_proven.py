@@ -26,7 +26,10 @@ Clock = Callable[..., None]
 
 
 def settings_of(model: Path, store: Path, **embedding: object) -> Settings:
-    wanted = Embedding(model=str(model), device="cpu", query_prefix="what is ", passage_prefix="the ", **embedding)
+    prefixes = {"query_prefix": "what is ", "passage_prefix": "the "}
+    wanted = Embedding.model_validate(
+        {"model": str(model), "device": "cpu", "backend": "auto", **prefixes, **embedding}
+    )
     return Settings(paths=Paths(store=store), embedding=wanted)
 
 
@@ -89,6 +92,7 @@ def test_with_few_passages_auto_is_torch_and_makes_nothing(tiny_model, tmp_path)
     settings = settings_of(tiny_model, tmp_path)
     assert chosen(settings).name == "torch"
     assert open_base_encoder(settings, PASSAGES).backend.runtime == "torch"
+    assert Embedding().backend == "torch"
     assert not (tmp_path / "exports").exists()
 
 

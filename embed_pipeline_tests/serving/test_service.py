@@ -107,6 +107,7 @@ def test_a_huge_text_holds_up_nobody(bundle):
     assert slowest < whole
 
 
+@pytest.mark.slow
 def test_nothing_long_runs_on_the_event_loop(bundle, monkeypatch):
     threads: dict[str, set[str]] = {}
 
