@@ -52,12 +52,25 @@ _STORAGE_DRIVERS: dict[str, tuple[str | None, str]] = {
 }
 _CRON_BOUNDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
 
+TEXT_SUFFIXES = (".md", ".markdown", ".mdx", ".txt", ".rst", ".html", ".htm", ".xhtml", ".ipynb")
+ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+OFFICE_SUFFIXES = (".pdf", ".docx", ".pptx")
+"""Endings that the extra ``documents`` reads."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(ge=1, le=10)]
 Positive = Annotated[int, Field(ge=1)]
 
 REASONING_TYPES = ("factual", "relational", "inferential", "temporal", "procedural", "causal", "visual")
 STYLES = ("question", "keywords", "symptom", "paraphrase")
+
+
+def _reads_office() -> bool:
+    return find_spec("markitdown") is not None
+
+
+def _default_suffixes() -> tuple[str, ...]:
+    return (*TEXT_SUFFIXES, *OFFICE_SUFFIXES) if _reads_office() else TEXT_SUFFIXES
 
 
 def _read_weights(value: object) -> object:
@@ -167,17 +180,20 @@ class Paths(_Stage):
 class Corpus(_Stage):
     """Files to documents to segments."""
 
-    suffixes: tuple[str, ...] = (".md", ".txt", ".rst", ".html")
-    """File name endings that are read; others are left alone and counted. Also known: .csv, .jsonl, and with the extra
-    ``documents`` .pdf, .docx and .pptx."""
+    suffixes: tuple[str, ...] = Field(default_factory=_default_suffixes)
+    """File name endings that are read; others are left alone and counted. Default: .md, .markdown, .mdx, .txt, .rst,
+    .html, .htm, .xhtml and .ipynb, and where the extra ``documents`` is installed .pdf, .docx and .pptx. Also known:
+    .csv, .tsv, .jsonl and .ndjson, of which each row is a section."""
     max_file_bytes: int = Field(default=20_000_000, ge=1)
     """A larger file is set aside unread."""
     max_unpacked_bytes: int = Field(default=200_000_000, ge=1)
     """An Office file that unpacks to more is set aside."""
-    conversion_megabytes: int = Field(default=256, ge=64, le=65_536)
-    """Memory that the conversion of a PDF or Office file may take."""
+    conversion_megabytes: int = Field(default=1024, ge=64, le=65_536)
+    """Memory that reading one file may take."""
     conversion_seconds: float = Field(default=120, gt=0)
-    """Time that the conversion of a PDF or Office file may take."""
+    """Time that reading one file may take; of a PDF the pages that fit are kept."""
+    word_comments: bool = False
+    """Read the comments of Word files too, after the text."""
     max_files: Positive = 500_000
     """The scan stops with an error beyond this many files and folders."""
     boilerplate_share: Share = 0.3
@@ -190,9 +206,25 @@ class Corpus(_Stage):
     documents_per_batch: Positive = 200
     """A drop of more new files than this is cut into several batches."""
     segment_tokens: int = Field(default=200, ge=16, le=8192)
-    """Longest segment, in tokens of the base encoder; must fit the encoder's own limit."""
+    """Longest segment, in tokens of the base encoder; never more than the encoder reads, prefix and special tokens
+    included."""
     min_segment_tokens: int = Field(default=24, ge=1)
     """Shorter segments (bare headings) stay stored, but no question is asked of them."""
+
+    @field_validator("suffixes")
+    @classmethod
+    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        suffixes = tuple(dict.fromkeys(f".{suffix.strip().lower().removeprefix('.')}" for suffix in value))
+        unknown = [suffix for suffix in suffixes if suffix not in (*TEXT_SUFFIXES, *ROW_SUFFIXES, *OFFICE_SUFFIXES)]
+        if unknown:
+            known = ", ".join((*TEXT_SUFFIXES, *ROW_SUFFIXES, *OFFICE_SUFFIXES))
+            message = f"no reader knows {', '.join(unknown)}; the known endings are {known}"
+            raise ValueError(message)
+        office = [suffix for suffix in suffixes if suffix in OFFICE_SUFFIXES]
+        if office and not _reads_office():
+            message = f"reading {', '.join(office)} needs the extra documents; install embed-pipeline[documents]"
+            raise ValueError(message)
+        return suffixes
 
 
 class LLM(_Stage):

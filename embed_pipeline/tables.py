@@ -94,6 +94,9 @@ def content_hash(frame: pl.DataFrame) -> str:
 
 
 _IDS = pl.List(pl.String)
+_BLOCKS = pl.List(
+    pl.Struct({"kind": pl.String, "level": pl.Int64, "start": pl.Int64, "end": pl.Int64, "text": pl.String})
+)
 _HOPS = pl.List(pl.Struct({"hop_number": pl.Int64, "segment_ids": _IDS, "summary": pl.String}))
 _TIME = pl.Datetime("us", "UTC")
 
@@ -125,8 +128,14 @@ DOCUMENTS = Table(
     (
         _DOCUMENT_ID,
         _PATH,
-        _text("title", "First heading, or the file's name."),
-        _text("text", "The document as plain text or Markdown, newline-normalised, without boilerplate."),
+        _text("title", "What the document calls itself, its first heading, or the file's name."),
+        _text("text", "The document as plain text or Markdown, newline-normalised, without metadata and boilerplate."),
+        Column(
+            "blocks",
+            _BLOCKS,
+            "Its headings (with level and words), paragraphs, lists, tables, code, quotes and metadata, in order; "
+            "`start` and `end` count characters of the text.",
+        ),
         _count("bytes", "Size of the file in bytes."),
         Column("modified_at", _TIME, "Modification time of the file."),
         _BATCH,
@@ -137,11 +146,11 @@ DOCUMENTS = Table(
 
 REJECTED_DOCUMENTS = Table(
     "rejected_documents",
-    "Files of a batch that were set aside, and why.",
+    "Files of a batch, or parts of them, that were set aside, and why.",
     (
         _PATH,
         _BATCH,
-        _text("reason", "empty, not_text, too_large, unreadable or changed_since_batch."),
+        _text("reason", "empty, not_text, too_large, unreadable, changed_since_batch, or in_part: the rest was read."),
         _text("detail", "What was found."),
     ),
     key=("path",),
@@ -164,14 +173,24 @@ BOILERPLATE = Table(
 _SEGMENT_BODY = (
     _count("position", "Place in the document, from 0."),
     _text("heading_path", "Headings above the segment, outermost first, joined by ' > '; empty before the first."),
-    _text("text", "The segment; all segments of a document joined in order give its text back."),
+    _text("text", "The segment; one that goes on with a table repeats the table's header first."),
     _count("token_count", "Tokens of the text under the base encoder's tokenizer, without special tokens."),
 )
 
 SEGMENTS = Table(
     "segments",
     "Documents cut at headings and sentence ends, none longer than the encoder reads.",
-    (_SEGMENT_ID, _DOCUMENT_ID, _BATCH, *_SEGMENT_BODY),
+    (
+        _SEGMENT_ID,
+        _DOCUMENT_ID,
+        _BATCH,
+        *_SEGMENT_BODY,
+        _count(
+            "repeated",
+            "Characters at the start of the text that only repeat a table's header; without them, all segments of a "
+            "document joined in order give its text back.",
+        ),
+    ),
     key=("segment_id",),
 )
 

@@ -213,7 +213,7 @@ def _cut(scan: Scan, settings: Settings, pace: Pace, now: float, notes: TouchedF
     gone = sorted(known.keys() - {file.path for file in scan.files})
     believed = not scan.skipped[UNREADABLE_FOLDER] and len(gone) <= pace.max_deleted_share * len(known)
     return Look(
-        _write_all(settings, last, sorted(changed, key=lambda file: file.path), gone if believed else []),
+        _write_all(settings, last, sorted(changed, key=lambda file: file.path), gone if believed else [], scan),
         scan,
         unsettled=len(candidates) - len(settled),
         waiting=len(settled) - looked_at,
@@ -222,16 +222,19 @@ def _cut(scan: Scan, settings: Settings, pace: Pace, now: float, notes: TouchedF
 
 
 def _write_all(
-    settings: Settings, last: int, changed: Sequence[BatchFile], deleted: Sequence[str]
+    settings: Settings, last: int, changed: Sequence[BatchFile], deleted: Sequence[str], scan: Scan
 ) -> tuple[Batch, ...]:
     size = settings.corpus.documents_per_batch
     lines = learned_lines(settings.paths.root) if settings.corpus.boilerplate_share else ()
     pieces = [changed[start : start + size] for start in range(0, len(changed), size)] or ([[]] if deleted else [])
+    gone = tuple(deleted)
     return tuple(
         _write(
-            settings.paths.root, last + index + 1, Batch("", tuple(piece), tuple(deleted) if index == 0 else (), lines)
+            settings.paths.root,
+            number,
+            Batch("", tuple(piece), gone if number == last + 1 else (), lines, scan.skipped),
         )
-        for index, piece in enumerate(pieces)
+        for number, piece in enumerate(pieces, start=last + 1)
     )
 
 

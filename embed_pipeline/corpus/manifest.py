@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from upath import UPath
 
@@ -35,22 +36,26 @@ class BatchFile:
 class Batch:
     """New or changed files, paths that are gone, and lines then known as boilerplate, which are taken out of the files.
 
-    What is learned later does not change the batch: its questions are paid for.
+    What is learned later does not change the batch: its questions are paid for. ``skipped`` counts what the folder held
+    and was left alone, by reason.
     """
 
     name: str
     files: tuple[BatchFile, ...]
     deleted: tuple[str, ...]
     boilerplate: tuple[str, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def manifest(self) -> str:
         """What is stored of it, as JSON."""
         files = [
             {name: value for name, value in asdict(file).items() if value or name != "version"} for file in self.files
         ]
-        body: dict[str, list[dict[str, object]] | list[str]] = {"files": files, "deleted": list(self.deleted)}
+        body: dict[str, object] = {"files": files, "deleted": list(self.deleted)}
         if self.boilerplate:
             body["boilerplate"] = list(self.boilerplate)
+        if self.skipped:
+            body["skipped"] = dict(sorted(self.skipped.items()))
         return json.dumps(body, indent=1, ensure_ascii=False)
 
 
@@ -63,7 +68,9 @@ def parse_batch(path: UPath, content: bytes) -> Batch:
     try:
         body = json.loads(content)
         files = tuple(BatchFile(**file) for file in body["files"])
-        return Batch(path.stem, files, tuple(body["deleted"]), tuple(body.get("boilerplate", ())))
+        return Batch(
+            path.stem, files, tuple(body["deleted"]), tuple(body.get("boilerplate", ())), body.get("skipped", {})
+        )
     except (ValueError, KeyError, TypeError) as error:
         message = f"batch manifest {path} is damaged ({error}); restore it, or delete it to read its files again"
         raise CorpusError(message) from error

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from embed_pipeline.corpus.files import CorpusError, Scan, SourceFile
+from embed_pipeline.corpus.files import CorpusError, Scan, SourceFile, other_suffix
 from embed_pipeline.settings import Corpus, without_secrets
 
 Entry = Mapping[str, Any]
@@ -58,7 +58,7 @@ def scan_url(url: str, corpus: Corpus) -> Scan:
             if not path or "?" in path or "#" in path or "//" in path:
                 skipped["odd name"] += 1
             elif not path.lower().endswith(suffixes):
-                skipped["other suffix"] += 1
+                skipped[other_suffix(name)] += 1
             elif entry.get("size") is None:
                 unasked.append((path, name))
             else:

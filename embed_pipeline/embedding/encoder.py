@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["query", "passage"]
 
+_MOST_CHARACTERS_PER_TOKEN = 8
+
 
 class Encoder:
     """A loaded model that turns queries and passages into vectors.
@@ -54,6 +56,14 @@ class Encoder:
         self._precision: Precision = "bf16" if embedding.precision == "bf16" else "fp32"
         arithmetic = f"{self._precision} {self._batch_tokens} {self.max_tokens} {model.device}"
         self._stored = VectorStore(store, model, arithmetic) if store else None
+
+    @property
+    def passage_tokens(self) -> int:
+        """Longest passage that is read whole, in tokens: what prefix and special tokens leave of ``max_tokens``."""
+        taken = self._tokenizer.num_special_tokens_to_add()
+        if self.passage_prefix:
+            taken += len(self._tokenizer(self.passage_prefix, add_special_tokens=False)["input_ids"])
+        return self.max_tokens - int(taken)
 
     @classmethod
     def load(cls, name: str | Path, embedding: Embedding, store: Path | None = None) -> Encoder:
@@ -111,7 +121,11 @@ class Encoder:
         return vectors
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without prefix, special tokens or a limit."""
+        """Tokens of each text, without prefix, special tokens or a limit.
+
+        A word that the tokenizer does not know is one token to it, however long: no text counts for less than a token
+        for eight characters.
+        """
 
         def count(window: Sequence[str]) -> list[int]:
             rows = self._tokenizer(
@@ -122,7 +136,10 @@ class Encoder:
                 return_token_type_ids=False,
                 verbose=False,
             )["input_ids"]
-            return [len(row) for row in rows]
+            return [
+                max(len(row), len(" ".join(text.split())) // _MOST_CHARACTERS_PER_TOKEN)
+                for row, text in zip(rows, window, strict=True)
+            ]
 
         return [tokens for _, counts in tokenized_windows(texts, count, on_gpu=False) for tokens in counts]
 

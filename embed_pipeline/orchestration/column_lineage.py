@@ -23,9 +23,10 @@ SOURCES: Mapping[str, Sources] = MappingProxyType(
                 "document_id": "document_id",
                 "batch": "batch",
                 "position": "text",
-                "heading_path": "text",
+                "heading_path": "blocks",
                 "text": "text",
                 "token_count": "text",
+                "repeated": "blocks",
             }
         },
         "document_artifacts": {

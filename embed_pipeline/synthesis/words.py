@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from embed_pipeline.text.markdown import replace_headings
+
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}](?:[^\W{_IDEOGRAPHS}]|['’-])*")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n(?=\s*(?:[*+-]|\d+\.)\s)")
-_HEADING = re.compile(r"^\s{0,3}#{1,6}\s.*$", re.MULTILINE)
 _BULLET = re.compile(r"^(?:[*+-]|\d+\.)\s+")
 _STOP_TEXT = (
     "a about above after again all also an and any are as at be because been before being below between both but by "
@@ -23,7 +24,7 @@ _STOP_TEXT = (
 )
 _STOP_WORDS = frozenset(_STOP_TEXT.split())
 _SPECIFIC = re.compile(
-    r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\w*\b|\b\d[\d.]*\b"
+    r"(?<![\w.])[A-Za-z_][\w.]*\(\)|__\w+__|(?<!\w)\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\w*\b|\b\d[\d.]*\b"
     r"|`[^`]+`|[\"“][^\"”]{1,40}[\"”]"
 )
 
@@ -75,7 +76,7 @@ def sentences(text: str) -> list[str]:
 
     What ends in a colon goes on in the next.
     """
-    pieces = (_BULLET.sub("", " ".join(piece.split())) for piece in _SENTENCE.split(_HEADING.sub("\n", text)))
+    pieces = (_BULLET.sub("", " ".join(piece.split())) for piece in _SENTENCE.split(replace_headings(text, keep=False)))
     found: list[str] = []
     for piece in pieces:
         if found and found[-1].endswith(":"):

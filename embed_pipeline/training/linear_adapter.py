@@ -14,7 +14,6 @@ Imports torch: import it inside functions from modules that the orchestration re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
 from embed_pipeline.progress import progress
 from embed_pipeline.synthesis.words import sentences
+from embed_pipeline.text.markdown import replace_headings
 from embed_pipeline.training.errors import TrainingError
 from embed_pipeline.training.loss import follow_distribution
 from embed_pipeline.training.policy import LEAST_DOCUMENTS
@@ -46,7 +46,6 @@ _STEPS, _BATCH, _RATE, _DECAY = 600, 256, 1e-3, 1e-3
 # How many nearest segments smooth a segment, and how many found first move a question; their mean's weight beside it.
 _NEIGHBOURS, _NEIGHBOUR_WEIGHT = 5, 0.5
 _FEEDBACK, _FEEDBACK_WEIGHT = 3, 0.6
-_HEADING_MARKS = re.compile(r"^#{1,6} +", re.MULTILINE)
 
 
 def fit_adapter(
@@ -131,7 +130,7 @@ def asked_sentences(
     """
     found: dict[str, set[int]] = {}
     for text, group in zip(passages, kin.tolist(), strict=True):
-        for sentence in dict.fromkeys(sentences(_HEADING_MARKS.sub("", text))):
+        for sentence in dict.fromkeys(sentences(replace_headings(text, keep=True))):
             if _LEAST_WORDS <= len(sentence.split()) <= _MOST_WORDS:
                 found.setdefault(sentence, set()).add(group)
     # A sentence of every document has no other to rank.

@@ -12,7 +12,7 @@ from embed_pipeline.corpus.batches import load_batch, load_batches
 from embed_pipeline.corpus.boilerplate import find_boilerplate, remember_lines
 from embed_pipeline.corpus.current import current_corpus, present_documents
 from embed_pipeline.corpus.documents import clean_documents, read_documents
-from embed_pipeline.corpus.segments import split_segments
+from embed_pipeline.corpus.segments import longest_segment, split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.orchestration import plots
 from embed_pipeline.orchestration.conditions import Condition, follow_batches
@@ -98,6 +98,7 @@ def documents(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Any]]:
         if lines.height:
             remember_lines(settings.paths.root, lines["line_id"].to_list(), batch.name)
     facts = {"deleted": int(read["deleted"].sum()), "set_aside": rejected.height, **_counts(rejected, "reason")}
+    facts |= {f"skipped {reason}": count for reason, count in batch.skipped.items()}
     gone = {"boilerplate_characters": _characters(read) - _characters(cleaned), "boilerplate_lines": lines.height}
     most = ["text", "documents", "removed_from"]
     shown = {"most_frequent": markdown_table(most, lines.select(most).head(_LINES_SHOWN).rows())}
@@ -115,8 +116,13 @@ def segments(context: dg.AssetExecutionContext, documents: pl.DataFrame) -> dg.O
     """Cut the documents at headings and sentence ends."""
     settings = load_settings()
     with explained():
-        frame = split_segments(documents, settings.corpus, _encoder(settings).count_tokens)
-    facts = {"longest_tokens": frame["token_count"].max() or 0, "mean_tokens": frame["token_count"].mean() or 0.0}
+        encoder = _encoder(settings)
+        frame = split_segments(documents, settings.corpus, encoder.count_tokens, max_tokens=encoder.passage_tokens)
+    facts = {
+        "longest_allowed": longest_segment(settings.corpus, encoder.passage_tokens),
+        "longest_tokens": frame["token_count"].max() or 0,
+        "mean_tokens": frame["token_count"].mean() or 0.0,
+    }
     return stored(context, frame, settings, metadata=facts)
 
 
