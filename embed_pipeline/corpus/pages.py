@@ -16,7 +16,7 @@ from markdownify import MarkdownConverter
 from embed_pipeline.text.blocks import Draft, Kind, Reading, clean_text, clean_title
 from embed_pipeline.text.markdown import markdown_blocks
 
-_DROPPED = frozenset({"head", "title", "script", "style", "nav", "template", "noscript", "svg", "button", "iframe"})
+_DROPPED = frozenset({"title", "script", "style", "nav", "template", "noscript", "svg", "button", "iframe"})
 _DROPPED_ROLES = frozenset({"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar"})
 _PERMALINKS = frozenset(
     {"headerlink", "hash-link", "anchor", "anchorjs-link", "header-anchor", "mw-editsection", "katex-html"}
@@ -24,7 +24,7 @@ _PERMALINKS = frozenset(
 _FRAMING = frozenset({"header", "aside", "footer"})
 _CONTAINERS = frozenset(
     {
-        "html", "body", "main", "article", "section", "div", "header", "aside", "footer", "figure", "details", "center",
+        "html", "head", "body", "main", "article", "section", "div", "header", "aside", "footer", "figure", "details", "center",
         "fieldset", "form", "hgroup", "address", "frameset", "summary", "figcaption", "dialog", "[document]",
     }
 )  # fmt: skip
@@ -69,7 +69,7 @@ def read_html(text: str) -> Reading:
     named = clean_title(soup.title.get_text()) if soup.title else ""
     _drop_furniture(soup)
     draft = Draft()
-    _write_parts(soup.body or soup, draft)
+    _write_parts(soup, draft)
     read = draft.reading()
     headings = [block for block in read.blocks if block.kind == "heading"]
     first = next((heading.text for heading in headings if heading.level == 1), "")
@@ -85,25 +85,33 @@ def _joined(found: re.Match[str]) -> str:
 def _drop_furniture(soup: BeautifulSoup) -> None:
     """Take out what is not the page's text: menus, page heads and feet, permalinks."""
     framing: list[Tag] = []
+    gone: dict[int, Any] = {}  # by identity, and kept until the end so that no identity comes twice
     for node in list(soup.descendants):
+        if id(node) in gone:
+            continue
         if isinstance(node, PreformattedString) and not isinstance(node, CData):
             node.extract()
-        elif isinstance(node, Tag) and not node.decomposed:
+        elif isinstance(node, Tag):
             if node.name == "noframes":
                 inner = BeautifulSoup(node.get_text(), "lxml")
                 node.replace_with(inner.body or inner)
             elif _is_dropped(node):
-                node.decompose()
-            elif node.name in _FRAMING or node.get("role"):
+                _take_out(node, gone)
+            elif node.name in _FRAMING or "role" in node.attrs:
                 framing.append(node)
     has_article = soup.find(["main", "article"]) is not None or soup.select_one("[role=main]") is not None
     has_first_heading = any(heading.find_parent("header") is None for heading in soup.find_all("h1"))
     for element in framing:
-        if not element.decomposed and not _is_kept(element, has_article=has_article):
+        if id(element) not in gone and not _is_kept(element, has_article=has_article):
             headings = [] if has_first_heading or element.name != "header" else element.find_all("h1")
             if headings:
                 element.insert_before(headings[0].extract())
-            element.decompose()
+            _take_out(element, gone)
+
+
+def _take_out(element: Tag, gone: dict[int, Any]) -> None:
+    gone |= {id(node): node for node in element.descendants}
+    element.extract()
 
 
 def _is_dropped(element: Tag) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from docutils import frontend, nodes, utils
@@ -134,6 +135,17 @@ _ERROR = 3
 
 def read_restructured(text: str) -> Reading:
     """Kept text and blocks; the title is the ``title`` of its metadata, or the first heading."""
+    document = utils.new_document("", _settings())
+    _make_known(text, document)
+    Parser().parse(text, document)
+    writer = _Writer(document)
+    writer.write_all(document.children, 0)
+    draft = writer.draft.reading()
+    return Reading(writer.title or first_heading(draft.blocks), draft.text, draft.blocks)
+
+
+@cache
+def _settings() -> Any:  # noqa: ANN401 - docutils has no types
     settings = frontend.get_default_settings(Parser)
     settings.file_insertion_enabled = False
     settings.raw_enabled = False
@@ -141,13 +153,7 @@ def read_restructured(text: str) -> Reading:
     settings.warning_stream = ""
     settings.syntax_highlight = "none"
     settings.line_length_limit = _MOST_LINE
-    document = utils.new_document("", settings)
-    _make_known(text, document)
-    Parser().parse(text, document)
-    writer = _Writer(document)
-    writer.write_all(document.children, 0)
-    draft = writer.draft.reading()
-    return Reading(writer.title or first_heading(draft.blocks), draft.text, draft.blocks)
+    return settings
 
 
 class _AnyOptions(dict[str, Callable[[str], str]]):
@@ -452,7 +458,7 @@ class _Writer:
     def _plain(self, node: nodes.Node) -> str:
         """Inline elements as their readers see them."""
         if isinstance(node, nodes.Text):
-            return str(node)
+            return str(node.astext())
         if isinstance(node, nodes.image):
             return str(node.get("alt", ""))
         if isinstance(node, nodes.substitution_reference):
@@ -461,7 +467,7 @@ class _Writer:
 
     def _inline_node(self, node: nodes.Node) -> str:  # noqa: PLR0911 - a case for each kind of node
         if isinstance(node, nodes.Text):
-            return str(node)
+            return str(node.astext())
         if isinstance(node, nodes.literal | nodes.math):
             text = node.astext()
             return f"`` {text} ``" if "`" in text else f"`{text}`"

@@ -16,7 +16,7 @@ from mdit_py_plugins.container import container_plugin
 from embed_pipeline.text.blocks import Block, Kind, clean_title
 
 _LINES_AT_ONCE = 4000
-_MAX_TITLE = 500
+_MAX_TITLE = 2000
 _LIST_ITEM = "list_item_open"
 _QUOTE = "blockquote_open"
 _LEAVES: dict[str, Kind] = {
@@ -95,7 +95,7 @@ def plain_inline(content: str, references: Mapping[str, dict[str, Any]] | None =
         content: the line.
         references: definitions of links, by label, as the parser keeps them.
     """
-    content = content[:_MAX_TITLE]
+    content = " ".join(content.split())[:_MAX_TITLE]
     open_brace = content.rfind("{")
     if open_brace > 0 and _ATTRIBUTES.fullmatch(content[open_brace:].strip()):
         content = content[:open_brace]
@@ -227,7 +227,7 @@ def _says_nothing(html: str) -> bool:
 
 def _shows_pictures(content: str) -> bool:
     """True where a paragraph is pictures and nothing else, each in a link or hardly described."""
-    children = _INLINE.parseInline(content[: 20 * _MAX_TITLE])[0].children or []
+    children = _INLINE.parseInline(content[: 5 * _MAX_TITLE])[0].children or []
     links, pictures = 0, False
     for token in children:
         links += token.nesting if token.type in {"link_open", "link_close"} else 0
