@@ -18,6 +18,7 @@ def row(**changes):
         "heading_path": "",
         "text": "words",
         "token_count": 1,
+        "repeated": 0,
         **changes,
     }
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from embed_pipeline.corpus.decoding import decode, without_data
 from embed_pipeline.corpus.front_matter import split_front_matter, title_of
-from embed_pipeline.text.blocks import Reading, first_heading, without_spans
-from embed_pipeline.text.markdown import markdown_blocks, unseen_spans
+from embed_pipeline.text.blocks import Reading, first_heading
+from embed_pipeline.text.markdown import markdown_blocks, seen_markdown
 
 _PART_OF_TIME = 0.8
 # What East Asian keyboards write after the mark of a heading.
@@ -43,10 +43,7 @@ def read_markdown(text: str) -> Reading:
     """Markdown without its metadata, comments and badges; the title is that of the metadata, or the first heading."""
     metadata, body = split_front_matter(text)
     body = _WIDE_SPACE.sub(r"\1 ", without_data(body))
-    spans = unseen_spans(body)
-    kept, _ = without_spans(body, (), spans)
-    kept = kept.lstrip("\n") if metadata or spans else kept
-    blocks = markdown_blocks(kept)
+    kept, blocks = seen_markdown(body)
     return Reading(title_of(metadata) or first_heading(blocks), kept, blocks)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from bs4 import BeautifulSoup, CData, Tag
+from bs4 import BeautifulSoup, CData, NavigableString, Tag
 from bs4.element import PreformattedString
 from markdownify import MarkdownConverter
 
@@ -24,8 +24,8 @@ _PERMALINKS = frozenset(
 _FRAMING = frozenset({"header", "aside", "footer"})
 _CONTAINERS = frozenset(
     {
-        "html", "head", "body", "main", "article", "section", "div", "header", "aside", "footer", "figure", "details", "center",
-        "fieldset", "form", "hgroup", "address", "frameset", "summary", "figcaption", "dialog", "[document]",
+        "html", "head", "body", "main", "article", "section", "div", "header", "aside", "footer", "figure", "details",
+        "center", "fieldset", "form", "hgroup", "address", "frameset", "summary", "figcaption", "dialog", "[document]",
     }
 )  # fmt: skip
 _BLOCKS: dict[str, Kind] = {
@@ -84,21 +84,11 @@ def _joined(found: re.Match[str]) -> str:
 
 def _drop_furniture(soup: BeautifulSoup) -> None:
     """Take out what is not the page's text: menus, page heads and feet, permalinks."""
-    framing: list[Tag] = []
     gone: dict[int, Any] = {}  # by identity, and kept until the end so that no identity comes twice
+    framing: list[Tag] = []
     for node in list(soup.descendants):
-        if id(node) in gone:
-            continue
-        if isinstance(node, PreformattedString) and not isinstance(node, CData):
-            node.extract()
-        elif isinstance(node, Tag):
-            if node.name == "noframes":
-                inner = BeautifulSoup(node.get_text(), "lxml")
-                node.replace_with(inner.body or inner)
-            elif _is_dropped(node):
-                _take_out(node, gone)
-            elif node.name in _FRAMING or "role" in node.attrs:
-                framing.append(node)
+        if id(node) not in gone and (not isinstance(node, NavigableString) or _is_hidden(node)):
+            _look_at(node, gone, framing)
     has_article = soup.find(["main", "article"]) is not None or soup.select_one("[role=main]") is not None
     has_first_heading = any(heading.find_parent("header") is None for heading in soup.find_all("h1"))
     for element in framing:
@@ -107,6 +97,24 @@ def _drop_furniture(soup: BeautifulSoup) -> None:
             if headings:
                 element.insert_before(headings[0].extract())
             _take_out(element, gone)
+
+
+def _look_at(node: Any, gone: dict[int, Any], framing: list[Tag]) -> None:  # noqa: ANN401 - a tag or a comment
+    """Take out a node that is no text in any place; note one that may frame the page."""
+    if not isinstance(node, Tag):
+        node.extract()
+    elif node.name == "noframes":
+        inner = BeautifulSoup(node.get_text(), "lxml")
+        node.replace_with(inner.body or inner)
+    elif _is_dropped(node):
+        _take_out(node, gone)
+    elif node.name in _FRAMING or "role" in node.attrs:
+        framing.append(node)
+
+
+def _is_hidden(text: NavigableString) -> bool:
+    """True for a comment, a doctype or a processing instruction."""
+    return isinstance(text, PreformattedString) and not isinstance(text, CData)
 
 
 def _take_out(element: Tag, gone: dict[int, Any]) -> None:

@@ -402,8 +402,6 @@ class _Writer:
             part = Draft()
             part.add_code(node.astext(), node.get("language", "") or _class_language(node))
             return part.reading().text.split("\n")[:-1]
-        if isinstance(node, nodes.line_block):
-            return [line for child in node.children for line in self._lines(child)]
         if isinstance(node, nodes.block_quote):
             return [f"> {line}".rstrip() for line in self._stacked(node.children)]
         if isinstance(node, nodes.table):

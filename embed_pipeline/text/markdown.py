@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mdit_py_plugins.container import container_plugin
 
-from embed_pipeline.text.blocks import Block, Kind, clean_title
+from embed_pipeline.text.blocks import Block, Kind, clean_title, without_spans
 
 _LINES_AT_ONCE = 4000
 _MAX_TITLE = 2000
@@ -62,9 +62,34 @@ def markdown_blocks(text: str) -> tuple[Block, ...]:
     Headings are those of CommonMark. One inside of a quote belongs to the quote, as in HTML's outline; one inside of a
     list or a ``:::`` container is a heading.
     """
-    starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
-    found = []
+    return _placed(text, list(_leaves(text)))
+
+
+def seen_markdown(text: str) -> tuple[str, tuple[Block, ...]]:
+    """The text without what a reader sees no word of, and its blocks: comments, badges, pictures without a word."""
     leaves = list(_leaves(text))
+    starts = _line_starts(text)
+    spans = []
+    for leaf in leaves:
+        is_empty = leaf.form == "html_block" and _says_nothing(leaf.content)
+        is_badge = leaf.form == "paragraph_open" and "![" in leaf.content and _shows_pictures(leaf.content)
+        if not leaf.lists and (is_empty or is_badge):
+            end = min(starts[leaf.last], len(text))
+            while end < len(text) and text[end] == "\n":
+                end += 1
+            spans.append((starts[leaf.first], end))
+    blocks = _placed(text, leaves)
+    return without_spans(text, blocks, spans) if spans else (text, blocks)
+
+
+def _line_starts(text: str) -> list[int]:
+    return [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+
+
+def _placed(text: str, leaves: Sequence[_Leaf]) -> tuple[Block, ...]:
+    """Leaves as blocks, in characters."""
+    starts = _line_starts(text)
+    found = []
     references = {label: place for leaf in reversed(leaves) for label, place in leaf.references}
     for leaf in _joined(leaves):
         title = plain_inline(leaf.content, references) if leaf.kind == "heading" else ""
@@ -72,20 +97,6 @@ def markdown_blocks(text: str) -> tuple[Block, ...]:
             end = min(starts[leaf.last], len(text))
             found.append(Block(leaf.kind, starts[leaf.first], end, leaf.level, title))
     return tuple(found)
-
-
-def unseen_spans(text: str) -> list[tuple[int, int]]:
-    """Places of what a reader sees no word of: comments, badges, pictures that nothing is said about."""
-    starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
-    return [
-        (starts[leaf.first], min(starts[leaf.last], len(text)))
-        for leaf in _leaves(text)
-        if not leaf.lists
-        and (
-            (leaf.form == "html_block" and _says_nothing(leaf.content))
-            or (leaf.form == "paragraph_open" and "![" in leaf.content and _shows_pictures(leaf.content))
-        )
-    ]
 
 
 def plain_inline(content: str, references: Mapping[str, dict[str, Any]] | None = None) -> str:

@@ -94,7 +94,7 @@ PICTURE = "data:image/png;base64," + "iVBORw0KGgo+/" * 40
     ("text", "kept"),
     [
         (f"a ![the valve]({PICTURE}) b", "a the valve b"),
-        (f"a ![the valve](<{PICTURE}> \"title\") b", "a the valve b"),
+        (f'a ![the valve](<{PICTURE}> "title") b', "a the valve b"),
         (f"a\n\n[image1]: <{PICTURE}>\n\nb\n", "a\n\n\nb\n"),
         (f'a <img alt="x" src="{PICTURE}"> b', "a  b"),
         (f"a {PICTURE.upper()} b", "a  b"),

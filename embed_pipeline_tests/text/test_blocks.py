@@ -31,7 +31,9 @@ def test_letters_are_folded_and_lone_surrogates_replaced() -> None:
 def test_spans_are_taken_out_and_the_rest_keeps_its_blocks() -> None:
     text = "# A\n\nfirst\n\nsecond\n\n## B\n\nthird\n"
     start = text.index("first")
-    kept, blocks = without_spans(text, markdown_blocks(text), [(start, text.index("second")), (text.index("third"), len(text))])
+    kept, blocks = without_spans(
+        text, markdown_blocks(text), [(start, text.index("second")), (text.index("third"), len(text))]
+    )
     assert kept == "# A\n\nsecond\n\n## B\n\n"
     assert [(b.kind, kept[b.start : b.end]) for b in blocks] == [
         ("heading", "# A\n"),

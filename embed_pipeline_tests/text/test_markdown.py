@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from embed_pipeline.text.markdown import markdown_blocks, plain_inline, replace_headings, unseen_spans
+from embed_pipeline.text.markdown import markdown_blocks, plain_inline, replace_headings, seen_markdown
 
 
 def _headings(text: str) -> list[tuple[int, str]]:
@@ -99,16 +101,18 @@ def test_a_long_text_is_parsed_in_pieces_as_in_one() -> None:
     text = section * 1500 + "```\n" + "# code\n" * 9000
     blocks = markdown_blocks(text)
     assert [block.text for block in blocks if block.kind == "heading"] == ["Part", "In a list"] * 1500
-    assert text[blocks[-1].start :].startswith("```\n# code") and blocks[-1].end == len(text)
-    assert all(before.end <= after.start for before, after in zip(blocks, blocks[1:], strict=False))
+    assert text[blocks[-1].start :].startswith("```\n# code")
+    assert blocks[-1].end == len(text)
+    assert all(before.end <= after.start for before, after in pairwise(blocks))
 
 
-def test_what_no_reader_sees_is_found() -> None:
+def test_what_no_reader_sees_is_left_out() -> None:
     badge = "[![build](https://x.invalid/b.svg)](https://ci.invalid)"
     unseen = ["<!-- comment -->\n<p align='center'><img src='logo.svg'></p>\n", f"{badge} {badge}\n", "![](a.png)\n"]
     seen = ["![The regulator seen from the left](r.png)\n", "<b>Bold</b> text\n", "Text with ![a](b.png) in it.\n"]
     text = "\n".join([*unseen, *seen])
-    assert "".join(text[start:end] for start, end in unseen_spans(text)) == "".join(unseen)
+    kept = "\n".join(seen)
+    assert seen_markdown(text) == (kept, markdown_blocks(kept))
 
 
 def test_headings_are_replaced_by_their_words_or_by_nothing() -> None:
