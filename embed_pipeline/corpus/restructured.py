@@ -408,12 +408,11 @@ class _Writer:
             inner = _Writer(self.document)
             inner._write_table(node)
             return inner.draft.reading().text.split("\n")[:-1]
-        if isinstance(node, nodes.image):
-            return [self._inline_node(node)]
         if isinstance(node, _ADMONITIONS):
             return [f"{type(node).__name__.capitalize()}:", *self._stacked(node.children)]
-        if isinstance(node, nodes.TextElement):
-            return self._inline(node).split("\n")
+        if isinstance(node, nodes.TextElement | nodes.image):
+            shown = self._inline_node(node) if isinstance(node, nodes.image) else self._inline(node)
+            return shown.split("\n")
         return self._stacked(node.children)
 
     def _stacked(self, children: Iterable[nodes.Node]) -> list[str]:

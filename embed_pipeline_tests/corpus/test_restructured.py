@@ -33,8 +33,10 @@ def test_what_is_no_title(block: str) -> None:
 def test_what_sphinx_adds_is_its_words() -> None:
     text = (
         ":orphan:\n\nTop\n===\n\nSee :ref:`the thing <x>`, :py:class:`~a.b.C`, :doc:`the guide </a/guide>`.\n\n"
-        ".. versionadded:: 1.2\n   A new valve.\n\n.. py:function:: open(bar)\n\n   Opens it.\n\n   :param bar: the gauge\n\n"
-        ".. unheard-of:: argument\n   :option: 1\n\n   Its content.\n\n.. toctree::\n   :maxdepth: 1\n\n   Intro <intro>\n"
+        ".. versionadded:: 1.2\n   A new valve.\n\n.. py:function:: open(bar)\n\n   Opens it.\n\n   "
+        ":param bar: the gauge\n\n"
+        ".. unheard-of:: argument\n   :option: 1\n\n   Its content.\n\n.. toctree::\n   :maxdepth: "
+        "1\n\n   Intro <intro>\n"
     )
     kept = read_restructured(text).text
     assert "See the thing, `C`, [the guide](/a/guide)." in kept
@@ -46,8 +48,10 @@ def test_what_sphinx_adds_is_its_words() -> None:
 
 def test_parts_are_blocks() -> None:
     text = (
-        "Top\n===\n\nText\nof two lines.\n\n.. list-table::\n   :header-rows: 1\n\n   * - Code\n     - Means\n   * - E1\n"
-        "     - stuck | cold\n\n- item\n\n  - inner\n\nterm\n  what it is\n\n::\n\n  # code\n\n  Quoted.\n\n|v| and [1]_\n\n"
+        "Top\n===\n\nText\nof two lines.\n\n.. list-table::\n   :header-rows: 1\n\n   * - Code\n    "
+        " - Means\n   * - E1\n"
+        "     - stuck | cold\n\n- item\n\n  - inner\n\nterm\n  what it is\n\n::\n\n  # code\n\n  "
+        "Quoted.\n\n|v| and [1]_\n\n"
         ".. |v| replace:: 2.1\n.. [1] A note.\n"
     )
     read = read_restructured(text)

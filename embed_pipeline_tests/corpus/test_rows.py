@@ -67,7 +67,8 @@ def test_a_damaged_row_takes_no_other_along() -> None:
 
 def test_text_in_a_cell_ends_with_it() -> None:
     text = (
-        '{"title": "A", "text": "# Inner\\n\\nRun:\\n```sh\\n# make\\nmake"}\n{"title": "B", "text": "Plain\\nlines."}\n'
+        '{"title": "A", "text": "# Inner\\n\\nRun:\\n```sh\\n# make\\nmake"}\n{"title": "B", '
+        '"text": "Plain\\nlines."}\n'
         '{"title": "C", "text": "Intro\\n===\\n\\n## Deep"}\n'
     )
     headings = [(b.level, b.text) for b in read_json_lines(text).blocks if b.kind == "heading"]
@@ -80,7 +81,8 @@ def test_nested_values_are_their_texts() -> None:
         '"Turn it."}], "meta": {"tags": ["a", "b"], "deep": {"x": 1}}, "lone": "a \\ud83d b"}\n'
     )
     assert read_json_lines(text).text == (
-        "## 7\n\nmessages: user: How?\nIt is stuck.\n\nassistant: Turn it.\nmeta: tags: a, b, deep: x: 1\nlone: a \ufffd b\n"
+        "## 7\n\nmessages: user: How?\nIt is stuck.\n\nassistant: Turn it.\nmeta: tags: a, b, deep: "
+        "x: 1\nlone: a \ufffd b\n"
     )
     deep = '{"a": ' + "[" * 400 + "]" * 400 + "}"
     assert read_json_lines(f'{deep}\n{{"b": 1}}\n').text.endswith("b: 1\n")
