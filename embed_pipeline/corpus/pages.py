@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from bs4 import BeautifulSoup, CData, NavigableString, Tag
-from bs4.element import PreformattedString
+from bs4 import BeautifulSoup, CData, Tag
+from bs4.element import NavigableString, PreformattedString
 from markdownify import MarkdownConverter
 
 from embed_pipeline.text.blocks import Draft, Kind, Reading, clean_text, clean_title

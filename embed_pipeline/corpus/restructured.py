@@ -290,7 +290,7 @@ class _Writer:
         for node in children:
             self._write(node, depth)
 
-    def _write(self, node: nodes.Node, depth: int) -> None:  # noqa: C901 - a case for each kind of node
+    def _write(self, node: nodes.Node, depth: int) -> None:  # noqa: C901, PLR0912 - a case for each kind of node
         if isinstance(node, _UNSEEN):
             return
         if isinstance(node, nodes.section):
@@ -385,7 +385,7 @@ class _Writer:
             cells += [" ".join(text.split()).replace("|", r"\|"), *[""] * int(entry.get("morecols", 0))]
         return _line([*cells, *[""] * (width - len(cells))])
 
-    def _lines(self, node: nodes.Node) -> list[str]:  # noqa: C901, PLR0911 - a case for each kind of node
+    def _lines(self, node: nodes.Node) -> list[str]:  # noqa: PLR0911 - a case for each kind of node
         """A body element inside of another, as lines of Markdown."""
         if isinstance(node, _UNSEEN) or not isinstance(node, nodes.Element):
             return []
