@@ -31,7 +31,7 @@ DECISIONS = ("accepted", *CRITERIA, "overall", "hop_not_needed", "round_trip_ran
 SPLITS = (*SIDES, "held_out")
 SPLIT_REASONS = ("", "given", "spans_sides", "repeats_test", "repeats_dev")
 
-FILE_PROBLEMS = ("empty", "not_text", "too_large", "unreadable", "changed_since_batch")
+FILE_PROBLEMS = ("empty", "not_text", "too_large", "unreadable", "changed_since_batch", "in_part")
 COPY_KINDS = ("duplicate", "near_duplicate")
 
 SYSTEMS = ("base", "tuned", "bm25", "hybrid")

@@ -24,6 +24,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -71,6 +72,12 @@ _STORAGE_DRIVERS: dict[str, tuple[str | None, str]] = {
 }
 
 Auto = Literal["auto"]
+
+TEXT_SUFFIXES = (".md", ".markdown", ".mdx", ".txt", ".rst", ".html", ".htm", ".xhtml", ".ipynb")
+ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+OFFICE_SUFFIXES = (".pdf", ".docx", ".pptx")
+"""Endings that the extra ``documents`` reads."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(ge=1, le=10)]
 Count = Annotated[int, Field(ge=0)]
@@ -104,6 +111,18 @@ def runs(default: object, **bounds: Any) -> Any:  # noqa: ANN401 - as above
 def gates(default: object, **bounds: Any) -> Any:  # noqa: ANN401 - as above
     """The bound of a check: a change makes nothing stale, and holds from the next time that the check runs."""
     return Field(default, json_schema_extra={"kind": "gates"}, **bounds)
+
+
+def _reads_office() -> bool:
+    return find_spec("markitdown") is not None
+
+
+def _as_suffix(name: str) -> str:
+    return f".{name.strip().lower().removeprefix('.')}"
+
+
+def _default_suffixes() -> tuple[str, ...]:
+    return (*TEXT_SUFFIXES, *OFFICE_SUFFIXES) if _reads_office() else TEXT_SUFFIXES
 
 
 def _read_weights(value: object) -> object:
@@ -240,9 +259,10 @@ class Paths(Group):
 class Corpus(Group):
     """Files to documents to segments."""
 
-    suffixes: tuple[str, ...] = runs((".md", ".txt", ".rst", ".html"))
-    """File name endings that are looked for; others are left alone and counted. Also known: .csv, .jsonl, and with the
-    extra ``documents`` .pdf, .docx and .pptx."""
+    suffixes: tuple[str, ...] = runs(("auto",), validate_default=True)
+    """File name endings that are read; others are left alone and counted. auto: .md, .markdown, .mdx, .txt, .rst,
+    .html, .htm, .xhtml and .ipynb, and where the extra ``documents`` is installed .pdf, .docx and .pptx. Also known:
+    .csv, .tsv, .jsonl and .ndjson, of which each row is a section; ``auto,.csv`` adds one."""
     max_files: Positive = runs(500_000)
     """The scan stops with an error beyond this many files and folders."""
     documents_per_batch: Positive = runs(200)
@@ -251,10 +271,12 @@ class Corpus(Group):
     """A larger file is set aside unread."""
     max_unpacked_bytes: Positive = decides(200_000_000, "documents")
     """An Office file that unpacks to more is set aside."""
-    conversion_megabytes: int = decides(256, "documents", ge=64, le=65_536)
-    """Memory that the conversion of a PDF or Office file may take; one that needs more is set aside."""
+    conversion_megabytes: int = decides(1024, "documents", ge=64, le=65_536)
+    """Memory that reading one file may take; one that needs more is set aside."""
     conversion_seconds: float = decides(120, "documents", gt=0)
-    """Time that the conversion of a PDF or Office file may take; one that needs more is set aside."""
+    """Time that reading one file may take; of a PDF the pages that fit are kept, another file is set aside."""
+    word_comments: bool = decides(False, "documents")  # noqa: FBT003 - a default
+    """Read the comments of Word files too, after the text."""
     boilerplate_share: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = decides(0.3, "documents", "corpus")
     """Lines that this share of the documents has are boilerplate (menus, page heads and feet, licences): a paragraph of
     such lines stays in the first document and is taken out of the others; off: nothing is."""
@@ -264,9 +286,26 @@ class Corpus(Group):
     """A document that shares more of its word 5-grams with an earlier one is left out of the corpus; off: only exact
     copies are."""
     segment_tokens: int = decides(200, "segments", ge=16, le=8192)
-    """Longest segment, in tokens of the base encoder; must fit the encoder's own limit."""
+    """Longest segment, in tokens of the base encoder; never more than the encoder reads, prefix and special tokens
+    included."""
     min_segment_tokens: Positive = decides(24, "qa_pairs", "qa_dataset", "hard_negatives")
     """Shorter segments (bare headings) stay stored, but no question is asked of them."""
+
+    @field_validator("suffixes")
+    @classmethod
+    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        named = (_default_suffixes() if suffix == "auto" else (_as_suffix(suffix),) for suffix in value)
+        suffixes = tuple(dict.fromkeys(chain.from_iterable(named)))
+        unknown = [suffix for suffix in suffixes if suffix not in (*TEXT_SUFFIXES, *ROW_SUFFIXES, *OFFICE_SUFFIXES)]
+        if unknown:
+            known = ", ".join((*TEXT_SUFFIXES, *ROW_SUFFIXES, *OFFICE_SUFFIXES))
+            message = f"no reader knows {', '.join(unknown)}; the known endings are {known}"
+            raise ValueError(message)
+        office = [suffix for suffix in suffixes if suffix in OFFICE_SUFFIXES]
+        if office and not _reads_office():
+            message = f"reading {', '.join(office)} needs the extra documents; install embed-pipeline[documents]"
+            raise ValueError(message)
+        return suffixes
 
 
 class LLM(Group):

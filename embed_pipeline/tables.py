@@ -161,6 +161,9 @@ def content_hash(frame: pl.DataFrame) -> str:
 
 
 _IDS = pl.List(pl.String)
+_BLOCKS = pl.List(
+    pl.Struct({"kind": pl.String, "level": pl.Int64, "start": pl.Int64, "end": pl.Int64, "text": pl.String})
+)
 _HOPS = pl.List(pl.Struct({"hop_number": pl.Int64, "segment_ids": _IDS, "summary": pl.String}))
 _TIME = pl.Datetime("us", "UTC")
 _SCORES, _COMPLEXITY, _FROM_ONE = (1.0, 10.0), (1.0, 5.0), (1.0, math.inf)
@@ -210,8 +213,14 @@ DOCUMENTS = Table(
     (
         _DOCUMENT_ID,
         _PATH,
-        _text("title", "First heading, or the file's name."),
-        _text("text", "The document as plain text or Markdown, newline-normalised, without boilerplate."),
+        _text("title", "What the document calls itself, its first heading, or the file's name."),
+        _text("text", "The document as plain text or Markdown, newline-normalised, without metadata and boilerplate."),
+        Column(
+            "blocks",
+            _BLOCKS,
+            "Its headings (with level and words), paragraphs, lists, tables, code, quotes and metadata, in order; "
+            "`start` and `end` count characters of the text.",
+        ),
         _count("bytes", "Size of the file in bytes."),
         Column("modified_at", _TIME, "Modification time of the file."),
         _BATCH,
@@ -222,11 +231,11 @@ DOCUMENTS = Table(
 
 REJECTED_DOCUMENTS = Table(
     "rejected_documents",
-    "Files of a batch that were set aside, and why.",
+    "Files of a batch, or parts of them, that were set aside, and why.",
     (
         _PATH,
         _BATCH,
-        _one_of("reason", FILE_PROBLEMS, "Why the file was set aside."),
+        _one_of("reason", FILE_PROBLEMS, "Why the file was set aside; in_part: the rest of it was read."),
         _text("detail", "What was found."),
     ),
     key=("path",),
@@ -249,18 +258,30 @@ BOILERPLATE = Table(
 _SEGMENT_BODY = (
     _count("position", "Place in the document, from 0."),
     _text("heading_path", "Headings above the segment, outermost first, joined by ' > '; empty before the first."),
-    _text("text", "The segment; all segments of a document joined in order give its text back."),
+    _text("text", "The segment; one that goes on with a table repeats the table's header first."),
     _count("token_count", "Tokens of the text under the base encoder's tokenizer, without special tokens."),
 )
 
 SEGMENTS = Table(
     "segments",
     "Documents cut at headings and sentence ends, none longer than the encoder reads.",
-    (_SEGMENT_ID, _DOCUMENT_ID, _BATCH, *_SEGMENT_BODY),
+    (
+        _SEGMENT_ID,
+        _DOCUMENT_ID,
+        _BATCH,
+        *_SEGMENT_BODY,
+        _count(
+            "repeated",
+            "Characters at the start of the text that only repeat a table's header; without them, all segments of a "
+            "document joined in order give its text back.",
+        ),
+        _text("withheld", "What no model is shown of the text, because it addresses a model; empty: all is shown."),
+    ),
     key=("segment_id",),
     sources={
         "segment_id": ("documents.document_id",),
-        **dict.fromkeys(("position", "heading_path", "token_count"), ("documents.text",)),
+        **dict.fromkeys(("position", "token_count", "withheld"), ("documents.text",)),
+        **dict.fromkeys(("heading_path", "repeated"), ("documents.blocks",)),
     },
 )
 

@@ -13,7 +13,8 @@ from embed_pipeline_tests.synthesis import material
 
 
 def _document(key: str, batch: str = "b1", **changes: Any) -> dict[str, Any]:
-    row = {"document_id": key, "path": f"{key}.md", "title": f"Title {key}", "text": "x", "bytes": 1, "batch": batch}
+    row = {"document_id": key, "path": f"{key}.md", "title": f"Title {key}", "text": "x", "bytes": 1, "batch": batch,
+           "blocks": []}  # fmt: skip
     return {**row, "modified_at": datetime(2026, 1, 1, tzinfo=UTC), "deleted": False, **changes}
 
 

@@ -20,6 +20,8 @@ def row(**changes):
         "heading_path": "",
         "text": "words",
         "token_count": 1,
+        "repeated": 0,
+        "withheld": "",
         **changes,
     }
 

@@ -1,7 +1,9 @@
 """Files to documents to segments.
 
 In: a folder of files, or an address that fsspec lists. Out: the tables ``documents``, ``segments`` and ``corpus``.
-Read in this order: ``files`` (which files are there), ``batches`` (what is new, as partitions), ``readers`` and
-``conversion`` (PDF, Office, CSV, JSON Lines), ``documents``, ``boilerplate``, ``segments``, ``current`` (the newest
-version of every document). ``sample`` writes the demo's documents.
+Read in this order: ``files`` (which files are there), ``batches`` (what is new, as partitions), ``documents``; then how
+a file is read: ``readers`` and ``conversion`` (the process that reads), ``decoding`` (bytes to characters),
+``formats`` (a reader for each ending; Markdown, text, notebooks), ``restructured``, ``pages`` (HTML), ``rows`` (CSV,
+JSON Lines), ``pdf``, ``office``; then ``boilerplate``, ``segments`` and ``current`` (the newest version of documents).
+``sample`` writes the demo's documents.
 """

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from upath import UPath
@@ -48,22 +48,26 @@ class BatchFile:
 class Batch:
     """New or changed files, paths that are gone, and lines then known as boilerplate, which are taken out of the files.
 
-    What is learned later does not change the batch: its questions are paid for.
+    What is learned later does not change the batch: its questions are paid for. ``skipped`` counts what the folder held
+    and was left alone, by reason.
     """
 
     name: str
     files: tuple[BatchFile, ...]
     deleted: tuple[str, ...]
     boilerplate: tuple[str, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def manifest(self) -> str:
         """What is stored of it, as JSON."""
         files = [
             {name: value for name, value in asdict(file).items() if value or name != "version"} for file in self.files
         ]
-        body: dict[str, list[dict[str, object]] | list[str]] = {"files": files, "deleted": list(self.deleted)}
+        body: dict[str, object] = {"files": files, "deleted": list(self.deleted)}
         if self.boilerplate:
             body["boilerplate"] = list(self.boilerplate)
+        if self.skipped:
+            body["skipped"] = dict(sorted(self.skipped.items()))
         return json.dumps(body, indent=1, ensure_ascii=False)
 
 
@@ -76,7 +80,9 @@ def parse_batch(path: UPath, content: bytes) -> Batch:
     try:
         body = json.loads(content)
         files = tuple(BatchFile(**file) for file in body["files"])
-        return Batch(path.stem, files, tuple(body["deleted"]), tuple(body.get("boilerplate", ())))
+        return Batch(
+            path.stem, files, tuple(body["deleted"]), tuple(body.get("boilerplate", ())), body.get("skipped", {})
+        )
     except (ValueError, KeyError, TypeError) as error:
         message = f"batch manifest {path} is damaged ({error}); restore it, or delete it to read its files again"
         raise CorpusError(message) from error
@@ -298,7 +304,7 @@ def _cut(scan: Scan, settings: Settings, pace: ScanLimits, now: float, notes: To
     gone = sorted(known.keys() - {file.path for file in scan.files})
     believed = not scan.skipped[UNREADABLE_FOLDER] and len(gone) <= pace.max_deleted_share * len(known)
     return NewBatches(
-        _write_all(settings, last, sorted(changed, key=lambda file: file.path), gone if believed else []),
+        _write_all(settings, last, sorted(changed, key=lambda file: file.path), gone if believed else [], scan),
         scan,
         unsettled=len(candidates) - len(settled),
         waiting=len(settled) - looked_at,
@@ -307,16 +313,19 @@ def _cut(scan: Scan, settings: Settings, pace: ScanLimits, now: float, notes: To
 
 
 def _write_all(
-    settings: Settings, last: int, changed: Sequence[BatchFile], deleted: Sequence[str]
+    settings: Settings, last: int, changed: Sequence[BatchFile], deleted: Sequence[str], scan: Scan
 ) -> tuple[Batch, ...]:
     size = settings.corpus.documents_per_batch
     lines = learned_lines(settings.paths.root) if settings.corpus.boilerplate_share != "off" else ()
     pieces = [changed[start : start + size] for start in range(0, len(changed), size)] or ([[]] if deleted else [])
+    gone = tuple(deleted)
     return tuple(
         _write(
-            settings.paths.root, last + index + 1, Batch("", tuple(piece), tuple(deleted) if index == 0 else (), lines)
+            settings.paths.root,
+            number,
+            Batch("", tuple(piece), gone if number == last + 1 else (), lines, scan.skipped),
         )
-        for index, piece in enumerate(pieces)
+        for number, piece in enumerate(pieces, start=last + 1)
     )
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import re
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from upath import UPath
 
 from embed_pipeline.settings import Corpus
 from embed_pipeline.storage import list_folder, read_all, write_whole
-from embed_pipeline.text.headings import find_headings
+from embed_pipeline.text.blocks import Block, from_rows, without_spans
 
-_FENCE = re.compile(r" {0,3}(```+|~~~+)")
-_CODE = re.compile(r" {4}|\t")
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
+_PROSE = frozenset({"paragraph", "list", "quote"})
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d+")
 _LEAST_WORDS = 3
@@ -36,6 +35,10 @@ _MOST_REMOVED = 0.5
 _SAMPLED_DOCUMENTS = 1000
 _FOLDER = "boilerplate"
 _ALL_BATCHES = "corpus"
+
+
+Document = tuple[str, tuple[Block, ...]]
+"""A text and its blocks."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ class RecurringLine:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """Texts without their boilerplate, in the order given, and the lines that it was, most frequent first."""
+    """Documents without their boilerplate, in the order given, and the lines that it was, most frequent first."""
 
     texts: tuple[str, ...]
+    blocks: tuple[tuple[Block, ...], ...]
     lines: tuple[RecurringLine, ...]
 
 
@@ -68,44 +72,46 @@ class _Paragraph:
     lines: dict[str, str]
 
 
-def remove_boilerplate(texts: Sequence[str], corpus: Corpus, known: Collection[str] = ()) -> Cleaned:
-    """Take paragraphs out of ``texts`` all of whose lines are boilerplate and stand in an earlier text already.
+def remove_boilerplate(documents: Sequence[Document], corpus: Corpus, known: Collection[str] = ()) -> Cleaned:
+    """Take paragraphs out of ``documents`` all of whose lines are boilerplate and stand in an earlier text already.
 
     A line is boilerplate where ``corpus.boilerplate_documents`` distinct texts have it and ``corpus.boilerplate_share``
     of all, or where ``known`` holds its id: an earlier batch found it. A text that would lose over half of itself is
     left whole and has no say in what is boilerplate.
 
     Args:
-        texts: documents, in an order that does not change.
+        documents: text and blocks of each, in an order that does not change.
         corpus: the two bounds; a share of ``off`` removes nothing.
         known: ids of lines that other documents keep.
     """
     if corpus.boilerplate_share == "off":
-        return Cleaned(tuple(texts), ())
-    read = {text: _paragraphs(text) for text in texts}
+        return Cleaned(tuple(text for text, _ in documents), tuple(blocks for _, blocks in documents), ())
+    blocks_of = dict(reversed(documents))
+    read = {text: _paragraphs(text, blocks_of[text]) for text, _ in documents}
     counts = _count(read.values())
     whole = {text for text in read if _removed_share(text, read[text], _recurring(counts, len(read), corpus, known))}
     framed = [text for text in read if text not in whole]
     counts = _count(read[text] for text in framed)
     recurring = _recurring(counts, len(framed), corpus, known)
     kept, removed, shown = set(known), Counter[str](), dict[str, str]()
-    cleaned: dict[str, str] = {}
+    left: dict[str, Document] = {}
     for text in framed:
-        spans: list[_Paragraph] = []
+        spans: list[tuple[int, int]] = []
         gone: set[str] = set()
         for paragraph in read[text]:
             if paragraph.lines.keys() <= recurring:
                 if paragraph.lines.keys() <= kept:
-                    spans.append(paragraph)
+                    spans.append((paragraph.start, paragraph.end))
                     gone |= paragraph.lines.keys()
                 kept |= paragraph.lines.keys()
                 for key, line in paragraph.lines.items():
                     shown.setdefault(key, line)
-        cleaned[text] = _without(text, spans)
+        left[text] = without_spans(text, blocks_of[text], spans)
         removed.update(gone)
     lines = [RecurringLine(key, shown[key], counts[key], removed[key]) for key in removed]
     lines.sort(key=lambda line: (-line.documents, line.text, line.line_id))
-    return Cleaned(tuple(cleaned.get(text, text) for text in texts), tuple(lines))
+    cleaned = [left.get(text, (text, blocks_of[text])) for text, _ in documents]
+    return Cleaned(tuple(text for text, _ in cleaned), tuple(blocks for _, blocks in cleaned), tuple(lines))
 
 
 def find_boilerplate(documents: pl.DataFrame, corpus: Corpus) -> list[str]:
@@ -117,7 +123,8 @@ def find_boilerplate(documents: pl.DataFrame, corpus: Corpus) -> list[str]:
         corpus: the bounds.
     """
     sample = documents.unique("document_id").sort("document_id").head(_SAMPLED_DOCUMENTS)
-    return sorted(line.line_id for line in remove_boilerplate(sample["text"].to_list(), corpus).lines)
+    read = [(text, from_rows(blocks)) for text, blocks in sample.select("text", "blocks").iter_rows()]
+    return sorted(line.line_id for line in remove_boilerplate(read, corpus).lines)
 
 
 def learned_lines(root: UPath) -> tuple[str, ...]:
@@ -159,23 +166,15 @@ def _removed_share(text: str, paragraphs: list[_Paragraph], recurring: set[str])
     return size > _MOST_REMOVED * len(text)
 
 
-def _without(text: str, spans: list[_Paragraph]) -> str:
-    ends = [0, *(paragraph.end for paragraph in spans)]
-    starts = [*(paragraph.start for paragraph in spans), len(text)]
-    return "".join(text[end:start] for end, start in zip(ends, starts, strict=True))
-
-
-def _paragraphs(text: str) -> list[_Paragraph]:
+def _paragraphs(text: str, blocks: Sequence[Block]) -> list[_Paragraph]:
     """The paragraphs that may be boilerplate."""
-    headings = [heading.start for heading in find_headings(text)]
     found = []
-    for start, end in _spans(text):
-        has_heading = bisect_left(headings, start) < bisect_left(headings, end)
+    for start, end in _spans(text, blocks):
         lines = text[start:end].strip("\n").split("\n")
-        is_table = any(line.lstrip().startswith(("|", "+-")) for line in lines)
         introduces = lines[-1].rstrip().endswith(":")
+        is_drawn = any(line.lstrip().startswith(("|", "+-")) for line in lines)  # a table that is none to the parser
         few = len(_WORD.findall(text, start, end)) < _LEAST_WORDS
-        if not (has_heading or is_table or introduces or few or _CODE.match(lines[0])):
+        if not (is_drawn or introduces or few):
             found.append((start, end, [" ".join(line.split()) for line in lines if line.strip()]))
     pages = _page_furniture([lines for _, _, lines in found])
     return [
@@ -183,26 +182,18 @@ def _paragraphs(text: str) -> list[_Paragraph]:
     ]
 
 
-def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Runs of lines outside code fences that are not blank, with the blank lines behind them."""
-    fence, start, end, offset, blank = "", -1, 0, 0, False
-    for line in text.splitlines(keepends=True):
-        mark = _FENCE.match(line)
-        inside = bool(fence or mark)
-        if start >= 0 and (inside or (blank and line.strip())):
-            yield start, end
-            start = -1
-        if fence:
-            fence = "" if mark and mark[1].startswith(fence) and not line[mark.end() :].strip() else fence
-        elif mark:
-            fence = mark[1]
-        offset += len(line)
-        blank = not line.strip()
-        if not inside and not blank and start < 0:
-            start = offset - len(line)
-        end = offset
-    if start >= 0:
-        yield start, end
+def _spans(text: str, blocks: Sequence[Block]) -> Iterator[tuple[int, int]]:
+    """Runs of lines of prose without a blank one between them, with the blank lines behind them."""
+    for block in blocks:
+        if block.kind in _PROSE:
+            start = block.start
+            for gap in [*_BLANK_LINE.finditer(text, block.start, block.end), None]:
+                end = gap.end() if gap else block.end
+                while end < len(text) and text[end] == "\n":
+                    end += 1
+                if text[start:end].strip():
+                    yield start, end
+                start = end
 
 
 def _page_furniture(paragraphs: list[list[str]]) -> dict[str, str]:

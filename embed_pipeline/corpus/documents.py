@@ -1,11 +1,8 @@
-"""Files of a batch to documents: decoding, markup to Markdown, and what is set aside."""
+"""Files of a batch to documents: text, title and blocks of each, and what is set aside."""
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import re
-import unicodedata
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,20 +13,15 @@ from embed_pipeline import tables
 from embed_pipeline.corpus.batches import Batch, BatchFile
 from embed_pipeline.corpus.boilerplate import remove_boilerplate
 from embed_pipeline.corpus.files import CorpusError, read_document
-from embed_pipeline.corpus.readers import (
-    OFFICE_SUFFIXES,
-    ROW_SUFFIXES,
-    OfficeReader,
-    UnreadableError,
-    rows_to_markdown,
-)
+from embed_pipeline.corpus.formats import UnreadableError
+from embed_pipeline.corpus.readers import ReadingProcess
 from embed_pipeline.progress import progress
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import ROW_SUFFIXES, Settings
+from embed_pipeline.text.blocks import ParsedDocument, as_rows, from_rows
 
-_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-         (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
-_MAX_CONTROL_SHARE = 0.01
-_MAX_HTML_CHARACTERS = 2_000_000
+IN_PART = "in_part"
+"""Reason under which the parts of a document are set aside that could not be read."""
+_PARTS_SHOWN = 5
 _PASSING = frozenset({"unreadable", "changed_since_batch"})
 """Reasons that say nothing about the text: the version before stays until a later batch knows better."""
 
@@ -37,7 +29,8 @@ _PASSING = frozenset({"unreadable", "changed_since_batch"})
 def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Read the files of ``batch``.
 
-    A file that was a document before and is none any more leaves a tombstone, as a deleted one does.
+    A file that was a document before and is none any more leaves a tombstone, as a deleted one does. Of a document that
+    was read in part, what was not is set aside under its path with the reason ``in_part``.
 
     Returns:
         Frames of :data:`tables.DOCUMENTS` and :data:`tables.REJECTED_DOCUMENTS`, sorted by path. Files of the
@@ -49,10 +42,14 @@ def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     gone = list(batch.deleted)
-    with OfficeReader(settings.corpus) as office, progress("Reading documents", len(batch.files), "files") as bar:
+    with ReadingProcess(settings.corpus) as process, progress("Reading documents", len(batch.files), "files") as bar:
         for file in sorted(batch.files, key=lambda f: f.path):
             try:
-                rows.append(_document(file, batch.name, settings, office))
+                read = _read(file, settings, process)
+                rows.append(_document(file, batch.name, read))
+                if read.left_out:
+                    detail = _counted(read.left_out)
+                    rejected.append({"path": file.path, "batch": batch.name, "reason": IN_PART, "detail": detail})
             except UnreadableError as error:
                 why = {"reason": error.reason, "detail": error.detail}
                 rejected.append({"path": file.path, "batch": batch.name, **why})
@@ -83,11 +80,13 @@ def clean_documents(documents: pl.DataFrame, batch: Batch, settings: Settings) -
     """
     is_prose = ~pl.col("deleted") & ~pl.col("path").str.to_lowercase().str.contains(rf"({'|'.join(ROW_SUFFIXES)})$")
     prose = documents.filter(is_prose).sort("path")
-    cleaned = remove_boilerplate(prose["text"].to_list(), settings.corpus, batch.boilerplate)
+    read = [(row["text"], from_rows(row["blocks"])) for row in prose.select("text", "blocks").iter_rows(named=True)]
+    cleaned = remove_boilerplate(read, settings.corpus, batch.boilerplate)
     texts = pl.Series("text", cleaned.texts, pl.String)
+    blocks = pl.Series("blocks", [as_rows(left) for left in cleaned.blocks], tables.DOCUMENTS.schema["blocks"])
     ids = pl.Series("document_id", [_hash(text) for text in texts], pl.String)
     rest = documents.filter(~is_prose)
-    whole = pl.concat([prose.with_columns(texts, ids), rest]).sort("path")
+    whole = pl.concat([prose.with_columns(texts, blocks, ids), rest]).sort("path")
     known = set(batch.boilerplate)
     lines = [
         {
@@ -103,38 +102,8 @@ def clean_documents(documents: pl.DataFrame, batch: Batch, settings: Settings) -
     return tables.validate(whole, tables.DOCUMENTS), tables.BOILERPLATE.frame(lines)
 
 
-def decode(content: bytes) -> str:
-    """Bytes to newline-normalised Unicode text (NFC).
-
-    A byte order mark decides; else UTF-8; else the encoding that charset-normalizer detects.
-
-    Raises:
-        ValueError: the bytes are not text.
-    """
-    encoding = next((name for mark, name in _BOMS if content.startswith(mark)), None)
-    if encoding is None and b"\0" in content:
-        raise ValueError("it holds NUL bytes")
-    try:
-        text = content.decode(encoding or "utf-8")
-    except UnicodeDecodeError as error:
-        if encoding is not None:
-            raise ValueError(f"its byte order mark says {encoding}, but {error.reason}") from error
-        from charset_normalizer import from_bytes
-
-        best = from_bytes(content).best()
-        if best is None:
-            raise ValueError(f"it is not UTF-8 ({error.reason} at byte {error.start}) nor another encoding") from error
-        text = str(best)
-    control = sum(unicodedata.category(c) == "Cc" and c not in "\n\r\t\f" for c in text)
-    if control > _MAX_CONTROL_SHARE * max(len(text), 1):
-        raise ValueError(f"{control} of its {len(text)} characters are control characters")
-    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n"))
-
-
-def _document(file: BatchFile, batch: str, settings: Settings, office: OfficeReader) -> dict[str, Any]:
+def _read(file: BatchFile, settings: Settings, process: ReadingProcess) -> ParsedDocument:
     limit = settings.corpus.max_file_bytes
-    if file.size > limit:
-        raise UnreadableError("too_large", f"{file.size} bytes, over corpus.max_file_bytes = {limit}")
     try:
         content = read_document(settings.paths.documents, file.path, limit)
     except OSError as error:
@@ -143,14 +112,19 @@ def _document(file: BatchFile, batch: str, settings: Settings, office: OfficeRea
         raise UnreadableError("too_large", f"over corpus.max_file_bytes = {limit}")
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise UnreadableError("changed_since_batch", "a later batch reads the new version")
-    title, text = _title_and_text(file.path, content, office)
-    if not text.strip():
+    read = process.read(file.path, content)
+    if not read.text.strip():
         raise UnreadableError("empty", f"{file.size} bytes, no text")
+    return read
+
+
+def _document(file: BatchFile, batch: str, read: ParsedDocument) -> dict[str, Any]:
     return {
-        "document_id": _hash(text),
+        "document_id": _hash(read.text),
         "path": file.path,
-        "title": find_title(text) or title or PurePosixPath(file.path).stem,
-        "text": text,
+        "title": read.title or PurePosixPath(file.path).stem,
+        "text": read.text,
+        "blocks": as_rows(read.blocks),
         "bytes": file.size,
         "modified_at": datetime.fromtimestamp(file.mtime_ns / 1e9, tz=UTC),
         "batch": batch,
@@ -158,53 +132,22 @@ def _document(file: BatchFile, batch: str, settings: Settings, office: OfficeRea
     }
 
 
-def _title_and_text(path: str, content: bytes, office: OfficeReader) -> tuple[str, str]:
-    """The title that a file's format gives it (empty: none), and its text or Markdown."""
-    suffix = PurePosixPath(path).suffix.lower()
-    if suffix in OFFICE_SUFFIXES:
-        content = office.read(path, content).encode("utf-8", "replace")
-    try:
-        text = decode(content)
-    except ValueError as error:
-        raise UnreadableError("not_text", str(error)) from error
-    if suffix in {".html", ".htm"}:
-        return _html_to_markdown(text)
-    return "", rows_to_markdown(path, text) if suffix in ROW_SUFFIXES else text
+def _counted(parts: tuple[str, ...]) -> str:
+    more = "; ..." if len(parts) > _PARTS_SHOWN else ""
+    return f"{len(parts)} part{'s' * (len(parts) > 1)} left out: {'; '.join(parts[:_PARTS_SHOWN])}{more}"
 
 
 def _tombstone(path: str, batch: str) -> dict[str, Any]:
-    gone = {"title": "", "text": "", "bytes": 0, "modified_at": datetime.fromtimestamp(0, tz=UTC), "deleted": True}
+    gone = {
+        "title": "",
+        "text": "",
+        "blocks": [],
+        "bytes": 0,
+        "modified_at": datetime.fromtimestamp(0, tz=UTC),
+        "deleted": True,
+    }
     return {"document_id": _hash(f"deleted {path} in {batch}"), "path": path, "batch": batch, **gone}
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _html_to_markdown(text: str) -> tuple[str, str]:
-    """Title and body as Markdown."""
-    from bs4 import BeautifulSoup
-    from markdownify import MarkdownConverter
-
-    if len(text) > _MAX_HTML_CHARACTERS:
-        raise UnreadableError("too_large", f"{len(text)} characters of HTML, over the limit of {_MAX_HTML_CHARACTERS}")
-    soup = BeautifulSoup(text, "html.parser")
-    title = " ".join(soup.title.get_text().split()) if soup.title else ""
-    for element in soup(
-        ["head", "title", "script", "style", "nav", "noscript", "template", "footer", "header", "aside"]
-    ):
-        element.decompose()
-    body = soup.body or soup
-    try:
-        markdown = str(MarkdownConverter(heading_style="ATX").convert_soup(body))
-    except RecursionError as error:
-        raise UnreadableError("not_text", "its HTML is nested too deeply") from error
-    return title, re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
-
-
-def find_title(text: str) -> str:
-    """The first heading of Markdown or reStructuredText, without its markup; empty where there is none."""
-    from embed_pipeline.text.headings import find_headings
-
-    headings = find_headings(text)
-    return headings[0].text if headings else ""

@@ -72,7 +72,7 @@ class Scan:
     skipped: Counter[str] = field(default_factory=Counter)
 
     def describe_skipped(self) -> str:
-        """The skipped counts as text, such as ``3 other suffix, 1 symlink``."""
+        """The skipped counts as text, such as ``3 .pdf (not in corpus.suffixes), 1 symlink``."""
         return ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())) or "nothing"
 
 
@@ -135,8 +135,13 @@ def _look_at(entry: os.DirEntry[str], start: int, suffixes: tuple[str, ...]) -> 
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
     if not entry.name.lower().endswith(suffixes):
-        return "other suffix"
+        return other_suffix(entry.name)
     return SourceFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def other_suffix(name: str) -> str:
+    """The reason under which a file of another ending is counted: its ending."""
+    return f"{os.path.splitext(name)[1].lower() or 'without an ending'} (not in corpus.suffixes)"  # noqa: PTH122
 
 
 def read_regular(folder: Path, path: str, limit: int) -> bytes:
@@ -186,7 +191,7 @@ def scan_url(url: str, corpus: Corpus) -> Scan:
             if not path or "?" in path or "#" in path or "//" in path:
                 skipped["odd name"] += 1
             elif not path.lower().endswith(suffixes):
-                skipped["other suffix"] += 1
+                skipped[other_suffix(name)] += 1
             elif entry.get("size") is None:
                 unasked.append((path, name))
             else:

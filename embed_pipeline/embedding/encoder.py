@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Kind = Literal["query", "passage"]
 _Rows = Sequence[NDArray[np.int32]]
 
+_MOST_CHARACTERS_PER_TOKEN = 8
+
 
 class Encoder:
     """A model that turns queries and passages into vectors.
@@ -55,6 +57,11 @@ class Encoder:
         self._budget = token_budget(batch_tokens, on_gpu=backend.on_gpu, lanes=backend.lanes)
         arithmetic = f"{backend.config.digest} {self._budget} {backend.lanes} {backend.identity}" if store else ""
         self._stored = VectorStore(store, arithmetic) if store else None
+
+    @property
+    def passage_tokens(self) -> int:
+        """Longest passage that is read whole, in tokens: what prefix and special tokens leave of ``max_tokens``."""
+        return self.max_tokens - len(self.backend.tokenize([self.backend.passage_prefix])[0])
 
     @classmethod
     def load(cls, name: str | Path, embedding: Embedding, store: Path | None = None) -> Encoder:
@@ -99,9 +106,17 @@ class Encoder:
         return vectors[[position[text] for text in texts]]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without prefix, special tokens or a limit."""
+        """Tokens of each text, without prefix, special tokens or a limit.
+
+        A word that the tokenizer does not know is one token to it, however long: no text counts for less than a token
+        for eight characters.
+        """
         windows = tokenized_windows(texts, self.backend.tokenize, on_gpu=False)
-        return [len(row) - self.backend.special_tokens for _, rows in windows for row in rows]
+        read = [len(row) - self.backend.special_tokens for _, rows in windows for row in rows]
+        return [
+            max(tokens, math.ceil(len(" ".join(text.split())) / _MOST_CHARACTERS_PER_TOKEN))
+            for tokens, text in zip(read, texts, strict=True)
+        ]
 
     def _compute(self, texts: Sequence[str], label: str | None) -> Floats:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)

@@ -13,21 +13,7 @@ STRUCTURED_PROMPTS = ("questions.md",)
 JUDGE_PROMPTS = ("judge.md", "hops.md")
 ARTIFACT_PROMPTS = ("artifacts.md",)
 CROSS_CHECK_PROMPTS = ("answers.md",)
-_MARK = re.compile(r"</?\s*segments\s*>|^\s*\[S\d+\]", re.IGNORECASE | re.MULTILINE)
-_PATTERNS = (
-    r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,60}\b(?:instruction|prompt|guideline|direction)s?\b",
-    r"\b(?:ignore|disregard|forget)\s+(?:everything|all|anything)\b[^.!?\n]{0,30}\b(?:above|before|previous|prior)\b",
-    r"\b(?:new|updated|real|actual)\s+(?:system\s+)?(?:instruction|prompt)s?\s*:",
-    r"\b(?:system|developer)\s+(?:prompt|message)\s*:",
-    r"\byou\s+are\s+(?:now\s+)?(?:an?\s+|the\s+)?(?:\w+\s+)?(?:language\s+model|chatbot|llm|ai\s+assistant)\b",
-    r"\b(?:respond|reply|answer|output|write|print)\s+(?:only|exactly|nothing\s+but)\b[^.!?\n]{0,20}[:\"“']",
-    r"<\|?/?(?:im_start|im_end|system|endoftext|segments?)\|?>",
-    r"\[/?INST\]",
-    r"^#+\s*(?:instruction|system)s?\s*:?\s*$",
-)
-_INSTRUCTION = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS), re.IGNORECASE | re.MULTILINE)
-_SENTENCE_START = re.compile(r"(?:[.!?:]\s+|\n)(?=\S)")
-_PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
+_MARK = re.compile(r"</?[ \t]{0,9}segments[ \t]{0,9}>|^[ \t]*\[S\d+\]", re.IGNORECASE | re.MULTILINE)
 
 
 @cache
@@ -61,17 +47,3 @@ def delimit(labelled: dict[str, str]) -> str:
 
 def _broken(mark: re.Match[str]) -> str:
     return f"{mark[0][:-1]}\u200b{mark[0][-1]}"
-
-
-def gives_instructions(text: str) -> bool:
-    """True where some of the text tells a model what to do."""
-    return _INSTRUCTION.search(text) is not None
-
-
-def remove_instructions(text: str) -> str:
-    """The text without its instructions to a model: each is cut out from its sentence to the end of its paragraph."""
-    while (found := _INSTRUCTION.search(text)) is not None:
-        starts = (mark.end() for mark in _SENTENCE_START.finditer(text, 0, found.start() + 1))
-        end = _PARAGRAPH_END.search(text, found.end())
-        text = text[: max(starts, default=0)] + text[end.start() if end else len(text) :]
-    return text

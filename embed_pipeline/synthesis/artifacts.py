@@ -17,8 +17,9 @@ from embed_pipeline.enumerations import ArtifactKind
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import LLMClient, open_client
-from embed_pipeline.llm.prompts import delimit, fill_prompt, remove_instructions
+from embed_pipeline.llm.prompts import delimit, fill_prompt
 from embed_pipeline.settings import Settings
+from embed_pipeline.text.injections import remove_instructions
 from embed_pipeline.text.words import content_words, inverse_document_frequency, overlap, specific_terms
 
 logger = logging.getLogger(__name__)

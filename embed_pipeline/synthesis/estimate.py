@@ -137,7 +137,7 @@ def estimate_folder(settings: Settings, encoder: Encoder) -> Estimate:
         for batch in load_batches(paths.store):
             documents, _ = clean_documents(read_documents(batch, aside)[0], batch, aside)
             titles.update(documents.select("document_id", "title").iter_rows())
-            cut = split_segments(documents, settings.corpus, encoder.count_tokens)
+            cut = split_segments(documents, settings.corpus, encoder.count_tokens, max_tokens=encoder.passage_tokens)
             segments[batch.name] = cut if settings.training_data.generates else cut.clear()
     return estimate(segments, titles, settings, lambda: encoder)
 

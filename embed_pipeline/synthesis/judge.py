@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient
-from embed_pipeline.llm.prompts import delimit, read_prompt, remove_instructions
+from embed_pipeline.llm.prompts import delimit, read_prompt
 from embed_pipeline.settings import Settings
+from embed_pipeline.text.injections import remove_instructions
 from embed_pipeline.text.words import content_words, words
 
 _GOOD_COSINE = 0.7

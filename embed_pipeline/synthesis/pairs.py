@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embed_pipeline.enumerations import QUERY_TYPES, REASONING_TYPES, STYLES
-from embed_pipeline.llm.prompts import gives_instructions
+from embed_pipeline.text.injections import gives_instructions
 from embed_pipeline.text.words import content_words, words
 
 MAX_QUESTION_CHARACTERS = 500

@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from embed_pipeline.llm.prompts import remove_instructions
 from embed_pipeline.settings import Settings, Synthesis
+from embed_pipeline.text.injections import remove_instructions
 
 Item = TypeVar("Item")
 STRUCTURAL_SHARE = 0.25

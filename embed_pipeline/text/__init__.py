@@ -1,5 +1,6 @@
 """What several rooms do with text.
 
-In: plain or Markdown text. Out: words, sentences, shingles, headings.
-Read ``words`` (words, sentences, overlap), then ``headings`` and ``shingles`` (word 5-grams and near-duplicates).
+In: Markdown, which all kept text is. Out: blocks, words, sentences, shingles.
+Read ``blocks`` (what a document is made of), ``markdown`` (its parser), ``words`` (words, sentences, overlap),
+``injections`` (text that addresses a model), then ``shingles`` (word 5-grams and near-duplicates).
 """

@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from embed_pipeline.text.markdown import replace_headings
+
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}](?:[^\W{_IDEOGRAPHS}]|['’-])*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n(?=\s*(?:[*+-]|\d+\.)\s)")
-_HEADING_LINE = re.compile(r"^\s{0,3}#{1,6}\s.*$", re.MULTILINE)
 _BULLET = re.compile(r"^(?:[*+-]|\d+\.)\s+")
 _STOP_WORD_LIST = (
     "a about above after again all also an and any are as at be because been before being below between both but by "
@@ -23,14 +24,13 @@ _STOP_WORD_LIST = (
 )
 _STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 _SPECIFIC_TERM = re.compile(
-    r"[A-Za-z_][\w.]*\(\)|__\w+__|\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\w*\b|\b\d[\d.]*\b"
+    r"(?<![\w.])[A-Za-z_][\w.]*\(\)|__\w+__|(?<!\w)\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\w*\b|\b\d[\d.]*\b"
     r"|`[^`]+`|[\"“][^\"”]{1,40}[\"”]"
 )
-_HEADING_MARKS = re.compile(r"^\s{0,3}#{1,6}\s+")
-_CELL_BORDER = re.compile(r"\s*\|\s*")
+_CELL_BORDER = re.compile(r" ?\| ?")
 _MARKUP = re.compile(r"`+|\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
 _REPEATED_MARK = re.compile(r"([^\w\s])\1{3,}")
-_LINK = re.compile(r"!?\[([^\]]*)\]\([^)\s]*\)")
+_LINK = re.compile(r"!?\[([^\[\]]{0,500})\]\([^()\s]{0,500}\)")
 _HAS_WORD = re.compile(r"\w")
 
 
@@ -81,7 +81,8 @@ def sentences(text: str) -> list[str]:
 
     A sentence that ends in a colon continues in the next.
     """
-    pieces = (_BULLET.sub("", " ".join(piece.split())) for piece in _SENTENCE_END.split(_HEADING_LINE.sub("\n", text)))
+    text = replace_headings(text, keep=False)
+    pieces = (_BULLET.sub("", " ".join(piece.split())) for piece in _SENTENCE_END.split(text))
     found: list[str] = []
     for piece in pieces:
         if found and found[-1].endswith(":"):
@@ -119,9 +120,9 @@ def supporting_sentence(question: str, source: str, idf: Mapping[str, float]) ->
 def readable(text: str, characters: int) -> str:
     """The text without markup, on one line of at most ``characters``, cut at a word."""
     lines = []
-    for line in text.splitlines():
+    for line in replace_headings(text, keep=True).split("\n"):
         if _HAS_WORD.search(line):
-            plain = _LINK.sub(r"\1", _HEADING_MARKS.sub("", line))
+            plain = _LINK.sub(r"\1", line)
             plain = _CELL_BORDER.sub(" | ", plain).strip(" |")
             lines.append(_REPEATED_MARK.sub(r"\1\1\1", _MARKUP.sub("", plain)))
     joined = " ".join(" ".join(lines).split())

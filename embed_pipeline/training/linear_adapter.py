@@ -14,7 +14,6 @@ Imports torch: import it inside functions from modules that the orchestration re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
 from embed_pipeline.progress import progress
+from embed_pipeline.text.markdown import replace_headings
 from embed_pipeline.text.words import sentences
 from embed_pipeline.training.loss import follow_distribution
 from embed_pipeline.training.task import LEAST_DOCUMENTS, TrainingError
@@ -47,7 +47,6 @@ _FEEDBACK_HITS, _FEEDBACK_WEIGHT = 3, 0.6
 # here, not a single passage found.
 _TEMPERATURE = 0.05
 _STEPS, _BATCH_QUERIES, _LEARNING_RATE, _L2_PENALTY = 600, 256, 1e-3, 1e-3
-_HEADING_MARKS = re.compile(r"^#{1,6} +", re.MULTILINE)
 
 
 def fit_adapter(
@@ -111,7 +110,7 @@ def sentence_queries(
     """
     found: dict[str, set[int]] = {}
     for text, group in zip(passages, groups.tolist(), strict=True):
-        for sentence in dict.fromkeys(sentences(_HEADING_MARKS.sub("", text))):
+        for sentence in dict.fromkeys(sentences(replace_headings(text, keep=True))):
             if _LEAST_WORDS <= len(sentence.split()) <= _MOST_WORDS:
                 found.setdefault(sentence, set()).add(group)
     # A sentence that every document has leaves no other document to rank.

@@ -21,8 +21,7 @@ from embed_pipeline.training_data.near_duplicates import normalise_question
 
 _LEAST_CONTENT_WORDS = 2
 _CROP_WORDS = (6, 30)
-_MARKDOWN_LINK = re.compile(r"(?<!!)\[([^\]\[]{3,120})\]\(([^)\s#]+)(?:#[^)]*)?\)")
-_RST_LINK = re.compile(r":doc:`([^`<]{3,120}?)\s*<([^`>]+)>`")
+_LINK = re.compile(r"(?<!!)\[([^\]\[]{3,120})\]\(([^()\s#]{1,400})(?:#[^()\s]{0,400})?\)")
 _HEADING_SEPARATOR = " > "
 
 
@@ -135,12 +134,11 @@ def _links(documents: list[_Document]) -> Iterator[StructurePair]:
     by_stem = {posixpath.splitext(path)[0]: document for path, document in by_path.items()}
     for document in documents:
         for segment in document.segments:
-            for pattern in (_MARKDOWN_LINK, _RST_LINK):
-                for text, target in pattern.findall(segment.text):
-                    place = _resolve(document.path, target)
-                    found = by_path.get(place) or by_stem.get(posixpath.splitext(place)[0])
-                    if found is not None and found is not document and found.opening is not None:
-                        yield StructurePair("link", " ".join(text.split()), found.opening.segment_id)
+            for text, target in _LINK.findall(segment.text):
+                place = _resolve(document.path, target)
+                found = by_path.get(place) or by_stem.get(posixpath.splitext(place)[0])
+                if found is not None and found is not document and found.opening is not None:
+                    yield StructurePair("link", " ".join(text.split()), found.opening.segment_id)
 
 
 def _resolve(source: str, target: str) -> str:

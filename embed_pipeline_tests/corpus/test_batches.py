@@ -152,7 +152,7 @@ def test_no_usable_document_names_the_folder_and_what_was_skipped(folder: Path, 
     with pytest.raises(CorpusError) as caught:
         cut_batches(make_settings())
     assert str(folder) in str(caught.value)
-    assert "skipped: 1 other suffix, 1 symlink" in str(caught.value)
+    assert "skipped: 1 .png (not in corpus.suffixes), 1 symlink" in str(caught.value)
 
 
 @pytest.mark.parametrize(

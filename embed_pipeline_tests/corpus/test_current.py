@@ -29,7 +29,10 @@ class _History:
             documents = read_documents(batch, self._settings)[0]
             self.documents[batch.name] = documents
             self.segments[batch.name] = split_segments(
-                documents, self._settings.corpus, lambda texts: [len(text.split()) for text in texts]
+                documents,
+                self._settings.corpus,
+                lambda texts: [len(text.split()) for text in texts],
+                max_tokens=None,
             )
 
     def corpus(self) -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import codecs
-import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +10,11 @@ import pytest
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import cut_batches
-from embed_pipeline.corpus.documents import decode, find_title, read_documents
+from embed_pipeline.corpus.documents import read_documents
 from embed_pipeline.corpus.files import CorpusError
 from embed_pipeline.settings import Settings
 
 MakeSettings = Callable[..., Settings]
-TEXT = "Größe: ein Wort, naïve café, 東京, 🙂\nzweite Zeile\n"
 
 
 def _read(settings: Settings, **options: bool) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -26,44 +24,6 @@ def _read(settings: Settings, **options: bool) -> tuple[pl.DataFrame, pl.DataFra
 
 def _reasons(rejected: pl.DataFrame) -> dict[str, str]:
     return dict(rejected.select("path", "reason").iter_rows())
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        TEXT.encode(),
-        codecs.BOM_UTF8 + TEXT.encode(),
-        codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le"),
-        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
-        codecs.BOM_UTF32_LE + TEXT.encode("utf-32-le"),
-        TEXT.replace("\n", "\r\n").encode(),
-        TEXT.replace("ö", "o\u0308").encode(),
-    ],
-    ids=["utf-8", "utf-8 mark", "utf-16 le", "utf-16 be", "utf-32 le", "crlf", "decomposed"],
-)
-def test_text_is_decoded_alike_from_every_encoding(content: bytes) -> None:
-    assert decode(content) == TEXT
-
-
-def test_an_older_encoding_is_detected() -> None:
-    text = "Die Größe der Tür beträgt drei Meter; für Änderungen fragen Sie bitte später noch einmal. " * 5
-    assert decode(text.encode("latin-1")) == text
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"text with a \0 in it",
-        codecs.BOM_UTF16_LE + b"\x00\xd8\x00",
-        b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4,
-        bytes(b for b in random.Random(1).randbytes(4000) if b),
-        b"\x1b[31m\x01\x02\x03" * 50,
-    ],
-    ids=["nul", "broken utf-16", "png", "noise", "control"],
-)
-def test_what_is_not_text_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError):
-        decode(content)
 
 
 def test_documents_are_read_and_the_rest_is_set_aside_with_its_reason(
@@ -153,29 +113,24 @@ def test_a_batch_without_a_usable_document_fails_where_it_is_the_only_one(
         assert part in str(caught.value)
 
 
-def test_html_becomes_markdown_without_its_furniture(folder: Path, make_settings: MakeSettings) -> None:
-    (folder / "a.html").write_text(
-        "<html><head><title>The\n page</title><style>p {}</style></head><body><nav>Home</nav>"
-        "<h2>Setup</h2><p>Press <b>start</b>.</p><script>alert(1)</script>"
-        "<table><tr><th>k</th></tr><tr><td>v</td></tr></table><footer>imprint</footer></body></html>"
+def test_one_damaged_row_or_file_takes_no_other_along(folder: Path, make_settings: MakeSettings) -> None:
+    (folder / "a.jsonl").write_text(
+        '{"title": "A", "text": "The operator wrote \\ud83d and left."}\n{"title": "B", "x\n'
     )
-    (folder / "b.html").write_text("<title>Only a title</title><p>Body.</p>")
-    documents, _ = _read(make_settings())
-    setup, titled = documents.iter_rows(named=True)
-    assert setup["text"].startswith("## Setup\n\nPress **start**.")
-    assert "| k |" in setup["text"]
-    assert not any(word in setup["text"] for word in ("Home", "alert", "imprint", "p {}"))
-    assert (setup["title"], titled["title"], titled["text"]) == ("Setup", "Only a title", "Body.\n")
+    (folder / "b.md").write_text("# Good")
+    (folder / "c.jsonl").write_text("no json\n")
+    documents, rejected = _read(make_settings(suffixes=(".md", ".jsonl")))
+    assert documents["path"].to_list() == ["a.jsonl", "b.md"]
+    assert "wrote \ufffd and left." in documents["text"][0]
+    assert _reasons(rejected) == {"a.jsonl": "in_part", "c.jsonl": "not_text"}
+    assert "1 part left out: line 2 is not JSON" in rejected.filter(reason="in_part")["detail"][0]
 
 
-def test_html_that_would_break_the_parser_is_set_aside(folder: Path, make_settings: MakeSettings) -> None:
-    (folder / "deep.html").write_text("<div>" * 5000 + "x" + "</div>" * 5000)
-    (folder / "long.html").write_text("<p>x</p>" * 250_001)
-    documents, rejected = _read(make_settings())
-    assert documents.is_empty()
-    assert _reasons(rejected) == {"deep.html": "not_text", "long.html": "too_large"}
-
-
-def test_the_title_is_the_first_heading_or_nothing() -> None:
-    assert find_title("Intro.\n\nInstall `it`\n----------\n") == "Install it"
-    assert find_title("plain text") == ""
+def test_blocks_are_stored_with_the_text(folder: Path, make_settings: MakeSettings) -> None:
+    (folder / "a.md").write_text("---\ntitle: Named\n---\n\n## Part\n\nText.\n")
+    (document,) = _read(make_settings())[0].iter_rows(named=True)
+    assert (document["title"], document["text"]) == ("Named", "## Part\n\nText.\n")
+    assert document["blocks"] == [
+        {"kind": "heading", "level": 2, "start": 0, "end": 8, "text": "Part"},
+        {"kind": "paragraph", "level": 0, "start": 9, "end": 15, "text": ""},
+    ]

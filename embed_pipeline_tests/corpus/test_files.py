@@ -23,8 +23,8 @@ def test_readable_files_are_listed_by_path(folder: Path) -> None:
         (folder / name).write_text("text")
     scan = scan_folder(folder, CORPUS)
     assert [file.path for file in scan.files] == ["b/c.html", "b/deep/a.TXT", "z.md"]
-    assert scan.skipped == {"other suffix": 2}
-    assert scan.describe_skipped() == "2 other suffix"
+    assert scan.skipped == {".png (not in corpus.suffixes)": 1, "without an ending (not in corpus.suffixes)": 1}
+    assert scan.describe_skipped() == "1 .png (not in corpus.suffixes), 1 without an ending (not in corpus.suffixes)"
     assert {file.size for file in scan.files} == {4}
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from embed_pipeline import settings
 from embed_pipeline.corpus.batches import cut_batches
 from embed_pipeline.corpus.documents import read_documents
-from embed_pipeline.corpus.files import CorpusError
-from embed_pipeline.corpus.readers import OfficeReader, UnreadableError, rows_to_markdown
-from embed_pipeline.settings import Corpus
+from embed_pipeline.corpus.formats import READERS, UnreadableError
+from embed_pipeline.corpus.readers import ReadingProcess
+from embed_pipeline.settings import OFFICE_SUFFIXES, ROW_SUFFIXES, TEXT_SUFFIXES, Corpus
 
 pytest.importorskip("markitdown")
 
@@ -41,14 +41,16 @@ _STYLES = (
 )
 
 
-def docx(body: str = _DOCUMENT) -> bytes:
+def docx(body: str = _DOCUMENT, styles: str = _STYLES, core: str = "") -> bytes:
     """A Word file of a heading and a sentence."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("[Content_Types].xml", _CONTENT_TYPES)
         archive.writestr("_rels/.rels", _RELATIONS)
         archive.writestr("word/document.xml", body)
-        archive.writestr("word/styles.xml", _STYLES)
+        archive.writestr("word/styles.xml", styles)
+        if core:
+            archive.writestr("docProps/core.xml", core)
     return stream.getvalue()
 
 
@@ -86,7 +88,7 @@ def pdf(line: str = "A gauge shows nine bar.") -> bytes:
 
 @pytest.fixture(scope="module")
 def office():
-    with OfficeReader(Corpus()) as reader:
+    with ReadingProcess(Corpus()) as reader:
         yield reader
 
 
@@ -100,7 +102,7 @@ def office():
     ids=["docx", "pptx", "pdf"],
 )
 def test_an_office_file_becomes_markdown(office, name, content, expected):
-    assert office.read(name, content).strip() == expected
+    assert office.read(name, content).text.strip() == expected
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_a_damaged_file_is_set_aside_and_the_next_is_read(office, name, content,
     with pytest.raises(UnreadableError) as caught:
         office.read(name, content)
     assert caught.value.reason == reason
-    assert "valve" in office.read("b.docx", docx())
+    assert "valve" in office.read("b.docx", docx()).text
 
 
 def bomb(megabytes: int) -> bytes:
@@ -139,51 +141,60 @@ def test_an_archive_that_unpacks_to_too_much_is_never_unpacked(office):
 @pytest.mark.slow
 def test_a_conversion_that_takes_too_much_memory_ends_and_the_next_is_read():
     paragraph = "<w:p><w:r><w:t>A valve.</w:t></w:r></w:p>"
-    large = docx(_DOCUMENT.replace("</w:body>", paragraph * 400_000 + "</w:body>"))
-    with OfficeReader(Corpus(conversion_megabytes=64, conversion_seconds=60)) as reader:
-        with pytest.raises(UnreadableError, match="converted in 64 MB of memory|ended the process"):
+    large = docx(_DOCUMENT.replace("</w:body>", paragraph * 200_000 + "</w:body>"))
+    with ReadingProcess(Corpus(conversion_megabytes=64, conversion_seconds=60)) as reader:
+        with pytest.raises(UnreadableError, match="read in 64 MB of memory|ended the process"):
             reader.read("large.docx", large)
-        assert "valve" in reader.read("b.docx", docx())
+        assert "valve" in reader.read("b.docx", docx()).text
 
 
-@pytest.mark.slow
-def test_a_conversion_that_takes_too_long_is_ended_and_the_next_is_read(monkeypatch):
-    with OfficeReader(Corpus(conversion_seconds=60)) as reader:
-        reader.read("a.docx", docx())
+def test_a_conversion_that_takes_too_long_is_ended_and_the_next_is_read():
+    with ReadingProcess(Corpus(conversion_seconds=1)) as reader:
+        reader._process = reader._start()
         os.kill(reader._process.pid, 19)  # SIGSTOP: it answers no more
-        reader._corpus = Corpus(conversion_seconds=0.2)
         started = time.monotonic()
-        with pytest.raises(UnreadableError, match=r"over corpus.conversion_seconds = 0.2") as caught:
+        with pytest.raises(UnreadableError, match=r"over corpus.conversion_seconds = 1") as caught:
             reader.read("a.docx", docx())
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 20
         assert caught.value.reason == "too_large"
-        reader._corpus = Corpus()
-        assert "valve" in reader.read("b.docx", docx())
+    with ReadingProcess(Corpus()) as reader:
+        assert "valve" in reader.read("b.docx", docx()).text
 
 
 @pytest.mark.slow
 def test_a_conversion_process_that_dies_is_started_again():
-    with OfficeReader(Corpus()) as reader:
+    with ReadingProcess(Corpus()) as reader:
         reader.read("a.docx", docx())
         reader._process.kill()
         reader._process.wait()
         with pytest.raises(UnreadableError, match="ended the process"):
             reader.read("a.docx", docx())
-        assert "valve" in reader.read("b.docx", docx())
+        assert "valve" in reader.read("b.docx", docx()).text
 
 
 @pytest.mark.slow
 def test_no_process_is_left_behind():
-    with OfficeReader(Corpus()) as reader:
+    with ReadingProcess(Corpus()) as reader:
         reader.read("a.docx", docx())
         process = psutil.Process(reader._process.pid)
     assert not process.is_running()
 
 
-def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "markitdown", None)
-    with OfficeReader(Corpus()) as reader, pytest.raises(CorpusError, match=r"install embed-pipeline\[documents\]"):
-        reader.read("a.pdf", pdf())
+def test_every_ending_that_settings_know_has_a_reader_and_no_other_is_taken():
+    assert set(READERS) == {*TEXT_SUFFIXES, *ROW_SUFFIXES, *OFFICE_SUFFIXES}
+    assert Corpus(suffixes=("MD", ".Html")).suffixes == (".md", ".html")
+    assert Corpus().suffixes == (*TEXT_SUFFIXES, *OFFICE_SUFFIXES)
+    with pytest.raises(ValueError, match=r"no reader knows \.adoc, \.json; the known endings are \.md"):
+        Corpus(suffixes=(".md", ".adoc", "json"))
+
+
+def test_without_the_extra_office_files_are_refused_at_start(monkeypatch):
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    assert Corpus().suffixes == TEXT_SUFFIXES
+    with pytest.raises(
+        ValueError, match=r"reading \.pdf needs the extra documents; install embed-pipeline\[documents\]"
+    ):
+        Corpus(suffixes=(".md", ".pdf"))
 
 
 @pytest.mark.slow
@@ -192,37 +203,37 @@ def test_office_files_are_documents_beside_text(folder: Path, make_settings):
     (folder / "b.docx").write_bytes(docx())
     (folder / "c.pdf").write_bytes(b"%PDF-1.7 broken")
     (folder / "d.csv").write_text("name,bar\nvalve,3\n")
-    settings = make_settings(suffixes=(".md", ".docx", ".pdf", ".csv"))
-    (batch,), _ = cut_batches(settings)
-    documents, rejected = read_documents(batch, settings)
-    assert documents.select("path", "title").rows() == [("a.md", "Pipes"), ("b.docx", "Valves"), ("d.csv", "valve")]
+    mixed = make_settings(suffixes=(".md", ".docx", ".pdf", ".csv"))
+    (batch,), _ = cut_batches(mixed)
+    documents, rejected = read_documents(batch, mixed)
+    assert documents.select("path", "title").rows() == [("a.md", "Pipes"), ("b.docx", "Valves"), ("d.csv", "d")]
     assert rejected.select("path", "reason").rows() == [("c.pdf", "not_text")]
 
 
-def test_rows_are_sections_named_by_their_title():
-    text = "id;title;pressure\n1;Relief valve;3 bar\n2;;4 bar\n"
-    assert rows_to_markdown("a.csv", text) == (
-        "## 1\n\ntitle: Relief valve\npressure: 3 bar\n\n## 2\n\npressure: 4 bar\n"
+def test_a_word_file_is_called_by_its_title(office):
+    title = '<w:p><w:pPr><w:pStyle w:val="Title"/></w:pPr><w:r><w:t>The handbook</w:t></w:r></w:p>'
+    body = _DOCUMENT.replace("<w:body>", f"<w:body>{title}")
+    styles = _STYLES.replace("</w:styles>", '<w:style w:type="paragraph" w:styleId="Title"><w:name w:val="Title"/>'
+                             "</w:style></w:styles>")  # fmt: skip
+    read = office.read("a.docx", docx(body, styles))
+    assert (read.title, [b.text for b in read.blocks if b.kind == "heading"]) == (
+        "The handbook",
+        ["The handbook", "Valves"],
     )
-    lines = '{"title": "Pump", "bar": 2, "parts": ["seal", "shaft"], "note": null}\n\n{"bar": 5}\n'
-    assert rows_to_markdown("a.jsonl", lines) == '## Pump\n\nbar: 2\nparts: ["seal", "shaft"]\n\n## Row 2\n\nbar: 5\n'
+    core = '<p xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>{}</dc:title></p>'
+    assert office.read("a.docx", docx(core=core.format("Named in its properties"))).title == "Named in its properties"
+    assert office.read("a.docx", docx(core=core.format("Document1"))).title == "Valves"
 
 
-def test_quoted_values_keep_their_separators_and_lines():
-    assert rows_to_markdown("a.csv", 'name,text\nvalve,"opens, then\ncloses"\n') == (
-        "## valve\n\ntext: opens, then\ncloses\n"
-    )
+def test_one_process_reads_every_format(tmp_path):
+    texts = {"a.md": b"# A", "b.rst": b"A\n=\n", "c.html": b"<h1>A</h1>", "d.txt": b"A\n=\n", "e.htm": b"<h1>A</h1>"}
+    with ReadingProcess(Corpus()) as reader:
+        for name, content in texts.items():
+            assert (reader.read(name, content).title, reader._process.poll()) == ("A", None)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "says"),
-    [
-        ("a.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not JSON"),
-        ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
-        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
-        ("a.csv", "a,b\n" + "x" * 200_000 + ",2\n", "it is not CSV"),
-    ],
-)
-def test_what_is_no_table_is_refused(name, text, says):
-    with pytest.raises(UnreadableError, match=says):
-        rows_to_markdown(name, text)
+def test_a_text_that_takes_too_much_memory_is_set_aside_by_name():
+    with ReadingProcess(Corpus(conversion_megabytes=64)) as reader:
+        with pytest.raises(UnreadableError, match="read in 64 MB of memory|ended the process"):
+            reader.read("a.html", b"<p>A <b>valve</b>.</p>" * 300_000)
+        assert reader.read("b.md", b"# A").title == "A"

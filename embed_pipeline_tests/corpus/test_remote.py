@@ -47,7 +47,7 @@ def test_files_are_listed_below_the_prefix_and_hidden_ones_passed_over() -> None
     fsspec.filesystem("memory").pipe_file("/bucket/docs-too/other.md", b"x")
     scan = scan_documents(URL, Corpus())
     assert [(file.path, file.size) for file in scan.files] == [("b.md", 1), ("deep/er/a.TXT", 2)]
-    assert scan.skipped == {"other suffix": 1}
+    assert scan.skipped == {".png (not in corpus.suffixes)": 1}
     assert abs(scan.files[0].mtime_ns / 1e9 - time.time()) < 60
 
 
@@ -172,7 +172,7 @@ def test_a_web_server_that_lists_its_files_is_read(web: tuple[str, Path], tmp_pa
     (folder / "deep" / "photo.png").write_bytes(b"x")
     settings = _settings(tmp_path, url)
     (batch,), scan = cut_batches(settings)
-    assert scan.skipped == {"other suffix": 1}
+    assert scan.skipped == {".png (not in corpus.suffixes)": 1}
     assert abs(scan.files[0].mtime_ns / 1e9 - time.time()) < 60
     assert read_documents(batch, settings)[0]["title"].to_list() == ["A", "B"]
     assert cut_batches(settings)[0] == []
@@ -209,7 +209,7 @@ def test_s3_is_listed_by_the_page_and_read(s3: str, tmp_path: Path, monkeypatch:
     settings = _settings(tmp_path, s3)
     (batch,), scan = cut_batches(settings)
     assert [file.path for file in batch.files] == ["a.md", "c.md", "deep/b.md", "deep/er/d.txt"]
-    assert scan.skipped == {"other suffix": 1}
+    assert scan.skipped == {".png (not in corpus.suffixes)": 1}
     assert all(file.version and file.mtime_ns for file in batch.files)
     assert read_documents(batch, settings)[0]["title"].to_list() == ["a.md", "c.md", "deep/b.md", "deep/er/d.txt"]
     assert cut_batches(settings)[0] == []

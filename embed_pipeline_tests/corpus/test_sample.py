@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from embed_pipeline.corpus import sample
-from embed_pipeline.text.headings import find_headings
+from embed_pipeline.text.markdown import markdown_blocks
 
 QUESTIONS = Path(__file__).parents[2] / "data" / "sample" / "python-reference"
 
@@ -34,7 +34,7 @@ def test_every_topic_begins_with_its_title_as_a_heading(written):
         assert text.endswith("\n")
         assert "\r" not in text
         assert "\n\n\n" not in text
-        assert find_headings(text)[0].level == 1
+        assert markdown_blocks(text)[0].level == 1
 
 
 def test_underlined_titles_become_headings_of_their_depth():

@@ -13,6 +13,8 @@ from embed_pipeline import tables
 from embed_pipeline.corpus.files import CorpusError
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.settings import Corpus
+from embed_pipeline.text.blocks import as_rows
+from embed_pipeline.text.markdown import markdown_blocks
 
 
 def _count_words(texts: Sequence[str]) -> list[int]:
@@ -28,6 +30,7 @@ def _documents(*texts: str) -> pl.DataFrame:
                 "path": f"{number}.md",
                 "title": "",
                 "text": text,
+                "blocks": as_rows(markdown_blocks(text)),
                 "bytes": len(text),
                 "modified_at": datetime(2026, 1, 1, tzinfo=UTC),
                 "batch": "b",
@@ -39,7 +42,7 @@ def _documents(*texts: str) -> pl.DataFrame:
 
 
 def _split(*texts: str, limit: int = 16) -> list[dict[str, object]]:
-    frame = split_segments(_documents(*texts), Corpus(segment_tokens=limit), _count_words)
+    frame = split_segments(_documents(*texts), Corpus(segment_tokens=limit), _count_words, max_tokens=None)
     return list(frame.iter_rows(named=True))
 
 
@@ -56,6 +59,7 @@ _PIECES = st.sampled_from(
         " \t",
         "é🙂",
         "a.b! ",
+        "| a | b |\n|---|---|\n" + "| one two | three. four |\n" * 6,
     ]
 )
 
@@ -65,7 +69,7 @@ _PIECES = st.sampled_from(
 @given(st.lists(_PIECES, min_size=1, max_size=60).map("".join).filter(str.strip))
 def test_joined_the_segments_give_the_text_back_and_none_is_too_long(text: str) -> None:
     rows = _split(text)
-    assert "".join(str(row["text"]) for row in rows) == text
+    assert "".join(str(row["text"])[int(str(row["repeated"])) :] for row in rows) == text
     assert max(int(str(row["token_count"])) for row in rows) <= 16
     assert [row["position"] for row in rows] == list(range(len(rows)))
     assert all(str(row["text"]).strip() for row in rows)
@@ -112,13 +116,37 @@ def test_tombstones_and_second_paths_of_a_text_give_no_segments() -> None:
     documents = _documents("# A\n\ntext", "gone")
     twin = documents.head(1).with_columns(path=pl.lit("copy.md"))
     gone = documents.tail(1).with_columns(deleted=pl.lit(value=True), text=pl.lit(""))
-    frame = split_segments(pl.concat([documents.head(1), twin, gone]), Corpus(), _count_words)
+    frame = split_segments(pl.concat([documents.head(1), twin, gone]), Corpus(), _count_words, max_tokens=None)
     assert frame["document_id"].to_list() == ["d0"]
 
 
-def test_a_limit_over_the_encoders_is_refused() -> None:
-    with pytest.raises(CorpusError, match=r"segment_tokens is 200; the encoder reads 128 .* at most 126"):
-        split_segments(_documents("text"), Corpus(), _count_words, max_tokens=128)
+def test_no_segment_is_longer_than_the_encoder_reads() -> None:
+    frame = split_segments(_documents("word " * 400), Corpus(segment_tokens=200), _count_words, max_tokens=126)
+    assert frame["token_count"].max() <= 126
+    with pytest.raises(CorpusError, match="passages of 15 tokens, fewer than 16"):
+        split_segments(_documents("text"), Corpus(), _count_words, max_tokens=15)
+
+
+def test_a_long_table_repeats_its_header_and_is_cut_between_rows() -> None:
+    table = "| Code | Meaning. Not |\n|---|---|\n" + "".join(
+        f"| E{n} | valve {n} stuck. Turn: it |\n" for n in range(20)
+    )
+    text = f"# Codes\n\nIntro.\n\n{table}\nAfter.\n"
+    rows = _split(text, limit=60)
+    header = "| Code | Meaning. Not |\n|---|---|\n"
+    assert len(rows) > 3
+    for row in rows[1:]:
+        kept = str(row["text"])
+        assert kept.startswith(f"{header}| E")
+        assert row["repeated"] == len(header)
+    assert all(str(row["text"]).rstrip("\n").endswith(("|", "After.")) for row in rows)
+    assert "".join(str(row["text"])[int(str(row["repeated"])) :] for row in rows) == text
+    assert {row["heading_path"] for row in rows} == {"Codes"}
+
+
+def test_code_is_cut_between_lines() -> None:
+    text = "```\n" + "value: int = call(one. two); other = 3\n" * 12 + "```\n"
+    assert all(str(row["text"]).endswith("\n") for row in _split(text, limit=40))
 
 
 def test_the_tokens_counted_are_those_of_the_encoder(tiny_model) -> None:
@@ -127,6 +155,19 @@ def test_the_tokens_counted_are_those_of_the_encoder(tiny_model) -> None:
 
     encoder = Encoder.load(tiny_model, Embedding(device="cpu"))
     text = "# Head\n\n" + "The statement returns a value, and the function does not. " * 20
-    frame = split_segments(_documents(text), Corpus(segment_tokens=30), encoder.count_tokens)
+    frame = split_segments(_documents(text), Corpus(segment_tokens=30), encoder.count_tokens, max_tokens=None)
     assert frame["token_count"].to_list() == encoder.count_tokens(frame["text"].to_list())
     assert frame["token_count"].max() <= 30
+
+
+def test_what_the_tokenizer_does_not_know_counts_by_its_length(tiny_model) -> None:
+    from embed_pipeline.embedding.encoder import Encoder
+    from embed_pipeline.settings import Embedding
+
+    encoder = Encoder.load(tiny_model, Embedding(device="cpu"))
+    for text in ("x" * 20_000, "วาล์ว" * 4_000, "\U0001f469\u200d\U0001f680" * 6_000, "iVBORw0KGgo" * 2_000):
+        assert encoder.count_tokens([text])[0] >= len(text) // 8
+        frame = split_segments(_documents(text), Corpus(segment_tokens=30), encoder.count_tokens, max_tokens=None)
+        assert frame["token_count"].max() <= 30
+        assert frame["text"].str.len_chars().max() <= 30 * 8 + 7
+        assert "".join(frame["text"]) == text

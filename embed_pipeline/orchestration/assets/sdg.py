@@ -11,7 +11,7 @@ from embed_pipeline.corpus.batches import load_batch, load_batches
 from embed_pipeline.corpus.boilerplate import find_boilerplate, remember_lines
 from embed_pipeline.corpus.current import current_corpus, present_documents
 from embed_pipeline.corpus.documents import clean_documents, read_documents
-from embed_pipeline.corpus.segments import TokenCounter, split_segments
+from embed_pipeline.corpus.segments import longest_segment, split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.enumerations import CRITERIA
@@ -40,8 +40,8 @@ PAIRS_BY_BATCH = "pairs_by_batch"
 _LINES_SHOWN = 50
 
 
-def _counts_tokens(settings: Settings) -> TokenCounter:
-    return Encoder.load(settings.embedding.model, settings.embedding).count_tokens
+def _base_encoder(settings: Settings) -> Encoder:
+    return Encoder.load(settings.embedding.model, settings.embedding)
 
 
 def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.AssetOut:
@@ -86,6 +86,7 @@ def documents(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Sett
         if lines.height:
             remember_lines(settings.paths.root, lines["line_id"].to_list(), batch.name)
     facts = {"deleted": int(read["deleted"].sum()), "set_aside": rejected.height, **_counts(rejected, "reason")}
+    facts |= {f"skipped {reason}": count for reason, count in batch.skipped.items()}
     gone = {"boilerplate_characters": _characters(read) - _characters(cleaned), "boilerplate_lines": lines.height}
     most = ["text", "documents", "removed_from"]
     shown = {"most_frequent": markdown_table(most, lines.select(most).head(_LINES_SHOWN).rows())}
@@ -103,8 +104,14 @@ def segments(
 ) -> dg.Output[Any]:
     """Cut the documents at headings and sentence ends."""
     with explained():
-        frame = split_segments(documents, settings.corpus, _counts_tokens(settings))
-    facts = {"longest_tokens": frame["token_count"].max() or 0, "mean_tokens": frame["token_count"].mean() or 0.0}
+        encoder = _base_encoder(settings)
+        frame = split_segments(documents, settings.corpus, encoder.count_tokens, max_tokens=encoder.passage_tokens)
+    facts = {
+        "longest_allowed": longest_segment(settings.corpus, encoder.passage_tokens),
+        "longest_tokens": frame["token_count"].max() or 0,
+        "mean_tokens": frame["token_count"].mean() or 0.0,
+        "segments_with_withheld_text": frame.filter(pl.col("withheld") != "").height,
+    }
     return stored(context, frame, settings, metadata=facts)
 
 
@@ -208,7 +215,7 @@ def corpus(
         if recurring:
             remember_lines(settings.paths.root, recurring)
         if labelled:
-            frame = with_labelled_passages(frame, labelled, _counts_tokens(settings))
+            frame = with_labelled_passages(frame, labelled, _base_encoder(settings).count_tokens)
     unfinished = sorted(documents.keys() - segments.keys())
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
     facts |= figures({"batches": len(segments), "batches_left_out": unfinished})

@@ -1,0 +1,257 @@
+"""A file's bytes to its kept text and blocks, by the parser of its format.
+
+Runs in the process of :mod:`.conversion`, within its limits; a parser is loaded with the first file that needs it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from embed_pipeline.corpus.decoding import decode, without_data
+from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, first_heading
+from embed_pipeline.text.markdown import markdown_blocks, seen_markdown
+
+_METADATA_MARKS = {"---": ("---", "..."), "+++": ("+++",)}
+_MOST_METADATA = 64_000
+_PART_OF_TIME = 0.8
+# What East Asian keyboards write after the mark of a heading.
+_WIDE_SPACE = re.compile(r"^(#{1,6})\u3000", re.MULTILINE)
+
+
+class UnreadableError(Exception):
+    """A file that no text can be had from; ``reason`` is that of table ``rejected_documents``."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What reading one file may take, and what is asked of it; the fields are those of settings ``corpus``."""
+
+    max_unpacked_bytes: int
+    conversion_megabytes: int
+    conversion_seconds: float
+    word_comments: bool
+
+
+def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
+    """The metadata that a text starts with, and the rest.
+
+    What stands between the marks and is no mapping is text: a rule, or a heading that is underlined. A mapping that its
+    library cannot read, as templates leave it, is metadata all the same; of it only plain ``key: value`` lines count.
+    """
+    lines = text[:_MOST_METADATA].split("\n")
+    mark = lines[0].rstrip()
+    ends = _METADATA_MARKS.get(mark, ())
+    close = next((number for number, line in enumerate(lines[1:], start=1) if line.rstrip() in ends), 0)
+    if not close:
+        return {}, text
+    inner = lines[1:close]
+    found = _toml(inner) if mark == "+++" else _yaml(inner)
+    if found is None:
+        return {}, text
+    rest = text[sum(len(line) + 1 for line in lines[: close + 1]) :]
+    return found, rest.lstrip("\n")
+
+
+def title_of(metadata: dict[str, Any]) -> str:
+    """The title in it; empty where there is none."""
+    title = metadata.get("title", "")
+    return str(title) if isinstance(title, str | int | float) and not isinstance(title, bool) else ""
+
+
+def _toml(lines: list[str]) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads("\n".join(lines))
+    except (ValueError, RecursionError):
+        return _plain_pairs(lines, "=")
+
+
+def _yaml(lines: list[str]) -> dict[str, Any] | None:
+    import yaml
+
+    try:
+        # Without its tags and numbers: a title of 2024-01-01 or 1.10 stays as it was written.
+        found = yaml.load("\n".join(lines), Loader=yaml.BaseLoader)  # noqa: S506 - makes nothing but text
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return _plain_pairs(lines, ":")
+    if found in (None, ""):
+        return {} if any(line.startswith("#") for line in lines) else None
+    return found if isinstance(found, dict) else None
+
+
+def _plain_pairs(lines: list[str], separator: str) -> dict[str, Any] | None:
+    """Lines of ``key: value``, where every line at the margin is one, a list item, a bracket or a comment."""
+    found: dict[str, Any] = {}
+    for line in lines:
+        if not line.strip() or line[0] in " \t#-[]{}":
+            continue
+        key, sign, value = line.partition(separator)
+        if not sign or not key.strip().replace("-", "").replace("_", "").replace(".", "").isalnum():
+            return None
+        found.setdefault(key.strip(), value.strip().strip("\"'"))
+    return found or None
+
+
+def read_markdown(text: str) -> ParsedDocument:
+    """Markdown without its metadata, comments and badges; the title is that of the metadata, or the first heading."""
+    metadata, body = split_front_matter(text)
+    body = _WIDE_SPACE.sub(r"\1 ", without_data(body))
+    kept, blocks = seen_markdown(body)
+    return ParsedDocument(title_of(metadata) or first_heading(blocks), kept, blocks)
+
+
+def read_plain(text: str) -> ParsedDocument:
+    """Plain text as it is; what CommonMark takes for a heading in it is one to a reader too."""
+    text = without_data(text)
+    blocks = markdown_blocks(text)
+    return ParsedDocument(first_heading(blocks), text, blocks)
+
+
+def read_notebook(text: str) -> ParsedDocument:
+    """Kept text and blocks; the title is that of its metadata, or the first heading.
+
+    Raises:
+        ValueError: it is no notebook.
+    """
+    import nbformat
+
+    try:
+        notebook = nbformat.reads(text, as_version=4)
+    except Exception as error:
+        # nbformat's own errors, and those of whatever a damaged notebook trips in its conversion.
+        raise ValueError(f"it is no notebook: {type(error).__name__}: {error}"[:300]) from error
+    draft = Draft()
+    title = str(notebook.metadata.get("title") or "")
+    language = str(notebook.metadata.get("kernelspec", {}).get("language") or "python")
+    for cell in notebook.cells:
+        source = clean_text(str(cell.source))
+        if cell.cell_type == "code":
+            draft.add_code(source, language)
+        else:
+            metadata, source = split_front_matter(source) if draft.is_empty else ({}, source)
+            title = title or title_of(metadata)
+            kept = without_data(source)
+            if kept.strip() and (cell.cell_type == "markdown" or not metadata):
+                draft.add_parsed(kept, markdown_blocks(kept))
+    read = draft.reading()
+    return ParsedDocument(title or first_heading(read.blocks), read.text, read.blocks)
+
+
+def _markdown(content: bytes, _: Limits) -> ParsedDocument:
+    return read_markdown(decode(content))
+
+
+def _plain(content: bytes, _: Limits) -> ParsedDocument:
+    return read_plain(decode(content))
+
+
+def _restructured(content: bytes, _: Limits) -> ParsedDocument:
+    from embed_pipeline.corpus.restructured import read_restructured
+
+    return read_restructured(without_data(decode(content)))
+
+
+def _html(content: bytes, _: Limits) -> ParsedDocument:
+    from embed_pipeline.corpus.pages import read_html
+
+    return read_html(decode(content, is_html=True))
+
+
+def _notebook(content: bytes, _: Limits) -> ParsedDocument:
+    return read_notebook(decode(content))
+
+
+def _csv(content: bytes, _: Limits) -> ParsedDocument:
+    from embed_pipeline.corpus.rows import read_csv
+
+    return read_csv(decode(content))
+
+
+def _json_lines(content: bytes, _: Limits) -> ParsedDocument:
+    from embed_pipeline.corpus.rows import read_json_lines
+
+    return read_json_lines(decode(content))
+
+
+def _pdf(content: bytes, limits: Limits) -> ParsedDocument:
+    from embed_pipeline.corpus.pdf import read_pdf
+
+    return read_pdf(content, _PART_OF_TIME * limits.conversion_seconds)
+
+
+def _word(content: bytes, limits: Limits) -> ParsedDocument:
+    from embed_pipeline.corpus.office import read_word
+
+    return read_word(content, limits.max_unpacked_bytes, comments=limits.word_comments)
+
+
+def _slides(content: bytes, limits: Limits) -> ParsedDocument:
+    from embed_pipeline.corpus.office import read_slides
+
+    return read_slides(content, limits.max_unpacked_bytes)
+
+
+Reader = Callable[[bytes, Limits], ParsedDocument]
+
+READERS: dict[str, Reader] = {
+    ".md": _markdown,
+    ".markdown": _markdown,
+    ".mdx": _markdown,
+    ".txt": _plain,
+    ".rst": _restructured,
+    ".html": _html,
+    ".htm": _html,
+    ".xhtml": _html,
+    ".ipynb": _notebook,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".pdf": _pdf,
+    ".docx": _word,
+    ".pptx": _slides,
+}
+"""The reader of every file name ending; those of settings ``corpus.suffixes`` are among them."""
+
+
+def load_parser(suffix: str) -> None:
+    """Load what the reader of an ending needs, so that its size counts for no file."""
+    from importlib import import_module
+
+    modules: dict[Reader, str] = {
+        _restructured: "restructured",
+        _html: "pages",
+        _csv: "rows",
+        _json_lines: "rows",
+        _pdf: "pdf",
+        _word: "office",
+        _slides: "office",
+    }
+    if READERS[suffix] in modules:
+        import_module(f"embed_pipeline.corpus.{modules[READERS[suffix]]}")
+
+
+def read_file(suffix: str, content: bytes, limits: Limits) -> ParsedDocument:
+    """What the reader of an ending makes of a file.
+
+    Raises:
+        UnreadableError: it is not what its ending says, damaged, protected, or too large.
+    """
+    try:
+        return READERS[suffix](content, limits)
+    except ValueError as error:
+        reason = "too_large" if type(error).__name__ == "UnpackedSizeError" else "not_text"
+        raise UnreadableError(reason, str(error)[:500]) from error
+    except zipfile.BadZipFile as error:
+        raise UnreadableError("not_text", f"it is no {suffix} file: {error}") from error
+    except RecursionError as error:
+        raise UnreadableError("not_text", "it is nested too deeply") from error

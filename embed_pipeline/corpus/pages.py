@@ -1,0 +1,264 @@
+"""HTML to Markdown: BeautifulSoup parses, markdownify writes each block, and what is furniture goes.
+
+The tree says what is a heading, a table, a list: each block is written from its own element, so that nothing in its
+text is taken for structure. Containers are walked without recursion, however deep they are nested.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from bs4 import BeautifulSoup, CData, Tag
+from bs4.element import NavigableString, PreformattedString
+from markdownify import MarkdownConverter
+
+from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, clean_title
+from embed_pipeline.text.markdown import markdown_blocks
+
+_DROPPED = frozenset({"title", "script", "style", "nav", "template", "noscript", "svg", "button", "iframe"})
+_DROPPED_ROLES = frozenset({"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar"})
+_PERMALINKS = frozenset(
+    {"headerlink", "hash-link", "anchor", "anchorjs-link", "header-anchor", "mw-editsection", "katex-html"}
+)
+_FRAMING = frozenset({"header", "aside", "footer"})
+_CONTAINERS = frozenset(
+    {
+        "html", "head", "body", "main", "article", "section", "div", "header", "aside", "footer", "figure", "details",
+        "center", "fieldset", "form", "hgroup", "address", "frameset", "summary", "figcaption", "dialog", "[document]",
+    }
+)  # fmt: skip
+_BLOCKS: dict[str, Kind] = {
+    "p": "paragraph", "pre": "code", "table": "table", "ul": "list", "ol": "list", "dl": "list", "menu": "list",
+    "blockquote": "quote", "hr": "paragraph",
+}  # fmt: skip
+_HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+_ARTICLE = frozenset({"main", "article"})
+_MOSTLY_LINKS = 0.5
+_MARKS = "¶#§🔗"
+_PARTS = frozenset({"list", "quote", "code", "table"})
+_DEEPEST_LAYOUT = 20
+_WIDEST = 50
+_SURROGATES = re.compile(r"&#(5[56]\d{3});&#(5[67]\d{3});")
+# markdownify's own expressions take the square of a gap's width.
+_WIDE_GAP = re.compile(r"([ \t]{80})[ \t]+")
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+class _Converter(MarkdownConverter):
+    """markdownify's, with pictures and links without the files that ``data:`` addresses hold."""
+
+    def convert_img(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        address = str(el.get("src") or "")
+        if not address or address.strip().lower().startswith("data:"):
+            return str(el.get("alt") or "")
+        return str(super().convert_img(el, text, parent_tags))  # type: ignore[misc]
+
+    def convert_a(self, el: Tag, text: str, parent_tags: set[str]) -> str:
+        if str(el.get("href") or "").strip().lower().startswith(("data:", "javascript:", "#")):
+            return text
+        return str(super().convert_a(el, text, parent_tags))  # type: ignore[misc]
+
+
+_CONVERTER: Any = _Converter(
+    heading_style="ATX", bullets="-", escape_asterisks=False, escape_underscores=False, newline_style="BACKSLASH"
+)
+
+
+def read_html(text: str) -> ParsedDocument:
+    """Kept text and blocks of a page; the title is its first-level heading, else what its ``title`` says."""
+    soup = BeautifulSoup(_WIDE_GAP.sub(r"\1", _SURROGATES.sub(_joined, text)), "lxml")
+    named = clean_title(soup.title.get_text()) if soup.title else ""
+    _drop_furniture(soup)
+    draft = Draft()
+    _write_parts(soup, draft)
+    read = draft.reading()
+    headings = [block for block in read.blocks if block.kind == "heading"]
+    first = next((heading.text for heading in headings if heading.level == 1), "")
+    title = first or named or (headings[0].text if headings else "")
+    return ParsedDocument(title, read.text, read.blocks)
+
+
+def _joined(found: re.Match[str]) -> str:
+    """A letter that a page writes as two surrogates."""
+    return clean_text(chr(int(found[1])) + chr(int(found[2])))
+
+
+def _drop_furniture(soup: BeautifulSoup) -> None:
+    """Take out what is not the page's text: menus, page heads and feet, permalinks."""
+    gone: dict[int, Any] = {}  # by identity, and kept until the end so that no identity comes twice
+    framing: list[Tag] = []
+    for node in list(soup.descendants):
+        if id(node) not in gone and (not isinstance(node, NavigableString) or _is_hidden(node)):
+            _look_at(node, gone, framing)
+    has_article = soup.find(["main", "article"]) is not None or soup.select_one("[role=main]") is not None
+    has_first_heading = any(heading.find_parent("header") is None for heading in soup.find_all("h1"))
+    for element in framing:
+        if id(element) not in gone and not _is_kept(element, has_article=has_article):
+            headings = [] if has_first_heading or element.name != "header" else element.find_all("h1")
+            if headings:
+                element.insert_before(headings[0].extract())
+            _take_out(element, gone)
+
+
+def _look_at(node: Any, gone: dict[int, Any], framing: list[Tag]) -> None:  # noqa: ANN401 - a tag or a comment
+    """Take out a node that is no text in any place; note one that may frame the page."""
+    if not isinstance(node, Tag):
+        node.extract()
+    elif node.name == "noframes":
+        inner = BeautifulSoup(node.get_text(), "lxml")
+        node.replace_with(inner.body or inner)
+    elif _is_dropped(node):
+        _take_out(node, gone)
+    elif node.name in _FRAMING or "role" in node.attrs:
+        framing.append(node)
+
+
+def _is_hidden(text: NavigableString) -> bool:
+    """True for a comment, a doctype or a processing instruction."""
+    return isinstance(text, PreformattedString) and not isinstance(text, CData)
+
+
+def _take_out(element: Tag, gone: dict[int, Any]) -> None:
+    gone |= {id(node): node for node in element.descendants}
+    element.extract()
+
+
+def _is_dropped(element: Tag) -> bool:
+    """True for what is no text in any place; a form around the whole page, as some servers write it, is text."""
+    if element.name == "form":
+        return element.find(["h1", "h2", "p"]) is None
+    if element.name in _DROPPED:
+        return True
+    marks = _PERMALINKS if element.name == "a" else _PERMALINKS - {"anchor"}
+    return "class" in element.attrs and not marks.isdisjoint(element.get_attribute_list("class"))
+
+
+def _is_kept(element: Tag, *, has_article: bool) -> bool:
+    role = str(element.get("role") or "")
+    inside = element.find_parent(lambda tag: tag.name in _ARTICLE or tag.get("role") == "main") is not None
+    if element.name == "footer":
+        notes = "footnote" in " ".join(element.get_attribute_list("class")) or role == "doc-endnotes"
+        return (inside and notes) or element.find_parent("blockquote") is not None
+    if role in _DROPPED_ROLES:
+        return False
+    if element.name == "header":
+        return inside
+    if element.name == "aside":
+        return inside or (not has_article and not _is_mostly_links(element))
+    return True
+
+
+def _is_mostly_links(element: Tag) -> bool:
+    linked = sum(len(link.get_text(strip=True)) for link in element.find_all("a"))
+    return linked >= _MOSTLY_LINKS * len(element.get_text(strip=True))
+
+
+def _write_parts(root: Tag, draft: Draft, depth: int = 0) -> None:
+    """Write block elements in order, and between them runs of inline ones as paragraphs."""
+    around = _elements_around_blocks(root)
+    inline: list[Any] = []
+    pending: list[Any] = [root]
+    while pending:
+        node = pending.pop()
+        name = node.name if isinstance(node, Tag) else ""
+        opens = node is root or name in _CONTAINERS or id(node) in around
+        if (opens or node is None or name in _BLOCKS or name in _HEADINGS) and inline:
+            draft.add("paragraph", _markdown(inline))
+            inline = []
+        if node is not root and (name in _BLOCKS or name in _HEADINGS):
+            _write(node, draft, depth)
+            continue
+        if opens:
+            pending.append(None)  # where it ends
+            pending += reversed(list(node.children))
+        elif node is not None and (name or str(node).strip() or inline):
+            inline.append(node)
+
+
+def _elements_around_blocks(root: Tag) -> set[int]:
+    """Elements that are inline or unknown and hold blocks all the same, as web components and old pages have them."""
+    around: set[int] = set()
+    for block in root.find_all([*_BLOCKS, *_HEADINGS, "div", "section", "article", "aside"]):
+        for element in block.parents:
+            if element is root or id(element) in around:
+                break
+            if element.name not in _BLOCKS and element.name not in _HEADINGS:
+                around.add(id(element))
+    return around
+
+
+def _write(element: Tag, draft: Draft, depth: int) -> None:
+    if element.name in _HEADINGS:
+        title = clean_title(element.get_text(" " if element.find("br") else "")).strip(_MARKS).strip()
+        draft.add_heading(int(element.name[1]), title)
+    elif element.name == "pre":
+        draft.add_code(element.get_text(), _language(element))
+    elif element.name == "table":
+        _write_table(element, draft, depth)
+    elif element.name != "hr":
+        kind = _BLOCKS[element.name]
+        part = Draft()
+        part.add(kind, _markdown([element]))
+        kept = part.reading()
+        has_parts = kind in {"list", "quote"} and element.find(["pre", "table"]) is not None
+        inner = [b for b in markdown_blocks(kept.text) if b.kind in _PARTS] if has_parts else []
+        if not part.is_empty:
+            draft.add_parsed(kept.text, inner or kept.blocks)
+
+
+def _write_table(table: Tag, draft: Draft, depth: int) -> None:
+    """Write a table of data as one; one that lays out a page cell by cell, or as text where they are nested deeply."""
+    rows = [row for row in table.find_all("tr") if row.find_parent("table") is table]
+    cells = [list(row.find_all(["td", "th"], recursive=False)) for row in rows]
+    width = max((sum(_span(cell) for cell in row) for row in cells), default=0)
+    caption = table.find("caption")
+    if depth > _DEEPEST_LAYOUT:
+        draft.add("paragraph", table.get_text(" ", strip=True))
+    elif width < 2 or table.find(["table", "pre", *_HEADINGS]) is not None:  # noqa: PLR2004 - columns of a table
+        for cell in (cell for row in cells for cell in row):
+            _write_parts(cell, draft, depth + 1)
+    else:
+        if isinstance(caption, Tag):
+            draft.add("paragraph", _markdown(list(caption.children)))
+        lines = [_row(row, width) for row in cells if row]
+        draft.add("table", "\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]]))
+
+
+def _row(cells: list[Tag], width: int) -> str:
+    shown = [
+        part
+        for cell in cells
+        for part in (" ".join(_markdown(list(cell.children)).split()).replace("|", "\\|"), *[""] * (_span(cell) - 1))
+    ]
+    return f"| {' | '.join([*shown, *[''] * (width - len(shown))])} |"
+
+
+def _span(cell: Tag) -> int:
+    span = str(cell.get("colspan") or "1")
+    return min(int(span), _WIDEST) if span.isdecimal() and int(span) else 1
+
+
+def _markdown(nodes: list[Any]) -> str:
+    """Elements as Markdown; as plain text where they are nested too deeply."""
+    try:
+        text = "".join(
+            str(_CONVERTER.process_tag(node, parent_tags=set()))
+            if isinstance(node, Tag)
+            else str(_CONVERTER.process_text(node, parent_tags=set()))
+            for node in nodes
+        )
+    except RecursionError:
+        text = " ".join(node.get_text(" ", strip=True) if isinstance(node, Tag) else str(node) for node in nodes)
+    return _BLANK_LINES.sub("\n\n", text).strip()
+
+
+def _language(element: Tag) -> str:
+    """The language of code, from the classes that highlighters read."""
+    marked = [element, element.find("code"), element.parent, element.parent.parent if element.parent else None]
+    for tag in (tag for tag in marked if isinstance(tag, Tag)):
+        for name in tag.get_attribute_list("class"):
+            language = str(name or "").partition("language-")[2] or str(name or "").partition("highlight-")[2]
+            if language and language != "default":
+                return language if language.isalnum() else ""
+    return ""

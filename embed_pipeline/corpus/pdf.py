@@ -1,0 +1,273 @@
+"""PDF by pdfium: lines in reading order, paragraphs with their hyphens joined, tables with rules by pdfplumber.
+
+Headings are those of the file's outline: the size of letters says nothing that holds. What fonts do not map to letters
+is no text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import pdfplumber
+import pypdfium2
+import pypdfium2.raw as pdfium
+
+from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, clean_title, first_heading
+
+_LEAST_RULES, _MOST_RULES = 4, 2000
+_UNMAPPED_SHARE = 0.2
+_SAMPLED_LETTERS = 300
+_HYPHENS = ("\x02", "\ufffe", "\u00ad")
+_CID = re.compile(r"\(cid:\d{1,6}\)")
+_UNTITLED = re.compile(
+    r"\W*(?:untitled|anonymous|unspecified|document ?\d*|title|slide 1|powerpoint presentation|microsoft word\b.*"
+    r"|.*\.(?:docx?|pptx?|pdf|indd|tex|dvi|qxd|xlsx?|html?|md|rst))\W*",
+    re.IGNORECASE,
+)
+_GUTTER_TRIES = 60
+_LEAST_COLUMN_LINES = 4
+_LEAST_COLUMN_LETTERS = 18
+_MOST_SPANNING = 0.25
+_FULL_LINE = 0.85
+_PARAGRAPH_GAP = 1.45
+_OTHER_SIZE = 1.25
+_LIST_MARK = re.compile(r"(?:[-•‣▪*–]|\d{1,3}[.)]|[a-z][.)])\s")
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A run of text and its box, in points from the lower left corner."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+    text: str
+
+    @property
+    def height(self) -> float:
+        return self.top - self.bottom
+
+
+def read_pdf(content: bytes, seconds: float) -> ParsedDocument:
+    """Kept text and blocks of the pages that ``seconds`` are enough for; the title is that of the metadata.
+
+    Raises:
+        ValueError: it is damaged or protected, or its fonts do not say what their characters are.
+    """
+    started = time.monotonic()
+    try:
+        document = pypdfium2.PdfDocument(content)
+    except pypdfium2.PdfiumError as error:
+        why = "it needs a password" if "password" in str(error).lower() else f"it is damaged: {error}"
+        raise ValueError(why) from error
+    draft, tables = Draft(), _Tables(content)
+    outline = _outline(document)
+    left_out: list[str] = []
+    unmapped = 0
+    pages = len(document)
+    for number in range(pages):
+        if time.monotonic() - started > seconds:
+            left_out.append(f"pages {number + 1} to {pages}: over corpus.conversion_seconds")
+            break
+        try:
+            page = document[number]
+            text = page.get_textpage()
+            if _is_unmapped(text):
+                unmapped += 1
+                left_out.append(f"page {number + 1}: its fonts do not say what their characters are")
+                continue
+            _write_page(draft, _lines(text), tables.of(page, number), outline.get(number, {}))
+        except pypdfium2.PdfiumError as error:
+            left_out.append(f"page {number + 1}: {error}")
+    read = draft.reading()
+    if unmapped and draft.is_empty:
+        raise ValueError(f"the fonts of its {unmapped} pages do not say what their characters are")
+    if len(_CID.findall(read.text)) * len("(cid:99)") > _UNMAPPED_SHARE * len(read.text) > 0:
+        raise ValueError("its fonts do not say what their characters are: (cid:...)")
+    named = clean_title(document.get_metadata_dict().get("Title") or "")
+    title = "" if _UNTITLED.fullmatch(named) else named
+    return ParsedDocument(title or first_heading(read.blocks), read.text, read.blocks, tuple(left_out))
+
+
+def _outline(document: Any) -> dict[int, dict[str, int]]:  # noqa: ANN401 - pypdfium2's
+    """Titles in the outline with their levels, by page."""
+    found: dict[int, dict[str, int]] = {}
+    try:
+        for entry in document.get_toc(max_depth=15):
+            place = entry.get_dest()
+            if place is not None and place.get_index() is not None:
+                found.setdefault(place.get_index(), {}).setdefault(_letters(entry.get_title()), entry.level + 1)
+    except (pypdfium2.PdfiumError, UnicodeDecodeError):
+        return found
+    return found
+
+
+def _letters(text: str) -> str:
+    return "".join(letter for letter in clean_text(text).lower() if letter.isalnum())
+
+
+def _is_unmapped(text: Any) -> bool:  # noqa: ANN401
+    """True where the characters of a page are numbers of glyphs."""
+    size = text.count_chars()
+    places = range(0, size, max(1, size // _SAMPLED_LETTERS))
+    wrong = sum(pdfium.FPDFText_HasUnicodeMapError(text, place) == 1 for place in places)
+    return bool(wrong > _UNMAPPED_SHARE * len(places))
+
+
+def _lines(text: Any) -> list[_Line]:  # noqa: ANN401
+    boxes = (text.get_rect(number) for number in range(text.count_rects()))
+    runs = [
+        _Line(box[0], box[1], box[2], box[3], text.get_text_bounded(*box).replace("\r\n", " ").strip(" \t\r\n"))
+        for box in boxes
+    ]
+    return _in_order([run for run in runs if run.text])
+
+
+def _in_order(runs: list[_Line]) -> list[_Line]:
+    """Lines as they are read: of columns the left one first, between what spans them."""
+    gutter = _gutter(runs)
+    if gutter is None:
+        return _rows(runs)
+    spanning = sorted((run for run in runs if run.left < gutter < run.right), key=lambda run: -run.top)
+    ordered: list[_Line] = []
+    rest = [run for run in runs if not run.left < gutter < run.right]
+    for span in [*spanning, None]:
+        above = [run for run in rest if span is None or run.bottom >= span.bottom]
+        rest = [run for run in rest if span is not None and run.bottom < span.bottom]
+        ordered += _in_order([run for run in above if run.right <= gutter])
+        ordered += _in_order([run for run in above if run.left >= gutter])
+        ordered += [span] if span is not None else []
+    return ordered
+
+
+def _gutter(runs: Sequence[_Line]) -> float | None:
+    """Where running text stands on both sides of a blank strip; None where it does not, as in a table."""
+    if len(runs) < 2 * _LEAST_COLUMN_LINES:
+        return None
+    left, right = min(run.left for run in runs), max(run.right for run in runs)
+    best, place = len(runs) * _MOST_SPANNING, None
+    for step in range(_GUTTER_TRIES // 4, _GUTTER_TRIES * 3 // 4):
+        x = left + (right - left) * step / _GUTTER_TRIES
+        crossing = sum(run.left < x < run.right for run in runs)
+        sides = [[run for run in runs if run.right <= x], [run for run in runs if run.left >= x]]
+        if crossing < best and all(_is_column(side) for side in sides):
+            best, place = crossing, x
+    return place
+
+
+def _is_column(runs: Sequence[_Line]) -> bool:
+    return len(runs) >= _LEAST_COLUMN_LINES and median(len(run.text) for run in runs) >= _LEAST_COLUMN_LETTERS
+
+
+def _rows(runs: Sequence[_Line]) -> list[_Line]:
+    """Runs from top to bottom, those of one height joined from left to right."""
+    rows: list[list[_Line]] = []
+    for run in sorted(runs, key=lambda run: (-(run.top + run.bottom), run.left)):
+        last = rows[-1][0] if rows else None
+        middle = (run.top + run.bottom) / 2
+        if last is not None and last.bottom - 1 <= middle <= last.top + 1:
+            rows[-1].append(run)
+        else:
+            rows.append([run])
+    return [_joined(sorted(row, key=lambda run: run.left)) for row in rows]
+
+
+def _joined(row: Sequence[_Line]) -> _Line:
+    text = " ".join(run.text for run in row)
+    bottom, top = min(run.bottom for run in row), max(run.top for run in row)
+    return _Line(row[0].left, bottom, max(run.right for run in row), top, text)
+
+
+def _write_page(draft: Draft, lines: list[_Line], tables: list[tuple[_Line, str]], outline: dict[str, int]) -> None:
+    """Write paragraphs, and each table where it begins."""
+    pending = sorted(tables, key=lambda table: -table[0].top)
+    free = [line for line in lines if not any(_is_within(line, box) for box, _ in tables)]
+    for paragraph in _paragraphs(free, outline):
+        while pending and paragraph[0].top < pending[0][0].bottom:
+            draft.add("table", pending.pop(0)[1])
+        text = _text(paragraph)
+        level = outline.get(_letters(text), 0)
+        if level:
+            draft.add_heading(level, text)
+        else:
+            draft.add("paragraph", text)
+    for _, table in pending:
+        draft.add("table", table)
+
+
+def _is_within(line: _Line, box: _Line) -> bool:
+    x, y = (line.left + line.right) / 2, (line.bottom + line.top) / 2
+    return box.left <= x <= box.right and box.bottom <= y <= box.top
+
+
+def _paragraphs(lines: Sequence[_Line], outline: dict[str, int]) -> Iterator[list[_Line]]:
+    """Lines that follow each other closely in letters of one size; a title of the outline stands alone."""
+    current: list[_Line] = []
+    gaps = [above.bottom - below.bottom for above, below in pairwise(lines)]
+    pitch = median([gap for gap in gaps if gap > 0] or [12])
+    for line in lines:
+        if current:
+            last = current[-1]
+            apart = last.bottom - line.bottom > _PARAGRAPH_GAP * pitch or line.bottom > last.bottom + pitch / 2
+            sizes = sorted((max(line.height, 1), max(last.height, 1)))
+            titled = _letters(line.text) in outline or _letters(last.text) in outline
+            other = sizes[1] > _OTHER_SIZE**2 * sizes[0]
+            if apart or other or titled or _LIST_MARK.match(line.text):
+                yield current
+                current = []
+        current.append(line)
+    if current:
+        yield current
+
+
+def _text(lines: Sequence[_Line]) -> str:
+    """A paragraph on one line where its lines fill the column; others stay lines. Hyphens at line ends go."""
+    right = max(line.right for line in lines)
+    left = min(line.left for line in lines)
+    text, full = "", False
+    for line in lines:
+        said = line.text
+        is_compound = text.endswith("-") and text[-2:-1].isalpha() and said[:1].islower()
+        if text.endswith(_HYPHENS) or is_compound:
+            text = text[:-1]
+        elif text:
+            text += " " if full else "\n"
+        text += said
+        full = line.right - left >= _FULL_LINE * (right - left)
+    return text.rstrip("".join(_HYPHENS))
+
+
+class _Tables:
+    """Tables that rules are drawn around; pdfplumber, which is slow, opens only what has rules."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._document: Any = None
+
+    def of(self, page: Any, number: int) -> list[tuple[_Line, str]]:  # noqa: ANN401 - pypdfium2's
+        """Each table's box, and the table as Markdown."""
+        rules = sum(1 for _ in page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_PATH], max_depth=2))
+        if not _LEAST_RULES <= rules <= _MOST_RULES:
+            return []
+        self._document = self._document or pdfplumber.open(io.BytesIO(self._content))
+        drawn = self._document.pages[number]
+        found = []
+        for table in drawn.find_tables():
+            rows = [[" ".join((cell or "").split()).replace("|", r"\|") for cell in row] for row in table.extract()]
+            width = max((len(row) for row in rows), default=0)
+            filled = sum(bool(cell) for row in rows for cell in row)
+            if width > 1 and len(rows) > 1 and 2 * filled >= width * len(rows):
+                left, top, right, bottom = table.bbox
+                box = _Line(left, drawn.height - bottom, right, drawn.height - top, "")
+                lines = [f"| {' | '.join(row)} |" for row in rows]
+                found.append((box, "\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]])))
+        drawn.close()
+        return found

@@ -1,0 +1,192 @@
+"""CSV and JSON Lines: each row a section of its own, read as data.
+
+A row's heading is its title, name, heading, subject, question or id, whichever column there is first. Text in a cell is
+Markdown of its own: what is left open there ends with it, and its headings stand below the row's.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from embed_pipeline.corpus.decoding import without_data
+from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text
+from embed_pipeline.text.markdown import markdown_blocks
+
+Row = list[tuple[str, str]]
+
+_TITLE_COLUMNS = ("title", "name", "heading", "subject", "question", "id")
+_MAX_TITLE = 120
+_ROW_LEVEL = 2
+_DELIMITERS = ",;\t|"
+_NO_DELIMITER = "\x1f"
+_SAMPLED_ROWS = 200
+_SAMPLED_CHARACTERS = 64_000
+_LONGEST_CELL = 2**31 - 1
+_MOST_DAMAGES = 100
+_DEEPEST_VALUE = 20
+_MORE = "more"
+
+
+class NoRowsError(ValueError):
+    """Nothing in the file is a row."""
+
+
+def read_csv(text: str) -> ParsedDocument:
+    """The rows of a CSV file: the delimiter that most rows agree on, Excel's ``sep=`` before all.
+
+    Raises:
+        NoRowsError: no row can be read.
+    """
+    return _reading(_csv_rows(text))
+
+
+def read_json_lines(text: str) -> ParsedDocument:
+    """The objects of a JSON Lines file, or of a JSON array.
+
+    Raises:
+        NoRowsError: no line is a JSON object.
+    """
+    return _reading(_array(text) or _json_rows(text))
+
+
+def _reading(rows: Iterator[tuple[Row, str]]) -> ParsedDocument:
+    draft = Draft()
+    left_out = []
+    for number, (row, problem) in enumerate(rows, start=1):
+        if problem:
+            left_out.append(problem)
+        else:
+            _write(row, number, draft)
+    if left_out and draft.is_empty:
+        raise NoRowsError(left_out[0])
+    return draft.reading(left_out=left_out)
+
+
+def _write(row: Row, number: int, draft: Draft) -> None:
+    shown = [(name, without_data(clean_text(value)).strip()) for name, value in row]
+    shown = [(name, value) for name, value in shown if value]
+    named = next((place for place, (name, _) in enumerate(shown) if name.strip().lower() in _TITLE_COLUMNS), None)
+    title = " ".join(shown[named][1].split())[:_MAX_TITLE] if named is not None else f"Row {number}"
+    draft.add_heading(_ROW_LEVEL, title)
+    lines: list[str] = []
+    for place, (name, value) in enumerate(shown):
+        if place == named:
+            continue
+        blocks = markdown_blocks(value) if "\n" in value else ()
+        if all(block.kind == "paragraph" for block in blocks):
+            lines.append(f"{name}: {value}")
+        else:
+            draft.add("paragraph", "\n".join([*lines, f"{name}:"]))
+            draft.add_parsed(value, blocks, below=_ROW_LEVEL)
+            lines = []
+    draft.add("paragraph", "\n".join(lines))
+
+
+def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
+    """Every row under the names of the first, or what is wrong with it."""
+    csv.field_size_limit(_LONGEST_CELL)
+    lines = text.split("\n")
+    first = lines[0].strip().strip('"')
+    if first[:4].lower() == "sep=" and len(first) == 5:  # noqa: PLR2004 - Excel's line is that and one sign
+        lines, delimiter = lines[1:], first[4]
+    else:
+        delimiter = _delimiter(text)
+    records = _records([f"{line}\n" for line in lines], delimiter)
+    names: Sequence[str] = ()
+    for cells, problem in records:
+        if not names and cells:
+            names = [name.strip() or f"column {place}" for place, name in enumerate(cells, start=1)]
+        elif problem or cells:
+            extra = [(_MORE, ", ".join(cells[len(names) :]))] if len(cells) > len(names) else []
+            yield [*zip(names, cells, strict=False), *extra], problem
+
+
+def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[list[str], str]]:
+    """Cells of each record. One whose quotes do not add up is its line alone, so that it takes no other along."""
+    place, damages, width = 0, 0, 0
+    while place < len(lines):
+        start = place
+        reader = csv.reader(lines[start:], delimiter=delimiter, doublequote=True, skipinitialspace=True, strict=True)
+        try:
+            for cells in reader:
+                width = width or len(cells)
+                place = start + reader.line_num
+                yield cells, ""
+        except csv.Error as error:
+            damages += 1
+            if damages > _MOST_DAMAGES:
+                yield [], f"line {place + 1} to the last: over {_MOST_DAMAGES} lines before are damaged"
+                return
+            alone = next(csv.reader([lines[place]], delimiter=delimiter, skipinitialspace=True), [])
+            fits = len(alone) == width and lines[place].count('"') % 2 == 0
+            yield (alone, "") if fits else ([], f"line {place + 1}: {error}")
+            place += 1
+        else:
+            return
+
+
+def _delimiter(text: str) -> str:
+    """The sign that cuts the first row into several cells, and most rows into as many."""
+    sample = text[:_SAMPLED_CHARACTERS].split("\n")
+    if len(text) > _SAMPLED_CHARACTERS and len(sample) > 1:
+        sample = sample[:-1]
+    best, chosen = (0.0, 0), _NO_DELIMITER
+    for delimiter in _DELIMITERS:
+        reader = csv.reader((f"{line}\n" for line in sample), delimiter=delimiter, skipinitialspace=True)
+        widths = [len(cells) for cells, _ in zip(reader, range(_SAMPLED_ROWS), strict=False) if cells]
+        if widths and widths[0] > 1:
+            score = (Counter(widths)[widths[0]] / len(widths), widths[0])
+            best, chosen = max((best, chosen), (score, delimiter), key=lambda scored: scored[0])
+    return chosen
+
+
+def _array(text: str) -> Iterator[tuple[Row, str]] | None:
+    """The rows of a file that is one JSON array; None where it is none."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return ((_pairs(row), "") if isinstance(row, dict) else ([], "an element is no JSON object") for row in found)
+
+
+def _json_rows(text: str) -> Iterator[tuple[Row, str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield [], f"line {number} is not JSON: {error}"
+            continue
+        yield (_pairs(row), "") if isinstance(row, dict) else ([], f"line {number} is no JSON object")
+
+
+def _pairs(row: dict[str, Any]) -> Row:
+    return [(str(name), _shown(value, 0)) for name, value in row.items()]
+
+
+def _shown(value: object, depth: int) -> str:
+    """A value as text; empty for what is not there."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if depth > _DEEPEST_VALUE or not isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False) if depth <= _DEEPEST_VALUE else "..."
+    if isinstance(value, dict):
+        said = value.get("content")
+        if isinstance(said, str) and isinstance(value.get("role"), str):
+            return f"{value['role']}: {said}"
+        parts = [(name, _shown(inner, depth + 1)) for name, inner in value.items()]
+        return _listed([f"{name}: {shown}" for name, shown in parts if shown])
+    return _listed([shown for inner in value if (shown := _shown(inner, depth + 1))])
+
+
+def _listed(parts: list[str]) -> str:
+    """Short parts on one line, long ones apart."""
+    is_short: Callable[[str], bool] = lambda part: "\n" not in part and len(part) <= _MAX_TITLE  # noqa: E731
+    return ", ".join(parts) if all(map(is_short, parts)) else "\n\n".join(parts)

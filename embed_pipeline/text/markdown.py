@@ -1,0 +1,251 @@
+"""Blocks of Markdown, by the CommonMark parser with tables and ``:::`` containers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, groupby, pairwise
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from mdit_py_plugins.container import container_plugin
+
+from embed_pipeline.text.blocks import Block, Kind, clean_title, without_spans
+
+_LINES_AT_ONCE = 4000
+_MAX_TITLE = 2000
+_LIST_ITEM = "list_item_open"
+_QUOTE = "blockquote_open"
+_LEAVES: dict[str, Kind] = {
+    "paragraph_open": "paragraph",
+    "html_block": "paragraph",
+    "heading_open": "heading",
+    "fence": "code",
+    "code_block": "code",
+    "table_open": "table",
+}
+_BREAKS = frozenset({"softbreak", "hardbreak"})
+_TAG = re.compile(r"<[^<>]*>")
+_ATTRIBUTES = re.compile(r"\{[#.:][^{}]*\}")
+_UNTOLD_IMAGE_WORDS = 4
+
+
+def _named_container(parameters: str, *_: object) -> bool:
+    return bool(parameters.strip())
+
+
+_BLOCKS = MarkdownIt("commonmark").enable("table").use(container_plugin, "any", validate=_named_container)
+_BLOCKS.core.ruler.enableOnly(["normalize", "block"])
+_INLINE = MarkdownIt("commonmark")
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A block by lines: from ``first`` up to ``last``; ``lists`` counts the list that it belongs to, 0 for none."""
+
+    kind: Kind
+    first: int
+    last: int
+    lists: int = 0
+    level: int = 0
+    content: str = ""
+    form: str = ""
+    references: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+def markdown_blocks(text: str) -> tuple[Block, ...]:
+    """The blocks of a text, in order.
+
+    Headings are those of CommonMark. One inside of a quote belongs to the quote, as in HTML's outline; one inside of a
+    list or a ``:::`` container is a heading.
+    """
+    return _placed(text, list(_leaves(text)))
+
+
+def seen_markdown(text: str) -> tuple[str, tuple[Block, ...]]:
+    """The text without what a reader sees no word of, and its blocks: comments, badges, pictures without a word."""
+    leaves = list(_leaves(text))
+    starts = _line_starts(text)
+    spans = []
+    for leaf in leaves:
+        is_empty = leaf.form == "html_block" and _says_nothing(leaf.content)
+        is_badge = leaf.form == "paragraph_open" and "![" in leaf.content and _shows_pictures(leaf.content)
+        if not leaf.lists and (is_empty or is_badge):
+            end = min(starts[leaf.last], len(text))
+            while end < len(text) and text[end] == "\n":
+                end += 1
+            spans.append((starts[leaf.first], end))
+    blocks = _placed(text, leaves)
+    return without_spans(text, blocks, spans) if spans else (text, blocks)
+
+
+def _line_starts(text: str) -> list[int]:
+    return [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+
+
+def _placed(text: str, leaves: Sequence[_Leaf]) -> tuple[Block, ...]:
+    """Leaves as blocks, in characters."""
+    starts = _line_starts(text)
+    found = []
+    references = {label: place for leaf in reversed(leaves) for label, place in leaf.references}
+    for leaf in _joined(leaves):
+        title = plain_inline(leaf.content, references) if leaf.kind == "heading" else ""
+        if leaf.kind != "heading" or title:
+            end = min(starts[leaf.last], len(text))
+            found.append(Block(leaf.kind, starts[leaf.first], end, leaf.level, title))
+    return tuple(found)
+
+
+def plain_inline(content: str, references: Mapping[str, dict[str, Any]] | None = None) -> str:
+    """A line of Markdown as its readers see it: without marks, escapes, tags and ``{#attributes}``.
+
+    Args:
+        content: the line.
+        references: definitions of links, by label, as the parser keeps them.
+    """
+    content = " ".join(content.split())[:_MAX_TITLE]
+    open_brace = content.rfind("{")
+    if open_brace > 0 and _ATTRIBUTES.fullmatch(content[open_brace:].strip()):
+        content = content[:open_brace]
+    tokens = _INLINE.parseInline(content.strip(), {"references": dict(references or {})})[0].children or []
+    return clean_title("".join(_shown(tokens)))
+
+
+def replace_headings(text: str, *, keep: bool) -> str:
+    """The text with each heading as its words alone, or without headings."""
+    return _replaced(text, keep)
+
+
+@lru_cache(maxsize=4096)
+def _replaced(text: str, keep: bool) -> str:  # noqa: FBT001 - a key of the cache
+    headings = [block for block in markdown_blocks(text) if block.kind == "heading"]
+    ends = [0, *(heading.end for heading in headings)]
+    starts = [*(heading.start for heading in headings), len(text)]
+    words = [*(f"{heading.text if keep else ''}\n" for heading in headings), ""]
+    return "".join(text[end:start] + word for end, start, word in zip(ends, starts, words, strict=True))
+
+
+def _shown(tokens: Sequence[Token]) -> Iterator[str]:
+    for token in tokens:
+        if token.type in _BREAKS or (token.type == "html_inline" and token.content.lower().startswith("<br")):
+            yield " "
+        elif token.type == "image":
+            yield "".join(_shown(token.children or []))
+        elif token.type != "html_inline":
+            yield token.content
+
+
+def _leaves(text: str) -> Iterator[_Leaf]:
+    """The parts of a text that have lines of their own, in order."""
+    found: list[_Leaf] = []
+    inside: list[str] = []
+    lists, heads = 0, -1
+    for token, line in _tokens(text):
+        if token.nesting < 0:
+            if inside and token.type.removesuffix("_close") == inside[-1].removesuffix("_open"):
+                inside.pop()
+            continue
+        if token.type in _LEAVES and token.map and (not inside or inside[-1] != "table_open"):
+            kind: Kind = _LEAVES[token.type]
+            in_list, in_quote = _LIST_ITEM in inside, _QUOTE in inside
+            if in_quote and kind in {"paragraph", "heading"}:
+                kind = "quote"
+            elif in_list and kind == "paragraph":
+                kind = "list"
+            number = lists if in_list else 0
+            level = int(token.tag[1]) if kind == "heading" else 0
+            first, last = token.map[0] + line, token.map[1] + line
+            found.append(_Leaf(kind, first, last, number, level, token.content, token.type))
+            heads = len(found) - 1
+        elif token.type == "inline" and heads >= 0 and inside and inside[-1] in {"heading_open", "paragraph_open"}:
+            leaf = found[heads]
+            found[heads] = _Leaf(leaf.kind, leaf.first, leaf.last, leaf.lists, leaf.level, token.content, leaf.form)
+        elif token.type == "definition":
+            first, last = token.map or [0, 0]
+            found.append(_Leaf("metadata", first + line, last + line, references=tuple(token.meta.items())))
+        if token.nesting > 0:
+            lists += token.type == _LIST_ITEM and _LIST_ITEM not in inside and token.meta.get("first", False)
+            inside.append(token.type)
+    yield from sorted(found, key=lambda leaf: leaf.first)
+
+
+def _tokens(text: str) -> Iterator[tuple[Token, int]]:
+    """Block tokens, each with the line that its map counts from.
+
+    A long text is parsed a few thousand lines at a time, so that its tokens never fill the memory: what the last block
+    of a piece is shows only with the next piece, which starts with it.
+    """
+    lines = text.split("\n")
+    start, size = 0, _LINES_AT_ONCE
+    while start < len(lines):
+        environment: dict[str, Any] = {}
+        piece = lines[start : start + size]
+        tokens = _BLOCKS.parse("\n".join(piece), environment)
+        rest = start + size < len(lines)
+        opens = [number for number, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
+        cut = opens[-1] if rest and opens else len(tokens)
+        done = (tokens[cut].map or [0])[0] if cut < len(tokens) else (0 if rest else len(piece))
+        if rest and not done:
+            size *= 2
+            continue
+        _mark_first_items(tokens[:cut])
+        for definition in _definitions(environment):
+            if (definition.map or [0, 0])[1] <= done:
+                yield definition, start
+        for token in tokens[:cut]:
+            yield token, start
+        start, size = start + done, _LINES_AT_ONCE
+
+
+def _mark_first_items(tokens: Sequence[Token]) -> None:
+    """Note which items are the first of a list that stands in no other."""
+    for before, token in pairwise(tokens):
+        if token.type == _LIST_ITEM:
+            token.meta["first"] = before.type in {"bullet_list_open", "ordered_list_open"}
+
+
+def _definitions(environment: dict[str, Any]) -> Iterator[Token]:
+    """Definitions of links, which the parser keeps apart from its tokens."""
+    for label, reference in environment.get("references", {}).items():
+        yield Token("definition", "", 0, map=list(reference["map"]), meta={label: reference})
+    for reference in environment.get("duplicate_refs", ()):
+        yield Token("definition", "", 0, map=list(reference["map"]))
+
+
+def _joined(leaves: Iterable[_Leaf]) -> Iterator[_Leaf]:
+    """Paragraphs of one list as one block, and those of one quote; what stands between them parts it."""
+    for (kind, number), group in groupby(leaves, key=lambda leaf: (leaf.kind, leaf.lists)):
+        members = list(group)
+        if kind == "list" or (kind == "quote" and number):
+            yield _Leaf(kind, members[0].first, members[-1].last, number)
+        else:
+            yield from members
+
+
+def _says_nothing(html: str) -> bool:
+    """True where tags and comments are all there is."""
+    pieces, place = [], 0
+    while (start := html.find("<!--", place)) >= 0:
+        pieces.append(html[place:start])
+        end = html.find("-->", start)
+        place = end + 3 if end >= 0 else len(html)
+    shown = "".join([*pieces, html[place:]])
+    return not _TAG.sub("", shown).strip() and not any(mark in shown for mark in ("alt=", "title=", "{"))
+
+
+def _shows_pictures(content: str) -> bool:
+    """True where a paragraph is pictures and nothing else, each in a link or hardly described."""
+    children = _INLINE.parseInline(content[: 5 * _MAX_TITLE])[0].children or []
+    links, pictures = 0, False
+    for token in children:
+        links += token.nesting if token.type in {"link_open", "link_close"} else 0
+        if token.type == "image":
+            pictures = True
+            if not links and len(token.content.split()) >= _UNTOLD_IMAGE_WORDS:
+                return False
+        elif token.type in {"text", "code_inline"} and token.content.strip():
+            return False
+    return pictures

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import codecs
+import random
+
+import pytest
+
+from embed_pipeline.corpus.decoding import decode, without_data
+
+TEXT = "Größe: ein Wort, naïve café, 東京, 🙂\nzweite Zeile\n"
+WESTERN = "He said “open it” – and the valve’s cap came off. "
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        codecs.BOM_UTF8 + TEXT.encode(),
+        codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        codecs.BOM_UTF32_LE + TEXT.encode("utf-32-le"),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("ö", "o\u0308").encode(),
+    ],
+    ids=["utf-8", "utf-8 mark", "utf-16 le", "utf-16 be", "utf-32 le", "crlf", "decomposed"],
+)
+def test_text_is_decoded_alike_from_every_encoding(content: bytes) -> None:
+    assert decode(content) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("latin-1", "Die Größe der Tür beträgt drei Meter."),
+        ("cp1252", WESTERN),
+        ("cp1252", "Sjálfvirkur þrýstijafnari heldur þrýstingi í þremur börum."),
+        ("cp1250", "Zażółć gęślą jaźń, pompa działa przy trzech barach."),
+        ("iso8859_2", "Zażółć gęślą jaźń, pompa działa przy trzech barach."),
+        ("iso8859_9", "Pompa üç barda çalışır ve vanayı açar, ışık yanıyor."),
+        ("cp1254", "Pompa üç barda çalışır ve vanayı açar, ışık yanıyor."),
+        ("mac_roman", "Le régulateur est ouvert à trois bars, été déjà."),
+        ("cp437", "Die Größe der Tür beträgt drei Meter, später mehr."),
+        ("cp1251", "Насос работает при трёх барах и открывает клапан."),
+        ("koi8-r", "Насос работает при трёх барах и открывает клапан."),
+        ("iso8859_7", "Η αντλία ανοίγει τη βαλβίδα στα τρία bar."),
+        ("gb18030", "泵在三巴时打开阀门，然后关闭。"),
+        ("big5", "泵在三巴時打開閥門，然後關閉。"),
+        ("shift_jis", "ポンプは三バールで弁を開きます。"),
+        ("euc-jp", "ポンプは三バールで弁を開きます。"),
+        ("cp949", "펌프는 세 바에서 밸브를 엽니다."),
+    ],
+)
+def test_an_older_encoding_is_detected(encoding: str, text: str) -> None:
+    assert decode((text * 6).encode(encoding)) == text * 6
+
+
+@pytest.mark.parametrize(
+    "text", ["The valve’s cap “came off” – again. ", "La vanne garde trois bars à la sortie, même l'été. ",
+             "弁の開度は三バールで保たれる。", "Насос работает при трёх барах. "]
+)  # fmt: skip
+@pytest.mark.parametrize("damage", [b"\xe9", b"\xff", b"\xc3"])
+def test_a_bad_byte_leaves_utf_8_what_it_is(text: str, damage: bytes) -> None:
+    half = (text * 10).encode()
+    assert decode(half + damage + b" " + half) == f"{text * 10}\ufffd {text * 10}"
+
+
+def test_what_a_page_declares_is_believed_where_it_holds() -> None:
+    page = '<meta charset="{}"><p>Затвор держит три бара.</p>'
+    assert "Затвор" in decode(page.format("windows-1251").encode("cp1251"), is_html=True)
+    assert "Затвор" in decode(page.format("windows-1252").encode(), is_html=False)
+    assert "naïve “x”" in decode('<meta charset="iso-8859-1"><p>naïve “x”'.encode("cp1252"), is_html=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"text with a \0 in it",
+        codecs.BOM_UTF16_LE + b"\x00\xd8\x00",
+        b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4,
+        bytes(b for b in random.Random(1).randbytes(4000) if b),
+        b"\x1b[31m\x01\x02\x03" * 50,
+    ],
+    ids=["nul", "broken utf-16", "png", "noise", "control"],
+)
+def test_what_is_not_text_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode(content)
+
+
+PICTURE = "data:image/png;base64," + "iVBORw0KGgo+/" * 40
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"a ![the valve]({PICTURE}) b", "a the valve b"),
+        (f'a ![the valve](<{PICTURE}> "title") b', "a the valve b"),
+        (f"a\n\n[image1]: <{PICTURE}>\n\nb\n", "a\n\n\nb\n"),
+        (f'a <img alt="x" src="{PICTURE}"> b', "a  b"),
+        (f"a {PICTURE.upper()} b", "a  b"),
+        ("write `data:text/plain,hello` there", "write `data:text/plain,hello` there"),
+        ("the data: it is here", "the data: it is here"),
+    ],
+)
+def test_pictures_in_addresses_are_dropped(text: str, kept: str) -> None:
+    assert without_data(text) == kept

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from embed_pipeline.corpus.formats import read_markdown, read_notebook, split_front_matter, title_of
+
+
+@pytest.mark.parametrize(
+    ("front", "title"),
+    [
+        ('---\ntitle: "Regulator: guide"\ntags: [a]\n---\n', "Regulator: guide"),
+        ("---\n# a comment\ntitle: Guide\n---\n", "Guide"),
+        ("---\ntitle: 1.10\n...\n", "1.10"),
+        ('+++\ntitle = "Guide"\ndate = 2024-05-01\ndraft = false\n+++\n', "Guide"),
+        ("---\ntitle: {{ page }} of: all\nother: [unclosed\n---\n", "{{ page }} of: all"),
+        ("---\ntags:\n  - a\n---\n", ""),
+        ("---\ntitle:\n  nested: 1\n---\n", ""),
+        ("+++\ntitle = Guide without quotes\n+++\n", "Guide without quotes"),
+    ],
+)
+def test_the_title_is_that_of_the_metadata_and_nothing_of_it_is_text(front: str, title: str) -> None:
+    metadata, rest = split_front_matter(f"{front}\nThe text.\n")
+    assert (title_of(metadata), rest) == (title, "The text.\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\n\nA rule first.\n\n---\n\nMore.\n",
+        "---\nJust a paragraph\n---\n",
+        "---\n- a list\n---\n",
+        "---\ntitle: never closed\n",
+        "Text\n---\ntitle: x\n---\n",
+        "+++\n",
+        "",
+    ],
+)
+def test_what_is_no_metadata_stays(text: str) -> None:
+    assert split_front_matter(text) == ({}, text)
+
+
+def test_hostile_metadata_is_passed_over() -> None:
+    for value in ("[" * 30_000, "&a [*a, *a]", "!!python/object/apply:os.system [ls]"):
+        assert split_front_matter(f"---\ntitle: {value}\n---\ntext\n")[1] == "text\n"
+
+
+def test_the_title_of_a_page_is_the_metadatas_else_the_first_heading() -> None:
+    page = "## Before you begin\n\nText.\n"
+    assert read_markdown(f"---\ntitle: Guide\n---\n\n{page}").title == "Guide"
+    read = read_markdown(page)
+    assert (read.title, read.text) == ("Before you begin", page)
+    assert read_markdown("Text alone.\n").title == ""
+
+
+def _cell(kind: str, source: str) -> dict[str, object]:
+    cell: dict[str, object] = {"cell_type": kind, "metadata": {}, "source": source}
+    return cell | ({"outputs": [{"output_type": "stream", "name": "stdout", "text": "printed"}], "execution_count": 1}
+                   if kind == "code" else {})  # fmt: skip
+
+
+def _notebook(*cells: dict[str, object]) -> str:
+    return json.dumps({"cells": list(cells), "metadata": {}, "nbformat": 4, "nbformat_minor": 4})
+
+
+def test_markdown_is_text_and_code_is_code() -> None:
+    text = _notebook(
+        _cell("markdown", "# Valves\n\nThey open.\n\n```\nnever closed"),
+        _cell("code", "# open it\nvalve.open()"),
+        _cell("markdown", "## Pumps\n\n![p](data:image/png;base64,AAAA)"),
+    )
+    read = read_notebook(text)
+    assert read.title == "Valves"
+    assert [(b.kind, b.text) for b in read.blocks] == [
+        ("heading", "Valves"), ("paragraph", ""), ("code", ""), ("code", ""), ("heading", "Pumps"), ("paragraph", ""),
+    ]  # fmt: skip
+    assert "```python\n# open it\nvalve.open()\n```" in read.text
+    assert "printed" not in read.text
+    assert "base64" not in read.text
+
+
+def test_metadata_in_the_first_cell_names_it() -> None:
+    read = read_notebook(_notebook(_cell("raw", "---\ntitle: The lab\n---\n"), _cell("markdown", "Text.")))
+    assert (read.title, read.text) == ("The lab", "Text.\n")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "no json", '{"cells": 3, "nbformat": 4}'])
+def test_what_is_no_notebook_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="it is no notebook"):
+        read_notebook(text)

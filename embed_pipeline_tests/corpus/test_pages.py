@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from embed_pipeline.corpus.pages import read_html
+
+
+def _kept(body: str, head: str = "") -> str:
+    return read_html(f"<html><head>{head}</head><body>{body}</body></html>").text
+
+
+def test_html_becomes_markdown_without_its_furniture() -> None:
+    read = read_html(
+        "<html><head><title>The\n page</title><style>p {}</style></head><body><nav>Home</nav>"
+        "<h1>Setup<a class='headerlink' href='#s'>¶</a></h1><p>Press <b>start</b>.</p><script>alert(1)</script>"
+        "<table><tr><th>k</th><th>v</th></tr><tr><td>1</td><td>2|3</td></tr></table>"
+        "<pre><code class='language-sh'># run\nmake</code></pre><ul><li>x<ul><li>y</li></ul></li></ul>"
+        "<footer>imprint</footer><!-- gone --></body></html>"
+    )
+    assert read.title == "Setup"
+    assert [(b.kind, read.text[b.start : b.end]) for b in read.blocks] == [
+        ("heading", "# Setup\n"),
+        ("paragraph", "Press **start**.\n"),
+        ("table", "| k | v |\n| --- | --- |\n| 1 | 2\\|3 |\n"),
+        ("code", "```sh\n# run\nmake\n```\n"),
+        ("list", "- x\n  - y\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [
+        ("<title>Page – Docs</title><main><article><header><h1>Guide</h1></header><p>x</p></article></main>", "Guide"),
+        ("<title>Page</title><header id=title-block-header><h1>Pandoc's</h1></header><p>x</p>", "Pandoc's"),
+        ("<title>Page</title><header><h1>Site</h1></header><h1>Page's own</h1><p>x</p>", "Page's own"),
+        ("<title>The page</title><h2>Part</h2><p>x</p>", "The page"),
+        ("<h2>Part</h2><p>x</p>", "Part"),
+        ("<title>Only a title</title><p>x</p>", "Only a title"),
+        ("<h1>Guide<a class='hash-link' href='#x'>\u200b</a></h1>", "Guide"),
+        ("<h1><a class='anchor' href='#x'>#</a>Guide</h1>", "Guide"),
+        ("<p>x", ""),
+    ],
+)
+def test_the_title_is_the_pages_own(page: str, title: str) -> None:
+    assert read_html(page).title == title
+
+
+def test_notes_in_an_article_stay_and_menus_beside_it_go() -> None:
+    kept = _kept(
+        "<aside><a href=a>One</a> <a href=b>Two</a></aside><main><h1>T</h1><aside class=caution><p>Never open it."
+        "</p></aside><p>Text.</p></main><aside>Related pages</aside>"
+    )
+    assert "Never open it." in kept
+    assert "One" not in kept
+    assert "Related" not in kept
+    assert "Mind the cap." in _kept("<h1>T</h1><p>x</p><aside>Mind the cap.</aside>")
+
+
+def test_old_pages_without_end_tags_are_read_as_browsers_do() -> None:
+    read = read_html("<h1>T</h1><p>one<p>two<ul><li>a<li>b</ul><table><tr><td>1<td>2<tr><td>3<td>4</table>")
+    assert [b.kind for b in read.blocks] == ["heading", "paragraph", "paragraph", "list", "table"]
+
+
+def test_blocks_in_odd_places_and_text_between_blocks_are_kept() -> None:
+    kept = _kept("loose <em>text</em><a name=x><h2>Two</h2><p>two</p></a><my-box><p>in a box</p></my-box>end")
+    assert kept == "loose *text*\n\n## Two\n\ntwo\n\nin a box\n\nend\n"
+
+
+def test_pictures_in_addresses_go_and_what_is_said_about_them_stays() -> None:
+    kept = _kept("<p>a <img alt='the valve' src='data:image/png;base64,AAAA'> <a href='data:x/y,z'>b</a></p>")
+    assert kept == "a the valve b\n"
+
+
+def test_text_that_looks_like_a_heading_is_none() -> None:
+    read = read_html("<h1>T</h1><p># 5 is a number</p><p>Text<br>===</p>")
+    assert [b.text for b in read.blocks if b.kind == "heading"] == ["T"]
+
+
+def test_letters_written_as_surrogates_are_one() -> None:
+    assert _kept("<p>&#55357;&#56842; &#55357; done</p>") == "\U0001f60a \ufffd done\n"
+
+
+def test_a_table_that_lays_out_a_page_is_the_page() -> None:
+    read = read_html("<table><tr><td><h1>T</h1><p>text</p></td><td><table><tr><td>a<td>b</table></td></tr></table>")
+    assert [b.kind for b in read.blocks] == ["heading", "paragraph", "table"]
+
+
+@pytest.mark.parametrize("opening", ["<div>", "<p><b>", "<ul><li>", "<table><tr><td>", "<blockquote>", "<my-x>"])
+def test_however_deep_the_text_is_read(opening: str) -> None:
+    assert "x marks it" in read_html("<h1>T</h1>" + opening * 3000 + "x marks it").text

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+
+from embed_pipeline.corpus.rows import NoRowsError, read_csv, read_json_lines
+
+
+def test_rows_are_sections_named_by_their_title() -> None:
+    text = "id;title;pressure\n1;Relief valve;3 bar\n2;;4 bar\n"
+    assert read_csv(text).text == "## 1\n\ntitle: Relief valve\npressure: 3 bar\n\n## 2\n\npressure: 4 bar\n"
+    lines = '{"title": "Pump", "bar": 2, "parts": ["seal", "shaft"], "note": null}\n\n{"bar": 5}\n'
+    read = read_json_lines(lines)
+    assert read.text == "## Pump\n\nbar: 2\nparts: seal, shaft\n\n## Row 2\n\nbar: 5\n"
+    assert [(b.kind, b.level, b.text) for b in read.blocks if b.kind == "heading"] == [
+        ("heading", 2, "Pump"),
+        ("heading", 2, "Row 2"),
+    ]
+    assert read.title == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('name,text\nvalve,"opens, then\ncloses"\n', "## valve\n\ntext: opens, then\ncloses\n"),
+        (
+            'name,size,note\nPipe,"3"" long, steel",none\nRod,"4"" long, iron",none\n',
+            '## Pipe\n\nsize: 3" long, steel\nnote: none\n\n## Rod\n\nsize: 4" long, iron\nnote: none\n',
+        ),
+        ("sep=;\nname;bar\nvalve;3,5\n", "## valve\n\nbar: 3,5\n"),
+        ("name,note,note\nvalve,slow,leaks\n", "## valve\n\nnote: slow\nnote: leaks\n"),
+        ("note\nOpens; closes, later\nLeaks, a little\n",
+         "## Row 1\n\nnote: Opens; closes, later\n\n## Row 2\n\nnote: Leaks, a little\n"),
+        ("name,bar\nvalve,3,extra,more\npump\n", "## valve\n\nbar: 3\nmore: extra, more\n\n## pump\n"),
+        ('name, text\nvalve, "a, b"\n', "## valve\n\ntext: a, b\n"),
+        ("name\tbar\nvalve\t3\n", "## valve\n\nbar: 3\n"),
+        ("name,it's\nvalve's,o'clock\n", "## valve's\n\nit's: o'clock\n"),
+        ("name,\nvalve,3\n", "## valve\n\ncolumn 2: 3\n"),
+    ],
+    ids=["lines", "inches", "sep", "twice", "one column", "ragged", "space", "tab", "apostrophe", "unnamed"],
+)  # fmt: skip
+def test_cells_keep_what_is_in_them(text: str, kept: str) -> None:
+    read = read_csv(text)
+    assert (read.text, read.left_out) == (kept, ())
+
+
+def test_a_doubled_quote_late_in_the_file_and_a_long_cell_are_read() -> None:
+    rows = "".join(f"{number},plain text of it\n" for number in range(6000))
+    text = f'id,text\n{rows}9999,"He said ""open it"" and left."\n10000,"{"word " * 40_000}"\n'
+    read = read_csv(text)
+    assert '## 9999\n\ntext: He said "open it" and left.\n' in read.text
+    assert read.text.count("word") == 40_000
+
+
+def test_a_damaged_row_takes_no_other_along() -> None:
+    read = read_csv('name,text\na,fine\nb,"never closed\nc,fine too\nd,"also, fine"\n')
+    assert (
+        read.text
+        == "## a\n\ntext: fine\n\n## Row 3\n\nname: c\ntext: fine too\n\n## d\n\ntext: also, fine\n".replace(
+            "## Row 3\n\nname: c", "## c\n"
+        ).replace("## c\n\ntext", "## c\n\ntext")
+    )
+    assert [part[:8] for part in read.left_out] == ["line 3: "]
+    lines = read_json_lines('{"title": "A", "x": 1}\n[2]\n{"title": "B", "te\n{"title": "C", "x": 3}\n')
+    assert [b.text for b in lines.blocks if b.kind == "heading"] == ["A", "C"]
+    assert [part[:15] for part in lines.left_out] == ["line 2 is no JS", "line 3 is not J"]
+
+
+def test_text_in_a_cell_ends_with_it() -> None:
+    text = (
+        '{"title": "A", "text": "# Inner\\n\\nRun:\\n```sh\\n# make\\nmake"}\n{"title": "B", '
+        '"text": "Plain\\nlines."}\n'
+        '{"title": "C", "text": "Intro\\n===\\n\\n## Deep"}\n'
+    )
+    headings = [(b.level, b.text) for b in read_json_lines(text).blocks if b.kind == "heading"]
+    assert headings == [(2, "A"), (3, "Inner"), (2, "B"), (2, "C"), (3, "Intro"), (4, "Deep")]
+
+
+def test_nested_values_are_their_texts() -> None:
+    text = (
+        '{"id": 7, "messages": [{"role": "user", "content": "How?\\nIt is stuck."}, {"role": "assistant", "content": '
+        '"Turn it."}], "meta": {"tags": ["a", "b"], "deep": {"x": 1}}, "lone": "a \\ud83d b"}\n'
+    )
+    assert read_json_lines(text).text == (
+        "## 7\n\nmessages: user: How?\nIt is stuck.\n\nassistant: Turn it.\nmeta: tags: a, b, deep: "
+        "x: 1\nlone: a \ufffd b\n"
+    )
+    deep = '{"a": ' + "[" * 400 + "]" * 400 + "}"
+    assert read_json_lines(f'{deep}\n{{"b": 1}}\n').text.endswith("b: 1\n")
+
+
+def test_an_array_is_its_elements() -> None:
+    assert read_json_lines('[\n {"title": "a",\n  "x": 1},\n {"title": "b"}\n]\n').text == "## a\n\nx: 1\n\n## b\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [('{"a": \n', "line 1 is not JSON"), ("1\n", "line 1 is no JSON object"), ("[" * 100_000, "line 1 is not JSON")],
+)
+def test_a_file_without_any_row_is_refused(text: str, says: str) -> None:
+    with pytest.raises(NoRowsError, match=says):
+        read_json_lines(text)

@@ -1,0 +1,74 @@
+"""Every expression that sees a document is linear: 20,000 hostile characters take no second, whatever they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from embed_pipeline.corpus.boilerplate import remove_boilerplate
+from embed_pipeline.corpus.decoding import decode, without_data
+from embed_pipeline.corpus.formats import read_markdown, split_front_matter
+from embed_pipeline.corpus.pages import read_html
+from embed_pipeline.corpus.rows import read_csv, read_json_lines
+from embed_pipeline.settings import Corpus
+from embed_pipeline.text.blocks import clean_text
+from embed_pipeline.text.markdown import markdown_blocks, replace_headings
+from embed_pipeline.text.words import content_words, readable, sentences, specific_terms
+
+SIZE = 20_000
+PIECES = (
+    " ", "\n", "\t", "#", "# a ", "=", "-", "a", "_", "a_", "1.", "1", ".", "é", "\u0301", "[", "](", "![", "![](data:",
+    "data:", "data:a/a;", "<", "<a ", "<!--", "<div>", "<b>", ">", "> ", "- ", "* ", "`", "```\n", "~~~\n", "|", "| a ",
+    "|-", "*", "**a", "\\", "{", "{#", ":::\n", "::: a\n", '"', '""', "',", ";", ",\n", "&#55357;", "&", "a.b.", "A",
+    "Aa", "---\n", "+++\n", "[a]: ", "(", "()", "a(", "\u201c", "word ", "\u3000", "\ufb01", "\ud83d",
+)  # fmt: skip
+SHAPES = [
+    *((piece * SIZE)[:SIZE] for piece in PIECES),
+    "# a" + " " * SIZE + "b",
+    "a" + " " * SIZE + "|" + " " * SIZE,
+    "title: " + "[" * SIZE,
+    "---\n" + "a: " * (SIZE // 3) + "\n---\n",
+    "[" * (SIZE // 2) + "]" * (SIZE // 2),
+    "a\n" * (SIZE // 2) + "==",
+    "> " * 9_000 + "\n" + "a\n" * 1000,
+]
+
+
+def _refused(reader: Callable[[str], object], text: str) -> None:
+    try:
+        reader(text)
+    except ValueError:
+        return
+
+
+READERS: dict[str, Callable[[str], object]] = {
+    "decode": lambda text: _refused(lambda said: decode(said.encode("utf-8", "replace") + b"\xe9"), text),
+    "data": without_data,
+    "clean": clean_text,
+    "front matter": split_front_matter,
+    "blocks": markdown_blocks,
+    "markdown": read_markdown,
+    "html": lambda text: read_html(clean_text(text)),
+    "csv": lambda text: _refused(read_csv, text),
+    "json lines": lambda text: _refused(read_json_lines, text),
+    "boilerplate": lambda text: remove_boilerplate([(text, markdown_blocks(text))], Corpus()),
+    "headings": lambda text: replace_headings(text, keep=True),
+    "readable": lambda text: readable(text, 500),
+    "sentences": sentences,
+    "terms": specific_terms,
+    "words": content_words,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_hostile_text_takes_no_longer_than_other_text(reader: str) -> None:
+    slow = {}
+    for text in SHAPES:
+        started = time.process_time()
+        READERS[reader](text)
+        taken = time.process_time() - started
+        if taken > 1:
+            slow[text[:20]] = round(taken, 1)
+    assert slow == {}
