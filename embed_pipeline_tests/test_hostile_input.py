@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 
+from embed_pipeline import tables
 from embed_pipeline.corpus.boilerplate import remove_boilerplate
 from embed_pipeline.corpus.decoding import decode, without_data
 from embed_pipeline.corpus.formats import read_markdown, split_front_matter
 from embed_pipeline.corpus.pages import read_html
+from embed_pipeline.corpus.restructured import read_restructured
 from embed_pipeline.corpus.rows import read_csv, read_json_lines
+from embed_pipeline.corpus.segments import split_segments
+from embed_pipeline.llm.prompts import delimit
 from embed_pipeline.settings import Corpus
-from embed_pipeline.text.blocks import clean_text
+from embed_pipeline.text.blocks import as_rows, clean_text
+from embed_pipeline.text.injections import split_instructions
 from embed_pipeline.text.markdown import markdown_blocks, replace_headings
 from embed_pipeline.text.words import content_words, readable, sentences, specific_terms
 
@@ -39,8 +45,21 @@ SHAPES = [
 def _refused(reader: Callable[[str], object], text: str) -> None:
     try:
         reader(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
+
+
+def _segments(text: str) -> None:
+    text = clean_text(text)
+    place = {"document_id": "d", "path": "a.md", "title": "", "text": text, "bytes": 1, "batch": "b", "deleted": False}
+    row = {
+        **place,
+        "text": text,
+        "blocks": as_rows(markdown_blocks(text)),
+        "modified_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }
+    count = lambda texts: [-(-len(text) // 8) for text in texts]  # noqa: E731
+    split_segments(tables.DOCUMENTS.frame([row]), Corpus(), count, max_tokens=None)
 
 
 READERS: dict[str, Callable[[str], object]] = {
@@ -58,6 +77,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "readable": lambda text: readable(text, 500),
     "sentences": sentences,
     "terms": specific_terms,
+    "instructions": split_instructions,
+    "prompt": lambda text: delimit({"S1": text}),
+    "segments": _segments,
     "words": content_words,
 }
 
@@ -70,5 +92,18 @@ def test_hostile_text_takes_no_longer_than_other_text(reader: str) -> None:
         READERS[reader](text)
         taken = time.process_time() - started
         if taken > 1:
+            slow[text[:20]] = round(taken, 1)
+    assert slow == {}
+
+
+@pytest.mark.slow
+def test_hostile_restructured_text_takes_time_by_its_length() -> None:
+    """docutils takes up to 0.2 ms a line, and its expressions are kept to short pieces of a paragraph."""
+    slow = {}
+    for text in [*SHAPES, "`a <" * 5000, "+-" * 10_000, ".. a::\n" * 2800, "http://" * 2800]:
+        started = time.process_time()
+        _refused(read_restructured, text)
+        taken = time.process_time() - started
+        if taken > 5:
             slow[text[:20]] = round(taken, 1)
     assert slow == {}

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from docutils import frontend, nodes, utils
-from docutils.parsers.rst import Directive, Parser, directives, roles
+from docutils.parsers.rst import Directive, Parser, directives, roles, states
 from docutils.parsers.rst.languages import en
 
 from embed_pipeline.text.blocks import Draft, ParsedDocument, first_heading
@@ -22,6 +22,8 @@ from embed_pipeline.text.markdown import markdown_blocks
 _DIRECTIVE_NAMES = re.compile(r"^[ \t]*\.\.[ \t](?:\|[^|\n]{1,200}\|[ \t])?[ \t]{0,9}([\w.+:-]{1,80})::", re.MULTILINE)
 _ROLE_NAMES = re.compile(r":([\w.+-]{1,60}(?::[\w.+-]{1,60}){0,3}):`|`:([\w.+-]{1,60}(?::[\w.+-]{1,60}){0,3}):")
 _EXPLICIT_TARGET = re.compile(r"([^<]{1,400})<([^<>]{1,400})>")
+# Up to the end of a sentence where there is one, else to the end of a word.
+_PIECES = re.compile(r"(?s).{1,1500}(?:$|(?<=[.!?;])\s)|.{1,1500}(?:$|(?<=\s))|.{1,1500}")
 _CODE_DIRECTIVES = frozenset((
     "code", "code-block", "sourcecode", "highlight", "prompt", "doctest", "testcode", "testoutput", "testsetup",
     "testcleanup", "ipython", "ipython2", "ipython3", "jupyter-execute", "jupyter-input", "jupyter-output", "exec",
@@ -61,7 +63,7 @@ def read_restructured(text: str) -> ParsedDocument:
     """Kept text and blocks; the title is the ``title`` of its metadata, or the first heading."""
     document = utils.new_document("", _settings())
     _make_known(text, document)
-    Parser().parse(text, document)
+    Parser(inliner=_inliner()).parse(text, document)
     writer = _Writer(document)
     writer.write_all(document.children, 0)
     draft = writer.draft.reading()
@@ -78,6 +80,23 @@ def _settings() -> Any:  # noqa: ANN401 - docutils has no types
     settings.syntax_highlight = "none"
     settings.line_length_limit = _MOST_LINE
     return settings
+
+
+def _inliner() -> states.Inliner:
+    """Docutils' parser of inline markup, which takes the square of a text's length, on a long text piece by piece.
+
+    Markup that continues after the end of a piece is text. The parser reads its own class's attributes, so that a
+    subclass would not do.
+    """
+    inliner = states.Inliner()
+    whole = inliner.parse
+
+    def parse(text: str, *place: Any) -> tuple[list[nodes.Node], list[nodes.Node]]:  # noqa: ANN401 - as above
+        parsed = [whole(piece, *place) for piece in _PIECES.findall(text)]
+        return [node for found, _ in parsed for node in found], [message for _, said in parsed for message in said]
+
+    inliner.parse = parse
+    return inliner
 
 
 class _AnyOptions(dict[str, Callable[[str], str]]):
