@@ -28,13 +28,13 @@ class Method:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "documents": Method(1, ("corpus", "text")),
-        "segments": Method(1, ("corpus", "text")),
-        "document_artifacts": Method(1, ("synthesis", "llm", "text")),
-        "qa_pairs": Method(1, ("synthesis", "llm", "embedding", "text")),
-        "qa_scores": Method(1, ("synthesis", "llm", "embedding", "text")),
+        "documents": Method(2, ("corpus", "text")),
+        "segments": Method(2, ("corpus", "text")),
+        "document_artifacts": Method(2, ("synthesis", "llm", "text")),
+        "qa_pairs": Method(2, ("synthesis", "llm", "embedding", "text")),
+        "qa_scores": Method(2, ("synthesis", "llm", "embedding", "text")),
         "corpus": Method(1, ("corpus", "training_data", "text")),
-        "qa_dataset": Method(1, ("synthesis", "training_data", "embedding", "text")),
+        "qa_dataset": Method(2, ("synthesis", "training_data", "embedding", "text")),
         "dataset_split": Method(1, ("training_data", "text")),
         "hard_negatives": Method(1, ("training_data", "embedding", "llm", "text")),
         "training_examples": Method(1, ("training_data",)),

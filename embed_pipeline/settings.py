@@ -681,6 +681,8 @@ class Gates(Group):
     """The duplicate check warns above this share of duplicates among the pairs that pass every threshold."""
     min_round_trip_rate: Share = gates(0.3)
     """The round-trip check warns below this share of pairs whose sources are all among the ten best."""
+    max_unknown_tokens: Share = gates(0.05)
+    """The check of the corpus warns above this share of tokens that stand for words which the encoder does not know."""
     min_negative_coverage: Share = gates(0.5)
     """The negatives check warns below this share of questions with all the negatives wanted."""
     min_gain: float = gates(0.0, ge=-1, le=1)

@@ -270,6 +270,7 @@ SEGMENTS = Table(
         _DOCUMENT_ID,
         _BATCH,
         *_SEGMENT_BODY,
+        _count("unknown_tokens", "Tokens that stand for words or characters which the encoder does not know."),
         _count(
             "repeated",
             "Characters at the start of the text that only repeat a table's header; without them, all segments of a "
@@ -280,7 +281,7 @@ SEGMENTS = Table(
     key=("segment_id",),
     sources={
         "segment_id": ("documents.document_id",),
-        **dict.fromkeys(("position", "token_count", "withheld"), ("documents.text",)),
+        **dict.fromkeys(("position", "token_count", "unknown_tokens", "withheld"), ("documents.text",)),
         **dict.fromkeys(("heading_path", "repeated"), ("documents.blocks",)),
     },
 )

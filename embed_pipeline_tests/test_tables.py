@@ -20,6 +20,7 @@ def row(**changes):
         "heading_path": "",
         "text": "words",
         "token_count": 1,
+        "unknown_tokens": 0,
         "repeated": 0,
         "withheld": "",
         **changes,

@@ -50,6 +50,18 @@ def current_corpus(
     return tables.validate(frame, tables.CORPUS), copies
 
 
+def unknown_words(corpus: pl.DataFrame, segments: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Tokens of each document of the corpus, and those that stand for words which the encoder does not know.
+
+    Returns:
+        Frame (path, token_count, unknown_tokens), the largest count of unknown tokens first.
+    """
+    pieces = pl.concat([tables.SEGMENTS.empty(), *(segments[batch] for batch in sorted(segments))])
+    found = corpus.select("segment_id", "path").join(pieces, on="segment_id")
+    counts = found.group_by("path").agg(pl.col("token_count", "unknown_tokens").sum())
+    return counts.sort("unknown_tokens", "path", descending=[True, False])
+
+
 def present_documents(documents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """The newest row of every path that is still there, of :data:`tables.DOCUMENTS`, sorted by path."""
     ordered = [documents[batch] for batch in sorted(documents)]

@@ -90,7 +90,12 @@ def longest_segment(corpus: Corpus, max_tokens: int | None) -> int:
 
 
 def split_segments(
-    documents: pl.DataFrame, corpus: Corpus, count_tokens: TokenCounter, *, max_tokens: int | None
+    documents: pl.DataFrame,
+    corpus: Corpus,
+    count_tokens: TokenCounter,
+    *,
+    max_tokens: int | None,
+    count_unknown: TokenCounter | None = None,
 ) -> pl.DataFrame:
     """Cut every document that is not deleted.
 
@@ -102,6 +107,7 @@ def split_segments(
         corpus: ``segment_tokens`` bounds every segment.
         count_tokens: tokens of each text under the encoder's tokenizer, without special tokens.
         max_tokens: longest passage that the encoder reads whole, without prefix and special tokens; None: any.
+        count_unknown: tokens of each text that stand for unknown words; None: the tokenizer knows every word.
 
     Returns:
         Frame of :data:`tables.SEGMENTS`, sorted by document id and position.
@@ -116,7 +122,9 @@ def split_segments(
         text = document["text"]
         spans = _pack(_atoms(text, from_rows(document["blocks"]), limit, count_tokens), limit)
         texts = [span.header + text[span.start : span.end] for span in spans]
-        for position, (piece, tokens, span) in enumerate(zip(texts, count_tokens(texts), spans, strict=True)):
+        unknown = count_unknown(texts) if count_unknown else [0] * len(texts)
+        counted = zip(texts, count_tokens(texts), unknown, spans, strict=True)
+        for position, (piece, tokens, unknown_tokens, span) in enumerate(counted):
             identity = f"{document['document_id']}:{position}"
             rows.append(
                 {
@@ -127,6 +135,7 @@ def split_segments(
                     "heading_path": " > ".join(span.path),
                     "text": piece,
                     "token_count": tokens,
+                    "unknown_tokens": unknown_tokens,
                     "repeated": len(span.header),
                     "withheld": "\n\n".join(split_instructions(piece)[1]),
                 }

@@ -33,6 +33,8 @@ CONFIG_FILE = "embedding_config.json"
 Floats = NDArray[np.float32]
 Row = Sequence[int] | NDArray[np.integer[Any]]
 """Token ids of one text."""
+# Of Linear B and cuneiform, with different last bytes: a tokenizer that ends both in one token knows neither.
+_UNUSUAL_LETTERS = ("\U00010001", "\U00012002")
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,13 @@ class EncoderConfig:
         tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.enable_truncation(self.max_tokens, direction=self.truncation_side)
         return tokenizer
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """Id of the token for what the tokenizer does not know; None where it knows all, as byte pairs do."""
+        rows = [self.tokenizer.encode(letter, add_special_tokens=False).ids for letter in _UNUSUAL_LETTERS]
+        last = {row[-1] for row in rows if row}
+        return last.pop() if len(last) == 1 and all(rows) else None
 
     @cached_property
     def digest(self) -> str:

@@ -118,6 +118,12 @@ class Encoder:
             for tokens, text in zip(read, texts, strict=True)
         ]
 
+    def count_unknown(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text that stand for words or characters which the tokenizer does not know."""
+        unknown = self.backend.config.unknown_id
+        windows = tokenized_windows(texts, self.backend.tokenize, on_gpu=False)
+        return [0 if unknown is None else int((row == unknown).sum()) for _, rows in windows for row in rows]
+
     def _compute(self, texts: Sequence[str], label: str | None) -> Floats:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         tokenize = partial(self.backend.tokenize, truncate=True)

@@ -171,3 +171,10 @@ def test_without_torch_an_export_is_encoded(tiny_export: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(2, 32) []", done.stderr
+
+
+def test_unknown_words_are_counted(tiny_model: Path) -> None:
+    encoder = Encoder.load(tiny_model, Embedding(device="cpu"))
+    known, thai = encoder.count_unknown(["the", "วาล์วจะเปิด ที่ความดัน"])
+    assert known == 0
+    assert thai == encoder.count_unknown(["วาล์วจะเปิด"])[0] * 2 > 0

@@ -23,7 +23,8 @@ from embed_pipeline.tables import TableError
 def segments(count: int = 3, text: str = "words") -> pl.DataFrame:
     rows = [
         {"segment_id": f"s{n}", "document_id": "d", "batch": "b", "position": n, "heading_path": "A > B",
-         "text": f"{text} {n}", "token_count": 2, "repeated": 0, "withheld": ""}
+         "text": f"{text} {n}", "token_count": 2, "unknown_tokens": 0, "repeated": 0,
+         "withheld": ""}
         for n in range(count)
     ]  # fmt: skip
     return tables.SEGMENTS.frame(rows)

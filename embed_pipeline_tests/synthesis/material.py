@@ -31,7 +31,7 @@ def segments(texts: dict[str, str] = TEXTS) -> pl.DataFrame:
         document = DOCUMENTS.get(key, "d9")
         positions[document] = positions.get(document, -1) + 1
         place = {"document_id": document, "batch": "b1", "position": positions[document]}
-        said = {"heading_path": "", "text": text, "token_count": 30, "repeated": 0, "withheld": ""}
+        said = {"heading_path": "", "text": text, "token_count": 30, "unknown_tokens": 0, "repeated": 0, "withheld": ""}
         rows.append({"segment_id": key, **place, **said})
     return tables.SEGMENTS.frame(rows)
 
