@@ -51,7 +51,7 @@ def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.A
 
 def _known_words(by_document: pl.DataFrame, bound: float) -> dg.AssetCheckResult:
     """The check of the words that the encoder does not know, with the ten documents that have most of them."""
-    share = by_document["unknown_tokens"].sum() / max(1, by_document["token_count"].sum())
+    share = int(by_document["unknown_tokens"].sum()) / max(1, int(by_document["token_count"].sum()))
     worst = by_document.with_columns(share=pl.col("unknown_tokens") / pl.col("token_count")).head(10)
     said = "" if share <= bound else "; choose an embedding.model that was trained on the documents' language"
     return dg.AssetCheckResult(
@@ -234,7 +234,7 @@ def corpus(
     settings: dg.ResourceParam[Settings],
     documents: dict[str, pl.DataFrame],
     segments: dict[str, pl.DataFrame],
-) -> Iterator[dg.Output[Any]]:
+) -> Iterator[dg.Output[Any] | dg.AssetCheckResult]:
     """Put together the newest version of every document still there, and the passages that labels bring along."""
     labelled = settings.training_data.label_sets
     whole = {batch: documents[batch] for batch in documents if batch in segments}
