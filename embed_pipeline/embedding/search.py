@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline.text.languages import dominant_language, index_terms
+
 if TYPE_CHECKING:
     import torch
 
@@ -100,7 +102,7 @@ def search(queries: Floats, corpus: Floats, k: int) -> Hits:
 
 
 class BM25:
-    """Lexical search over ``texts`` (BM25 as Lucene computes it; English stop words left out)."""
+    """Lexical search over ``texts`` (BM25 as Lucene computes it), by the words of the language that most are in."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Index ``texts``.
@@ -114,15 +116,14 @@ class BM25:
         import bm25s
 
         self._size = len(texts)
+        self.language = dominant_language(texts)
         self._index = bm25s.BM25(method="lucene")
-        self._index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
+        self._index.index(index_terms(texts, self.language), show_progress=False)
 
     def scores(self, query: str) -> Floats:
         """Score of every text for ``query``: float32 (n,), 0 where they share no word."""
-        import bm25s
-
-        words = bm25s.tokenize([query], stopwords="en", return_ids=False, show_progress=False)[0]
-        known = [word for word in words if word in self._index.vocab_dict]
+        terms = index_terms([query], self.language)[0]
+        known = [term for term in terms if term in self._index.vocab_dict]
         if not known:
             return np.zeros(self._size, np.float32)
         return np.asarray(self._index.get_scores(known), dtype=np.float32)

@@ -2,5 +2,6 @@
 
 In: Markdown, which all kept text is. Out: blocks, words, sentences, shingles.
 Read ``blocks`` (what a document is made of), ``markdown`` (its parser), ``words`` (words, sentences, overlap),
-``injections`` (text that addresses a model), then ``shingles`` (word 5-grams and near-duplicates).
+``languages`` (which one a text is in, and its words for a lexical index), ``injections`` (text that addresses a model),
+then ``shingles`` (word 5-grams and near-duplicates).
 """

@@ -31,6 +31,7 @@ from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
+from embed_pipeline.text.languages import dominant_language
 from embed_pipeline.training_data.labels import with_labelled_passages
 from embed_pipeline.training_data.pair_sources import collect_pairs
 
@@ -249,6 +250,7 @@ def corpus(
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
     facts |= figures({"batches": len(segments), "batches_left_out": unfinished})
     facts |= {"boilerplate_for_later_batches": len(recurring)}
+    facts |= figures({"language": dominant_language(frame["text"].to_list())})
     yield stored(context, frame, settings, asset="corpus", metadata=facts)
     yield stored(context, left_out, settings, asset="left_out_documents", metadata=_counts(left_out, "reason"))
     yield _known_words(unknown_words(frame, segments), settings.gates.max_unknown_tokens)
