@@ -11,6 +11,14 @@ from typing import Any
 
 from embed_pipeline.enumerations import QUERY_TYPES, REASONING_TYPES, STYLES
 from embed_pipeline.text.injections import gives_instructions
+from embed_pipeline.text.languages import (
+    ENGLISH,
+    WITHOUT_QUESTION_MARK,
+    detect_language,
+    index_terms,
+    is_unspaced,
+    terms,
+)
 from embed_pipeline.text.words import content_words, words
 
 MAX_QUESTION_CHARACTERS = 500
@@ -29,6 +37,9 @@ _CONTEXT_PHRASES = re.compile(
 _CHAT_PHRASES = re.compile(
     r"\b(?:tell|help|show|give|explain to) me\b|\bplease\b|\bexplain (?:what|how|why)\b", re.IGNORECASE
 )
+# Latin, Chinese and Japanese, Arabic, Greek, Armenian, Ethiopic.
+_QUESTION_MARKS = frozenset("?\uff1f\u061f\u037e;\u055e\u1367")
+_PAIRS_PER_WORD = 3  # pairs of characters, where no spaces are written
 MIN_QUESTION_WORDS = 4
 MIN_KEYWORDS = 2
 MAX_QUESTION_WORDS = 40
@@ -150,20 +161,26 @@ def reject_rows(rejects: Sequence[Reject], batch: str, made_by: Mapping[str, str
 def form_problem(question: str, style: str = "question") -> str | None:
     """The reason why ``question`` cannot stand alone; None where it can.
 
-    A full question has a question's first word and mark; keywords, symptoms and paraphrases need not.
+    A full question has a question's mark, and in English its first word; keywords, symptoms and paraphrases need not.
 
     The reasons: ``empty``, ``too_short``, ``too_long``, ``instruction``, ``not_a_question``, ``refers_to_text``,
     ``asks_the_model``, ``repeats_itself``, ``no_subject``.
     """
-    found = words(question)
-    content = content_words(question)
+    language = detect_language(question)
+    if language == ENGLISH:
+        found, content = words(question), content_words(question)
+        asks = question.rstrip().endswith("?") and bool(found) and found[0] in _LEADING_MARKS
+    else:
+        found, content = terms(question), index_terms([question], language)[0]
+        asks = question.rstrip()[-1:] in _QUESTION_MARKS or language in WITHOUT_QUESTION_MARK
     full = style == "question"
+    longest = MAX_QUESTION_WORDS * (_PAIRS_PER_WORD if is_unspaced(question) else 1)
     checks = (
         ("empty", not found),
         ("too_short", len(found) < (MIN_QUESTION_WORDS if full else MIN_KEYWORDS)),
-        ("too_long", len(found) > MAX_QUESTION_WORDS),
+        ("too_long", len(found) > longest),
         ("instruction", gives_instructions(question)),
-        ("not_a_question", full and not (question.rstrip().endswith("?") and found[0] in _LEADING_MARKS)),
+        ("not_a_question", full and not asks),
         ("refers_to_text", bool(_CONTEXT_PHRASES.search(question))),
         ("asks_the_model", bool(_CHAT_PHRASES.search(question))),
         ("repeats_itself", _repeats(content)),

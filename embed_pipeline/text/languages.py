@@ -14,12 +14,17 @@ from types import MappingProxyType
 import regex
 
 ENGLISH = "en"
+WITHOUT_QUESTION_MARK = frozenset({"th", "lo", "km", "my"})
+"""Languages that mark a question by a word alone."""
 _SAMPLED_TEXTS = 200
 _READ_CHARACTERS = 4000
 # Below it the detector goes by chance.
 _LEAST_LETTERS = 40
 _LEAST_CHARACTERS = 400
-_LETTER = regex.compile(r"\p{L}")
+# A letter of another script tells more than a Latin one.
+_TELLING = 5
+_LATIN = regex.compile(r"\p{Latin}")
+_OTHER_LETTER = regex.compile(r"[\p{L}--\p{Latin}]", regex.V1)
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _TERM = regex.compile(rf"[{_UNSPACED}ー]+|[\p{{L}}\p{{M}}\p{{N}}_--[{_UNSPACED}]]+", regex.V1)
 _UNSPACED_RUN = regex.compile(rf"[{_UNSPACED}ー]+")
@@ -39,7 +44,8 @@ def detect_language(text: str) -> str:
     import py3langid
 
     beginning = text[:_READ_CHARACTERS]
-    if len(_LETTER.findall(beginning)) < _LEAST_LETTERS:
+    latin, others = len(_LATIN.findall(beginning)), len(_OTHER_LETTER.findall(beginning))
+    if latin + _TELLING * others < _LEAST_LETTERS:
         return ENGLISH
     found, _ = py3langid.classify(beginning)
     return ENGLISH if found == "zxx" else str(found)
@@ -70,10 +76,11 @@ def index_terms(texts: Iterable[str], language: str) -> list[list[str]]:
 
         return list(bm25s.tokenize(list(texts), stopwords=ENGLISH, return_ids=False, show_progress=False))
     stop_words, stem = _stop_words(language), _stemmer(language)
-    return [[stem(term) for term in _terms(text) if term not in stop_words] for text in texts]
+    return [[stem(term) for term in terms(text) if term not in stop_words] for text in texts]
 
 
-def _terms(text: str) -> list[str]:
+def terms(text: str) -> list[str]:
+    """The words of a text in lower case, stop words included; of scripts without spaces pairs of characters."""
     found: list[str] = []
     for term in _TERM.findall(text.casefold()):
         if _UNSPACED_RUN.match(term) and len(term) > 1:
@@ -81,6 +88,11 @@ def _terms(text: str) -> list[str]:
         else:
             found.append(term)
     return found
+
+
+def is_unspaced(text: str) -> bool:
+    """True where most letters are of a script that writes no spaces between words."""
+    return 2 * sum(map(len, _UNSPACED_RUN.findall(text))) > len(_LATIN.findall(text)) + len(_OTHER_LETTER.findall(text))
 
 
 @cache

@@ -101,3 +101,22 @@ def test_other_styles_need_neither_a_question_word_nor_a_mark() -> None:
     assert form_problem("red lamp on the pump is blinking", "symptom") is None
     assert form_problem("pump", "keywords") == "too_short"
     assert form_problem("this pump lamp", "keywords") == "refers_to_text"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "密封圈破损时操作员必须做什么，以及何时更换它，由谁来检查阀门的压力和密封情况？",
+        "Bei welchem Druck öffnet das Ventil und wer prüft die Dichtung?",
+        "À quelle pression la vanne s'ouvre-t-elle, et qui vérifie le joint ?",
+        "При каком давлении открывается клапан и кто проверяет уплотнение?",
+        "عند أي ضغط يفتح الصمام ومن يفحص الختم قبل كل وردية؟",
+        "วาล์วจะเปิดที่ความดันเท่าใดและใครเป็นผู้ตรวจสอบซีล",
+    ],
+)
+def test_a_question_of_any_language_stands_alone(question: str) -> None:
+    assert form_problem(question) is None
+
+
+def test_a_statement_of_another_language_is_no_question() -> None:
+    assert form_problem("Das Ventil öffnet bei drei Bar und schließt wieder bei zwei.") == "not_a_question"
