@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,19 +21,21 @@ from rich.table import Table
 from rich.text import Text
 
 from embed_pipeline import settings as settings_module
+from embed_pipeline.escaping import TerminalFormatter, for_terminal
 from embed_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from embed_pipeline.orchestration.runs import StageRunner
 
-out = Console()
+# No markup: what is printed holds paths and words of documents, and a bracket in them is a bracket.
+out = Console(markup=False, highlight=False, emoji=False)
 app = typer.Typer(
     help="A folder of documents becomes a tuned, exported and served text-embedding model, with no labels.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-err = Console(stderr=True)
+err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
 
@@ -67,7 +70,7 @@ def estimate() -> None:
     out.print(f"{found.segments} segments, {found.questions} questions to be asked for")
     out.print(table)
     for cap in found.caps:
-        out.print(cap)
+        _say(cap)
 
 
 @app.command()
@@ -96,7 +99,7 @@ def dataset(
     named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
     qa, split, corpus, negatives = (read_table(table_path(root, table.name), table) for table in named)
     export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives)
-    out.print(f"{qa.height} questions on {corpus.height} segments in {folder}")
+    _say(f"{qa.height} questions on {corpus.height} segments in {folder}")
 
 
 @app.command()
@@ -116,9 +119,9 @@ def forget(document: Annotated[str, typer.Argument(help="Path in the documents f
         table.add_row(name, str(rows))
     table.add_row("stored answers of the language model", str(gone.answers))
     out.print(table)
-    out.print(f"models trained on it, which still hold it: {', '.join(gone.models) or 'none'}")
+    _say(f"models trained on it, which still hold it: {', '.join(gone.models) or 'none'}")
     if gone.unknown:
-        out.print(f"models of which it is not known: {', '.join(gone.unknown)}")
+        _say(f"models of which it is not known: {', '.join(gone.unknown)}")
 
 
 @app.command()
@@ -130,7 +133,7 @@ def rollback(version: Annotated[str | None, typer.Argument(help="Release; defaul
     settings = load_settings()
     tracker = MLflow.of(settings).tracker()
     with open_instance(settings.paths.store) as instance:
-        out.print(f"{roll_back(instance, tracker, settings, version)} is served again")
+        _say(f"{roll_back(instance, tracker, settings, version)} is served again")
 
 
 @app.callback()
@@ -159,7 +162,7 @@ def _show_log(level: int) -> None:
     terminal = RichHandler(console=err, show_path=False, show_level=False, markup=False, highlighter=NullHighlighter())
     handler = terminal if err.is_terminal else logging.StreamHandler(sys.stderr)
     layout = "%(message)s" if err.is_terminal else "%(asctime)s %(message)s"
-    handler.setFormatter(logging.Formatter(layout, datefmt="%H:%M:%S"))
+    handler.setFormatter(TerminalFormatter(layout, datefmt="%H:%M:%S"))
     library = logging.getLogger("embed_pipeline")
     library.setLevel(level)
     library.propagate = False
@@ -172,7 +175,7 @@ def sample(name: Annotated[str, typer.Argument(help="Which sample: python.")] = 
     from embed_pipeline.corpus.sample import write_sample
 
     folder = load_settings().paths.documents
-    out.print(f"{len(write_sample(name, folder))} documents in {folder}")
+    _say(f"{len(write_sample(name, folder))} documents in {folder}")
 
 
 def _stage(name: str, help_text: str) -> None:
@@ -236,6 +239,8 @@ def ui(
     from embed_pipeline.orchestration.resources import prepare_home
 
     os.environ["DAGSTER_HOME"] = str(prepare_home(settings.paths.store))
+    # A shell without job control has jobs in its background ignore it, and Dagster handles SIGTERM as it does SIGINT.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     program = [sys.executable, "-m", "dagster", "dev", "--module-name", "embed_pipeline.definitions"]
     os.execv(sys.executable, [*program, "--host", host, "--port", str(port)])  # noqa: S606 - no shell is wanted
 
@@ -246,8 +251,13 @@ def status() -> None:
     with _runner() as runner:
         table = Table("stage", "asset", "state", "made")
         for row in runner.status():
-            table.add_row(*row)
+            table.add_row(*map(for_terminal, row))
         out.print(table)
+
+
+def _say(line: str) -> None:
+    """Print a line that may hold paths or words of documents."""
+    out.print(for_terminal(line), soft_wrap=True)
 
 
 @contextmanager
@@ -268,10 +278,8 @@ def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str,
     started = time.monotonic()
     outcome = runner.run(name, force=force, config=config)
     seconds = time.monotonic() - started
-    out.print(
-        f"[bold]{name}[/bold]  {len(outcome.made)} made, {len(outcome.current)} current  [dim]{seconds:.0f} s[/dim]",
-        highlight=False,
-    )
+    counts = f"  {len(outcome.made)} made, {len(outcome.current)} current  "
+    out.print(Text.assemble((name, "bold"), counts, (f"{seconds:.0f} s", "dim")))
 
 
 def _show_comparison(settings: Settings) -> None:
@@ -282,10 +290,10 @@ def _show_comparison(settings: Settings) -> None:
     metrics = tables.RETRIEVAL_EVALUATION
     table = Table(*SUMMARY_COLUMNS, title="Base against tuned")
     for row in headline_rows(read_table(table_path(settings.paths.root, metrics.name), metrics)):
-        table.add_row(*row)
+        table.add_row(*map(for_terminal, row))
     out.print(table)
-    out.print(f"report: {settings.paths.store / 'reports' / 'report.html'}")
-    out.print("start the endpoint: embed-pipeline serve")
+    _say(f"report: {settings.paths.store / 'reports' / 'report.html'}")
+    _say("start the endpoint: embed-pipeline serve")
 
 
 def _settings_first(arguments: Sequence[str]) -> list[str]:
@@ -308,7 +316,7 @@ def main() -> None:
     except (RuntimeError, ValueError, LookupError) as error:
         if not type(error).__module__.startswith("embed_pipeline."):
             raise
-        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        err.print(Text.assemble(("error: ", "bold red"), for_terminal(str(error))), soft_wrap=True)
         sys.exit(1)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +25,25 @@ if TYPE_CHECKING:
     from embed_pipeline.tables import Table
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
 class StorageError(RuntimeError):
     """Stored data is missing, damaged, of another shape or out of reach; the message says what to do."""
+
+
+def check_name(name: str) -> str:
+    """``name`` back, if it can be the name of a file or folder and nothing else.
+
+    Raises:
+        StorageError: it holds a separator, a dot at its start, or other characters than letters, digits, ``. _ -``.
+    """
+    if not _NAME.fullmatch(name):
+        message = (
+            f"{name[:80]!r} is no name of a stored file or folder: letters, digits and . _ - from a letter or digit"
+        )
+        raise StorageError(message)
+    return name
 
 
 def table_path(root: UPath, name: str) -> UPath:
@@ -73,6 +91,22 @@ def read_whole(path: UPath | Path) -> bytes:
     """
     with reaching(path, FileNotFoundError):
         return path.read_bytes()
+
+
+def version_of(path: UPath | Path) -> str:
+    """A text that changes when what is at ``path`` is replaced, found without reading it.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        StorageError: its storage cannot be reached.
+    """
+    local = as_local(path)
+    if local is not None:
+        status = local.stat()
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+    with reaching(path, FileNotFoundError):
+        path.fs.invalidate_cache()
+        return str(path.fs.ukey(path.path))
 
 
 def read_all(paths: list[UPath]) -> list[bytes]:

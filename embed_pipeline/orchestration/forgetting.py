@@ -25,7 +25,7 @@ from embed_pipeline.orchestration.freshness import (
     materializations,
 )
 from embed_pipeline.settings import Paths, Settings
-from embed_pipeline.storage import list_folder, reaching, read_table, read_whole, table_path, write_whole
+from embed_pipeline.storage import check_name, list_folder, reaching, read_table, read_whole, table_path, write_whole
 
 Identity = Literal["path", "document_id", "segment_id", "qa_id"]
 TRACED_COLUMNS: Mapping[str, Mapping[str, Identity]] = MappingProxyType(
@@ -191,9 +191,9 @@ def models_trained_on(
     for event in materializations(instance, dg.AssetKey("finetuned_model")):
         version = event.metadata.get("mlflow_version")
         named = str(version.value) if version is not None else "unregistered"
-        examples = (event.tags or {}).get(f"{INPUT_DATA_VERSION}training_examples", "")
+        examples = (event.tags or {}).get(f"{INPUT_DATA_VERSION}training_examples", "unrecorded")
         try:
-            used = pl.read_parquet(io.BytesIO(read_whole(root / _TRAINED_ON / f"{examples}.parquet")))
+            used = pl.read_parquet(io.BytesIO(read_whole(root / _TRAINED_ON / f"{check_name(examples)}.parquet")))
         except FileNotFoundError:
             unknown.append(named)
             continue

@@ -193,9 +193,9 @@ class StageRunner:
 def _explain(result: dg.ExecuteInProcessResult) -> str:
     """Why a run failed, in the words of the steps that failed."""
     checks = [
-        failed_check(e.check_name, e.asset_key, e.description)
-        for e in result.get_asset_check_evaluations()
-        if not e.passed and e.blocking
+        failed_check(evaluation)
+        for evaluation in result.get_asset_check_evaluations()
+        if not evaluation.passed and evaluation.blocking
     ]
     if checks:
         return "; ".join(checks)

@@ -5,12 +5,12 @@ Both are in the store or, where ``paths.assets`` is set, on object storage; then
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from embed_pipeline.release.manifest import BundleError, read_manifest
 from embed_pipeline.settings import Paths
 from embed_pipeline.shelf import CURRENT, LATEST, Shelf
-from embed_pipeline.storage import StorageError
+from embed_pipeline.storage import StorageError, check_name
 
 RELEASES = "release"
 
@@ -96,7 +96,11 @@ def promote(paths: Paths, version: str) -> Path:
 
 
 def _releases(paths: Paths, version: str) -> Shelf:
-    if not version or PurePosixPath(version).parts != (version,) or version in {"..", CURRENT, LATEST}:
-        message = f"release version {version!r} is not a folder name"
-        raise BundleError(message)
+    try:
+        if version in {CURRENT, LATEST}:
+            raise StorageError(f"{version!r} is a pointer to a folder")
+        check_name(version)
+    except StorageError as error:
+        message = f"release version: {error}"
+        raise BundleError(message) from error
     return Shelf.of(paths).under(RELEASES)

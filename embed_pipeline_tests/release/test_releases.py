@@ -55,9 +55,12 @@ def test_a_version_that_is_no_bundle_of_that_version_leaves_the_pointer(tmp_path
     assert current_version(paths) == "1"
 
 
-@pytest.mark.parametrize("version", ["", ".", "..", "../1", "a/b", "/etc", "current"])
+@pytest.mark.parametrize(
+    "version",
+    ["", ".", "..", "../1", "a/b", "/etc", "current", "latest", ".staging", "1\n", "a\0", "x" * 200, "\x1b[2J"],
+)
 def test_a_version_that_is_a_path_is_refused(tmp_path, version):
-    with pytest.raises(BundleError, match="not a folder name"):
+    with pytest.raises(BundleError, match="release version: "):
         release_folder(Paths(store=tmp_path), version)
 
 

@@ -21,9 +21,9 @@ from embed_pipeline.orchestration.presentation import (
     counts,
     described,
     figures,
-    markdown_table,
     picture,
     score_histograms,
+    shown_table,
     traced_pairs,
 )
 from embed_pipeline.settings import Settings
@@ -88,7 +88,7 @@ def documents(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Sett
     facts = {"deleted": int(read["deleted"].sum()), "set_aside": rejected.height, **_counts(rejected, "reason")}
     gone = {"boilerplate_characters": _characters(read) - _characters(cleaned), "boilerplate_lines": lines.height}
     most = ["text", "documents", "removed_from"]
-    shown = {"most_frequent": markdown_table(most, lines.select(most).head(_LINES_SHOWN).rows())}
+    shown = {"most_frequent": shown_table(most, lines.select(most).head(_LINES_SHOWN).rows())}
     yield stored(context, cleaned, settings, asset="documents", metadata={**facts, **gone})
     yield stored(context, rejected, settings, asset="rejected_documents")
     yield stored(context, lines, settings, asset="boilerplate", metadata=shown)
