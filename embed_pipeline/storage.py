@@ -39,9 +39,7 @@ def check_name(name: str) -> str:
         StorageError: it holds a separator, a dot at its start, or other characters than letters, digits, ``. _ -``.
     """
     if not _NAME.fullmatch(name):
-        message = (
-            f"{name[:80]!r} is no name of a stored file or folder: letters, digits and . _ - from a letter or digit"
-        )
+        message = f"{name[:80]!r} is no name of a stored file or folder: letters, digits and . _ -"
         raise StorageError(message)
     return name
 

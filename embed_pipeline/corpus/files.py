@@ -299,9 +299,8 @@ def _asked(system: Any, unasked: list[tuple[str, str]], skipped: Counter[str]) -
         try:
             return _source_file(named[0], system.info(named[1]))
         except FileNotFoundError as error:
-            return (
-                "redirected to another host" if isinstance(error.__cause__, LeavesHostError) else "gone while looking"
-            )
+            left = isinstance(error.__cause__, LeavesHostError)
+            return "redirected to another host" if left else "gone while looking"
 
     with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
         answers = list(pool.map(ask, unasked))

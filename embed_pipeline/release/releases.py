@@ -96,9 +96,10 @@ def promote(paths: Paths, version: str) -> Path:
 
 
 def _releases(paths: Paths, version: str) -> Shelf:
+    if version in {CURRENT, LATEST}:
+        message = f"release version: {version!r} is a pointer to a release"
+        raise BundleError(message)
     try:
-        if version in {CURRENT, LATEST}:
-            raise StorageError(f"{version!r} is a pointer to a folder")
         check_name(version)
     except StorageError as error:
         message = f"release version: {error}"

@@ -251,7 +251,7 @@ class _Redirecting(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - http.server calls it
 
     def log_message(self, *_: object) -> None:
         pass
@@ -265,7 +265,7 @@ def test_a_web_server_cannot_have_another_host_read(tmp_path: Path) -> None:
             asked.append(self.path)
             super().do_GET()
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815 - as above
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Inner) as inner:
         threading.Thread(target=inner.serve_forever, daemon=True).start()
