@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import resource
 import socket
 import sys
@@ -98,6 +99,7 @@ class EmbeddingServer(uvicorn.Server):
         self._bundle, self._service, self._listener = bundle, service, listener
         self._follower = Follower.of(service, bundle)
         self._failure: ServingError | None = None
+        self._loop_errors = LoopErrors()
         self._drain_since: float | None = None
 
     def run_until_stopped(self) -> None:
@@ -122,7 +124,7 @@ class EmbeddingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell the service on which event loop its requests are answered, and log what goes wrong in that loop."""
         self._service.loop = asyncio.get_running_loop()
-        self._service.loop.set_exception_handler(LoopErrors())
+        self._service.loop.set_exception_handler(self._loop_errors)
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -140,6 +142,7 @@ class EmbeddingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop now; asked ten times a second."""
+        self._loop_errors.look_for_shortage()
         if self._drain_since is not None:
             waited = time.monotonic() - self._drain_since
             idle = not self._service.open_requests and waited >= _NOTICE_SECONDS
@@ -163,17 +166,28 @@ class EmbeddingServer(uvicorn.Server):
 
 
 class LoopErrors:
-    """Logs what goes wrong outside of any request, above all connections that the machine cannot take."""
+    """Logs what goes wrong outside of any request, above all that this process can hold no more connections."""
 
     def __init__(self) -> None:
         self._said = -_REPEAT_SECONDS
 
     def __call__(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Handle an error as asyncio describes it; a shortage, which comes with every connection, once a minute."""
+        """Log an error as asyncio describes it."""
         error = context.get("exception")
-        if not isinstance(error, OSError) or error.errno not in _SHORTAGES:
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            self._say(error)
+        else:
             logger.error("%s", context.get("message", "an error in the event loop"), exc_info=error)
-            return
+
+    def look_for_shortage(self) -> None:
+        """Log when no file can be opened: uvloop then closes new connections without a word."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            self._say(error)
+
+    def _say(self, error: OSError) -> None:
+        """Once a minute: it is found again and again until somebody leaves."""
         now = time.monotonic()
         if now - self._said >= _REPEAT_SECONDS:
             self._said = now
