@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 err = Console(stderr=True, markup=False, highlight=False, emoji=False)
+_DATABASE_MODULES = {"sqlite3", "sqlalchemy", "psycopg2"}
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
 
@@ -310,14 +311,43 @@ def _settings_first(arguments: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command; what the product itself refuses is one message on standard error and exit status 1."""
+    """Run the command; what the product, the machine or a database refuses is one sentence and exit status 1."""
     try:
         app(_settings_first(sys.argv[1:]), standalone_mode=True)
-    except (RuntimeError, ValueError, LookupError) as error:
-        if not type(error).__module__.startswith("embed_pipeline."):
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is kept, and the same command goes on from there", status=130)
+    except Exception as error:
+        said = _explained(error)
+        if said is None:
             raise
-        err.print(Text.assemble(("error: ", "bold red"), for_terminal(str(error))), soft_wrap=True)
-        sys.exit(1)
+        _fail(said)
+
+
+def _fail(message: str, *, status: int = 1) -> NoReturn:
+    err.print(Text.assemble(("error: ", "bold red"), for_terminal(message)), soft_wrap=True)
+    sys.exit(status)
+
+
+def _explained(error: BaseException) -> str | None:
+    """An error of the product, the machine or a database in a sentence; None: it is a fault of this program."""
+    if type(error).__module__.startswith("embed_pipeline."):
+        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        module = type(cause).__module__.partition(".")[0]
+        if module in _DATABASE_MODULES:
+            said = str(cause).strip().splitlines()[0]
+            return (
+                f"a database cannot be used: {said}; Dagster's is in paths.store or where the dagster.yaml of "
+                "DAGSTER_HOME says, MLflow's where tracking.uri says: see that it runs, is writable and has space, and "
+                "run the same command again; what was stored before is whole"
+            )
+        if isinstance(cause, OSError):
+            from embed_pipeline.storage import explain_system_error
+
+            return explain_system_error(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 if __name__ == "__main__":

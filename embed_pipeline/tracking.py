@@ -151,6 +151,25 @@ class Tracker:
                 raise TrackingError(message)
             self._client.set_registered_model_alias(name, alias, version)
 
+    @contextmanager
+    def moved_alias(self, name: str, alias: str, version: str) -> Iterator[None]:
+        """Point ``alias`` at ``version``; where the block raises, at what it pointed at before.
+
+        Raises:
+            TrackingError: as :meth:`set_alias`.
+        """
+        before = self.get_version(name, alias)
+        self.set_alias(name, alias, version)
+        try:
+            yield
+        except BaseException:
+            with _refusals(f"alias {alias!r} of registered model {name!r}"):
+                if before is None:
+                    self._client.delete_registered_model_alias(name, alias)
+                else:
+                    self._client.set_registered_model_alias(name, alias, before)
+            raise
+
     def set_version_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Add tags to a version, such as what its evaluation found.
 

@@ -83,8 +83,7 @@ def promote(paths: Paths, version: str) -> Path:
 
     Raises:
         BundleError: there is no such bundle, or its manifest names another version.
-        OSError: the disk is full.
-        StorageError: the object storage refused it or cannot be reached.
+        StorageError: the disk is full, or the object storage refused it or cannot be reached.
     """
     folder = release_folder(paths, version)
     manifest = read_manifest(folder)

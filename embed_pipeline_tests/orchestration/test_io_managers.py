@@ -71,7 +71,7 @@ def test_a_failed_write_leaves_the_previous_version(manager, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(storage.os, "fsync", disk_is_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left on device: .*free space there"):
         manager.handle_output(output_context("segments"), segments(text="other"))
     assert [path.name for path in tmp_path.iterdir()] == ["segments.parquet"]
     assert manager.load_input(input_context("segments")).equals(segments())

@@ -10,6 +10,7 @@ import pytest
 from embed_pipeline.release.manifest import BundleError
 from embed_pipeline.release.releases import current_bundle, current_version, promote, release_folder
 from embed_pipeline.settings import Paths
+from embed_pipeline.storage import StorageError
 
 
 def store_with(store: Path, *versions: str) -> Paths:
@@ -72,7 +73,7 @@ def test_a_write_that_fails_leaves_the_pointer_and_no_litter(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space left on device: .*free space there"):
         promote(paths, "2")
     assert current_version(paths) == "1"
     assert len(list((paths.store / "release").iterdir())) == 3

@@ -16,7 +16,13 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.orchestration.outputs import explained, stored, transient
-from embed_pipeline.orchestration.partitions import Condition, all_batches, document_batches, follow_batches
+from embed_pipeline.orchestration.partitions import (
+    Condition,
+    all_batches,
+    chosen_batch,
+    document_batches,
+    follow_batches,
+)
 from embed_pipeline.orchestration.presentation import (
     counts,
     described,
@@ -79,7 +85,7 @@ def _means(scores: pl.DataFrame) -> dict[str, Any]:
 def documents(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> Iterator[dg.Output[Any]]:
     """Read the files of the batch and take boilerplate out; what is no document is set aside with its reason."""
     with explained():
-        batch = load_batch(settings.paths.root, context.partition_key)
+        batch = load_batch(settings.paths.root, chosen_batch(context))
         alone = len(load_batches(settings.paths.root)) == 1
         read, rejected = read_documents(batch, settings, only_batch=alone)
         cleaned, lines = clean_documents(read, batch, settings)
@@ -119,7 +125,7 @@ def document_artifacts(
 ) -> dg.Output[Any]:
     """Find what each document is about."""
     with explained():
-        found = extract_artifacts(context.partition_key, _asked_about(segments, settings), settings)
+        found = extract_artifacts(chosen_batch(context), _asked_about(segments, settings), settings)
     usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped)})
     return stored(context, found.artifacts, settings, metadata={**_counts(found.artifacts, "kind"), **usage})
 
@@ -145,7 +151,7 @@ def qa_pairs(
     asked = _asked_about(segments, settings)
     with explained():
         made = generate_pairs(
-            context.partition_key,
+            chosen_batch(context),
             asked,
             document_artifacts,
             titles,
@@ -174,7 +180,7 @@ def qa_scores(
     """Score every pair, and measure whether its question finds its sources."""
     with explained():
         encoder = open_base_encoder(settings, segments["text"])
-        scoring = score_pairs(context.partition_key, qa_pairs, segments, settings, encoder)
+        scoring = score_pairs(chosen_batch(context), qa_pairs, segments, settings, encoder)
     shown = {"scores": picture(score_histograms(scoring.scores), "scores by criterion")}
     usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge")})
     yield stored(
