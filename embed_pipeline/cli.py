@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from itertools import islice
@@ -104,25 +104,51 @@ def dataset(
 
 
 @app.command()
-def forget(document: Annotated[str, typer.Argument(help="Path in the documents folder, or a document id.")]) -> None:
+def forget(
+    document: Annotated[str, typer.Argument(help="Path in the documents folder, or a document id.")],
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Only search for what is left of a forgotten one.")] = False,
+) -> None:
     """Remove a deleted document and all that was made from it, and name the models trained on it."""
-    from embed_pipeline.orchestration.forgetting import forget_document
+    from embed_pipeline.orchestration.forgetting import check_absence, forget_document
     from embed_pipeline.orchestration.freshness import with_settings
     from embed_pipeline.orchestration.jobs import all_assets
-    from embed_pipeline.orchestration.resources import open_instance
+    from embed_pipeline.orchestration.resources import MLflow, open_instance
 
     settings = load_settings()
     assets = [with_settings(definition, settings) for definition in all_assets]
+    tracker = MLflow.of(settings).tracker()
     with open_instance(settings.paths.store) as instance:
-        gone = forget_document(document, settings, instance, assets)
-    table = Table("table", "rows removed")
-    for name, rows in gone.rows.items():
-        table.add_row(name, str(rows))
-    table.add_row("stored answers of the language model", str(gone.answers))
+        if check:
+            _show_remains(check_absence(document, settings, instance, tracker))
+            return
+        gone = forget_document(document, settings, instance, assets, tracker)
+    table = Table("table", "rows removed", "rows that lost a negative")
+    for name in dict.fromkeys((*gone.rows, *gone.shortened)):
+        table.add_row(name, str(gone.rows.get(name, 0)), str(gone.shortened.get(name, 0)))
+    table.add_row("stored answers of the language model", str(gone.answers), "")
     out.print(table)
+    for artifact in gone.artifacts:
+        _say(f"deleted from MLflow, because it quoted the document: {artifact}")
     _say(f"models trained on it, which still hold it: {', '.join(gone.models) or 'none'}")
     if gone.unknown:
         _say(f"models of which it is not known: {', '.join(gone.unknown)}")
+    if gone.shortened:
+        _say("negatives are mined again by: embed-pipeline prep")
+    if gone.meanwhile:
+        _fail(f"runs began meanwhile and may have written it back: {', '.join(gone.meanwhile)}; forget it once more")
+
+
+def _show_remains(places: Mapping[str, int]) -> None:
+    """Print where words of a forgotten document are still found; exit status 1 where there is such a place."""
+    if not places:
+        _say("nothing of it is found in tables, manifests, answers, reports, releases, MLflow and Dagster's history")
+        return
+    table = Table("place", "found")
+    for place, count in places.items():
+        table.add_row(for_terminal(place), str(count))
+    out.print(table)
+    _fail("it is still found in these places; docs/operations.md, Forgetting a document, says how each is cleared")
 
 
 @app.command()
@@ -135,6 +161,29 @@ def rollback(version: Annotated[str | None, typer.Argument(help="Release; defaul
     tracker = MLflow.of(settings).tracker()
     with open_instance(settings.paths.store) as instance:
         _say(f"{roll_back(instance, tracker, settings, version)} is served again")
+
+
+store_app = typer.Typer(help="Move the store, or bring it to this version's form.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+
+@store_app.command()
+def move(target: Annotated[Path, typer.Argument(help="A folder that is not there yet.")]) -> None:
+    """Move the store to another folder, with MLflow's artifacts and Dagster's history."""
+    from embed_pipeline.orchestration.resources import move_store
+
+    settings = load_settings()
+    move_store(settings, target)
+    _say(f"{settings.paths.store} is now {target}; set paths.store = {target}")
+
+
+@store_app.command()
+def upgrade() -> None:
+    """Bring the databases of Dagster and MLflow to the form of the versions installed; back them up first."""
+    from embed_pipeline.orchestration.resources import upgrade_store
+
+    for line in upgrade_store(load_settings()):
+        _say(line)
 
 
 @app.callback()

@@ -115,8 +115,9 @@ def version_of(path: UPath | Path) -> str:
         status = local.stat()
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
     with reaching(path, FileNotFoundError):
-        path.fs.invalidate_cache()
-        return str(path.fs.ukey(path.path))
+        place = UPath(path)
+        place.fs.invalidate_cache()
+        return str(place.fs.ukey(place.path))
 
 
 def read_all(paths: list[UPath]) -> list[bytes]:

@@ -18,7 +18,7 @@ def chosen_batch(context: dg.AssetExecutionContext) -> str:
     if not context.has_partition_key:
         message = "this asset is made batch by batch: choose a partition of document_batch in Materialize"
         raise dg.Failure(message, allow_retries=False)
-    return context.partition_key
+    return str(context.partition_key)
 
 
 def all_batches() -> dg.AssetIn:

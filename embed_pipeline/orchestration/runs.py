@@ -11,6 +11,7 @@ import dagster as dg
 from dagster._utils.error import SerializableErrorInfo
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
+from embed_pipeline.orchestration.absence import forget_answers
 from embed_pipeline.orchestration.freshness import failed_check, failed_gates, is_current
 from embed_pipeline.orchestration.jobs import STAGES
 from embed_pipeline.orchestration.partitions import document_batches
@@ -66,6 +67,7 @@ class StageRunner:
         outcome = StageOutcome()
         config = {**({"finetuned_model": {"anew": True}} if force else {}), **(config or {})}
         with locked_store(self._instance, self._settings.paths.store):
+            forget_answers(self._settings.paths)
             if stage == "sdg":
                 self._add_batches()
             self._check_inputs(stage)

@@ -61,7 +61,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - as uvicorn has them
         """Parse with :class:`_OneProtocolParser`."""
         super().__init__(*arguments, **named)
-        self.parser = _OneProtocolParser(self)
+        self.parser = _OneProtocolParser(self)  # type: ignore[assignment]  # it has all that uvicorn asks of it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the time of the first request."""

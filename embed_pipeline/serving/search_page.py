@@ -131,7 +131,11 @@ class Search:
         if now - self._looked < self._look_seconds:
             return False
         self._looked = now
-        return await self._run(_stored_version, self._path) != index.version
+        try:
+            return await self._run(_stored_version, self._path) != index.version
+        except RequestError:
+            self._index = None
+            raise
 
     async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._service.executor, function, *arguments)

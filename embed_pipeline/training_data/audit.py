@@ -199,7 +199,7 @@ def _ratios(row: Mapping[str, Any]) -> list[float]:
 
 def _hardest(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> list[tuple[str, ...]]:
     ranked = sorted((row for row in rows if _ratios(row)), key=lambda row: (-_ratios(row)[0], row["qa_id"]))
-    found = []
+    found: list[tuple[str, ...]] = []
     for row in ranked[:_HARDEST]:
         least = row["positive_similarities"].index(min(row["positive_similarities"]))
         similarities = f"{row['positive_similarities'][least]:.3f} / {row['negative_similarities'][0]:.3f}"

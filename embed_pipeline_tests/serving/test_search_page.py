@@ -195,7 +195,7 @@ def test_what_is_taken_out_of_the_corpus_is_found_no_more_and_nothing_else_is_em
             text=pl.when(pl.col("segment_id") == "s003").then(pl.lit("a new string")).otherwise("text")
         )
         write_whole(UPath(path), parquet(new))
-        eventually(lambda: "a new string" in json.dumps(found(served, "a new string")))
+        eventually(lambda: "a new string" in json.dumps(found(served, "a new string")["systems"]))
         path.unlink()
         eventually(lambda: served.client.get("/search", params={"q": "class"}).status_code == 404)
         write_whole(UPath(path), parquet(whole))

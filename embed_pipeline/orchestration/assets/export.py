@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,9 @@ def _measured(original: Path, export: Path, corpus: pl.DataFrame, test: QuerySet
         embedding=settings.embedding,
         vectors=settings.paths.store / "vectors",
     )
-    (export / PARITY_FILE).write_text(json.dumps(parity.as_dict(), indent=2) + "\n", encoding="utf-8")
+    # Without the texts: the file goes into releases, where no document is ever forgotten.
+    kept = replace(parity, worst=tuple(replace(text, text="") for text in parity.worst))
+    (export / PARITY_FILE).write_text(json.dumps(kept.as_dict(), indent=2) + "\n", encoding="utf-8")
     return parity
 
 

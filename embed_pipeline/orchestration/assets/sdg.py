@@ -15,6 +15,7 @@ from embed_pipeline.corpus.segments import TokenCounter, split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.enumerations import CRITERIA
+from embed_pipeline.orchestration.absence import forget_answers
 from embed_pipeline.orchestration.outputs import explained, stored, transient
 from embed_pipeline.orchestration.partitions import (
     Condition,
@@ -125,6 +126,7 @@ def document_artifacts(
 ) -> dg.Output[Any]:
     """Find what each document is about."""
     with explained():
+        forget_answers(settings.paths)
         found = extract_artifacts(chosen_batch(context), _asked_about(segments, settings), settings)
     usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped)})
     return stored(context, found.artifacts, settings, metadata={**_counts(found.artifacts, "kind"), **usage})
@@ -150,6 +152,7 @@ def qa_pairs(
     titles = dict(documents.select("document_id", "title").iter_rows())
     asked = _asked_about(segments, settings)
     with explained():
+        forget_answers(settings.paths)
         made = generate_pairs(
             chosen_batch(context),
             asked,
@@ -179,6 +182,7 @@ def qa_scores(
 ) -> Iterator[dg.Output[Any]]:
     """Score every pair, and measure whether its question finds its sources."""
     with explained():
+        forget_answers(settings.paths)
         encoder = open_base_encoder(settings, segments["text"])
         scoring = score_pairs(chosen_batch(context), qa_pairs, segments, settings, encoder)
     shown = {"scores": picture(score_histograms(scoring.scores), "scores by criterion")}
