@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,19 +21,22 @@ from rich.table import Table
 from rich.text import Text
 
 from embed_pipeline import settings as settings_module
+from embed_pipeline.escaping import TerminalFormatter, for_terminal
 from embed_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from embed_pipeline.orchestration.runs import StageRunner
 
-out = Console()
+# No markup: what is printed holds paths and words of documents, and a bracket in them is a bracket.
+out = Console(markup=False, highlight=False, emoji=False)
 app = typer.Typer(
     help="A folder of documents becomes a tuned, exported and served text-embedding model, with no labels.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-err = Console(stderr=True)
+err = Console(stderr=True, markup=False, highlight=False, emoji=False)
+_DATABASE_MODULES = {"sqlite3", "sqlalchemy", "psycopg2"}
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
 
@@ -67,7 +71,7 @@ def estimate() -> None:
     out.print(f"{found.segments} segments, {found.questions} questions to be asked for")
     out.print(table)
     for cap in found.caps:
-        out.print(cap)
+        _say(cap)
 
 
 @app.command()
@@ -96,29 +100,55 @@ def dataset(
     named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
     qa, split, corpus, negatives = (read_table(table_path(root, table.name), table) for table in named)
     export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives)
-    out.print(f"{qa.height} questions on {corpus.height} segments in {folder}")
+    _say(f"{qa.height} questions on {corpus.height} segments in {folder}")
 
 
 @app.command()
-def forget(document: Annotated[str, typer.Argument(help="Path in the documents folder, or a document id.")]) -> None:
+def forget(
+    document: Annotated[str, typer.Argument(help="Path in the documents folder, or a document id.")],
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Only search for what is left of a forgotten one.")] = False,
+) -> None:
     """Remove a deleted document and all that was made from it, and name the models trained on it."""
-    from embed_pipeline.orchestration.forgetting import forget_document
+    from embed_pipeline.orchestration.forgetting import check_absence, forget_document
     from embed_pipeline.orchestration.freshness import with_settings
     from embed_pipeline.orchestration.jobs import all_assets
-    from embed_pipeline.orchestration.resources import open_instance
+    from embed_pipeline.orchestration.resources import MLflow, open_instance
 
     settings = load_settings()
     assets = [with_settings(definition, settings) for definition in all_assets]
+    tracker = MLflow.of(settings).tracker()
     with open_instance(settings.paths.store) as instance:
-        gone = forget_document(document, settings, instance, assets)
-    table = Table("table", "rows removed")
-    for name, rows in gone.rows.items():
-        table.add_row(name, str(rows))
-    table.add_row("stored answers of the language model", str(gone.answers))
+        if check:
+            _show_remains(check_absence(document, settings, instance, tracker))
+            return
+        gone = forget_document(document, settings, instance, assets, tracker)
+    table = Table("table", "rows removed", "rows that lost a negative")
+    for name in dict.fromkeys((*gone.rows, *gone.shortened)):
+        table.add_row(name, str(gone.rows.get(name, 0)), str(gone.shortened.get(name, 0)))
+    table.add_row("stored answers of the language model", str(gone.answers), "")
     out.print(table)
-    out.print(f"models trained on it, which still hold it: {', '.join(gone.models) or 'none'}")
+    for artifact in gone.artifacts:
+        _say(f"deleted from MLflow, because it quoted the document: {artifact}")
+    _say(f"models trained on it, which still hold it: {', '.join(gone.models) or 'none'}")
     if gone.unknown:
-        out.print(f"models of which it is not known: {', '.join(gone.unknown)}")
+        _say(f"models of which it is not known: {', '.join(gone.unknown)}")
+    if gone.shortened:
+        _say("negatives are mined again by: embed-pipeline prep")
+    if gone.meanwhile:
+        _fail(f"runs began meanwhile and may have written it back: {', '.join(gone.meanwhile)}; forget it once more")
+
+
+def _show_remains(places: Mapping[str, int]) -> None:
+    """Print where words of a forgotten document are still found; exit status 1 where there is such a place."""
+    if not places:
+        _say("nothing of it is found in tables, manifests, answers, reports, releases, MLflow and Dagster's history")
+        return
+    table = Table("place", "found")
+    for place, count in places.items():
+        table.add_row(for_terminal(place), str(count))
+    out.print(table)
+    _fail("it is still found in these places; docs/operations.md, Forgetting a document, says how each is cleared")
 
 
 @app.command()
@@ -130,7 +160,30 @@ def rollback(version: Annotated[str | None, typer.Argument(help="Release; defaul
     settings = load_settings()
     tracker = MLflow.of(settings).tracker()
     with open_instance(settings.paths.store) as instance:
-        out.print(f"{roll_back(instance, tracker, settings, version)} is served again")
+        _say(f"{roll_back(instance, tracker, settings, version)} is served again")
+
+
+store_app = typer.Typer(help="Move the store, or bring it to this version's form.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+
+@store_app.command()
+def move(target: Annotated[Path, typer.Argument(help="A folder that is not there yet.")]) -> None:
+    """Move the store to another folder, with MLflow's artifacts and Dagster's history."""
+    from embed_pipeline.orchestration.resources import move_store
+
+    settings = load_settings()
+    move_store(settings, target)
+    _say(f"{settings.paths.store} is now {target}; set paths.store = {target}")
+
+
+@store_app.command()
+def upgrade() -> None:
+    """Bring the databases of Dagster and MLflow to the form of the versions installed; back them up first."""
+    from embed_pipeline.orchestration.resources import upgrade_store
+
+    for line in upgrade_store(load_settings()):
+        _say(line)
 
 
 @app.callback()
@@ -159,7 +212,7 @@ def _show_log(level: int) -> None:
     terminal = RichHandler(console=err, show_path=False, show_level=False, markup=False, highlighter=NullHighlighter())
     handler = terminal if err.is_terminal else logging.StreamHandler(sys.stderr)
     layout = "%(message)s" if err.is_terminal else "%(asctime)s %(message)s"
-    handler.setFormatter(logging.Formatter(layout, datefmt="%H:%M:%S"))
+    handler.setFormatter(TerminalFormatter(layout, datefmt="%H:%M:%S"))
     library = logging.getLogger("embed_pipeline")
     library.setLevel(level)
     library.propagate = False
@@ -172,7 +225,7 @@ def sample(name: Annotated[str, typer.Argument(help="Which sample: python.")] = 
     from embed_pipeline.corpus.sample import write_sample
 
     folder = load_settings().paths.documents
-    out.print(f"{len(write_sample(name, folder))} documents in {folder}")
+    _say(f"{len(write_sample(name, folder))} documents in {folder}")
 
 
 def _stage(name: str, help_text: str) -> None:
@@ -236,6 +289,8 @@ def ui(
     from embed_pipeline.orchestration.resources import prepare_home
 
     os.environ["DAGSTER_HOME"] = str(prepare_home(settings.paths.store))
+    # A shell without job control has jobs in its background ignore it, and Dagster handles SIGTERM as it does SIGINT.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     program = [sys.executable, "-m", "dagster", "dev", "--module-name", "embed_pipeline.definitions"]
     os.execv(sys.executable, [*program, "--host", host, "--port", str(port)])  # noqa: S606 - no shell is wanted
 
@@ -246,8 +301,13 @@ def status() -> None:
     with _runner() as runner:
         table = Table("stage", "asset", "state", "made")
         for row in runner.status():
-            table.add_row(*row)
+            table.add_row(*map(for_terminal, row))
         out.print(table)
+
+
+def _say(line: str) -> None:
+    """Print a line that may hold paths or words of documents."""
+    out.print(for_terminal(line), soft_wrap=True)
 
 
 @contextmanager
@@ -268,10 +328,8 @@ def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str,
     started = time.monotonic()
     outcome = runner.run(name, force=force, config=config)
     seconds = time.monotonic() - started
-    out.print(
-        f"[bold]{name}[/bold]  {len(outcome.made)} made, {len(outcome.current)} current  [dim]{seconds:.0f} s[/dim]",
-        highlight=False,
-    )
+    counts = f"  {len(outcome.made)} made, {len(outcome.current)} current  "
+    out.print(Text.assemble((name, "bold"), counts, (f"{seconds:.0f} s", "dim")))
 
 
 def _show_comparison(settings: Settings) -> None:
@@ -282,10 +340,10 @@ def _show_comparison(settings: Settings) -> None:
     metrics = tables.RETRIEVAL_EVALUATION
     table = Table(*SUMMARY_COLUMNS, title="Base against tuned")
     for row in headline_rows(read_table(table_path(settings.paths.root, metrics.name), metrics)):
-        table.add_row(*row)
+        table.add_row(*map(for_terminal, row))
     out.print(table)
-    out.print(f"report: {settings.paths.store / 'reports' / 'report.html'}")
-    out.print("start the endpoint: embed-pipeline serve")
+    _say(f"report: {settings.paths.store / 'reports' / 'report.html'}")
+    _say("start the endpoint: embed-pipeline serve")
 
 
 def _settings_first(arguments: Sequence[str]) -> list[str]:
@@ -302,14 +360,43 @@ def _settings_first(arguments: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command; what the product itself refuses is one message on standard error and exit status 1."""
+    """Run the command; what the product, the machine or a database refuses is one sentence and exit status 1."""
     try:
         app(_settings_first(sys.argv[1:]), standalone_mode=True)
-    except (RuntimeError, ValueError, LookupError) as error:
-        if not type(error).__module__.startswith("embed_pipeline."):
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is kept, and the same command goes on from there", status=130)
+    except Exception as error:
+        said = _explained(error)
+        if said is None:
             raise
-        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        sys.exit(1)
+        _fail(said)
+
+
+def _fail(message: str, *, status: int = 1) -> NoReturn:
+    err.print(Text.assemble(("error: ", "bold red"), for_terminal(message)), soft_wrap=True)
+    sys.exit(status)
+
+
+def _explained(error: BaseException) -> str | None:
+    """An error of the product, the machine or a database in a sentence; None: it is a fault of this program."""
+    if type(error).__module__.startswith("embed_pipeline."):
+        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        module = type(cause).__module__.partition(".")[0]
+        if module in _DATABASE_MODULES:
+            said = str(cause).strip().splitlines()[0]
+            return (
+                f"a database cannot be used: {said}; Dagster's is in paths.store or where the dagster.yaml of "
+                "DAGSTER_HOME says, MLflow's where tracking.uri says: see that it runs, is writable and has space, and "
+                "run the same command again; what was stored before is whole"
+            )
+        if isinstance(cause, OSError):
+            from embed_pipeline.storage import explain_system_error
+
+            return explain_system_error(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 if __name__ == "__main__":

@@ -67,14 +67,14 @@ def progress(label: str, total: int, unit: str = "items") -> Iterator[Bar]:
             logger.info("%s: %d %s in %.0f s", label, bar.done, unit, seconds)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as live:
         bar.live, bar.task = live, live.add_task(label, total=total, rate="", note="")

@@ -642,6 +642,16 @@ class Serving(Group):
     """Longest wait for the work in flight after SIGTERM."""
     start_seconds: float = runs(180, gt=0)
     """Longest wait of a deployment for its endpoint to be ready."""
+    truncate: Literal["NONE", "END", "START"] = runs("NONE")
+    """What happens to a text longer than the model reads where the request does not say ``truncate``, which many
+    clients cannot: END and START keep its beginning and its end; NONE: the request is refused."""
+    allowed_origins: tuple[str, ...] = runs(())
+    """Origins of web pages that may use the endpoint from a browser, such as ``https://notes.example`` or
+    ``app://obsidian.md``; ``*``: any. None are allowed by default."""
+    allowed_hosts: tuple[str, ...] = runs(())
+    """Names that requests may call this machine by while the endpoint listens on a loopback address, as a proxy in
+    front passes them on. ``localhost``, addresses and names without a dot are always allowed; any other name may
+    belong to a web page that had itself resolved to this machine."""
     strict_input_type: bool = runs(False)  # noqa: FBT003 - a default
     """Refuse requests that do not say ``input_type``."""
     open_metrics: bool = runs(False)  # noqa: FBT003 - a default
@@ -939,13 +949,24 @@ def override_variable(assignment: str) -> tuple[str, str]:
 
 
 def llm_api_key() -> str | None:
-    """The LLM endpoint's key: ``EMBED_PIPELINE_LLM_API_KEY``, else ``OPENAI_API_KEY``."""
-    return os.environ.get(LLM_KEY_VARIABLE) or os.environ.get("OPENAI_API_KEY")
+    """The LLM endpoint's key: ``EMBED_PIPELINE_LLM_API_KEY``, else ``OPENAI_API_KEY``; without blanks around it."""
+    keys = (os.environ.get(name, "").strip() for name in (LLM_KEY_VARIABLE, "OPENAI_API_KEY"))
+    return next(filter(None, keys), None)
 
 
 def serving_api_key() -> str | None:
-    """The key that clients of the embedding server must send; None: open."""
-    return os.environ.get(SERVING_KEY_VARIABLE)
+    """The key that clients of the embedding server must send, without blanks around it; None: open.
+
+    Raises:
+        SettingsError: the variable is set and blank, which would be an endpoint open to everybody by mistake.
+    """
+    key = os.environ.get(SERVING_KEY_VARIABLE)
+    if key is None:
+        return None
+    if not key.strip():
+        message = f"{SERVING_KEY_VARIABLE} is set and blank; give it a key, or unset it to serve without one"
+        raise SettingsError(message)
+    return key.strip()
 
 
 def _explain(error: ValidationError) -> str:

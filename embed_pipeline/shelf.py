@@ -22,6 +22,7 @@ from upath import UPath
 from embed_pipeline.settings import Paths
 from embed_pipeline.storage import (
     StorageError,
+    check_name,
     content_name,
     copy_whole,
     file_hashes,
@@ -65,7 +66,8 @@ class _FileList:
         except (ValueError, KeyError, TypeError) as error:
             message = f"{path} does not list a folder's files ({error}); make the folder again"
             raise StorageError(message) from error
-        for name in (found.folder, *found.files):
+        check_name(found.folder)
+        for name in found.files:
             pure = PurePosixPath(name)
             if pure.is_absolute() or ".." in pure.parts:
                 message = f"{path}: {name} lies outside the folder"
@@ -103,8 +105,9 @@ class Shelf:
         """Keep the folder ``name`` of this machine under its name; an earlier one of that name stays until then.
 
         Raises:
-            StorageError: the storage refused it or cannot be reached.
+            StorageError: it is no folder's name, or the storage refused it or cannot be reached.
         """
+        check_name(name)
         if self.remote is None:
             return
         files = file_hashes(self.local / name)
@@ -129,9 +132,9 @@ class Shelf:
         """The folder ``name`` on this machine, whether or not it is there where nothing is kept elsewhere.
 
         Raises:
-            StorageError: it is not stored, not what was stored, or cannot be reached.
+            StorageError: it is no folder's name, is not stored, not what was stored, or cannot be reached.
         """
-        folder = self.local / name
+        folder = self.local / check_name(name)
         if self.remote is None:
             return folder
         known = self._list(name)
@@ -154,18 +157,18 @@ class Shelf:
         """Whether a folder of that name is kept.
 
         Raises:
-            StorageError: the storage cannot be reached.
+            StorageError: it is no folder's name, or the storage cannot be reached.
         """
+        check_name(name)
         return (self.local / name).is_dir() if self.remote is None else self._list(name) is not None
 
     def point(self, pointer: str, name: str) -> None:
         """Make ``pointer`` name a folder, in one step.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written.
-            StorageError: the storage refused it or cannot be reached.
+            StorageError: it is no folder's name, or it cannot be written there.
         """
-        write_whole(self.address / pointer, f"{name}\n".encode())
+        write_whole(self.address / pointer, f"{check_name(name)}\n".encode())
 
     def pointed(self, pointer: str) -> str | None:
         """What ``pointer`` holds; None: it was never set.

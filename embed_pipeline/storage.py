@@ -7,9 +7,11 @@ names the address.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +26,34 @@ if TYPE_CHECKING:
     from embed_pipeline.tables import Table
 
 
+_FREE_SPACE, _MAY_WRITE = "free space there", "make it writable for this user"
+_ADVICE = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: _FREE_SPACE,
+    errno.EROFS: _MAY_WRITE,
+    errno.EACCES: _MAY_WRITE,
+    errno.EPERM: _MAY_WRITE,
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "check the disk",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
 class StorageError(RuntimeError):
     """Stored data is missing, damaged, of another shape or out of reach; the message says what to do."""
+
+
+def check_name(name: str) -> str:
+    """``name`` back, if it can be the name of a file or folder and nothing else.
+
+    Raises:
+        StorageError: it holds a separator, a dot at its start, or other characters than letters, digits, ``. _ -``.
+    """
+    if not _NAME.fullmatch(name):
+        message = f"{name[:80]!r} is no name of a stored file or folder: letters, digits and . _ -"
+        raise StorageError(message)
+    return name
 
 
 def table_path(root: UPath, name: str) -> UPath:
@@ -75,6 +103,23 @@ def read_whole(path: UPath | Path) -> bytes:
         return path.read_bytes()
 
 
+def version_of(path: UPath | Path) -> str:
+    """A text that changes when what is at ``path`` is replaced, found without reading it.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        StorageError: its storage cannot be reached.
+    """
+    local = as_local(path)
+    if local is not None:
+        status = local.stat()
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+    with reaching(path, FileNotFoundError):
+        place = UPath(path)
+        place.fs.invalidate_cache()
+        return str(place.fs.ukey(place.path))
+
+
 def read_all(paths: list[UPath]) -> list[bytes]:
     """The bytes at each of ``paths``, fetched at the same time where they are objects.
 
@@ -103,8 +148,8 @@ def write_whole(path: UPath | Path, content: bytes) -> None:
     """Put ``content`` at ``path`` in one step, or leave what was there.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
-        StorageError: the object storage refused it or cannot be reached.
+        StorageError: the disk is full, the folder cannot be written, or the object storage refused it or cannot be
+            reached.
     """
     local = as_local(path)
     if local is None:
@@ -121,8 +166,7 @@ def copy_whole(source: Path, path: UPath) -> None:
     """Put a file of this machine at ``path`` in one step, or leave what was there.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
-        StorageError: the object storage refused it or cannot be reached.
+        StorageError: as :func:`write_whole`.
     """
     local = as_local(path)
     if local is None:
@@ -163,14 +207,35 @@ def reaching(path: UPath | Path, *passed: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The path of a temporary file to write; it replaces ``path`` in one step when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """The path of a temporary file to write; it replaces ``path`` in one step when the block ends without an error.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
     staged = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield staged
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield staged
+            staged.replace(path)
+        finally:
+            staged.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(explain_system_error(error, path)) from error
+
+
+def explain_system_error(error: OSError, path: Path | None = None) -> str:
+    """A sentence with the path and what to do, of an error of the operating system.
+
+    Args:
+        error: the error.
+        path: what was being written, where that says more than the error's own path.
+    """
+    place = path or error.filename
+    what = error.strerror or str(error) or type(error).__name__
+    advice = _ADVICE.get(error.errno or 0, "see to that")
+    kept = "and run the same command again; what was stored before is whole"
+    return f"{what}: {place}; {advice}, {kept}" if place else f"{what}; {advice}, {kept}"
 
 
 def file_hash(path: Path) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -26,6 +27,14 @@ logger = logging.getLogger(__name__)
 _SQLITE = "sqlite:///"
 _ARTIFACTS = "mlartifacts"
 _FOREIGN_CHARACTERS = re.compile(r"[^\w\-. :/]")
+_ADDRESSES: Mapping[str, tuple[str, ...]] = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "model_versions": ("source", "storage_location"),
+    "logged_models": ("artifact_location",),
+}
+"""Table of MLflow's database to its columns that hold addresses of artifacts."""
+_TEXT_SUFFIXES = frozenset({".html", ".md", ".txt", ".json", ".jsonl", ".csv", ".tsv"})
 _CUT = " …"
 CHAMPION = "champion"
 """Alias of the version that is served: only a version that has passed the evaluation's gate gets it."""
@@ -67,6 +76,8 @@ class Tracker:
         with _refusals(f"experiment {experiment!r} at {_without_password(uri)}"):
             found = self._client.get_experiment_by_name(experiment)
             location = artifacts.resolve().as_uri() if artifacts else None
+            if found and artifacts and uri.startswith(_SQLITE):
+                _relocate(Path(uri.removeprefix(_SQLITE)), found.artifact_location, artifacts.resolve())
             self._experiment_id: str = (
                 found.experiment_id if found else self._client.create_experiment(experiment, location)
             )
@@ -151,6 +162,25 @@ class Tracker:
                 raise TrackingError(message)
             self._client.set_registered_model_alias(name, alias, version)
 
+    @contextmanager
+    def moved_alias(self, name: str, alias: str, version: str) -> Iterator[None]:
+        """Point ``alias`` at ``version``; where the block raises, at what it pointed at before.
+
+        Raises:
+            TrackingError: as :meth:`set_alias`.
+        """
+        before = self.get_version(name, alias)
+        self.set_alias(name, alias, version)
+        try:
+            yield
+        except BaseException:
+            with _refusals(f"alias {alias!r} of registered model {name!r}"):
+                if before is None:
+                    self._client.delete_registered_model_alias(name, alias)
+                else:
+                    self._client.set_registered_model_alias(name, alias, before)
+            raise
+
     def set_version_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
         """Add tags to a version, such as what its evaluation found.
 
@@ -169,6 +199,53 @@ class Tracker:
         """
         outcome = "failed" if failures else _PASSED
         self.set_version_tags(name, version, {_GATE: outcome, _REASONS: "; ".join(failures)})
+
+    def text_artifacts(self) -> Iterator[tuple[str, str]]:
+        """The experiment's artifacts that are text, each under its run and path; files of models are left out.
+
+        Raises:
+            TrackingError: MLflow cannot be reached, or an artifact cannot be read.
+        """
+        for run_id, path in self._artifacts():
+            yield f"run {run_id}: {path}", self._read(run_id, path)
+
+    def remove_artifacts(self, is_meant: Callable[[str], bool]) -> list[str]:
+        """Delete the experiment's artifacts whose text ``is_meant``, and return the run and path of each.
+
+        Raises:
+            TrackingError: MLflow cannot be reached, or its artifact store does not delete.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        removed = []
+        for run_id, path in self._artifacts():
+            if is_meant(self._read(run_id, path)):
+                with _refusals(f"artifact {path} of run {run_id}"):
+                    address = self._client.get_run(run_id).info.artifact_uri
+                    get_artifact_repository(address, tracking_uri=self.uri).delete_artifacts(path)
+                removed.append(f"run {run_id}: {path}")
+        return removed
+
+    def _artifacts(self) -> Iterator[tuple[str, str]]:
+        """Run and path of every artifact that is text and no part of a model."""
+        from mlflow.entities import ViewType
+
+        with _refusals(f"runs of experiment {self.experiment!r}"):
+            token = None
+            while True:
+                page = self._client.search_runs([self._experiment_id], run_view_type=ViewType.ALL, page_token=token)
+                for run in page:
+                    for item in self._client.list_artifacts(run.info.run_id):
+                        if not item.is_dir and Path(item.path).suffix in _TEXT_SUFFIXES:
+                            yield run.info.run_id, item.path
+                token = page.token
+                if not token:
+                    return
+
+    def _read(self, run_id: str, path: str) -> str:
+        with tempfile.TemporaryDirectory() as folder, _refusals(f"artifact {path} of run {run_id}"):
+            file = self._client.download_artifacts(run_id, path, folder)
+            return Path(file).read_text(encoding="utf-8", errors="replace")
 
     def version_url(self, name: str, version: str) -> str | None:
         """The version's page on the server; None: there is no server."""
@@ -272,6 +349,42 @@ class TrackedRun:
                 self._client.log_artifacts(self.run_id, str(artifact), artifact_path=name or artifact.name)
             else:
                 self._client.log_artifact(self.run_id, str(artifact))
+
+
+def _relocate(database: Path, old: str, artifacts: Path) -> None:
+    """Have a database that was moved or copied with its artifacts name them where they are now.
+
+    MLflow keeps their absolute addresses: a copied store would write into the one that it was copied from.
+    """
+    before = Path(unquote(urlsplit(old).path))
+    if not old.startswith("file:") or before.name != _ARTIFACTS or before == artifacts:
+        return
+    if before.is_dir() and not artifacts.is_dir():
+        return  # the database alone was moved
+    logger.info("%s was moved: its artifacts, formerly in %s, are in %s", database, before, artifacts)
+    new = artifacts.as_uri()
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for table, columns in _ADDRESSES.items():
+            known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+            for column in known.intersection(columns):
+                moved = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"  # noqa: S608 - names of ours
+                of_old = f"WHERE {column} = ? OR substr({column}, 1, ?) = ?"
+                connection.execute(f"{moved} {of_old}", (new, len(old) + 1, old, len(old) + 1, f"{old}/"))
+
+
+def upgrade_database(uri: str) -> bool:
+    """Bring MLflow's database to this version's form; False: ``uri`` is a server's, who upgrades its own.
+
+    Raises:
+        TrackingError: it cannot be opened.
+    """
+    if uri.startswith(("http://", "https://")):
+        return False
+    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine_with_retry
+
+    with _refusals(f"tracking URI {_without_password(uri)}"):
+        _upgrade_db(create_sqlalchemy_engine_with_retry(uri))
+    return True
 
 
 def _connect(uri: str) -> MlflowClient:

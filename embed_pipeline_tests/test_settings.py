@@ -28,6 +28,7 @@ PACKAGE = Path(__file__).parent.parent / "embed_pipeline"
 DEFINITIONS = {setting.name: setting for setting in Settings.definitions()}
 # Another valid value of settings for which none follows from the type.
 OTHERS: dict[str, Any] = {
+    "serving.truncate": "END",
     "paths.assets": "memory://bucket/prefix",
     "embedding.model": "packaged ",
     "synthesis.reasoning_types": {"factual": 1},

@@ -189,3 +189,12 @@ def test_a_store_that_cannot_hold_what_is_fetched_is_named(shelves, tmp_path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match="cannot be fetched from"):
         Shelf(tmp_path / "file", one.remote).fetch("v1")
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/b", "/etc", ".hidden", "", "a\n", "x" * 200])
+def test_a_name_that_is_a_path_is_refused_everywhere(tmp_path, name):
+    shelf = Shelf(tmp_path / "shelf")
+    for use in (shelf.fetch, shelf.holds, shelf.publish, lambda path: shelf.point(CURRENT, path)):
+        with pytest.raises(StorageError, match="is no name of a stored file or folder"):
+            use(name)
+    assert not shelf.local.exists()

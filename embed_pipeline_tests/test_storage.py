@@ -70,7 +70,7 @@ def test_a_write_to_a_full_disk_leaves_the_file_before(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left on device: .*free space there"):
         write_whole(path, b"after")
     assert [found.read_bytes() for found in (tmp_path / "remote").iterdir()] == [b"before"]
 

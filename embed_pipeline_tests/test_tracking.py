@@ -116,6 +116,29 @@ def test_only_a_version_that_passed_the_gate_becomes_the_champion(tracker: Track
     assert tracker.get_version("gated", "champion") == version
 
 
+def test_an_alias_is_moved_back_where_what_follows_fails(tracker: Tracker, tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[]")
+    with tracker.run("train", {}) as run:
+        first, second = (tracker.register_model("moved", run.run_id, tmp_path, tags={}, metrics={}) for _ in range(2))
+    for version in (first, second):
+        tracker.record_gate("moved", version, [])
+
+    def broken(version: str) -> None:
+        with tracker.moved_alias("moved", "champion", version):
+            assert tracker.get_version("moved", "champion") == version
+            raise KeyboardInterrupt
+
+    for before in (None, first):
+        with pytest.raises(KeyboardInterrupt):
+            broken(second)
+        assert tracker.get_version("moved", "champion") == before
+        with tracker.moved_alias("moved", "champion", first):
+            pass
+    with pytest.raises(TrackingError, match="99"), tracker.moved_alias("moved", "champion", "99"):
+        pass
+    assert tracker.get_version("moved", "champion") == first
+
+
 def test_what_is_not_there_is_named(tracker: Tracker, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="version 99"):
         tracker.set_alias("tuned", "champion", "99")

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from embed_pipeline.settings import Paths, Settings
 from embed_pipeline.storage import list_folder, read_all, read_whole, write_whole
 
 _FOLDER = "batches"
+_BATCH_NAME = re.compile(r"\d{5,}-[0-9a-f]{8}")
 _NOTES = ".touched"
 
 
@@ -81,7 +83,11 @@ def parse_batch(path: UPath, content: bytes) -> Batch:
         body = json.loads(content)
         files = tuple(BatchFile(**file) for file in body["files"])
         return Batch(
-            path.stem, files, tuple(body["deleted"]), tuple(body.get("boilerplate", ())), body.get("skipped", {})
+            check_batch_name(path.stem),
+            files,
+            tuple(body["deleted"]),
+            tuple(body.get("boilerplate", ())),
+            body.get("skipped", {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         message = f"batch manifest {path} is damaged ({error}); restore it, or delete it to read its files again"
@@ -163,9 +169,21 @@ def batch_folder(root: UPath | Path) -> UPath:
     return UPath(root) / _FOLDER
 
 
+def check_batch_name(name: str) -> str:
+    """``name`` back, if it is one that a batch is given. Partitions may be added by hand, and name files.
+
+    Raises:
+        CorpusError: it is not.
+    """
+    if not _BATCH_NAME.fullmatch(name):
+        message = f"{name[:80]!r} is no name of a document batch, such as 00001-0a1b2c3d; delete it"
+        raise CorpusError(message)
+    return name
+
+
 def batch_number(name: str) -> int:
     """A batch's place in the order in which they were cut, from 1."""
-    return int(name.partition("-")[0])
+    return int(check_batch_name(name).partition("-")[0])
 
 
 def load_batches(root: UPath | Path) -> list[Batch]:
@@ -182,9 +200,9 @@ def load_batch(root: UPath | Path, name: str) -> Batch:
     """The batch called ``name``.
 
     Raises:
-        CorpusError: there is no such batch, or its manifest is damaged.
+        CorpusError: it is no batch's name, there is no such batch, or its manifest is damaged.
     """
-    path = batch_folder(root) / f"{name}.json"
+    path = batch_folder(root) / f"{check_batch_name(name)}.json"
     try:
         content = read_whole(path)
     except FileNotFoundError as error:

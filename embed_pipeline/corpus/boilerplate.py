@@ -21,7 +21,7 @@ import polars as pl
 from upath import UPath
 
 from embed_pipeline.settings import Corpus
-from embed_pipeline.storage import list_folder, read_all, write_whole
+from embed_pipeline.storage import check_name, list_folder, read_all, write_whole
 from embed_pipeline.text.blocks import Block, from_rows, without_spans
 
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
@@ -143,7 +143,7 @@ def remember_lines(root: UPath, lines: Sequence[str], batch: str = _ALL_BATCHES)
     Raises:
         StorageError: they cannot be written.
     """
-    write_whole(root / _FOLDER / f"{batch}.json", json.dumps(sorted(lines)).encode())
+    write_whole(root / _FOLDER / f"{check_name(batch)}.json", json.dumps(sorted(lines)).encode())
 
 
 def _count(read: Collection[list[_Paragraph]] | Iterator[list[_Paragraph]]) -> Counter[str]:

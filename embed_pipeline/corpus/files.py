@@ -230,8 +230,33 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
     """The file system of an address, and the address as it names it, without a slash at the end."""
     from fsspec.core import url_to_fs
 
-    system, root = url_to_fs(url, use_listings_cache=False)  # what was listed before may have changed
+    options = {"get_client": _client_of_one_host} if url.startswith(("http://", "https://")) else {}
+    system, root = url_to_fs(url, use_listings_cache=False, **options)  # what was listed before may have changed
     return system, str(root).rstrip("/")
+
+
+class LeavesHostError(PermissionError):
+    """A web server sends the reader of its documents to another host."""
+
+
+async def _client_of_one_host(**options: Any) -> Any:  # noqa: ANN401 - aiohttp's options and session
+    """An HTTP client that follows redirects on the host that it asked, and no others.
+
+    A server of documents could else have this machine read what it alone reaches, such as a cloud's metadata.
+    """
+    import aiohttp
+
+    async def stay(_session: object, _context: object, found: aiohttp.TraceRequestRedirectParams) -> None:
+        here, headers = found.response.url, found.response.headers
+        place = headers.get("Location") or headers.get("URI") or ""
+        there = here.join(type(here)(place))
+        secured = here.scheme == "http" and there.scheme == "https" and there.is_default_port()
+        if there.host != here.host or not (secured or there.origin() == here.origin()):
+            raise LeavesHostError(f"{here} redirects to {there.host}:{there.port}; only its own host is read")
+
+    traces = aiohttp.TraceConfig()
+    traces.on_request_redirect.append(stay)
+    return aiohttp.ClientSession(trace_configs=[traces], **options)
 
 
 def _listed_entries(system: Any, root: str) -> Iterator[Entry]:  # noqa: ANN401 - fsspec has no types
@@ -275,18 +300,17 @@ def _pages(system: Any, root: str) -> Iterator[Entry]:  # noqa: ANN401
 def _asked(system: Any, unasked: list[tuple[str, str]], skipped: Counter[str]) -> list[SourceFile]:  # noqa: ANN401
     """Files of a server that lists names alone, each asked for its size and time."""
 
-    def ask(named: tuple[str, str]) -> SourceFile | None:
+    def ask(named: tuple[str, str]) -> SourceFile | str:
         try:
             return _source_file(named[0], system.info(named[1]))
-        except FileNotFoundError:
-            return None
+        except FileNotFoundError as error:
+            left = isinstance(error.__cause__, LeavesHostError)
+            return "redirected to another host" if left else "gone while looking"
 
     with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
         answers = list(pool.map(ask, unasked))
-    found = [file for file in answers if file is not None]
-    if len(found) < len(answers):
-        skipped["gone while looking"] += len(answers) - len(found)
-    return found
+    skipped.update(answer for answer in answers if isinstance(answer, str))
+    return [answer for answer in answers if isinstance(answer, SourceFile)]
 
 
 def _source_file(path: str, entry: Entry) -> SourceFile:

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from embed_pipeline.enumerations import SYSTEMS
+from embed_pipeline.escaping import as_markdown
 from embed_pipeline.evaluation import plots
 from embed_pipeline.evaluation.query_sets import GENERATED
 from embed_pipeline.evaluation.retrieval import Comparison
@@ -101,7 +102,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
-    environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
+    environment.filters["plain"] = as_markdown
     bars = plots.headline_bars(comparison.metrics)
     values: dict[str, Any] = {
         "sections": [_section(comparison, name) for name in comparison.verdicts],

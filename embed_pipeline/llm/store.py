@@ -12,7 +12,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -138,19 +138,24 @@ class ResponseStore:
         )
         return answer if stored else self.get(key) or answer
 
-    def remove_holding(self, groups: Collection[Collection[str]]) -> int:
-        """Remove every answer that holds all texts of a group, as they are or escaped for JSON, and return how many.
+    def texts(self) -> list[str]:
+        """Every stored answer.
 
-        The file keeps no trace of them.
+        Raises:
+            ResponseStoreError: if the file turns out damaged.
+        """
+        try:
+            with self._lock:
+                return [row[0] for row in self._database.execute("SELECT text FROM responses")]
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def remove_where(self, is_meant: Callable[[str], bool]) -> int:
+        """Remove every answer whose text ``is_meant``, and return how many. The file keeps no trace of them.
 
         Raises:
             ResponseStoreError: if the file cannot be written or turns out damaged.
         """
-        wanted = [[(text, json.dumps(text)[1:-1]) for text in group] for group in groups]
-
-        def is_meant(answer: str) -> bool:
-            return any(all(any(form in answer for form in forms) for forms in group) for group in wanted)
-
         try:
             with self._lock:
                 rows = self._database.execute("SELECT key, text FROM responses").fetchall()

@@ -17,7 +17,7 @@ from embed_pipeline.orchestration.assets.sdg import PAIRS_BY_BATCH
 from embed_pipeline.orchestration.freshness import failed_gates, is_current
 from embed_pipeline.orchestration.jobs import OVERALL_TAGS, RETRAIN, STAGES
 from embed_pipeline.orchestration.partitions import document_batches
-from embed_pipeline.orchestration.runs import close_abandoned
+from embed_pipeline.orchestration.store_lock import close_abandoned
 from embed_pipeline.settings import Orchestration, Settings, SettingsError
 
 # What the sensor reads in one look, and asks for: the rest waits for the next. The daemon gives a tick a minute.

@@ -10,9 +10,10 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.enumerations import GENERATED
+from embed_pipeline.escaping import as_markdown
 from embed_pipeline.evaluation.gates import forgetting_failures, headline, promotion_failures, release_failures
 from embed_pipeline.orchestration.partitions import all_batches
-from embed_pipeline.orchestration.presentation import markdown_table
+from embed_pipeline.orchestration.presentation import shown_table
 from embed_pipeline.release.manifest import BundleError, verify_bundle
 from embed_pipeline.release.parity import read_parity
 from embed_pipeline.release.precision import measured_precisions, precision_failures
@@ -24,7 +25,7 @@ from embed_pipeline.training_data.audit import full_share, negatives_failures
 from embed_pipeline.training_data.split import split_failures
 
 
-def _none_of(failures: Sequence[str], figures: Mapping[str, float | None], *, hard: bool = True) -> dg.AssetCheckResult:
+def none_of(failures: Sequence[str], figures: Mapping[str, float | None], *, hard: bool = True) -> dg.AssetCheckResult:
     """No failure: each is a sentence; ``hard``: one is an error, else a warning.
 
     ``figures`` are what was measured, and the bounds: shown, and drawn over time; None: not measured.
@@ -34,7 +35,8 @@ def _none_of(failures: Sequence[str], figures: Mapping[str, float | None], *, ha
     return dg.AssetCheckResult(
         passed=not failures,
         severity=dg.AssetCheckSeverity.ERROR if hard else dg.AssetCheckSeverity.WARN,
-        description="; ".join(failures) or said or "nothing found",
+        # The UI reads a description as Markdown.
+        description=as_markdown("; ".join(failures)) or said or "nothing found",
         metadata={"failures": dg.MetadataValue.json(list(failures)), **measured},
     )
 
@@ -60,7 +62,7 @@ def _figure(
 
 def _measured(check: quality.Check, *, name: str | None = None, hard: bool = False) -> dg.AssetCheckResult:
     """A check of the generated set, with the worst examples."""
-    worst = markdown_table(check.worst.columns, check.worst.rows())
+    worst = shown_table(check.worst.columns, check.worst.rows())
     return _figure(check.value, check.bound, passed=check.passed, name=name, hard=hard, worst=worst)
 
 
@@ -154,7 +156,7 @@ def split_is_sound(
 ) -> dg.AssetCheckResult:
     """``training_data.min_test_questions``, and the rules of the split."""
     tested = dataset_split.filter(pl.col("split") == "test").height
-    return _none_of(
+    return none_of(
         split_failures(dataset_split, qa_dataset, settings),
         {"test_questions": tested, "min_test_questions": settings.training_data.min_test_questions},
     )
@@ -174,7 +176,7 @@ def negatives_are_wrong(
         "questions": hard_negatives.height,
         "negatives": int(hard_negatives["negative_segment_ids"].list.len().sum()),
     }
-    return _none_of(negatives_failures(hard_negatives, corpus, settings), found)
+    return none_of(negatives_failures(hard_negatives, corpus, settings), found)
 
 
 @dg.asset_check(asset="hard_negatives", description="Most questions have all the hard negatives that were wanted.")
@@ -198,7 +200,7 @@ def tuned_is_better(settings: dg.ResourceParam[Settings], retrieval_evaluation: 
         for (query_set, system), row in headline(retrieval_evaluation).items()
         if system in {"base", "tuned"}
     }
-    return _none_of(release_failures(retrieval_evaluation, gates), figures | {"min_gain": gates.min_gain})
+    return none_of(release_failures(retrieval_evaluation, gates), figures | {"min_gain": gates.min_gain})
 
 
 @dg.asset_check(
@@ -208,7 +210,7 @@ def base_is_not_forgotten(settings: dg.ResourceParam[Settings], finetuned_model:
     """``forgetting.max_loss``, on questions from the standard library's documentation."""
     record = read_record(finetuned_model)
     figures = {name: record.get(name) for name in ("general_before", "general_after")}
-    return _none_of(
+    return none_of(
         forgetting_failures(record, settings.forgetting), figures | {"max_loss": settings.forgetting.max_loss}
     )
 
@@ -217,7 +219,7 @@ def base_is_not_forgotten(settings: dg.ResourceParam[Settings], finetuned_model:
 def export_is_faithful(settings: dg.ResourceParam[Settings], onnx_model: Path) -> dg.AssetCheckResult:
     """``gates.min_export_cosine``, ``max_export_ndcg_delta`` and ``min_export_top10_overlap``."""
     parity = read_parity(onnx_model)
-    return _none_of(parity.failures(settings.gates), parity.figures)
+    return none_of(parity.failures(settings.gates), parity.figures)
 
 
 @dg.asset_check(
@@ -226,7 +228,7 @@ def export_is_faithful(settings: dg.ResourceParam[Settings], onnx_model: Path) -
 def precisions_are_faithful(settings: dg.ResourceParam[Settings], onnx_precisions: Path) -> dg.AssetCheckResult:
     """``release.min_fp16_cosine`` and ``release.max_int8_ndcg_delta``."""
     measured = measured_precisions(onnx_precisions).items()
-    return _none_of(
+    return none_of(
         [failure for precision, parity in measured for failure in precision_failures(precision, parity, settings)],
         {f"{precision}_{name}": value for precision, parity in measured for name, value in parity.figures.items()},
         hard=False,
@@ -239,7 +241,7 @@ def bundle_is_whole(release: Path) -> dg.AssetCheckResult:
     try:
         manifest = verify_bundle(release)
     except BundleError as error:
-        return _none_of([str(error)], {})
+        return none_of([str(error)], {})
     return dg.AssetCheckResult(passed=True, description=f"{len(manifest.files)} files, version {manifest.version}")
 
 
@@ -256,7 +258,7 @@ def no_worse_than_champion(
         for system in ("champion", "candidate")
     }
     bound = {"min_champion_gain": settings.gates.min_champion_gain}
-    return _none_of(promotion_failures(champion_comparison, settings.gates), figures | bound)
+    return none_of(promotion_failures(champion_comparison, settings.gates), figures | bound)
 
 
 @dg.asset_check(asset="deployment", blocking=True, description="The endpoint gives the model's vectors and rankings.")
@@ -264,7 +266,7 @@ def endpoint_is_faithful(settings: dg.ResourceParam[Settings], deployment: pl.Da
     """``gates.min_export_cosine`` and ``gates.min_export_top10_overlap``, through the endpoint."""
     served = deployment.row(0, named=True)
     figures = {name: served[name] for name in ("texts_compared", "min_cosine", "top10_overlap", "median_milliseconds")}
-    return _none_of(deployment_failures(deployment, settings), figures)
+    return none_of(deployment_failures(deployment, settings), figures)
 
 
 all_checks = [

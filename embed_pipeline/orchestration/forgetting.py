@@ -1,22 +1,31 @@
 """Forgets a document: removes every stored row that came from it, and names the models that were trained on it."""
 
 import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import dagster as dg
 import polars as pl
-from filelock import FileLock, Timeout
 from upath import UPath
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import forget_path
 from embed_pipeline.corpus.files import is_present
-from embed_pipeline.enumerations import CRITERIA
-from embed_pipeline.llm.store import ResponseStore
+from embed_pipeline.orchestration.absence import (
+    Record,
+    WordHashes,
+    find_remains,
+    forget_answers,
+    path_hash,
+    recall,
+    remember,
+    stored_texts,
+    table_files,
+)
 from embed_pipeline.orchestration.freshness import (
     DATA_VERSION,
     FINGERPRINT,
@@ -24,8 +33,10 @@ from embed_pipeline.orchestration.freshness import (
     fingerprint,
     materializations,
 )
-from embed_pipeline.settings import Paths, Settings
-from embed_pipeline.storage import list_folder, reaching, read_table, read_whole, table_path, write_whole
+from embed_pipeline.orchestration.store_lock import locked_store, unfinished_runs
+from embed_pipeline.settings import Settings
+from embed_pipeline.storage import check_name, read_table, read_whole, write_whole
+from embed_pipeline.tracking import Tracker
 
 Identity = Literal["path", "document_id", "segment_id", "qa_id"]
 TRACED_COLUMNS: Mapping[str, Mapping[str, Identity]] = MappingProxyType(
@@ -61,10 +72,21 @@ TRACED_COLUMNS: Mapping[str, Mapping[str, Identity]] = MappingProxyType(
 UNTRACED_TABLES = frozenset({"boilerplate", "retrieval_evaluation", "champion_comparison", "deployment"})
 """Tables whose rows come from no single document: figures, and lines that many documents share."""
 _TRAINED_ON = "trained_on"
-_MIN_ANSWER_CHARACTERS = 12
-"""Shorter texts may occur in answers about other documents."""
-_ANSWER_COLUMNS = frozenset({"question", "answer", "text", "raw", *(f"{name}_justification" for name in CRITERIA)})
-"""Columns that hold words of the language model."""
+_ASIDE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "hard_negatives": {
+            "positive_segment_ids": ("positive_similarities",),
+            "negative_segment_ids": ("negative_similarities",),
+            "answering_segment_ids": (),
+        },
+        "training_examples": {"negative_segment_ids": ("negative_similarities",)},
+    }
+)
+"""Table to its lists of segments that a row can lose some of, each with the lists in the same order."""
+_WORDLESS = frozenset(
+    {"batch", "origin", "reason", "kind", "style", "query_type", "reasoning_type", "generator", "judge", "path"}
+)
+"""Columns of words that say nothing of a document; ids are left out as well."""
 
 
 class ForgettingError(ValueError):
@@ -105,7 +127,10 @@ class Forgotten:
     Attributes:
         traces: paths and ids of the document.
         rows: table to rows removed.
-        answers: stored answers of the language model removed.
+        answers: stored answers of the language model removed on this machine.
+        shortened: table to rows of other documents that lost a negative, which the next run mines again.
+        artifacts: MLflow's artifacts that quoted it and were deleted, run and path.
+        meanwhile: runs that began while it was forgotten; they may have written some of it back.
         models: MLflow versions of the registered model that were trained on it; it is still in their weights.
         unknown: versions whose training material is not recorded.
     """
@@ -113,65 +138,134 @@ class Forgotten:
     traces: Traces
     rows: Mapping[str, int]
     answers: int
+    shortened: Mapping[str, int]
+    artifacts: tuple[str, ...]
+    meanwhile: tuple[str, ...]
     models: tuple[str, ...]
     unknown: tuple[str, ...]
 
 
 def forget_document(
-    name: str, settings: Settings, instance: dg.DagsterInstance, assets: list[dg.AssetsDefinition]
+    name: str, settings: Settings, instance: dg.DagsterInstance, assets: list[dg.AssetsDefinition], tracker: Tracker
 ) -> Forgotten:
-    """Remove a document's rows from every table, its batch manifests and the answers of the language model.
+    """Remove a document's rows from every table, its batch manifests, the answers about it and reports that quote it.
 
     Every rewritten table is recorded as a new version made from its present inputs, so the next run makes nothing again
-    and nothing is paid for twice. All vectors, exports and reports are removed; a run makes them again.
+    and nothing is paid for twice; only the negatives of questions that lost one are mined again. All vectors, exports
+    and reports are removed; a run makes them again. Forgetting can be repeated, after a crash or a run that wrote some
+    of it back: hashes of its ids and words are kept (:class:`embed_pipeline.orchestration.absence.Record`).
 
     Args:
         name: its path relative to the documents folder, or a document id.
         settings: ``paths``.
         instance: where the new versions of the tables are recorded.
         assets: all assets, in the order in which data flows.
+        tracker: whose artifacts may quote it.
 
     Raises:
-        ForgettingError: no such document is stored, its file is still there, or a command is at work.
+        ForgettingError: no such document is stored or was forgotten, its file is still there, or runs are in progress.
+        StoreBusyError: a command is at work.
     """
     store, root = settings.paths.store, settings.paths.root
-    try:
-        with FileLock(store / ".lock").acquire(timeout=0):
-            traces = find_traces(name, root)
-            present = [path for path in sorted(traces.paths) if is_present(settings.paths.documents, path)]
-            if present:
-                message = f"{', '.join(present)} is still in {settings.paths.documents} and would be read again: "
-                raise ForgettingError(message + "remove it first")
-            models, unknown = models_trained_on(traces, root, instance)
-            answers = _forget_answers(traces, settings.paths)
-            for path in sorted(traces.paths):
-                forget_path(settings.paths, path)
-            rows = _forget_rows(traces, root, instance, assets)
-            _remove_derived(store)
-    except Timeout as error:
-        message = f"a command is at work on {store}; wait for it to end"
-        raise ForgettingError(message) from error
-    return Forgotten(traces, rows, answers, models, unknown)
+    with locked_store(instance, store):
+        running = unfinished_runs(instance)
+        if running:
+            message = f"{len(running)} runs wait or are in progress and may write it back: {', '.join(running)}; "
+            raise ForgettingError(message + "wait for them to end, or terminate them in the UI")
+        started = datetime.now(UTC)
+        known = recall(root, name)
+        traces = find_traces(name, root, known)
+        present = [path for path in sorted(traces.paths) if is_present(settings.paths.documents, path)]
+        if present:
+            message = f"{', '.join(present)} is still in {settings.paths.documents} and would be read again: "
+            raise ForgettingError(message + "remove it first")
+        models, unknown = models_trained_on(traces, root, instance)
+        record = _record_of(traces, root, known)
+        # Before anything is removed: where this is cut off, it can be repeated.
+        remember(root, record)
+        for path in sorted(traces.paths):
+            forget_path(settings.paths, path)
+        rows, shortened = _forget_rows(traces, root, instance, assets)
+        _remove_derived(store)
+        record = replace(record, words=record.words.without(stored_texts(root)))
+        remember(root, record)
+        answers = forget_answers(settings.paths)
+        artifacts = tracker.remove_artifacts(record.words.are_in)
+        meanwhile = unfinished_runs(instance, since=started)
+    return Forgotten(traces, rows, answers, shortened, tuple(artifacts), tuple(meanwhile), models, unknown)
 
 
-def find_traces(name: str, root: UPath) -> Traces:
-    """Everything that came from a document, by id.
+def check_absence(name: str, settings: Settings, instance: dg.DagsterInstance, tracker: Tracker) -> Mapping[str, int]:
+    """Every place where a forgotten document is still found, with how often; none: it is absent.
 
     Raises:
-        ForgettingError: no such document is stored.
+        ForgettingError: it was never forgotten here.
+    """
+    record = recall(settings.paths.root, name)
+    if record is None:
+        message = f"no document {name!r} was forgotten in {settings.paths.root}; its words are not known"
+        raise ForgettingError(message)
+    return find_remains(record.words, record.paths, settings, instance, tracker)
+
+
+def _record_of(traces: Traces, root: UPath, known: Record | None) -> Record:
+    """The record of a document that is about to be forgotten, with what an earlier one knows."""
+    texts: set[str] = set()
+    for name in TRACED_COLUMNS:
+        table = tables.TABLES[name]
+        own = _whole(root, table).filter(comes_from(name, _alone(name, traces)))
+        columns = [column for column, kind in own.schema.items() if kind == pl.String and _is_worded(column)]
+        texts.update(text for column in columns for text in own[column].drop_nulls())
+        for hops in own["hops"] if "hops" in own.columns else []:
+            texts.update(hop["summary"] for hop in hops)
+    artifacts = _whole(root, tables.DOCUMENT_ARTIFACTS).filter(pl.col("document_id").is_in(traces.document_ids))
+    groups = artifacts.group_by("document_id").agg("text")["text"].to_list()
+    words = WordHashes.of(texts - traces.paths, groups, known.words.salt if known else None)
+    return Record(
+        frozenset(map(path_hash, traces.paths)) | (known.paths if known else frozenset()),
+        traces.document_ids, traces.segment_ids, traces.qa_ids,
+        words.joined(known.words) if known else words,
+        known.times + 1 if known else 1,
+    )  # fmt: skip
+
+
+def _is_worded(column: str) -> bool:
+    return column not in _WORDLESS and not column.endswith(("_id", "_version"))
+
+
+def _alone(table: str, traces: Traces) -> Traces:
+    """The traces by which rows are the document's own; others only have one of its segments among theirs."""
+    return replace(traces, segment_ids=frozenset()) if table in _ASIDE else traces
+
+
+def find_traces(name: str, root: UPath, known: Record | None = None) -> Traces:
+    """Everything that came from a document, by id.
+
+    Args:
+        name: its path, or a document id.
+        root: where the tables are.
+        known: what is known of it because it was forgotten before.
+
+    Raises:
+        ForgettingError: no such document is stored, and none was forgotten.
     """
     documents = _whole(root, tables.DOCUMENTS)
     paths = frozenset(documents.filter((pl.col("path") == name) | (pl.col("document_id") == name))["path"])
-    if not paths:
+    if not paths and known is None:
         message = f"no document {name!r} is stored in {root}; name its path in the documents folder, or its id"
         raise ForgettingError(message)
-    own = set(documents.filter(pl.col("path").is_in(paths))["document_id"])
+    if known is not None and path_hash(name) in known.paths:
+        paths |= {name}
+    before = known.document_ids if known else frozenset()
+    own = set(documents.filter(pl.col("path").is_in(paths))["document_id"]) | before
     elsewhere = set(documents.filter(~pl.col("path").is_in(paths))["document_id"])
     document_ids = frozenset(own - elsewhere)
-    segments = _whole(root, tables.SEGMENTS).filter(pl.col("document_id").is_in(document_ids))
+    segments = frozenset(_whole(root, tables.SEGMENTS).filter(pl.col("document_id").is_in(document_ids))["segment_id"])
     pairs = _whole(root, tables.QA_PAIRS)
     qa_ids = frozenset(pairs.filter(_any_of("document_ids", document_ids))["qa_id"])
-    return Traces(paths, document_ids, frozenset(segments["segment_id"]), qa_ids)
+    if known is not None and not elsewhere & before:
+        segments, qa_ids = segments | known.segment_ids, qa_ids | known.qa_ids
+    return Traces(paths, document_ids, segments, qa_ids)
 
 
 def remember_examples(root: UPath, examples: pl.DataFrame) -> None:
@@ -191,9 +285,9 @@ def models_trained_on(
     for event in materializations(instance, dg.AssetKey("finetuned_model")):
         version = event.metadata.get("mlflow_version")
         named = str(version.value) if version is not None else "unregistered"
-        examples = (event.tags or {}).get(f"{INPUT_DATA_VERSION}training_examples", "")
+        examples = (event.tags or {}).get(f"{INPUT_DATA_VERSION}training_examples", "unrecorded")
         try:
-            used = pl.read_parquet(io.BytesIO(read_whole(root / _TRAINED_ON / f"{examples}.parquet")))
+            used = pl.read_parquet(io.BytesIO(read_whole(root / _TRAINED_ON / f"{check_name(examples)}.parquet")))
         except FileNotFoundError:
             unknown.append(named)
             continue
@@ -205,25 +299,60 @@ def models_trained_on(
 
 def _forget_rows(
     traces: Traces, root: UPath, instance: dg.DagsterInstance, assets: list[dg.AssetsDefinition]
-) -> dict[str, int]:
-    """Rewrite every table without the document's rows and record its new version; return rows removed by table."""
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Rewrite every table without the document and record its new version.
+
+    Returns:
+        Table to rows removed, and table to rows of other documents that lost a segment from a list.
+    """
     removed: dict[str, int] = {}
+    shortened: dict[str, int] = {}
     for definition in assets:
         for key in sorted(definition.keys, key=str):
             name = key.path[-1]
             if name not in TRACED_COLUMNS:
                 continue
             table = tables.TABLES[name]
-            for path, batch in _files(root, table):
+            for path, batch in table_files(root, table):
                 frame = read_table(path, table)
-                left = frame.filter(~comes_from(name, traces))
+                left, touched = without_document(frame, name, traces)
                 count = frame.height - left.height
-                if count:
+                if count or touched:
                     write_whole(path, _parquet(left))
                     removed[name] = removed.get(name, 0) + count
-                if count or instance.get_latest_materialization_event(key) is not None:
-                    _record(instance, definition, key, batch, left=left, removed=count)
-    return removed
+                    shortened[name] = shortened.get(name, 0) + touched
+                if count or touched or instance.get_latest_materialization_event(key) is not None:
+                    _record(instance, definition, key, batch, left=left, removed=count, again=bool(touched))
+    return _some(removed), _some(shortened)
+
+
+def _some(counted: Mapping[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counted.items() if count}
+
+
+def without_document(frame: pl.DataFrame, table: str, traces: Traces) -> tuple[pl.DataFrame, int]:
+    """A table of :data:`TRACED_COLUMNS` without the document, and how many rows of others lost one of its segments.
+
+    A question that has a segment of the document among its negatives, or as one of several positives, keeps the others.
+    """
+    if table not in _ASIDE:
+        return frame.filter(~comes_from(table, traces)), 0
+    gone, rows, touched = traces.segment_ids, [], 0
+    for row in frame.filter(~comes_from(table, _alone(table, traces))).to_dicts():
+        before = dict(row)
+        labelled = row.get("labelled_negatives", 0)
+        for column, beside in _ASIDE[table].items():
+            ids = before[column]
+            kept = [place for place, segment in enumerate(ids) if segment not in gone]
+            for name in (column, *beside):
+                row[name] = [before[name][place] for place in kept]
+            if column == "negative_segment_ids" and "labelled_negatives" in row:
+                row["labelled_negatives"] = sum(place < labelled for place in kept)
+        if row.get("positive_segment_id") in gone or not row.get("positive_segment_ids", [""]):
+            continue
+        touched += row != before
+        rows.append(row)
+    return tables.TABLES[table].frame(rows), touched
 
 
 def _record(
@@ -234,7 +363,10 @@ def _record(
     *,
     left: pl.DataFrame,
     removed: int,
+    again: bool,
 ) -> None:
+    """Record a rewritten table; ``again``: not as current, so that the next run makes it again."""
+    current = {} if again else {FINGERPRINT: fingerprint(instance, definition, key, batch)}
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
             key,
@@ -243,7 +375,7 @@ def _record(
             metadata={
                 "dagster/row_count": left.height,
                 "forgotten_rows": removed,
-                FINGERPRINT: fingerprint(instance, definition, key, batch),
+                **current,
             },
             tags={DATA_VERSION: tables.content_hash(left)},
         )
@@ -266,23 +398,6 @@ def _any_of(column: str, ids: frozenset[str]) -> pl.Expr:
     return pl.col(column).list.set_intersection(sorted(ids)).list.len() > 0
 
 
-def _forget_answers(traces: Traces, paths: Paths) -> int:
-    """Remove the language model's stored answers about the document, found by the words that its rows hold."""
-    path = paths.store / "responses.sqlite"
-    if not path.is_file():
-        return 0
-    texts: set[tuple[str, ...]] = set()
-    for table in (tables.QA_PAIRS, tables.QA_SCORES, tables.DOCUMENT_ARTIFACTS, tables.REJECTED_PAIRS):
-        rows = _whole(paths.root, table).filter(comes_from(table.name, traces))
-        for column in _ANSWER_COLUMNS.intersection(table.schema.names()):
-            texts.update((text,) for text in rows[column] if len(text) >= _MIN_ANSWER_CHARACTERS)
-    artifacts = _whole(paths.root, tables.DOCUMENT_ARTIFACTS).filter(pl.col("document_id").is_in(traces.document_ids))
-    # A single artifact is short; an answer that holds all of a document's artifacts is about it.
-    texts.update(tuple(own) for own in artifacts.group_by("document_id").agg("text")["text"].to_list())
-    with ResponseStore(path) as responses:
-        return responses.remove_holding(texts)
-
-
 def _remove_derived(store: Path) -> None:
     """Remove what a run makes again: vectors, exports, reports and the weights of the last training."""
     for folder in ("vectors", "exports", "reports", "models/finetuned_model/.work"):
@@ -292,19 +407,8 @@ def _remove_derived(store: Path) -> None:
 
 def _whole(root: UPath, table: tables.Table) -> pl.DataFrame:
     """A table over all its batches."""
-    frames = [read_table(path, table) for path, _ in _files(root, table)]
+    frames = [read_table(path, table) for path, _ in table_files(root, table)]
     return pl.concat(frames) if frames else table.empty()
-
-
-def _files(root: UPath, table: tables.Table) -> Iterator[tuple[UPath, str | None]]:
-    """Where a table is stored: file and batch."""
-    whole = table_path(root, table.name)
-    with reaching(whole):
-        exists = whole.is_file()
-    if exists:
-        yield whole, None
-    for path in list_folder(whole.with_suffix(""), "*.parquet"):
-        yield path, path.stem
 
 
 def _parquet(frame: pl.DataFrame) -> bytes:

@@ -131,11 +131,13 @@ def failed_gates(instance: dg.DagsterInstance, graph: AssetGraph, keys: Collecti
             event = record.event.dagster_event if record and record.event else None
             evaluation = event.event_specific_data if event else None
             if isinstance(evaluation, dg.AssetCheckEvaluation) and not evaluation.passed:
-                found.append(failed_check(check.name, check.asset_key, evaluation.description))
+                found.append(failed_check(evaluation))
     return found
 
 
-def failed_check(name: str, asset: dg.AssetKey, description: str | None) -> str:
+def failed_check(evaluation: dg.AssetCheckEvaluation) -> str:
     """A failed check in words."""
-    where = asset.to_user_string()
-    return f"check {name} of {where} failed: {description or 'see the check in the Dagster UI'}"
+    failures = evaluation.metadata.get("failures")
+    said = "; ".join(failures.value) if isinstance(failures, dg.JsonMetadataValue) else evaluation.description
+    where = evaluation.asset_key.to_user_string()
+    return f"check {evaluation.check_name} of {where} failed: {said or 'see the check in the Dagster UI'}"

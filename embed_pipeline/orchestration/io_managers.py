@@ -10,6 +10,7 @@ import polars as pl
 from upath import UPath
 
 from embed_pipeline import tables
+from embed_pipeline.corpus.batches import check_batch_name
 from embed_pipeline.orchestration.presentation import readable_sample
 from embed_pipeline.shelf import LATEST, Shelf
 from embed_pipeline.storage import (
@@ -41,6 +42,14 @@ class ParquetIOManager(dg.UPathIOManager):
         frame.write_parquet(buffer, compression="zstd")
         write_whole(path, buffer.getvalue())
 
+    def get_path_for_partition(self, context: dg.InputContext | dg.OutputContext, path: UPath, partition: str) -> UPath:
+        """Where a batch's table lies, once its name is known to be one.
+
+        Raises:
+            CorpusError: the partition is no batch.
+        """
+        return super().get_path_for_partition(context, path, check_batch_name(partition))
+
     def make_directory(self, path: UPath) -> None:
         """Nothing: the write makes what folders it needs, and object storage has none."""
 
@@ -71,10 +80,9 @@ class ParquetIOManager(dg.UPathIOManager):
         """One batch's table, or for a fan-in (metadata ``by_batch``) a dict of them, however many there are."""
         if not (context.definition_metadata or {}).get("by_batch"):
             return super().load_partitions(context)
-        paths = self._get_paths_for_partitions(context)
         # One listing and one fetch, where a request for each of many batches would take minutes.
-        stored = set(list_folder(self._base_path / context.asset_key.path[-1], "*.parquet"))
-        present = {batch: path for batch, path in sorted(paths.items()) if path in stored}
+        stored = {path.stem: path for path in list_folder(self._base_path / context.asset_key.path[-1], "*.parquet")}
+        present = {batch: stored[batch] for batch in sorted(context.asset_partition_keys) if batch in stored}
         table = _table(context)
         contents = read_all(list(present.values()))
         return {

@@ -9,6 +9,18 @@ document_batches = dg.DynamicPartitionsDefinition(name="document_batch")
 Condition = dg.AutomationCondition[Any]
 
 
+def chosen_batch(context: dg.AssetExecutionContext) -> str:
+    """The batch that the run is for.
+
+    Raises:
+        dagster.Failure: it was started without one.
+    """
+    if not context.has_partition_key:
+        message = "this asset is made batch by batch: choose a partition of document_batch in Materialize"
+        raise dg.Failure(message, allow_retries=False)
+    return str(context.partition_key)
+
+
 def all_batches() -> dg.AssetIn:
     """An input that holds every batch's table: batch name to frame; batches not yet made are left out."""
     return dg.AssetIn(

@@ -9,6 +9,7 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.enumerations import CRITERIA
+from embed_pipeline.escaping import as_markdown, for_terminal
 from embed_pipeline.evaluation.plots import draw_bars, draw_histograms, markdown_image
 
 OWNERS = ["team:search"]
@@ -65,23 +66,28 @@ def column_lineage(asset: dg.AssetKey, upstream: Iterable[dg.AssetKey]) -> dict[
     return {"dagster/column_lineage": dg.TableColumnLineage(deps)} if deps else {}
 
 
-def readable_sample(frame: pl.DataFrame, seed: int) -> dg.MarkdownMetadataValue:
-    """A seeded sample of rows as a Markdown table, long texts cut, rows in stored order."""
+def readable_sample(frame: pl.DataFrame, seed: int) -> dg.TableMetadataValue:
+    """A seeded sample of rows, long texts cut, rows in stored order."""
     chance = random.Random(f"{seed} sample {frame.height}")  # noqa: S311 - which rows are shown
     rows = sorted(chance.sample(range(frame.height), min(_SAMPLE_ROWS, frame.height)))
-    return markdown_table(frame.columns, ([row[name] for name in frame.columns] for row in frame[rows].to_dicts()))
+    return shown_table(frame.columns, ([row[name] for name in frame.columns] for row in frame[rows].to_dicts()))
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.MarkdownMetadataValue:
-    """Rows as a Markdown table."""
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in rows]
-    return dg.MetadataValue.md("\n".join(lines))
+def shown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> dg.TableMetadataValue:
+    """Rows as a table of the UI, which shows every cell as text, whatever markup a document holds."""
+    records = [dg.TableRecord(dict(zip(columns, map(_cell, row), strict=True))) for row in rows]
+    schema = dg.TableSchema(columns=[dg.TableColumn(name=name, type="string") for name in columns])
+    return dg.MetadataValue.table(records, schema=schema)
+
+
+def shown_list(lines: Iterable[str]) -> dg.MarkdownMetadataValue:
+    """Sentences as a list of the UI."""
+    return dg.MetadataValue.md("\n".join(f"- {as_markdown(line)}" for line in lines))
 
 
 def picture(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
-    """A PNG that the UI shows in place."""
-    return dg.MetadataValue.md(markdown_image(png, alternative))
+    """A PNG that the UI shows in place, under a name."""
+    return dg.MetadataValue.md(f"{markdown_image(png)}\n\n{as_markdown(alternative)}")
 
 
 def figures(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,24 +100,27 @@ def figures(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cell(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    text = " ".join(text.replace("|", "\\|").replace("`", "'").split())
+    text = for_terminal(" ".join(text.split()))
     return text if len(text) <= _CELL_CHARACTERS else text[:_CELL_CHARACTERS] + " …"
 
 
-def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame) -> dg.MarkdownMetadataValue:
+_TRACE_COLUMNS = ("question", "answer", "qa_id", "origin", "hop", "on", "path", "segment", "segment_id", "text")
+
+
+def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame) -> dg.TableMetadataValue:
     """A fixed sample of accepted pairs, each followed from its question through its hops to segment and document."""
     sources = {row["segment_id"]: row for row in corpus.to_dicts()}
     chance = random.Random("traced")  # noqa: S311 - which pairs are shown
-    parts = []
-    for row in pairs[sorted(chance.sample(range(pairs.height), min(_SAMPLE_ROWS, pairs.height)))].to_dicts():
-        parts.append(f"**{_cell(row['question'])}** `{row['qa_id']}`, {row['origin']}\n\n{_cell(row['answer'])}\n")
-        for hop in row["hops"]:
+    rows: list[tuple[object, ...]] = []
+    for pair in pairs[sorted(chance.sample(range(pairs.height), min(_SAMPLE_ROWS, pairs.height)))].to_dicts():
+        asked = (pair["question"], pair["answer"], pair["qa_id"], pair["origin"])
+        for hop in pair["hops"]:
             for segment in hop["segment_ids"]:
                 source = sources[segment]
-                place = f"{source['path']}, segment {source['position']} `{segment}`: {_cell(source['text'])}"
-                parts.append(f"- hop {hop['hop_number']}: {_cell(hop['summary'])}\n  - {place}")
-        parts.append("")
-    return dg.MetadataValue.md("\n".join(parts))
+                place = (source["path"], source["position"], segment, source["text"])
+                rows.append((*asked, hop["hop_number"], hop["summary"], *place))
+                asked = ("", "", "", "")
+    return shown_table(_TRACE_COLUMNS, rows)
 
 
 def counts(values: pl.Series, label: str) -> bytes:

@@ -1,16 +1,17 @@
 """The history of the champion: every promotion, refusal and rollback, as events of one asset and in MLflow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 
 from embed_pipeline.orchestration.presentation import OWNERS
-from embed_pipeline.release.manifest import BundleError, Manifest, read_manifest
+from embed_pipeline.orchestration.store_lock import locked_store
+from embed_pipeline.release.manifest import BundleError, Manifest, verify_bundle
 from embed_pipeline.release.releases import current_version, has_release, promote, release_folder
 from embed_pipeline.serving.process import confirm_release
-from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Settings
 from embed_pipeline.tracking import Tracker
 
@@ -28,14 +29,19 @@ champion = dg.AssetSpec(
 )
 
 
-def record_promotion(
-    context: dg.AssetExecutionContext, tracker: Tracker, manifest: Manifest, before: str | None
+def promote_release(
+    context: dg.AssetExecutionContext, tracker: Tracker, settings: Settings, manifest: Manifest
 ) -> None:
-    """Record that a release took the place of the one ``before`` (None: it is the first)."""
+    """Serve a release that passed every gate, and record that it took the place of the one before.
+
+    Raises:
+        ServingError, TrackingError, BundleError, StorageError: it was not possible; the release before stays.
+    """
+    before = current_version(settings.paths)
     name, version = manifest.mlflow["model"], manifest.mlflow["version"]
-    tracker.set_alias(name, CHAMPION, version)
-    tracker.set_version_tags(name, version, {"decision": f"promoted {_now()}"})
-    context.log_event(_event(_PROMOTED, manifest.version, before, "it passed every gate", context.run_id))
+    with _in_service(tracker, settings, manifest, before):
+        tracker.set_version_tags(name, version, {"decision": f"promoted {_now()}"})
+        context.log_event(_event(_PROMOTED, manifest.version, before, "it passed every gate", context.run_id))
 
 
 def record_refusal(
@@ -51,7 +57,7 @@ def record_refusal(
 
 
 def roll_back(instance: dg.DagsterInstance, tracker: Tracker, settings: Settings, version: str | None = None) -> str:
-    """Serve an earlier release again, record it, and return its version.
+    """Serve an earlier release again, record it, and return its version: all of it, or nothing.
 
     Args:
         instance: where the history is.
@@ -60,16 +66,19 @@ def roll_back(instance: dg.DagsterInstance, tracker: Tracker, settings: Settings
         version: which; None: the one that was promoted before the present one.
 
     Raises:
-        BundleError: there is no such release, or no earlier one.
+        BundleError: there is no such release, or no earlier one, or its files are not those released.
+        TrackingError: MLflow does not know its version, or the version never passed the gate.
+        ServingError: the endpoint that was left running does not serve it.
+        StoreBusyError: another command is at work on the store.
     """
-    now = current_version(settings.paths)
-    target = version or _earlier(instance, settings, now)
-    manifest = read_manifest(release_folder(settings.paths, target))
-    promote(settings.paths, target)
-    name, model_version = manifest.mlflow["model"], manifest.mlflow["version"]
-    tracker.set_alias(name, CHAMPION, model_version)
-    tracker.set_version_tags(name, model_version, {"decision": f"rolled back to {_now()}"})
-    instance.report_runless_asset_event(_event("rolled back", target, now, "a person asked for it", ""))
+    with locked_store(instance, settings.paths.store):
+        now = current_version(settings.paths)
+        target = version or _earlier(instance, settings, now)
+        manifest = verify_bundle(release_folder(settings.paths, target))
+        name, model_version = manifest.mlflow["model"], manifest.mlflow["version"]
+        with _in_service(tracker, settings, manifest, now):
+            tracker.set_version_tags(name, model_version, {"decision": f"rolled back to {_now()}"})
+            instance.report_runless_asset_event(_event("rolled back", target, now, "a person asked for it", ""))
     return target
 
 
@@ -108,16 +117,18 @@ def _now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def put_in_service(version: str, before: str | None, settings: Settings) -> None:
-    """Make ``version`` the one that is served; where the running endpoint does not take it up, the one before again.
+@contextmanager
+def _in_service(tracker: Tracker, settings: Settings, manifest: Manifest, before: str | None) -> Iterator[None]:
+    """Have a release served and its version be the champion, where the block ends well too; else all is as ``before``.
 
-    Raises:
-        ServingError: it did not.
+    The alias comes first: MLflow may refuse it, for a version that it does not know or that never passed the gate.
     """
-    promote(settings.paths, version)
-    try:
-        confirm_release(version, settings)
-    except ServingError:
-        if before is not None:
-            promote(settings.paths, before)
-        raise
+    with tracker.moved_alias(manifest.mlflow["model"], CHAMPION, manifest.mlflow["version"]):
+        try:
+            promote(settings.paths, manifest.version)
+            confirm_release(manifest.version, settings)
+            yield
+        except BaseException:
+            if before is not None:
+                promote(settings.paths, before)
+            raise

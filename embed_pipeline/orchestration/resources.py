@@ -1,6 +1,8 @@
-"""The MLflow resource of the assets, and the Dagster instance that records the runs of commands."""
+"""The MLflow resource of the assets, the Dagster instance that records the runs of commands, and the store of both."""
 
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -8,9 +10,11 @@ import yaml
 
 from embed_pipeline.lineage import Model
 from embed_pipeline.orchestration.freshness import INPUT_DATA_VERSION, materializations
+from embed_pipeline.orchestration.store_lock import StoreBusyError, locked_store, unfinished_runs
+from embed_pipeline.serving.process import kept_endpoint
 from embed_pipeline.settings import Settings
-from embed_pipeline.storage import write_whole
-from embed_pipeline.tracking import Tracker
+from embed_pipeline.storage import StorageError, file_hashes, write_whole
+from embed_pipeline.tracking import Tracker, upgrade_database
 
 _CONFIG = "dagster.yaml"
 
@@ -77,6 +81,65 @@ def prepare_home(store: Path) -> Path:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_whole(path, text.encode())
     return home
+
+
+def move_store(settings: Settings, target: Path) -> None:
+    """Move the store to another folder, which must not exist or be empty; all of it, or nothing.
+
+    Raises:
+        StorageError: there is no store, something is in the way, or its endpoint is running.
+        StoreBusyError: a command or a run is at work on it.
+    """
+    store = settings.paths.store
+    if not store.is_dir():
+        raise StorageError(f"there is no store in {store}; set paths.store")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StorageError(f"{target} is not an empty folder; name one that is not there yet")
+    if target.resolve().is_relative_to(store.resolve()):
+        raise StorageError(f"{target} lies in the store {store} itself; name a folder outside it")
+    running = kept_endpoint(store)
+    if running is not None:
+        raise StorageError(f"the endpoint at {running.url} serves from {store}; end process {running.pid} first")
+    with open_instance(store) as instance, locked_store(instance, store):
+        unfinished = unfinished_runs(instance)
+        if unfinished:
+            message = f"runs wait or are in progress: {', '.join(unfinished)}; wait for them to end, or terminate them"
+            raise StoreBusyError(message)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            store.rename(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy_and_remove(store, target)
+    moved = settings.model_copy(update={"paths": settings.paths.model_copy(update={"store": target})})
+    prepare_home(target)
+    # Connecting has MLflow name the artifacts where they are now.
+    MLflow.of(moved).tracker()
+
+
+def _copy_and_remove(store: Path, target: Path) -> None:
+    """Move to another disk: copied, compared, put in place, and only then removed."""
+    staged = target.with_name(f".{target.name}.part")
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(store, staged, symlinks=True)
+    if file_hashes(staged) != file_hashes(store):
+        shutil.rmtree(staged)
+        raise StorageError(f"{store} changed while it was copied to {target}; nothing was moved, try again")
+    staged.replace(target)
+    shutil.rmtree(store)
+
+
+def upgrade_store(settings: Settings) -> list[str]:
+    """Bring Dagster's and MLflow's databases to the form of the installed versions; return what was done, in words."""
+    done = []
+    with open_instance(settings.paths.store) as instance:
+        instance.upgrade()
+        done.append(f"Dagster's database is that of Dagster {dg.__version__}")
+    uri = settings.tracking_uri()
+    known = upgrade_database(uri)
+    done.append("MLflow's database is up to date" if known else f"MLflow's database is upgraded by its server at {uri}")
+    return done
 
 
 def _storage(home: Path) -> dict[str, object]:

@@ -1,32 +1,28 @@
-"""Runs a stage for the assets that are not current, as its command does, and closes runs of killed commands."""
+"""Runs a stage for the assets that are not current, as its command does."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from filelock import FileLock, Timeout
+from dagster._utils.error import SerializableErrorInfo
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
+from embed_pipeline.orchestration.absence import forget_answers
 from embed_pipeline.orchestration.freshness import failed_check, failed_gates, is_current
 from embed_pipeline.orchestration.jobs import STAGES
 from embed_pipeline.orchestration.partitions import document_batches
+from embed_pipeline.orchestration.store_lock import command_tags, locked_store, pool_holders
 from embed_pipeline.settings import Settings
+from embed_pipeline.storage import explain_system_error
 
 logger = logging.getLogger(__name__)
-COMMAND_TAG = "embed_pipeline/command"
-"""Tag of a run that a command executes in its own process: the stage."""
-_STORE_TAG = "embed_pipeline/store"
-_UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on from there"
+# Of the text that Dagster keeps of an error.
+_SYSTEM_ERROR = re.compile(r"\w*Error: \[Errno (?P<number>\d+)\] (?P<strerror>[^:]+)(?:: '(?P<place>.*)')?$")
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - an outcome, named as the commands speak of it
@@ -70,7 +66,8 @@ class StageRunner:
         """
         outcome = StageOutcome()
         config = {**({"finetuned_model": {"anew": True}} if force else {}), **(config or {})}
-        with self._locked_store():
+        with locked_store(self._instance, self._settings.paths.store):
+            forget_answers(self._settings.paths)
             if stage == "sdg":
                 self._add_batches()
             self._check_inputs(stage)
@@ -176,26 +173,13 @@ class StageRunner:
                     rows.append((stage, key.to_user_string(), self._failed(definition) or state, made))
         return rows
 
-    @contextmanager
-    def _locked_store(self) -> Iterator[None]:
-        store = self._settings.paths.store
-        store.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(store / ".lock")
-        try:
-            with lock.acquire(timeout=0):
-                close_abandoned(self._instance, store)
-                yield
-        except Timeout as error:
-            message = f"another command is at work on {store}; wait for it to end, or set paths.store to another folder"
-            raise StageFailed(message) from error
-
 
 def _explain(result: dg.ExecuteInProcessResult) -> str:
     """Why a run failed, in the words of the steps that failed."""
     checks = [
-        failed_check(e.check_name, e.asset_key, e.description)
-        for e in result.get_asset_check_evaluations()
-        if not e.passed and e.blocking
+        failed_check(evaluation)
+        for evaluation in result.get_asset_check_evaluations()
+        if not evaluation.passed and evaluation.blocking
     ]
     if checks:
         return "; ".join(checks)
@@ -206,49 +190,19 @@ def _explain(result: dg.ExecuteInProcessResult) -> str:
             if data.user_failure_data and data.user_failure_data.description:
                 found.append(f"{event.step_key}: {data.user_failure_data.description}")
             elif data.error:
-                root = data.error.cause or data.error
-                found.append(f"{event.step_key}: {root.message.strip()}")
+                found.append(f"{event.step_key}: {_in_words(data.error)}")
     return "; ".join(found) or f"run {result.run_id} failed; see it in the Dagster UI"
 
 
-def command_tags(stage: str, store: Path) -> dict[str, str]:
-    """Tags of a run of the command ``stage`` on a store."""
-    return {COMMAND_TAG: stage, _STORE_TAG: str(store.resolve())}
-
-
-def close_abandoned(instance: dg.DagsterInstance, store: Path) -> list[str]:
-    """Record as failed the unfinished runs of commands on this store, and return their ids.
-
-    Slots of the pools (one step at a time asks the LLM, one uses the GPU) that ended runs still hold are freed.
-
-    The caller holds the store's lock: no other command is running on it, so these runs have no process any more.
-    """
-    wanted = dg.RunsFilter(statuses=_UNFINISHED, tags={_STORE_TAG: str(store.resolve())})
-    closed = []
-    for run in instance.get_runs(filters=wanted):
-        if COMMAND_TAG in run.tags:
-            instance.report_run_failed(run, "the command running it exited unexpectedly; run it again")
-            logger.warning("run %s of %s was abandoned; it is recorded as failed", run.run_id, run.job_name)
-            closed.append(run.run_id)
-    _free_slots_of_ended_runs(instance)
-    return closed
-
-
-def pool_holders(instance: dg.DagsterInstance, pools: Iterable[str]) -> dict[str, list[str]]:
-    """Pool to the runs whose steps hold its slots; a step of another run waits for them."""
-    storage = instance.event_log_storage
-    if not storage.supports_global_concurrency_limits:
-        return {}
-    held = {pool: storage.get_concurrency_info(pool).claimed_slots for pool in sorted(set(pools))}
-    return {pool: sorted({slot.run_id for slot in slots}) for pool, slots in held.items() if slots}
-
-
-def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
-    """Free the pool slots of ended runs: a killed step never freed its own, and the next step would wait for it."""
-    storage = instance.event_log_storage
-    if not storage.supports_global_concurrency_limits:
-        return
-    for run_id in storage.get_concurrency_run_ids():
-        run = instance.get_run_by_id(run_id)
-        if run is None or run.is_finished:
-            storage.free_concurrency_slots_for_run(run_id)
+def _in_words(error: SerializableErrorInfo) -> str:
+    """What a step raised: our own errors and the machine's in a sentence, others under the name of their class."""
+    root = error
+    while root.cause is not None:
+        root = root.cause
+    said = root.message.strip()
+    if root.cls_name in {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}:
+        return INTERRUPTED
+    failed = _SYSTEM_ERROR.match(said)
+    if failed is not None:
+        return explain_system_error(OSError(int(failed["number"]), failed["strerror"], failed["place"] or None))
+    return said.partition(": ")[2] if said.startswith("embed_pipeline.") else said

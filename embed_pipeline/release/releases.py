@@ -5,12 +5,12 @@ Both are in the store or, where ``paths.assets`` is set, on object storage; then
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from embed_pipeline.release.manifest import BundleError, read_manifest
 from embed_pipeline.settings import Paths
 from embed_pipeline.shelf import CURRENT, LATEST, Shelf
-from embed_pipeline.storage import StorageError
+from embed_pipeline.storage import StorageError, check_name
 
 RELEASES = "release"
 
@@ -83,8 +83,7 @@ def promote(paths: Paths, version: str) -> Path:
 
     Raises:
         BundleError: there is no such bundle, or its manifest names another version.
-        OSError: the disk is full.
-        StorageError: the object storage refused it or cannot be reached.
+        StorageError: the disk is full, or the object storage refused it or cannot be reached.
     """
     folder = release_folder(paths, version)
     manifest = read_manifest(folder)
@@ -96,7 +95,12 @@ def promote(paths: Paths, version: str) -> Path:
 
 
 def _releases(paths: Paths, version: str) -> Shelf:
-    if not version or PurePosixPath(version).parts != (version,) or version in {"..", CURRENT, LATEST}:
-        message = f"release version {version!r} is not a folder name"
+    if version in {CURRENT, LATEST}:
+        message = f"release version: {version!r} is a pointer to a release"
         raise BundleError(message)
+    try:
+        check_name(version)
+    except StorageError as error:
+        message = f"release version: {error}"
+        raise BundleError(message) from error
     return Shelf.of(paths).under(RELEASES)

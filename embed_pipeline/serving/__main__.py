@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+from embed_pipeline.escaping import TerminalFormatter, for_terminal
 from embed_pipeline.serving.server import serve
 from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import SettingsError, load_settings
@@ -18,11 +19,13 @@ def main() -> int:
     parser.add_argument("bundle", type=Path, help="folder of the release bundle")
     parser.add_argument("--port", type=int, default=None, help="instead of serving.port; 0: any free one")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         serve(arguments.bundle, load_settings(), port=arguments.port)
     except (ServingError, SettingsError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {for_terminal(str(error))}\n")
         return 1
     return 0
 

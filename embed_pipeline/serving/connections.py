@@ -1,10 +1,12 @@
-"""Connections: the address that the endpoint listens on, and headers that must arrive in time."""
+"""Connections: the address that the endpoint listens on, headers that must arrive in time, and no other protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embed_pipeline.serving.serving_errors import ServingError
@@ -13,6 +15,7 @@ from embed_pipeline.settings import Serving
 _BACKLOG = 2048
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADER_SECONDS = 10.0
+_OFFERS = {b"upgrade", b"http2-settings"}
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -24,8 +27,10 @@ def bind(serving: Serving, port: int | None = None) -> socket.socket:
     """
     wanted = (0 if serving.port == "auto" else serving.port) if port is None else port
     family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    # "::" is every address, of IPv4 too.
+    both = serving.host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((serving.host, wanted), family=family, backlog=_BACKLOG)
+        return socket.create_server((serving.host, wanted), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         message = f"cannot listen on {serving.host} port {wanted}: {error.strerror}"
         raise ServingError(f"{message}; set serving.host and serving.port") from error
@@ -43,11 +48,20 @@ class GuardedProtocol(HttpToolsProtocol):
 
     The time runs from the connection for its first request and from the first byte for later ones; between
     requests uvicorn's own keep-alive time runs.
+
+    An offer to change to another protocol (``Upgrade: h2c``, which Java's HttpClient sends with every request, or
+    ``websocket``) is declined as RFC 9110 section 7.8 has it: the request is answered over HTTP/1.1.
     """
 
     _deadline: asyncio.TimerHandle | None = None
     _in_headers = True
     _header_bytes = 0
+    _declined: bytes | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - as uvicorn has them
+        """Parse with :class:`_OneProtocolParser`."""
+        super().__init__(*arguments, **named)
+        self.parser = _OneProtocolParser(self)  # type: ignore[assignment]  # it has all that uvicorn asks of it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start the time of the first request."""
@@ -70,13 +84,18 @@ class GuardedProtocol(HttpToolsProtocol):
         self._start()
 
     def on_headers_complete(self) -> None:
-        """Stop the time."""
+        """Stop the time; the headers of an offer to change the protocol are noted and parsed again without it."""
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._declined = self._head_without_offer()
+            return
         self._in_headers, self._header_bytes = False, 0
         self._stop()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Expect the next request's headers."""
+        if self._declined is not None:
+            return
         self._in_headers = True
         super().on_message_complete()
 
@@ -84,6 +103,22 @@ class GuardedProtocol(HttpToolsProtocol):
         """Stop the time."""
         self._stop()
         super().connection_lost(exc)
+
+    def take_declined(self) -> bytes | None:
+        """The head of the request whose offer to change the protocol was declined, without the offer; once."""
+        head, self._declined = self._declined, None
+        return head
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                kept = [token for token in value.split(b",") if token.strip().lower() not in _OFFERS]
+                lines.append(b"connection: " + b",".join(kept))
+            elif name not in _OFFERS:
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join([*lines, b"\r\n"])
 
     def _start(self) -> None:
         if self._deadline is None:
@@ -93,3 +128,38 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+class _OneProtocolParser:
+    """httptools' parser, which leaves a connection at an offer to change its protocol; here it goes on with HTTP."""
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        self._protocol = protocol
+        self._renew()
+
+    def _renew(self) -> None:
+        self._parser = httptools.HttpRequestParser(self._protocol)
+        # As uvicorn has it: the first of several requests that were sent at once is answered.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse ``data``.
+
+        Raises:
+            httptools.HttpParserError: it is not HTTP.
+            httptools.HttpParserUpgrade: it is a CONNECT.
+        """
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                head = self._protocol.take_declined()
+                if head is None:
+                    raise
+                data = head + data[offer.args[0] :]
+                self._renew()
+            else:
+                return
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the parser has
+        return getattr(self._parser, name)

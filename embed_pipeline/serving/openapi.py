@@ -139,7 +139,7 @@ def _schemas(serving: Serving, names: list[str], sizes: list[int]) -> dict[str, 
         "model": {"type": "string", "enum": names},
         "input_type": {"enum": [*KINDS, None]},
         "encoding_format": {"enum": [*ENCODING_FORMATS, None], "default": "float"},
-        "truncate": {"enum": [*TRUNCATE, None], "default": "NONE"},
+        "truncate": {"enum": [*TRUNCATE, None], "default": serving.truncate},
         "dimensions": {"enum": [*sizes, None]},
         "user": nullable_text,
     }

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hmac
 import ipaddress
+import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.message import Message
+from email.utils import collapse_rfc2231_value
 from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import numpy as np
@@ -32,6 +37,9 @@ FIELDS = frozenset({"input", "model", "input_type", "encoding_format", "truncate
 # are parsed within milliseconds whatever they hold; a larger one may hold so many values and no more.
 FREE_BODY_BYTES = 512 * 1024
 MAX_JSON_VALUES = 16_384
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNDECODED = {chr(0xDC00 + byte) for byte in range(0x80, 0x100)}
+"""What ``surrogateescape`` makes of bytes that are not UTF-8."""
 _IDS_REFUSED = (
     "input holds token ids; decoding them with another model's vocabulary would be silently wrong, so send text "
     "(langchain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
@@ -67,10 +75,17 @@ def _sends_key(request: Request, key: bytes) -> bool:
 
 
 def _is_local(request: Request) -> bool:
+    return request.client is not None and is_loopback(request.client.host)
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that this machine alone reaches; an IPv4 address may come in the form of IPv6."""
     try:
-        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return host == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _unauthorized(message: str) -> RequestError:
@@ -98,13 +113,17 @@ async def read_body(request: Request, max_bytes: int, *, seconds: float = MAX_SE
 
 
 def _check_headers(request: Request, limit: int) -> None:
-    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    given = Message()
+    given["content-type"] = request.headers.get("content-type", "")
+    (media_type, _), *parameters = given.get_params() or [("", "")]
     if media_type.strip().lower() != "application/json":
         message = f"Content-Type is {media_type.strip()[:80]!r}, must be application/json"
         raise RequestError(415, message, code="unsupported_media_type")
-    charset = parameters.strip().lower()
-    if charset.startswith("charset=") and charset.removeprefix("charset=").strip('"') not in {"utf-8", "utf8"}:
-        raise RequestError(415, f"{charset[:80]!r}: JSON is UTF-8", code="unsupported_media_type")
+    for name, value in parameters:
+        charset = collapse_rfc2231_value(value)
+        if name.lower() == "charset" and not _is_utf8(charset):
+            message = f"Content-Type says charset {charset[:80]!r}; JSON is UTF-8"
+            raise RequestError(415, message, code="unsupported_media_type")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in {"identity", "gzip"}:
         message = f"Content-Encoding is {encoding[:80]!r}, must be gzip or identity"
@@ -112,6 +131,14 @@ def _check_headers(request: Request, limit: int) -> None:
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(limit)
+
+
+def _is_utf8(charset: str) -> bool:
+    """True for a name of UTF-8, or of ASCII, which is a part of it."""
+    try:
+        return codecs.lookup(charset).name in {"utf-8", "utf-8-sig", "ascii"}
+    except (LookupError, ValueError):
+        return False
 
 
 async def _receive_body(request: Request, limit: int) -> bytes:
@@ -158,7 +185,7 @@ class EmbeddingRequest:
         model: name as the client wrote it.
         kind: query or passage, where the request says so.
         base64: True for little-endian float32 in base64, False for JSON numbers.
-        truncate: which end of a text that is too long is kept; NONE: it is an error.
+        truncate: which end of a text that is too long is kept; NONE: it is an error; None: as the endpoint has it.
         dimensions: length of the vectors, where the request says so.
         unknown_fields: how many fields it has that nothing reads.
     """
@@ -167,7 +194,7 @@ class EmbeddingRequest:
     model: str
     kind: Kind | None
     base64: bool
-    truncate: Truncate
+    truncate: Truncate | None
     dimensions: int | None
     unknown_fields: int
 
@@ -186,23 +213,48 @@ def parse_request(body: bytes) -> EmbeddingRequest:
         model=_model(values),
         kind=_choice(values, "input_type", KINDS),
         base64=_choice(values, "encoding_format", ENCODING_FORMATS) == "base64",
-        truncate=_choice(values, "truncate", TRUNCATE) or "NONE",
+        truncate=_choice(values, "truncate", TRUNCATE),
         dimensions=_dimensions(values),
         unknown_fields=len(values.keys() - FIELDS),
     )
 
 
 def _read_object(body: bytes) -> dict[str, Any]:
+    body = body.removeprefix(codecs.BOM_UTF8)
     if len(body) > FREE_BODY_BYTES and (count := count_values(body)) > MAX_JSON_VALUES:
         message = f"the body holds {count} JSON values, at most {MAX_JSON_VALUES} are read; token ids are not accepted"
         raise invalid(f"{message} (langchain's OpenAIEmbeddings: check_embedding_ctx_length=False)", "input")
     try:
         values = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
-        raise invalid(f"the body is not JSON: {error}") from error
+        raise _malformed(body, error) from error
     if not isinstance(values, dict):
         raise invalid(f"the body must be a JSON object, got {_name(values)}")
     return values
+
+
+def _malformed(body: bytes, error: ValueError) -> RequestError:
+    """What is wrong with a body that is not JSON; where it is the text of an input, which one."""
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return invalid("the body is UTF-16; JSON is UTF-8")
+    decoded = body.decode("utf-8", "surrogateescape")
+    undecoded = _SURROGATE.search(decoded) is not None
+    try:
+        # This parser lets single surrogates through.
+        values = json.loads(decoded)
+    except (ValueError, RecursionError):
+        values = None
+    given = values.get("input") if isinstance(values, dict) else None
+    for index, text in enumerate([given] if isinstance(given, str) else given if isinstance(given, list) else []):
+        found = _SURROGATE.search(text) if isinstance(text, str) else None
+        if found is not None:
+            where = f"input[{index}]" if isinstance(given, list) else "input"
+            if undecoded and found[0] in _UNDECODED:
+                what = f"byte 0x{ord(found[0]) - 0xDC00:02x}, which is not UTF-8,"
+            else:
+                what = f"half a surrogate pair (\\u{ord(found[0]):04x})"
+            return invalid(f"{where} holds {what} at character {found.start()}; cut texts between characters", "input")
+    return invalid(f"the body is not JSON: {error}")
 
 
 def count_values(body: bytes) -> int:

@@ -6,10 +6,13 @@ import asyncio
 import base64
 import hashlib
 import logging
+import math
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +21,21 @@ from starlette.responses import HTMLResponse
 from embed_pipeline.serving.served_model import ServedModel
 from embed_pipeline.serving.service import Service
 from embed_pipeline.serving.serving_errors import RequestError, invalid
-from embed_pipeline.storage import read_table, table_path
+from embed_pipeline.storage import read_table, table_path, version_of
 
 if TYPE_CHECKING:
     import polars as pl
     from upath import UPath
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 SHOWN = 10
 MAX_QUERY_CHARACTERS = 1000
 MAX_SEGMENTS = 50_000
 """Segments that are indexed; of a larger corpus the first ones, and the page says so."""
 # Texts given to a model at once while indexing: few, so that requests are merged in between.
 _INDEXED_AT_ONCE = 16
+_LOOK_SECONDS = 2.0
 _INLINE_ELEMENT = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
@@ -40,17 +45,21 @@ class Index:
 
     Attributes:
         models: those models.
+        version: version of the stored corpus (:func:`embed_pipeline.storage.version_of`).
         corpus: the segments indexed.
         segments: segments in the whole corpus.
-        vectors: for each model float32 (segments, dimensions), filled as far as ``done`` says.
+        vectors: for each model float32 (segments, dimensions), filled but for ``missing`` and as far as ``done`` says.
+        missing: segments to embed; the others' vectors are those of the index before.
         done: vectors there, over all models.
         failure: why it cannot be finished.
     """
 
     models: tuple[ServedModel, ...]
+    version: str
     corpus: pl.DataFrame
     segments: int
     vectors: list[NDArray[np.float32]]
+    missing: list[int]
     done: int = 0
     failure: str | None = None
 
@@ -61,7 +70,11 @@ class Index:
 
 
 class Search:
-    """Search over the corpus of the store. It is indexed when somebody first looks, and anew for a new release."""
+    """Search over the corpus of the store.
+
+    It is indexed when somebody first looks, anew for a new release, and follows the stored corpus: what was removed
+    there, as a forgotten document is, is found no more once ``serving.reload_seconds`` have passed.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -69,6 +82,9 @@ class Search:
         self._index: Index | None = None
         self._building: asyncio.Task[None] | None = None
         self._choosing = asyncio.Lock()
+        reload_seconds = service.settings.serving.reload_seconds
+        self._look_seconds = _LOOK_SECONDS if reload_seconds == "never" else reload_seconds
+        self._looked = -math.inf
 
     async def find(self, query: str) -> dict[str, Any]:
         """The best segments for ``query`` under every model served, or how far the indexing has come.
@@ -97,25 +113,43 @@ class Search:
         """The index of the models served now; begun where it is not there yet."""
         self._service.require_ready()
         async with self._choosing:
-            models = self._service.models
-            if self._index is None or self._index.models != models:
+            models, before = self._service.models, self._index
+            if before is None or before.models != models or await self._is_replaced(before):
                 if self._building is not None:
                     self._building.cancel()
-                loop = asyncio.get_running_loop()
-                self._index = await loop.run_in_executor(self._service.executor, _empty, models, self._path)
+                # Nothing of the index before is shown any more, whatever becomes of the new one.
+                self._index = None
+                self._index = await self._run(_begin, models, self._path, before)
+                self._looked = time.monotonic()
                 self._building = asyncio.create_task(self._build(self._index))
-            return self._index
+                return self._index
+            return before
+
+    async def _is_replaced(self, index: Index) -> bool:
+        """Whether the stored corpus is another than the one indexed, looked up now and then."""
+        now = time.monotonic()
+        if now - self._looked < self._look_seconds:
+            return False
+        self._looked = now
+        try:
+            return await self._run(_stored_version, self._path) != index.version
+        except RequestError:
+            self._index = None
+            raise
+
+    async def _run(self, function: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._service.executor, function, *arguments)
 
     async def _build(self, index: Index) -> None:
         texts = index.corpus["text"].to_list()
         try:
             for model, vectors in zip(index.models, index.vectors, strict=True):
-                for start in range(0, len(texts), _INDEXED_AT_ONCE):
+                for start in range(0, len(index.missing), _INDEXED_AT_ONCE):
                     if self._service.models != index.models:
                         # Another release is served; the next look begins anew.
                         return
-                    part = texts[start : start + _INDEXED_AT_ONCE]
-                    vectors[start : start + len(part)] = await self._embed(model, part)
+                    part = index.missing[start : start + _INDEXED_AT_ONCE]
+                    vectors[part] = await self._embed(model, [texts[place] for place in part])
                     index.done += len(part)
         except (RequestError, RuntimeError, FloatingPointError) as error:
             index.failure = str(error)
@@ -133,17 +167,32 @@ class Search:
                 await asyncio.sleep(float(error.headers["Retry-After"]))
 
 
-def _empty(models: tuple[ServedModel, ...], path: UPath) -> Index:
+def _begin(models: tuple[ServedModel, ...], path: UPath, before: Index | None) -> Index:
+    """An index of the stored corpus, with the vectors that a whole index under the same models has of its texts."""
     from embed_pipeline import tables
 
+    version = _stored_version(path)
+    corpus = read_table(path, tables.CORPUS)
+    shown = corpus.head(MAX_SEGMENTS)
+    vectors = [np.zeros((shown.height, model.dimensions), dtype=np.float32) for model in models]
+    places: dict[str, int] = {}
+    if before is not None and before.models == models and before.done == before.total:
+        places = {text: place for place, text in enumerate(before.corpus["text"])}
+    known = [(place, places[text]) for place, text in enumerate(shown["text"]) if text in places]
+    if known and before is not None:
+        new, old = (list(part) for part in zip(*known, strict=True))
+        for target, source in zip(vectors, before.vectors, strict=True):
+            target[new] = source[old]
+    missing = sorted(set(range(shown.height)) - {place for place, _ in known})
+    return Index(models, version, shown, corpus.height, vectors, missing, done=len(known) * len(models))
+
+
+def _stored_version(path: UPath) -> str:
     try:
-        corpus = read_table(path, tables.CORPUS)
+        return version_of(path)
     except FileNotFoundError as error:
         message = f"there is no corpus at {path}; run the pipeline up to the corpus first"
         raise RequestError(404, message, code="no_corpus") from error
-    shown = corpus.head(MAX_SEGMENTS)
-    vectors = [np.zeros((shown.height, model.dimensions), dtype=np.float32) for model in models]
-    return Index(models, shown, corpus.height, vectors)
 
 
 def _hits(index: Index, model: ServedModel, vectors: NDArray[np.float32], query: NDArray[np.float32]) -> dict[str, Any]:

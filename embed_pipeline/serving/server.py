@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import resource
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -18,9 +22,10 @@ from embed_pipeline.release.manifest import BundleError, ReleaseError
 from embed_pipeline.release.releases import RELEASES, current_version, release_folder
 from embed_pipeline.serving.application import create_application
 from embed_pipeline.serving.connections import GuardedProtocol, bind
+from embed_pipeline.serving.request import is_loopback
 from embed_pipeline.serving.service import Service
 from embed_pipeline.serving.serving_errors import ServingError
-from embed_pipeline.settings import Paths, Settings, serving_api_key
+from embed_pipeline.settings import SERVING_KEY_VARIABLE, Paths, Settings, serving_api_key
 
 logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 75
@@ -29,6 +34,8 @@ _KEEP_ALIVE_SECONDS = 75
 _TURN_SECONDS = 0.0005
 # Ready answers 503 for at least so long before the listener closes, so that a load balancer can see it.
 _NOTICE_SECONDS = 0.5
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_REPEAT_SECONDS = 60.0
 LOAD_ERRORS = (BundleError, ModelError, ReleaseError, ServingError)
 """What may be wrong with a release; anything else is a fault of this program."""
 
@@ -46,8 +53,15 @@ def serve(bundle: Path, settings: Settings, *, port: int | None = None) -> None:
         ServingError: the address is taken or not this machine's, or the release cannot be served.
     """
     sys.setswitchinterval(_TURN_SECONDS)
+    _raise_limit_on_connections()
     listener = bind(settings.serving, port)
     EmbeddingServer(bundle, Service(settings, serving_api_key()), listener).run_until_stopped()
+
+
+def _raise_limit_on_connections() -> None:
+    """Let this process hold as many connections as it may, not the fewer that a shell starts it with."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class EmbeddingServer(uvicorn.Server):
@@ -59,9 +73,17 @@ class EmbeddingServer(uvicorn.Server):
 
     def __init__(self, bundle: Path, service: Service, listener: socket.socket) -> None:
         """Prepare to serve ``bundle`` on ``listener``."""
+        host, port = listener.getsockname()[:2]
+        loopback = is_loopback(host)
+        if not loopback and service.api_key is None:
+            shown = ", and its search page shows the corpus" if service.settings.serving.search_page else ""
+            logger.warning(
+                "%s is open to every machine that reaches it, without a key%s; set %s, or serving.host = 127.0.0.1",
+                host, shown, SERVING_KEY_VARIABLE,
+            )  # fmt: skip
         super().__init__(
             uvicorn.Config(
-                create_application(service),
+                create_application(service, loopback=loopback),
                 http=GuardedProtocol,
                 ws="none",
                 lifespan="off",
@@ -73,11 +95,11 @@ class EmbeddingServer(uvicorn.Server):
                 timeout_graceful_shutdown=1,
             )
         )
-        host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._bundle, self._service, self._listener = bundle, service, listener
         self._follower = Follower.of(service, bundle)
         self._failure: ServingError | None = None
+        self._loop_errors = LoopErrors()
         self._drain_since: float | None = None
 
     def run_until_stopped(self) -> None:
@@ -100,8 +122,9 @@ class EmbeddingServer(uvicorn.Server):
             raise self._failure
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Tell the service on which event loop its requests are answered."""
+        """Tell the service on which event loop its requests are answered, and log what goes wrong in that loop."""
         self._service.loop = asyncio.get_running_loop()
+        self._service.loop.set_exception_handler(self._loop_errors)
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -119,6 +142,7 @@ class EmbeddingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop now; asked ten times a second."""
+        self._loop_errors.look_for_shortage()
         if self._drain_since is not None:
             waited = time.monotonic() - self._drain_since
             idle = not self._service.open_requests and waited >= _NOTICE_SECONDS
@@ -139,6 +163,40 @@ class EmbeddingServer(uvicorn.Server):
             raise
         if self._follower is not None:
             self._follower.start()
+
+
+class LoopErrors:
+    """Logs what goes wrong outside of any request, above all that this process can hold no more connections."""
+
+    def __init__(self) -> None:
+        self._said = -_REPEAT_SECONDS
+
+    def __call__(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log an error as asyncio describes it."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            self._say(error)
+        else:
+            logger.error("%s", context.get("message", "an error in the event loop"), exc_info=error)
+
+    def look_for_shortage(self) -> None:
+        """Log when no file can be opened: uvloop then closes new connections without a word."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            self._say(error)
+
+    def _say(self, error: OSError) -> None:
+        """Once a minute: it is found again and again until somebody leaves."""
+        now = time.monotonic()
+        if now - self._said >= _REPEAT_SECONDS:
+            self._said = now
+            most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            logger.error(
+                "new connections are refused: %s; this process may hold %d files and connections, which "
+                "'ulimit -n' or the service's LimitNOFILE raises",
+                error.strerror, most,
+            )  # fmt: skip
 
 
 class Follower:

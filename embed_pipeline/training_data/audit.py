@@ -20,7 +20,7 @@ _SAMPLED = 200
 _SUSPECT_RANK = 3
 _SUSPECT_RATIO = 0.9
 _HARDEST = 10
-_EXCERPT = 160
+HARDEST_COLUMNS = ("question", "origin", "positive", "negative", "similarities")
 # Two ways of summing a cosine of float32 vectors differ by less.
 _EPSILON = 1e-6
 _INK, _GRID, _BAR, _LINE = "#5b6470", "#9aa4b033", "#0072b2", "#d55e00"
@@ -60,7 +60,7 @@ class Audit:
         ratios: for each negative, its similarity over that of the question's least similar positive; questions
             whose positive is not above 0 have none.
         false_negatives: the estimate of :func:`estimate_false_negatives`.
-        hardest: the examples whose negative comes closest, as a Markdown table.
+        hardest: the examples whose negative comes closest, a row of :data:`HARDEST_COLUMNS` each.
     """
 
     origins: dict[str, int]
@@ -69,7 +69,7 @@ class Audit:
     full_share: float
     ratios: list[float]
     false_negatives: FalseNegatives
-    hardest: str
+    hardest: list[tuple[str, ...]]
 
     @property
     def mean_ratio(self) -> float | None:
@@ -94,7 +94,7 @@ def audit_negatives(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, settings
         full_share=full_share(hard_negatives, settings.training_data.num_negatives),
         ratios=[ratio for row in rows for ratio in _ratios(row)],
         false_negatives=estimate_false_negatives(rows, texts, settings.seed),
-        hardest=_hardest_table(rows, texts),
+        hardest=_hardest(rows, texts),
     )
 
 
@@ -197,27 +197,15 @@ def _ratios(row: Mapping[str, Any]) -> list[float]:
     return [similarity / least for similarity in row["negative_similarities"]] if least > 0 else []
 
 
-def _hardest_table(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> str:
+def _hardest(rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> list[tuple[str, ...]]:
     ranked = sorted((row for row in rows if _ratios(row)), key=lambda row: (-_ratios(row)[0], row["qa_id"]))
-    lines = ["| question | origin | positive | negative | similarities |", "|---|---|---|---|---|"]
+    found: list[tuple[str, ...]] = []
     for row in ranked[:_HARDEST]:
         least = row["positive_similarities"].index(min(row["positive_similarities"]))
-        cells = [
-            row["question"],
-            row["origin"],
-            texts[row["positive_segment_ids"][least]],
-            texts[row["negative_segment_ids"][0]],
-            f"{row['positive_similarities'][least]:.3f} / {row['negative_similarities'][0]:.3f}",
-        ]
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """A text on one line, cut, with what Markdown or HTML would read as markup made plain."""
-    line = " ".join(text.split())
-    cut = line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"
-    return cut.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+        similarities = f"{row['positive_similarities'][least]:.3f} / {row['negative_similarities'][0]:.3f}"
+        positive, negative = texts[row["positive_segment_ids"][least]], texts[row["negative_segment_ids"][0]]
+        found.append((row["question"], row["origin"], positive, negative, similarities))
+    return found
 
 
 def _problems(

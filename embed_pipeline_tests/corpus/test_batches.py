@@ -169,8 +169,8 @@ def test_a_damaged_manifest_is_refused_by_name(folder: Path, make_settings: Make
 
 
 def test_an_unknown_batch_is_named(make_settings: MakeSettings) -> None:
-    with pytest.raises(CorpusError, match=r"'00009-x' has no manifest .*run: embed-pipeline sdg"):
-        load_batch(make_settings().paths.store, "00009-x")
+    with pytest.raises(CorpusError, match=r"'00009-0a1b2c3d' has no manifest .*run: embed-pipeline sdg"):
+        load_batch(make_settings().paths.store, "00009-0a1b2c3d")
 
 
 def test_a_file_still_written_to_is_left_for_a_later_look(folder: Path, make_settings: MakeSettings) -> None:

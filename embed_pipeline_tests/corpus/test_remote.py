@@ -15,7 +15,7 @@ import pytest
 
 from embed_pipeline.corpus import batches as batches_module
 from embed_pipeline.corpus import files as remote
-from embed_pipeline.corpus.batches import ScanLimits, cut_batches, find_new_batches, load_batches
+from embed_pipeline.corpus.batches import ScanLimits, cut_batches, find_new_batches, load_batch, load_batches
 from embed_pipeline.corpus.documents import read_documents
 from embed_pipeline.corpus.files import CorpusError, is_present, read_document, scan_documents
 from embed_pipeline.corpus.sample import SampleError, write_sample
@@ -225,3 +225,79 @@ def test_a_bucket_that_is_none_is_named_and_no_secret_told(s3: str) -> None:
     with pytest.raises(CorpusError, match="documents at s3://nowhere/docs do not exist; set paths.documents") as caught:
         scan_documents("s3://nowhere/docs", Corpus())
     assert "secret-of-the-key" not in str(caught.value)
+
+
+class _Redirecting(http.server.BaseHTTPRequestHandler):
+    """A listing of documents, some of which are redirected; ``inner`` is another server."""
+
+    inner = ""
+
+    def do_GET(self) -> None:
+        name = self.path.rsplit("/", 1)[-1]
+        places = {"elsewhere.md": f"{self.inner}/secret", "moved.md": "/docs/real.md", "scheme.md": "//127.0.0.1:1/x"}
+        places["twice.md"] = "/docs/elsewhere.md"
+        if self.path.startswith("/gone"):
+            places[name] = f"{self.inner}/listing"
+        if name in places:
+            self.send_response(302)
+            self.send_header("Location", places[name])
+            self.end_headers()
+            return
+        links = "".join(f'<a href="{path}">x</a>' for path in [*places, "real.md"])
+        body = links.encode() if self.path.rstrip("/") == "/docs" else b"# Real"
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 - http.server calls it
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_web_server_cannot_have_another_host_read(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Inner(_Redirecting):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+        do_HEAD = do_GET  # noqa: N815 - as above
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Inner) as inner:
+        threading.Thread(target=inner.serve_forever, daemon=True).start()
+
+        class Outer(_Redirecting):
+            pass
+
+        Outer.inner = f"http://127.0.0.1:{inner.server_port}"
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Outer) as outer:
+            threading.Thread(target=outer.serve_forever, daemon=True).start()
+            address = f"http://127.0.0.1:{outer.server_port}"
+            scan = scan_documents(f"{address}/docs", Corpus())
+            assert [file.path for file in scan.files] == ["moved.md", "real.md"]
+            assert scan.skipped["redirected to another host"] == 3
+            assert read_document(f"{address}/docs", "moved.md", 100) == b"# Real"
+            for name in ("elsewhere.md", "twice.md", "scheme.md"):
+                with pytest.raises(OSError, match=name):
+                    read_document(f"{address}/docs", name, 100)
+            with pytest.raises(CorpusError, match="only its own host is read"):
+                scan_documents(f"{address}/gone", Corpus())
+            outer.shutdown()
+        inner.shutdown()
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escape/evil", "pwned", "00001-0a1b2c3d/../x", "00001-0A1B2C3D", "", "00001-0a1b2c3d\n", "/etc/x"]
+)
+def test_what_is_no_name_of_a_batch_is_refused_before_a_path_is_made_of_it(tmp_path: Path, name: str) -> None:
+    manifest = tmp_path / "escape" / "evil.json"
+    manifest.parent.mkdir()
+    manifest.write_text('{"files": [], "deleted": []}')
+    (tmp_path / "store" / "batches").mkdir(parents=True)
+    with pytest.raises(CorpusError, match="is no name of a document batch, such as 00001-0a1b2c3d"):
+        load_batch(tmp_path / "store", name)

@@ -105,16 +105,16 @@ def test_opening_waits_for_a_process_that_is_making_the_same_store(tmp_path: Pat
     writer.close()
 
 
-def test_answers_that_hold_all_of_a_groups_texts_are_removed_for_good(tmp_path: Path) -> None:
+def test_answers_that_are_meant_are_removed_for_good(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     with ResponseStore(path) as store:
         store.put("plain", Answer("What is a quern?", "stop", 1, 1))
         store.put("escaped", Answer('{"question": "Who wrote \\"Emma\\"?"}', "stop", 1, 1))
-        store.put("one of two", Answer("a quern", "stop", 1, 1))
-        store.put("both", Answer("a quern and a kiln", "stop", 1, 1))
-        assert store.remove_holding([["What is a quern?"], ['Who wrote "Emma"?'], ["quern", "kiln"]]) == 3
-        assert store.get("one of two") is not None
-        assert len(store) == 1
+        store.put("other", Answer("a kettle", "stop", 1, 1))
+        store.put("kiln", Answer("a quern and a kiln", "stop", 1, 1))
+        assert store.remove_where(lambda text: "quern" in text or "Emma" in text) == 3
+        assert store.texts() == ["a kettle"]
+        assert store.get("other") is not None
     held = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert b"kiln" not in held
     assert b"Emma" not in held

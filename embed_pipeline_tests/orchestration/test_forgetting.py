@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+from dataclasses import replace
 
 import dagster as dg
 import polars as pl
 import pytest
+from upath import UPath
 
 from embed_pipeline import tables
-from embed_pipeline.orchestration import forgetting
+from embed_pipeline.llm.store import Answer, ResponseStore
+from embed_pipeline.orchestration import absence, forgetting
+from embed_pipeline.settings import Paths
+from embed_pipeline.storage import StorageError
 from embed_pipeline_tests.project import small_project, well_behaved
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
 
@@ -42,25 +48,45 @@ def holding(project, words):
     return found
 
 
+def start_run(instance, status, **tags):
+    """A run that somebody else has started."""
+    run = dg.DagsterRun("sdg", status=status, tags=tags)
+    instance.add_run(run)
+    return run.run_id
+
+
 @pytest.mark.slow
-def test_a_document_is_forgotten_everywhere(prepared):
+def test_a_document_is_forgotten_everywhere(prepared):  # noqa: PLR0915 - one project, forgotten step by step
     from embed_pipeline.definitions import build_definitions
     from embed_pipeline.orchestration.freshness import with_settings
     from embed_pipeline.orchestration.jobs import all_assets
-    from embed_pipeline.orchestration.resources import open_instance
+    from embed_pipeline.orchestration.resources import MLflow, open_instance
     from embed_pipeline.orchestration.runs import StageRunner
     from embed_pipeline.settings import load_settings
 
     project, stub = prepared
     settings = load_settings()
     assets = [with_settings(definition, settings) for definition in all_assets]
+    tracker = MLflow.of(settings).tracker()
     segments = project.table("corpus").filter(pl.col("path") == "topic-03.md")
     words = [line.split()[1] for line in "\n".join(segments["text"]).splitlines() if line.startswith("## ")]
     assert len(words) == 3
     assert len(holding(project, words)) > 8
+    own = segments["segment_id"].to_list()
+    mined = project.table("hard_negatives")
+    others = mined.filter(~pl.col("positive_segment_ids").list.set_intersection(own).list.len().cast(bool))
+    losing = others.filter(pl.col("negative_segment_ids").list.set_intersection(own).list.len() > 0)
+    assert losing.height
+    with tracker.run("evaluation", {}) as run:
+        run.log_artifact(f"<p>{segments['text'][0]}</p>".encode(), "report.html")
+        run.log_artifact(b"# other words about nothing of the kind at all", "report.md")
+
+    def forget(name):
+        return forgetting.forget_document(name, settings, instance, assets, tracker)
+
     with open_instance(settings.paths.store) as instance:
         examples = project.table("training_examples")
-        learned = examples.filter(pl.col("positive_segment_id").is_in(segments["segment_id"].to_list()))
+        learned = examples.filter(pl.col("positive_segment_id").is_in(own))
         assert learned.height
         version = instance.get_latest_materialization_event(dg.AssetKey("training_examples"))
         made = version.asset_materialization.tags["dagster/data_version"]
@@ -69,24 +95,116 @@ def test_a_document_is_forgotten_everywhere(prepared):
                 dg.AssetMaterialization("finetuned_model", metadata={"mlflow_version": name}, tags=tags)
             )
         with pytest.raises(forgetting.ForgettingError, match=r"topic-03.md is still in .*: remove it first"):
-            forgetting.forget_document("topic-03.md", settings, instance, assets)
+            forget("topic-03.md")
         with pytest.raises(forgetting.ForgettingError, match="no document 'absent.md' is stored"):
-            forgetting.forget_document("absent.md", settings, instance, assets)
+            forget("absent.md")
+        with pytest.raises(forgetting.ForgettingError, match="no document 'topic-03.md' was forgotten"):
+            forgetting.check_absence("topic-03.md", settings, instance, tracker)
         (project.documents / "topic-03.md").unlink()
-        result = forgetting.forget_document("topic-03.md", settings, instance, assets)
+        for status in (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.QUEUED):
+            working = start_run(instance, status)
+            with pytest.raises(forgetting.ForgettingError, match=rf"{working[:8]} of sdg \({status.value.lower()}\)"):
+                forget("topic-03.md")
+            instance.delete_run(working)
+        assert len(holding(project, words)) > 8
+        batch = min((project.store / "tables" / "segments").glob("*.parquet"))
+        race = batch.read_bytes()
+        result = forget("topic-03.md")
         assert (result.models, result.unknown) == (("2",), ("1",))
         assert result.rows["documents"] == 1
         assert result.rows["segments"] == segments.height
         assert result.rows["training_examples"] >= learned.height
+        assert result.shortened["hard_negatives"] == losing.height
         assert result.answers > 0
+        assert [name.rpartition(" ")[2] for name in result.artifacts] == ["report.html"]
+        assert result.meanwhile == ()
         assert holding(project, words) == []
-        # Nothing is stale, so nothing is read, asked or made again.
+        # Other questions keep their other negatives.
+        kept = {row["qa_id"]: row for row in project.table("hard_negatives").to_dicts()}
+        for row in others.to_dicts():
+            left = [place for place, segment in enumerate(row["negative_segment_ids"]) if segment not in own]
+            found = kept[row["qa_id"]]
+            assert found["negative_segment_ids"] == [row["negative_segment_ids"][place] for place in left]
+            assert found["negative_similarities"] == [row["negative_similarities"][place] for place in left]
+        # Nothing is read or asked again, and only the negatives are mined anew.
         calls = len(stub.requests)
         runner = StageRunner(build_definitions(settings), instance, settings)
         assert runner.run("sdg").made == []
-        assert runner.run("prep").made == []
+        assert runner.run("prep").made == ["hard_negatives", "training_examples"]
         assert len(stub.requests) == calls
+        again = {row["qa_id"]: len(row["negative_segment_ids"]) for row in project.table("hard_negatives").to_dicts()}
+        assert again.keys() == kept.keys()
+        assert sum(again.values()) > sum(len(row["negative_segment_ids"]) for row in kept.values())
+        # What is left is in Dagster's history alone, and is said.
+        remains = forgetting.check_absence("topic-03.md", settings, instance, tracker)
+        assert remains
+        assert all(place.startswith("Dagster's history of ") for place in remains), remains
+        # A run of before writes a table back: it is found, and can be forgotten again.
+        batch.write_bytes(race)
+        assert forgetting.check_absence("topic-03.md", settings, instance, tracker)["table segments"] == segments.height
+        repeated = forget("topic-03.md")
+        assert repeated.rows == {"segments": segments.height}
+        assert holding(project, words) == []
+        assert forget("topic-03.md").rows == {}
     assert set(project.table("corpus")["path"]) == {f"topic-{n:02d}.md" for n in range(12) if n != 3}
+
+
+def test_each_machine_forgets_its_answers_once(tmp_path):
+    root = UPath(tmp_path / "shared")
+    words = absence.WordHashes.of(["The quern of the Badeki grinds barley at dawn."], [["quern", "kiln"]])
+    machine = Paths(store=tmp_path / "machine", assets=f"file://{root.path}")
+    record = absence.Record(frozenset({absence.path_hash("a.md")}), *[frozenset()] * 3, words=words)
+    absence.remember(machine.root, record)
+    texts = {
+        "copied": "it says: the Quern of the Badeki grinds barley",
+        "escaped": '{"q": "Who\\nof the Badeki grinds barley at \\u0064awn?"}',
+        "together": '["kiln", "quern"]',
+        "one": "a kiln",
+        "other": "the quern of the mill grinds barley",
+    }
+    with ResponseStore(machine.store / "responses.sqlite") as store:
+        for key, text in texts.items():
+            store.put(key, Answer(text, "stop", 1, 1))
+    assert absence.forget_answers(machine) == 3
+    with ResponseStore(machine.store / "responses.sqlite") as store:
+        assert sorted(store.texts()) == sorted([texts["one"], texts["other"]])
+        # The document came back, and was asked about again.
+        store.put("copied", Answer(texts["copied"], "stop", 1, 1))
+    assert absence.forget_answers(machine) == 0
+    absence.remember(machine.root, replace(record, times=2))
+    assert absence.forget_answers(machine) == 1
+    assert len(list((root / "forgotten").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "we saw that The Quern of the Badeki grinds barley there",
+        "<p>the <b>quern</b> of the Badeki&nbsp;grinds barley</p>",
+        r"\"the quern\nof the \u0042adeki grinds barley\"",
+        "| the quern | of the badeki | grinds barley |",
+    ],
+)
+def test_words_are_found_whatever_they_are_written_in(text):
+    words = absence.WordHashes.of(["The quern of the Badeki grinds barley at dawn."], [])
+    assert words.are_in(text)
+    assert not words.are_in("the quern of the mill grinds barley at dawn")
+    assert not words.without(["The quern of the Badeki grinds barley at dawn, too."]).are_in(text)
+    assert "quern" not in json.dumps(sorted(map(sorted, words.runs.values())))
+
+
+def test_a_record_comes_back_as_it_was_and_damage_is_named(tmp_path):
+    words = absence.WordHashes.of(["one two three four five six seven", "eleven twelve"], [["a kiln", "quern"]])
+    record = absence.Record(
+        frozenset({absence.path_hash("a.md")}), frozenset({"d"}), frozenset({"s"}), frozenset(), words
+    )
+    absence.remember(UPath(tmp_path), record)
+    assert absence.recall(UPath(tmp_path), "a.md") == absence.recall(UPath(tmp_path), "d") == record
+    assert absence.recall(UPath(tmp_path), "b.md") is None
+    (path,) = (tmp_path / "forgotten").iterdir()
+    path.write_text("{}")
+    with pytest.raises(StorageError, match="is no record of a forgotten document"):
+        absence.recall(UPath(tmp_path), "a.md")
 
 
 def test_every_table_says_how_its_rows_are_forgotten():

@@ -1,30 +1,45 @@
 """The champion's history: what took whose place, what was refused, and the way back."""
 
+import contextlib
+from contextlib import contextmanager
+
 import dagster as dg
 import pytest
+from filelock import FileLock
 
 from embed_pipeline.orchestration import promotion
 from embed_pipeline.orchestration.promotion import (
     CHAMPION,
-    put_in_service,
-    record_promotion,
+    promote_release,
     record_refusal,
     roll_back,
 )
+from embed_pipeline.orchestration.store_lock import StoreBusyError
 from embed_pipeline.release.manifest import BundleError, Manifest, ModelFacts
-from embed_pipeline.release.releases import current_version, promote
+from embed_pipeline.release.releases import current_version
 from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Settings
+from embed_pipeline.storage import StorageError
+from embed_pipeline.tracking import TrackingError
 
 
 class Tracker:
     """Records aliases and tags."""
 
     def __init__(self):
-        self.aliases, self.tags = {}, {}
+        self.aliases, self.tags, self.unknown = {}, {}, set()
 
-    def set_alias(self, name, alias, version):
+    @contextmanager
+    def moved_alias(self, name, alias, version):
+        if version in self.unknown:
+            raise TrackingError(f"MLflow, version {version} of registered model {name!r}: not found")
+        before = dict(self.aliases)
         self.aliases[alias] = version
+        try:
+            yield
+        except BaseException:
+            self.aliases = before
+            raise
 
     def set_version_tags(self, name, version, tags):
         self.tags[version] = tags["decision"]
@@ -47,17 +62,15 @@ class Store:
         folder = self.settings.paths.store / "release" / f"v{number}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").write_text(manifest(number).model_dump_json())
-        tracker, before = self.tracker, current_version(self.settings.paths)
+        tracker, settings = self.tracker, self.settings
 
         @dg.asset
         def deployment(context: dg.AssetExecutionContext) -> None:
             if reasons:
-                record_refusal(context, tracker, manifest(number), before, list(reasons))
+                record_refusal(context, tracker, manifest(number), current_version(settings.paths), list(reasons))
             else:
-                record_promotion(context, tracker, manifest(number), before)
+                promote_release(context, tracker, settings, manifest(number))
 
-        if not reasons:
-            promote(self.settings.paths, f"v{number}")
         assert dg.materialize([deployment], instance=self.instance).success
 
     def history(self):
@@ -125,19 +138,55 @@ def test_without_an_earlier_release_nothing_changes(store):
     assert current_version(store.settings.paths) == "v1"
 
 
-def test_a_release_that_the_running_endpoint_does_not_take_up_leaves_the_one_before(store, monkeypatch):
-    paths = store.settings.paths
+def state(store):
+    """All that says which release is served."""
+    return current_version(store.settings.paths), dict(store.tracker.aliases), len(store.history())
+
+
+@pytest.mark.parametrize("reason", ["mlflow", "endpoint", "history", "files", "disk", "busy"])
+def test_the_way_back_is_gone_whole_or_not_at_all(store, monkeypatch, reason):
     store.release(1)
     store.release(2)
-    promote(paths, "v1")
-    put_in_service("v2", "v1", store.settings)
-    assert current_version(paths) == "v2"
+    before = state(store)
+
+    def refuse(*_arguments, **_named):
+        raise refusal
+
+    refusal: Exception = ServingError("it still serves v2")
+    held = contextlib.nullcontext()
+    if reason == "mlflow":
+        store.tracker.unknown.add("1")
+        refusal = TrackingError()
+    elif reason == "endpoint":
+        monkeypatch.setattr(promotion, "confirm_release", refuse)
+    elif reason == "history":
+        refusal = OSError(28, "No space left on device")
+        monkeypatch.setattr(type(store.instance), "report_runless_asset_event", refuse)
+    elif reason == "files":
+        refusal = BundleError()
+        (store.settings.paths.store / "release" / "v1" / "stray").write_text("x")
+    elif reason == "disk":
+        refusal = OSError(28, "No space left on device")
+        monkeypatch.setattr("os.fsync", refuse)
+        refusal = StorageError()
+    else:
+        refusal = StoreBusyError()
+        held = FileLock(store.settings.paths.store / ".lock")
+    with held, pytest.raises(type(refusal)):
+        store.back()
+    monkeypatch.undo()
+    assert state(store) == before
+
+
+def test_a_release_that_the_running_endpoint_does_not_take_up_leaves_the_one_before(store, monkeypatch):
+    store.release(1)
+    before = state(store)
 
     def refuse(version, settings):
-        assert current_version(paths) == version
-        raise ServingError("it still serves v2")
+        assert current_version(settings.paths) == version
+        raise ServingError("it still serves v1")
 
     monkeypatch.setattr(promotion, "confirm_release", refuse)
     with pytest.raises(ServingError):
-        put_in_service("v1", "v2", store.settings)
-    assert current_version(paths) == "v2"
+        store.release(2)
+    assert state(store) == before

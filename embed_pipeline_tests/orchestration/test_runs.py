@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
-from embed_pipeline.orchestration.runs import close_abandoned, command_tags, pool_holders
+from embed_pipeline.orchestration.store_lock import close_abandoned, command_tags, pool_holders
 
 
 @pytest.fixture

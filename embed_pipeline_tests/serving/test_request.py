@@ -30,7 +30,7 @@ def test_the_least_request_gets_the_defaults():
         "m",
         None,
         False,
-        "NONE",
+        None,
         None,
     )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import polars as pl
 import pytest
+from upath import UPath
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
@@ -18,6 +21,7 @@ from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.releases import promote
 from embed_pipeline.serving import search_page as search
 from embed_pipeline.settings import Paths
+from embed_pipeline.storage import write_whole
 from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -165,3 +169,63 @@ def test_a_damaged_corpus_is_an_error_and_not_a_result(bundle, tmp_path):
         answer = served.client.get("/search", params={"q": "class"})
         assert answer.status_code == 500
         assert served.embed("class").status_code == 200
+
+
+def test_what_is_taken_out_of_the_corpus_is_found_no_more_and_nothing_else_is_embedded_again(bundle, tmp_path):
+    store = corpus(tmp_path)
+    path = store / "tables" / "corpus.parquet"
+    whole = pl.read_parquet(path)
+    with running(bundle, store=store, reload_seconds=0.02) as served:
+        before = found(served, "value of 7")["systems"][0]["results"]
+        gone = before[0]["segment_id"]
+        write_whole(UPath(path), parquet(whole.filter(pl.col("segment_id") != gone)))
+        answers = []
+
+        def smaller() -> bool:
+            answers.append(served.client.get("/search", params={"q": "value of 7"}).json())
+            return answers[-1]["segments"] == 59
+
+        eventually(smaller)
+        # Ready at once: the vectors of what stays are taken over.
+        assert {answer["state"] for answer in answers} == {"ready"}
+        after = answers[-1]["systems"][0]["results"]
+        assert gone not in [result["segment_id"] for result in after]
+        assert [result["segment_id"] for result in after[:9]] == [result["segment_id"] for result in before[1:]]
+        new = whole.with_columns(
+            text=pl.when(pl.col("segment_id") == "s003").then(pl.lit("a new string")).otherwise("text")
+        )
+        write_whole(UPath(path), parquet(new))
+        eventually(lambda: "a new string" in json.dumps(found(served, "a new string")["systems"]))
+        path.unlink()
+        eventually(lambda: served.client.get("/search", params={"q": "class"}).status_code == 404)
+        write_whole(UPath(path), parquet(whole))
+        eventually(lambda: served.client.get("/search", params={"q": "class"}).status_code == 200)
+        assert found(served, "value of 7")["systems"][0]["results"] == before
+
+
+def parquet(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+HOSTILE = "<img src=/x onerror=document.title=1> <script>document.title=2</script> [y](javascript:alert(1)) in of"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_makes_no_element_of_what_a_document_says(bundle, tmp_path):
+    store = corpus(tmp_path / "store")
+    path = store / "tables" / "corpus.parquet"
+    columns = {name: pl.lit(HOSTILE) for name in ("text", "path", "heading_path", "title")}
+    pl.read_parquet(path).with_columns(**columns).write_parquet(path)
+    with running(bundle, store=store) as served:
+        found(served, "in of")
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+        page = f"{served.url}/?q={quote('<img src=x onerror=alert(1)> in of')}"
+        done = subprocess.run(
+            [*command, "--virtual-time-budget=20000", page], capture_output=True, text=True, check=True
+        )
+    assert "&lt;script&gt;" in done.stdout
+    shown = done.stdout.partition("<main")[2]
+    assert set(re.findall(r"<(img|script|a|svg)\b", shown.partition("</main>")[0])) == set()
+    assert "<title>Search" in done.stdout

@@ -12,7 +12,7 @@ from embed_pipeline.evaluation.query_sets import generated_set, labelled_set
 from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.presentation import described
-from embed_pipeline.orchestration.promotion import put_in_service, record_promotion, record_refusal
+from embed_pipeline.orchestration.promotion import promote_release, record_refusal
 from embed_pipeline.orchestration.resources import MLflow
 from embed_pipeline.release.manifest import ReleaseError, read_manifest
 from embed_pipeline.release.releases import current_bundle, current_version
@@ -81,7 +81,5 @@ def deployment(
         failures = deployment_failures(frame, settings)
         if failures:
             raise ReleaseError(f"not deployed, the release served before stays: {'; '.join(failures)}")
-        before = current_version(settings.paths)
-        put_in_service(manifest.version, before, settings)
-        record_promotion(context, mlflow.tracker(), manifest, before)
+        promote_release(context, mlflow.tracker(), settings, manifest)
     return stored(context, frame, settings, metadata=frame.row(0, named=True))

@@ -18,7 +18,7 @@ from embed_pipeline.orchestration.assets.finetune import dagster_links
 from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import all_batches
-from embed_pipeline.orchestration.presentation import described, markdown_table, picture
+from embed_pipeline.orchestration.presentation import described, picture, shown_list, shown_table
 from embed_pipeline.orchestration.resources import MLflow, newest_metadata
 from embed_pipeline.settings import Settings
 from embed_pipeline.tracking import TrackedRun
@@ -82,13 +82,13 @@ def _track(run: TrackedRun, comparison: Comparison, reports: tuple[Path, Path], 
 def _shown(comparison: Comparison) -> dict[str, Any]:
     """Tables, verdicts and pictures for the asset's page."""
     metadata: dict[str, Any] = {
-        "comparison": markdown_table(SUMMARY_COLUMNS, headline_rows(comparison.metrics)),
+        "comparison": shown_table(SUMMARY_COLUMNS, headline_rows(comparison.metrics)),
         "headline": picture(headline_bars(comparison.metrics), "nDCG@10"),
         **{f"verdict_{name}": verdict.sentence for name, verdict in comparison.verdicts.items()},
         **{f"recall_{name}": picture(recall_curves(comparison.metrics, name), name) for name in comparison.verdicts},
     }
     if comparison.warnings:
-        metadata["cautions"] = dg.MetadataValue.md("\n".join(f"- {caution}" for caution in comparison.warnings))
+        metadata["cautions"] = shown_list(comparison.warnings)
     return metadata
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from embed_pipeline.evaluation.query_sets import QuerySet, generated_set
 from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.io_managers import name_by_content, stage_folder
 from embed_pipeline.orchestration.outputs import explained, stored
-from embed_pipeline.orchestration.presentation import OWNERS, figures, markdown_table
+from embed_pipeline.orchestration.presentation import OWNERS, figures, shown_table
 from embed_pipeline.orchestration.resources import newest_metadata
 from embed_pipeline.release.bundle import BASE_FOLDER, ENGINE_FOLDER, EXPORT_FOLDERS, Lineage, write_bundle
 from embed_pipeline.release.manifest import ReleaseError
@@ -82,7 +83,7 @@ def onnx_precisions(
             for failure in failures:
                 logger.warning("not released: %s", failure)
             rows.append([precision, f"{parity.min_cosine:.5f}", f"{parity.ndcg_delta:+.4f}", "; ".join(failures)])
-    shown = markdown_table(["precision", "min cosine", "change of nDCG@10", "not released because"], rows)
+    shown = shown_table(["precision", "min cosine", "change of nDCG@10", "not released because"], rows)
     return stored(context, name_by_content(staged), settings, metadata={"precisions": shown})
 
 
@@ -189,7 +190,9 @@ def _measured(original: Path, export: Path, corpus: pl.DataFrame, test: QuerySet
         embedding=settings.embedding,
         vectors=settings.paths.store / "vectors",
     )
-    (export / PARITY_FILE).write_text(json.dumps(parity.as_dict(), indent=2) + "\n", encoding="utf-8")
+    # Without the texts: the file goes into releases, where no document is ever forgotten.
+    kept = replace(parity, worst=tuple(replace(text, text="") for text in parity.worst))
+    (export / PARITY_FILE).write_text(json.dumps(kept.as_dict(), indent=2) + "\n", encoding="utf-8")
     return parity
 
 
@@ -214,4 +217,4 @@ def _headline(metrics: pl.DataFrame) -> dict[str, Any]:
 def _shown(parity: Parity) -> dict[str, Any]:
     numbers = {name: value for name, value in parity.as_dict().items() if isinstance(value, int | float)}
     worst = [[text.kind, text.id, f"{text.cosine:.7f}", text.text] for text in parity.worst]
-    return {**numbers, "worst_texts": markdown_table(["kind", "id", "cosine", "text"], worst)}
+    return {**numbers, "worst_texts": shown_table(["kind", "id", "cosine", "text"], worst)}

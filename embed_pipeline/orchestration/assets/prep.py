@@ -10,9 +10,9 @@ from embed_pipeline.orchestration.forgetting import remember_examples
 from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import follow
-from embed_pipeline.orchestration.presentation import counts, described, figures, picture
+from embed_pipeline.orchestration.presentation import counts, described, figures, picture, shown_table
 from embed_pipeline.settings import Settings
-from embed_pipeline.training_data.audit import audit_negatives, ratio_histogram
+from embed_pipeline.training_data.audit import HARDEST_COLUMNS, audit_negatives, ratio_histogram
 from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset
@@ -67,7 +67,7 @@ def hard_negatives(
         "turned_away_above_ceiling": int(frame["above_ceiling"].sum()),
         **({} if suspected is None else {"suspected_false_negatives": suspected}),
         "ratio": picture(histogram, "similarity of negatives, as a share of the positive's"),
-        "hardest": dg.MetadataValue.md(audit.hardest),
+        "hardest": shown_table(HARDEST_COLUMNS, audit.hardest),
         **figures({"origins": audit.origins}),
     }
     return stored(context, frame, settings, metadata=facts)

@@ -15,15 +15,22 @@ from embed_pipeline.corpus.segments import longest_segment, split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.enumerations import CRITERIA
+from embed_pipeline.orchestration.absence import forget_answers
 from embed_pipeline.orchestration.outputs import explained, stored, transient
-from embed_pipeline.orchestration.partitions import Condition, all_batches, document_batches, follow_batches
+from embed_pipeline.orchestration.partitions import (
+    Condition,
+    all_batches,
+    chosen_batch,
+    document_batches,
+    follow_batches,
+)
 from embed_pipeline.orchestration.presentation import (
     counts,
     described,
     figures,
-    markdown_table,
     picture,
     score_histograms,
+    shown_table,
     traced_pairs,
 )
 from embed_pipeline.settings import Settings
@@ -96,7 +103,7 @@ def _means(scores: pl.DataFrame) -> dict[str, Any]:
 def documents(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> Iterator[dg.Output[Any]]:
     """Read the files of the batch and take boilerplate out; what is no document is set aside with its reason."""
     with explained():
-        batch = load_batch(settings.paths.root, context.partition_key)
+        batch = load_batch(settings.paths.root, chosen_batch(context))
         alone = len(load_batches(settings.paths.root)) == 1
         read, rejected = read_documents(batch, settings, only_batch=alone)
         cleaned, lines = clean_documents(read, batch, settings)
@@ -106,7 +113,7 @@ def documents(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Sett
     facts |= {f"skipped {reason}": count for reason, count in batch.skipped.items()}
     gone = {"boilerplate_characters": _characters(read) - _characters(cleaned), "boilerplate_lines": lines.height}
     most = ["text", "documents", "removed_from"]
-    shown = {"most_frequent": markdown_table(most, lines.select(most).head(_LINES_SHOWN).rows())}
+    shown = {"most_frequent": shown_table(most, lines.select(most).head(_LINES_SHOWN).rows())}
     yield stored(context, cleaned, settings, asset="documents", metadata={**facts, **gone})
     yield stored(context, rejected, settings, asset="rejected_documents")
     yield stored(context, lines, settings, asset="boilerplate", metadata=shown)
@@ -149,7 +156,8 @@ def document_artifacts(
 ) -> dg.Output[Any]:
     """Find what each document is about."""
     with explained():
-        found = extract_artifacts(context.partition_key, _asked_about(segments, settings), settings)
+        forget_answers(settings.paths)
+        found = extract_artifacts(chosen_batch(context), _asked_about(segments, settings), settings)
     usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped)})
     return stored(context, found.artifacts, settings, metadata={**_counts(found.artifacts, "kind"), **usage})
 
@@ -174,8 +182,9 @@ def qa_pairs(
     titles = dict(documents.select("document_id", "title").iter_rows())
     asked = _asked_about(segments, settings)
     with explained():
+        forget_answers(settings.paths)
         made = generate_pairs(
-            context.partition_key,
+            chosen_batch(context),
             asked,
             document_artifacts,
             titles,
@@ -203,8 +212,9 @@ def qa_scores(
 ) -> Iterator[dg.Output[Any]]:
     """Score every pair, and measure whether its question finds its sources."""
     with explained():
+        forget_answers(settings.paths)
         encoder = open_base_encoder(settings, segments["text"])
-        scoring = score_pairs(context.partition_key, qa_pairs, segments, settings, encoder)
+        scoring = score_pairs(chosen_batch(context), qa_pairs, segments, settings, encoder)
     shown = {"scores": picture(score_histograms(scoring.scores), "scores by criterion")}
     usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge")})
     yield stored(
