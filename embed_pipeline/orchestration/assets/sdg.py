@@ -68,7 +68,7 @@ def _known_words(by_document: pl.DataFrame, bound: float) -> dg.AssetCheckResult
         passed=share <= bound,
         severity=dg.AssetCheckSeverity.WARN,
         description=f"{share:.1%} of the tokens stand for words unknown to the encoder, bound {bound:.1%}{said}",
-        metadata={"value": share, "bound": bound, "worst": markdown_table(worst.columns, worst.rows())},
+        metadata={"value": share, "bound": bound, "worst": shown_table(worst.columns, worst.rows())},
     )
 
 
