@@ -9,6 +9,7 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline import tables
+from embed_pipeline.corpus.current import unknown_words
 from embed_pipeline.enumerations import GENERATED
 from embed_pipeline.escaping import as_markdown
 from embed_pipeline.evaluation.gates import forgetting_failures, headline, promotion_failures, release_failures
@@ -64,6 +65,18 @@ def _measured(check: quality.Check, *, name: str | None = None, hard: bool = Fal
     """A check of the generated set, with the worst examples."""
     worst = shown_table(check.worst.columns, check.worst.rows())
     return _figure(check.value, check.bound, passed=check.passed, name=name, hard=hard, worst=worst)
+
+
+@dg.asset_check(
+    asset="corpus",
+    description="The encoder knows the documents' words: share of the tokens that stand for unknown ones.",
+    additional_ins={"segments": all_batches()},
+)
+def encoder_knows_the_words(
+    settings: dg.ResourceParam[Settings], corpus: pl.DataFrame, segments: dict[str, pl.DataFrame]
+) -> dg.AssetCheckResult:
+    """A warning where the encoder was not made for the documents' language."""
+    return _measured(quality.unknown_words(unknown_words(corpus, segments), settings.gates))
 
 
 _NOTHING_GENERATED = "no pairs are generated: training_data.sources"
@@ -270,6 +283,7 @@ def endpoint_is_faithful(settings: dg.ResourceParam[Settings], deployment: pl.Da
 
 
 all_checks = [
+    encoder_knows_the_words,
     generated_set,
     mean_scores,
     split_is_sound,

@@ -48,6 +48,20 @@ def accepted_pairs(dataset: pl.DataFrame, decisions: pl.DataFrame, gates: Gates)
     return _at_least(dataset.height, gates.min_accepted_pairs, reasons)
 
 
+def unknown_words(by_document: pl.DataFrame, gates: Gates) -> Check:
+    """Share of the documents' tokens that stand for words which the encoder does not know; the documents with the most.
+
+    Where it is large, vectors say little: choose an ``embedding.model`` trained on the documents' language.
+
+    Args:
+        by_document: frame of :func:`embed_pipeline.corpus.current.unknown_words`.
+        gates: ``max_unknown_tokens``.
+    """
+    share = int(by_document["unknown_tokens"].sum()) / max(1, int(by_document["token_count"].sum()))
+    worst = by_document.with_columns(share=pl.col("unknown_tokens") / pl.col("token_count")).head(WORST)
+    return Check(share, gates.max_unknown_tokens, share <= gates.max_unknown_tokens, worst)
+
+
 def yield_per_document(dataset: pl.DataFrame, corpus: pl.DataFrame, gates: Gates) -> Check:
     """Accepted pairs for each document, on average; the documents with the fewest.
 

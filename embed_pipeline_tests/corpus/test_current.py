@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from embed_pipeline.corpus.batches import cut_batches
-from embed_pipeline.corpus.current import current_corpus
+from embed_pipeline.corpus.current import current_corpus, unknown_words
 from embed_pipeline.corpus.documents import read_documents
 from embed_pipeline.corpus.files import CorpusError
 from embed_pipeline.corpus.segments import split_segments
@@ -129,3 +129,14 @@ def test_a_document_whose_segments_are_missing_is_named(folder: Path, make_setti
 def test_an_empty_corpus_is_an_error() -> None:
     with pytest.raises(CorpusError, match="no usable document in any of 0 batches"):
         current_corpus({}, {}, Corpus())
+
+
+def test_unknown_words_are_summed_over_the_documents_of_the_corpus() -> None:
+    rows = [
+        {"segment_id": key, "document_id": key[0], "batch": "b", "position": 0, "heading_path": "", "text": "t",
+         "token_count": 10, "unknown_tokens": unknown, "repeated": 0, "withheld": ""}
+        for key, unknown in (("a1", 0), ("a2", 4), ("c1", 1), ("gone", 9))
+    ]  # fmt: skip
+    corpus = pl.DataFrame({"segment_id": ["a1", "a2", "c1"], "path": ["a.md", "a.md", "c.md"]})
+    found = unknown_words(corpus, {"b": tables.SEGMENTS.frame(rows)})
+    assert found.rows() == [("a.md", 20, 4), ("c.md", 10, 1)]

@@ -9,7 +9,7 @@ import polars as pl
 
 from embed_pipeline.corpus.batches import load_batch, load_batches
 from embed_pipeline.corpus.boilerplate import find_boilerplate, remember_lines
-from embed_pipeline.corpus.current import current_corpus, present_documents, unknown_words
+from embed_pipeline.corpus.current import current_corpus, present_documents
 from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.segments import longest_segment, split_segments
 from embed_pipeline.embedding.encoder import Encoder
@@ -46,7 +46,6 @@ GROUP = "1_sdg"
 PAIRS_BY_BATCH = "pairs_by_batch"
 """Metadata of qa_dataset: pairs of each batch, label set and kind of structure: a schedule sees how many are new."""
 _LINES_SHOWN = 50
-_KNOWS_WORDS = "encoder_knows_the_words"
 
 
 def _base_encoder(settings: Settings) -> Encoder:
@@ -55,21 +54,6 @@ def _base_encoder(settings: Settings) -> Encoder:
 
 def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.AssetOut:
     return dg.AssetOut(**described(name, GROUP, kinds), automation_condition=condition)
-
-
-def _known_words(by_document: pl.DataFrame, bound: float) -> dg.AssetCheckResult:
-    """The check of the words that the encoder does not know, with the ten documents that have most of them."""
-    share = int(by_document["unknown_tokens"].sum()) / max(1, int(by_document["token_count"].sum()))
-    worst = by_document.with_columns(share=pl.col("unknown_tokens") / pl.col("token_count")).head(10)
-    said = "" if share <= bound else "; choose an embedding.model that was trained on the documents' language"
-    return dg.AssetCheckResult(
-        asset_key="corpus",
-        check_name=_KNOWS_WORDS,
-        passed=share <= bound,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{share:.1%} of the tokens stand for words unknown to the encoder, bound {bound:.1%}{said}",
-        metadata={"value": share, "bound": bound, "worst": shown_table(worst.columns, worst.rows())},
-    )
 
 
 def _asked_about(segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
@@ -232,20 +216,13 @@ def qa_scores(
         for name in ("corpus", "left_out_documents")
     },
     ins={"documents": all_batches(), "segments": all_batches()},
-    check_specs=[
-        dg.AssetCheckSpec(
-            _KNOWS_WORDS,
-            asset="corpus",
-            description="The encoder knows the documents' words: share of the tokens that stand for unknown ones.",
-        )
-    ],
 )
 def corpus(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
     documents: dict[str, pl.DataFrame],
     segments: dict[str, pl.DataFrame],
-) -> Iterator[dg.Output[Any] | dg.AssetCheckResult]:
+) -> Iterator[dg.Output[Any]]:
     """Put together the newest version of every document still there, and the passages that labels bring along."""
     labelled = settings.training_data.label_sets
     whole = {batch: documents[batch] for batch in documents if batch in segments}
@@ -263,7 +240,6 @@ def corpus(
     facts |= figures({"language": dominant_language(frame["text"].to_list())})
     yield stored(context, frame, settings, asset="corpus", metadata=facts)
     yield stored(context, left_out, settings, asset="left_out_documents", metadata=_counts(left_out, "reason"))
-    yield _known_words(unknown_words(frame, segments), settings.gates.max_unknown_tokens)
 
 
 @dg.multi_asset(
