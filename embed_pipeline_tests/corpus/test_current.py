@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from embed_pipeline import tables
 from embed_pipeline.corpus.batches import cut_batches
 from embed_pipeline.corpus.current import current_corpus, unknown_words
 from embed_pipeline.corpus.documents import read_documents
