@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_pipeline.embedding.backend import CONFIG_FILE
+from embed_pipeline.embedding.families import DIMENSIONS_KEY
 from embed_pipeline.release.manifest import (
     MANIFEST_FILE,
     BundleError,
@@ -123,7 +124,10 @@ def _facts(onnx_folder: Path, lineage: Lineage) -> ModelFacts:
 
 
 def _clean_model(folder: Path, facts: ModelFacts) -> None:
-    """Write the prefixes where sentence-transformers looks for them; drop where the base model lay when trained."""
+    """Write the prefixes where sentence-transformers looks for them, and the lengths that were trained where others do.
+
+    Where the base model lay when it was trained is dropped.
+    """
     path = folder / _PROMPTS_FILE
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     config["prompts"] = {
@@ -134,6 +138,10 @@ def _clean_model(folder: Path, facts: ModelFacts) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in folder.rglob("*config.json"):
         values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and Path(str(values.get("_name_or_path", ""))).is_absolute():
-            del values["_name_or_path"]
-            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if not isinstance(values, dict):
+            continue
+        cleaned = {name: value for name, value in values.items() if name not in {DIMENSIONS_KEY, "_name_or_path"}}
+        if DIMENSIONS_KEY in values and facts.matryoshka_dimensions:
+            cleaned[DIMENSIONS_KEY] = facts.matryoshka_dimensions
+        if cleaned != values:
+            path.write_text(json.dumps(cleaned, indent=2) + "\n", encoding="utf-8")
