@@ -18,7 +18,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 
@@ -167,7 +167,7 @@ class Throttle:
                 self._freed.notify()
 
     def _spacing(self, now: float) -> float:
-        """Seconds between two starts: by the learned rate, else so that neither slow start nor a pause ends in a rush."""
+        """Seconds between two starts: by the learned rate; without one, enough to avoid a rush after a pause."""
         rate = self._learned_rate.current(now)
         if rate is not None:
             return 1 / rate
@@ -267,6 +267,28 @@ class LearnedRate:
             begun = max(self._first_start, begun - _MEASURED_SECONDS)
         measured = len(self._answers) / max(until - begun, 1e-3)
         self._plateau = _PLATEAU_FACTOR * min(measured, self._refused_rate)
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds that a response asks to wait: ``retry-after-ms``, ``retry-after`` in seconds or as an HTTP date.
+
+    Args:
+        headers: the response's headers, names in lower case or case-insensitive.
+        now: wall-clock time in seconds since the epoch, for dates; None: the present.
+
+    Returns:
+        Between 0 and 120 s (a longer wait, or an infinite one, is cut to that); None where there is no such header or
+        it says nothing usable (NaN, negative seconds, words).
+    """
+    milliseconds = _number(headers.get("retry-after-ms", ""))
+    if milliseconds is not None and milliseconds >= 0:
+        return min(milliseconds / 1000, MAX_PAUSE_SECONDS)
+    text = headers.get("retry-after", "")
+    seconds = _number(text)
+    seconds = _seconds_until(text, now) if seconds is None else seconds
+    if seconds is not None and seconds >= 0:
+        return min(seconds, MAX_PAUSE_SECONDS)
+    return None
 
 
 def _number(text: str) -> float | None:
