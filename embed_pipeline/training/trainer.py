@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 
-from embed_pipeline.embedding.model_folder import write_model_folder
 from embed_pipeline.training.checkpoints import is_whole_checkpoint, latest_checkpoint, seal_checkpoint
 from embed_pipeline.training.loss import MaskedInfoNCE
 from embed_pipeline.training.task import TrainingError
@@ -152,7 +151,7 @@ class ContrastiveTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # s
             folder.mkdir(parents=True, exist_ok=True)
             save_file(trainable_weights(self.model), folder / _ADAPTERS_FILE)
         else:
-            write_model_folder(self.model, folder)
+            self.model.save_pretrained(str(folder), create_model_card=False)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         if has_adapters(self.model):
