@@ -64,6 +64,7 @@ def adapt(model: SentenceTransformer, embedding: Embedding) -> None:
             # sentence-transformers does not encode without one; the mask says which tokens count.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         _end_texts(tokenizer, folder)
+    _cut_vectors(model)
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
     model.similarity_fn_name = "cosine"
@@ -73,6 +74,20 @@ def adapt(model: SentenceTransformer, embedding: Embedding) -> None:
         if len(set(lengths.values())) > 1:
             message = f"queries and passages get vectors of different lengths: {lengths}"
             raise ModelError(message)
+
+
+def _cut_vectors(model: SentenceTransformer) -> None:
+    """Put the length that ``model`` cuts its vectors to into a module: older versions read it nowhere else."""
+    import torch
+    from sentence_transformers.base.modules import Dense
+
+    length, whole = model.truncate_dim, embedding_dimensions(model)
+    model.truncate_dim = None
+    own = model.get_embedding_dimension()
+    if length is None or not own or whole == own:
+        return
+    first = Dense(own, whole, bias=False, activation_function=torch.nn.Identity(), init_weight=torch.eye(own)[:whole])
+    model.append(first.requires_grad_(requires_grad=False).to(model.device))
 
 
 def is_routed(model: nn.Module) -> bool:

@@ -180,6 +180,8 @@ def _rewrite(module: nn.Module, folder: Path) -> None:
         path = folder / "router_config.json"
         config = _read(path)
         config["types"] = {name: _old_type(kind) for name, kind in config["types"].items()}
+        if not config["parameters"].get("route_mappings"):
+            config["parameters"].pop("route_mappings", None)
         _write(path, config)
         for route, names in config["structure"].items():
             for part, name in zip(module.sub_modules[route], names, strict=True):

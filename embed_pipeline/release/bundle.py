@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from embed_pipeline.embedding.backend import CONFIG_FILE
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.families import DIMENSIONS_KEY
+from embed_pipeline.embedding.model_folder import read_back
 from embed_pipeline.release.manifest import (
     MANIFEST_FILE,
     BundleError,
@@ -27,9 +29,10 @@ from embed_pipeline.release.manifest import (
     verify_bundle,
 )
 from embed_pipeline.release.model_card import CARD_FILE, model_card
+from embed_pipeline.settings import Embedding
 from embed_pipeline.storage import file_hash
 
-__all__ = ["BundleError", "Lineage", "Manifest", "read_manifest", "verify_bundle", "write_bundle"]
+__all__ = ["BundleError", "Lineage", "Manifest", "check_bundle_model", "read_manifest", "verify_bundle", "write_bundle"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +111,22 @@ def write_bundle(
     (output / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
     logger.info("bundle %s: %d files", lineage.version, len(manifest.files))
     return manifest
+
+
+def check_bundle_model(bundle: Path, original: Path, embedding: Embedding) -> None:
+    """Read the bundle's model with plain sentence-transformers, in a process of its own, as its users will.
+
+    Args:
+        bundle: the bundle.
+        original: the sentence-transformers folder that was evaluated.
+        embedding: how that is encoded; always in fp32 here.
+
+    Raises:
+        ModelError: the model cannot be read, or its vectors for texts of some length are others than the original's.
+    """
+    evaluated = Encoder.load(original, embedding.model_copy(update={"precision": "fp32"}))
+    least = read_back(evaluated, bundle / "model", trusted=embedding.trust_remote_code)
+    logger.info("sentence-transformers reads the released model back: least cosines %s", least)
 
 
 def _facts(onnx_folder: Path, lineage: Lineage) -> ModelFacts:
