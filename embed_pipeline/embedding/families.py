@@ -86,7 +86,7 @@ def _cut_vectors(model: SentenceTransformer) -> None:
     own = model.get_embedding_dimension()
     if length is None or not own or whole == own:
         return
-    first = Dense(own, whole, bias=False, activation_function=torch.nn.Identity(), init_weight=torch.eye(own)[:whole])
+    first = Dense(own, whole, bias=False, activation_function=torch.nn.Identity(), init_weight=torch.eye(whole, own))
     model.append(first.requires_grad_(requires_grad=False).to(model.device))
 
 

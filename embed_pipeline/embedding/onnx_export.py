@@ -95,7 +95,6 @@ def check_onnx(path: Path, config: EncoderConfig) -> None:
     Raises:
         OnnxExportError: naming what is wrong; data outside the folder is refused before anything reads it.
     """
-    dimensions = config.dimensions
     import onnx
 
     try:
@@ -110,8 +109,8 @@ def check_onnx(path: Path, config: EncoderConfig) -> None:
     if inputs != ["input_ids", "attention_mask"] or list(outputs) != ["embeddings"]:
         message = f"{path.name} has inputs {inputs} and outputs {list(outputs)}"
         raise OnnxExportError(message)
-    if outputs["embeddings"] != ["batch", dimensions]:
-        message = f"{path.name} gives embeddings of shape {outputs['embeddings']}, expected ['batch', {dimensions}]"
+    if outputs["embeddings"] != (expected := ["batch", config.dimensions]):
+        message = f"{path.name} gives embeddings of shape {outputs['embeddings']}, expected {expected}"
         raise OnnxExportError(message)
     for value in graph.input:
         if _shape(value) != ["batch", "sequence"]:
@@ -126,6 +125,7 @@ def _run_batches(path: Path, config: EncoderConfig) -> None:
     Operators of a new operator set are sometimes exported, and found valid, in a form that no runtime computes.
     """
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as states
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -149,7 +149,13 @@ def _run_batches(path: Path, config: EncoderConfig) -> None:
             if not worst >= _LEAST_COSINE:
                 message = f"{path.name} gives other vectors in a batch of {len(batch)} than text by text ({worst:.5f})"
                 raise OnnxExportError(message)
-    except onnxruntime.capi.onnxruntime_pybind11_state.OrtException as error:
+    except (
+        states.Fail,
+        states.InvalidArgument,
+        states.InvalidGraph,
+        states.NotImplemented,
+        states.RuntimeException,
+    ) as error:
         reason = str(error).strip().rpartition("\n")[2]
         message = f"{path.name} does not run on texts of {batch} tokens: {reason}; set release.opset to 20 or lower"
         raise OnnxExportError(message) from error

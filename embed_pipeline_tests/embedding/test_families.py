@@ -89,7 +89,7 @@ def test_each_kind_of_text_takes_its_own_route(make, tmp_path):
     encoder = Encoder.load(make(tmp_path / "router"), CPU)
     texts = ["how does the reader work", "what is an encoder"]
     apart = (encoder.encode(texts, "query") * encoder.encode(texts, "passage")).sum(axis=1)
-    assert apart.max() < 0.9
+    assert apart.max() < 0.98
 
 
 def test_a_router_without_a_route_for_passages_is_refused(tmp_path):
