@@ -1,27 +1,42 @@
 """Folders in the form of the BEIR benchmark (Thakur et al. 2021): queries, passages, and which passages answer what.
 
 ``queries.jsonl``
-    an object for each query: the strings ``_id`` and ``text``;
+    an object for each query: ``_id``, a string or a whole number, and the string ``text``;
 ``qrels/{train,dev,test}.tsv``
     a line for each judgement: query id, passage id and grade, a whole number, separated by tabs; a header is allowed;
 ``corpus.jsonl``
     an object for each passage, as for queries, with a ``title`` where there is one; the file may be missing.
 
+Each may be Parquet instead, of the same columns, as hubs keep them: ``queries.parquet`` or a folder ``queries`` of
+parts, ``qrels/test.parquet`` or parts named for their side in ``qrels``, ``data`` or ``default``. The side
+``validation`` is dev.
+
 Other keys are ignored, and so is a byte order mark. A passage's text is title and text joined by a space, as BEIR joins
-them, without white space around it. A passage judged more than once for a query has its highest grade.
+them, without white space around it. A passage judged more than once for a query has its highest grade. A judgement on a
+query that is not there is left out and counted in the log.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from embed_pipeline.enumerations import SIDES, Side
 
+logger = logging.getLogger(__name__)
+
+_SIDE_NAMES: Mapping[Side, tuple[str, ...]] = {
+    "train": ("train",),
+    "dev": ("dev", "validation", "val"),
+    "test": ("test",),
+}
+_QRELS_FOLDERS = ("qrels", "data", "default")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEADERS = frozenset({"query-id", "query_id", "qid"})
 _COLUMNS = ("query-id", "corpus-id", "score")
@@ -61,7 +76,7 @@ class BeirFolder:
 
     Attributes:
         queries: query id to text.
-        passages: passage id to text; None where the folder has no ``corpus.jsonl``.
+        passages: passage id to text; None where the folder has no corpus.
         judged: for each side that has a file, query id to its judgements.
     """
 
@@ -80,14 +95,29 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
     Raises:
         LabelsError: naming the file that is missing, or the file and line that is malformed.
     """
-    queries = {row["_id"]: row["text"] for _, row in _texts(folder / "queries.jsonl")}
-    files = {side: folder / "qrels" / f"{side}.tsv" for side in sides}
-    judged = {side: _read_judgements(path, queries) for side, path in files.items() if path.exists()}
+    queries = dict(_read_queries(folder))
+    found = {side: list(_judgement_rows(folder, side)) for side in sides}
+    judged = {side: _read_judgements(rows, queries, folder) for side, rows in found.items() if rows}
     if not judged:
-        message = f"{folder}: there is no {' or '.join(f'qrels/{path.name}' for path in files.values())}"
+        message = f"{folder}: there is no {' or '.join(f'qrels/{side}.tsv' for side in sides)}"
         raise LabelsError(message)
-    corpus = folder / "corpus.jsonl"
-    return BeirFolder(queries, _read_passages(corpus) if corpus.exists() else None, judged)
+    return BeirFolder(queries, _read_passages(folder), judged)
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a Parquet file, each with its place (file and row) for messages.
+
+    Raises:
+        LabelsError: the file cannot be read.
+    """
+    import polars as pl
+
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        message = f"{path}: not a readable Parquet file: {error}"
+        raise LabelsError(message) from error
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(frame.iter_rows(named=True), start=1))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -108,29 +138,65 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, row
 
 
-def _read_passages(path: Path) -> dict[str, str]:
-    return {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for _, row in _texts(path)}
+def _read_queries(folder: Path) -> Iterator[tuple[str, str]]:
+    for place, row in _texts(folder, "queries"):
+        if not row["text"].strip():
+            message = f"{place}: the text of query {row['_id']!r} is empty"
+            raise LabelsError(message)
+        yield row["_id"], row["text"]
 
 
-def _texts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of queries or passages, each id once."""
+def _read_passages(folder: Path) -> dict[str, str] | None:
+    if not (folder / "corpus.jsonl").exists() and not _parts(folder, "corpus"):
+        return None
+    return {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for _, row in _texts(folder, "corpus")}
+
+
+def _parts(folder: Path, name: str) -> list[Path]:
+    """The Parquet files that hold ``name``, one or several parts of it."""
+    whole = folder / f"{name}.parquet"
+    return [whole] if whole.exists() else sorted((folder / name).glob("*.parquet"))
+
+
+def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of queries or passages, each id once and a string."""
+    lines, parts = folder / f"{name}.jsonl", _parts(folder, name)
+    rows = read_json_lines(lines) if lines.exists() or not parts else chain.from_iterable(map(parquet_rows, parts))
     seen: set[str] = set()
-    for place, row in read_json_lines(path):
-        if not isinstance(row.get("_id"), str) or not isinstance(row.get("text"), str):
-            message = f"{place}: expected the strings _id and text"
+    for place, row in rows:
+        key = id_text(row.get("_id", row.get("id")))
+        if key is None or not isinstance(row.get("text"), str):
+            message = f"{place}: expected _id, a string or a whole number, and the string text"
             raise LabelsError(message)
         if not isinstance(row.get("title") or "", str):
             message = f"{place}: title is {row['title']!r}, expected a string"
             raise LabelsError(message)
-        if row["_id"] in seen:
-            message = f"{place}: _id {row['_id']!r} occurs twice"
+        if key in seen:
+            message = f"{place}: _id {key!r} occurs twice"
             raise LabelsError(message)
-        seen.add(row["_id"])
-        yield place, row
+        seen.add(key)
+        yield place, {**row, "_id": key}
 
 
-def _read_judgements(path: Path, queries: Mapping[str, str]) -> dict[str, Judgements]:
-    judged: dict[str, Judgements] = {}
+def id_text(value: object) -> str | None:
+    """An id as it is compared: text, and whole numbers as written; None: it is no id."""
+    return value if isinstance(value, str) else str(value) if type(value) is int else None
+
+
+def _judgement_rows(folder: Path, side: Side) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """Query id, passage id and grade of every judgement, as texts, each with its place."""
+    for name in _SIDE_NAMES[side]:
+        table = folder / "qrels" / f"{name}.tsv"
+        if table.exists():
+            yield from _tab_separated(table)
+            return
+        parts = [path for place in _QRELS_FOLDERS for path in sorted((folder / place).glob(f"{name}*.parquet"))]
+        if parts:
+            yield from (_parquet_judgement(place, row) for part in parts for place, row in parquet_rows(part))
+            return
+
+
+def _tab_separated(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
     for number, (place, line) in enumerate(_lines(path)):
         cells = [cell.strip() for cell in line.split("\t")]
         if number == 0 and cells[0].lower() in _HEADERS:
@@ -138,16 +204,43 @@ def _read_judgements(path: Path, queries: Mapping[str, str]) -> dict[str, Judgem
         if len(cells) != len(_COLUMNS):
             message = f"{place}: expected {', '.join(_COLUMNS)} separated by tabs, got {len(cells)} columns"
             raise LabelsError(message)
-        query, passage, score = cells
+        yield place, (cells[0], cells[1], cells[2])
+
+
+def _parquet_judgement(place: str, row: Mapping[str, Any]) -> tuple[str, tuple[str, str, str]]:
+    named = {str(name).lower().replace("_", "-"): value for name, value in row.items()}
+    query, passage = id_text(named.get(_COLUMNS[0])), id_text(named.get(_COLUMNS[1]))
+    if query is None or passage is None or _COLUMNS[2] not in named:
+        message = f"{place}: expected the columns {', '.join(_COLUMNS)}, found {sorted(row)}"
+        raise LabelsError(message)
+    return place, (query, passage, str(named[_COLUMNS[2]]))
+
+
+def _read_judgements(
+    rows: Iterable[tuple[str, tuple[str, str, str]]], queries: Mapping[str, str], folder: Path
+) -> dict[str, Judgements]:
+    judged: dict[str, Judgements] = {}
+    unknown: list[str] = []
+    for place, (query, passage, score) in rows:
         if not _WHOLE_NUMBER.fullmatch(score):
             message = f"{place}: score {score!r} is not a whole number"
             raise LabelsError(message)
         if query not in queries:
-            message = f"{place}: query {query!r} is not in queries.jsonl"
-            raise LabelsError(message)
+            unknown.append(f"{query!r} ({place})")
+            continue
         grades = judged.setdefault(query, Judgements(place, {})).grades
         grade = int(score.partition(".")[0])
         grades[passage] = max(grade, grades.get(passage, grade))
+    if unknown and not judged:
+        message = f"{folder}: no judged query is in its queries, first {unknown[0]}"
+        raise LabelsError(message)
+    if unknown:
+        logger.warning(
+            "%s: judgements on queries that are not there are left out: %d, first %s",
+            folder,
+            len(unknown),
+            unknown[0],
+        )
     return judged
 
 

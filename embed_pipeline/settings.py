@@ -672,6 +672,22 @@ class Serving(Group):
         return self
 
 
+class Deployment(Group):
+    """An endpoint that others run, verified in place of ours."""
+
+    endpoint_url: str | None = runs(None)
+    """Base URL of a server of the released model, such as ``http://host:8000``, with an OpenAI-compatible
+    ``/v1/embeddings``: ours, NVIDIA's embedding NIM, Text Embeddings Inference or vLLM. ``deploy`` proves its vectors
+    and rankings instead of starting an endpoint, and refuses what differs. None: an endpoint is started here."""
+    endpoint_model: str = runs("auto")
+    """Name of the model there; auto: the first that it lists."""
+    endpoint_prefixes: Literal["auto", "client", "server"] = runs("auto")
+    """Who puts the model's prefixes before texts: the client, or the server by ``input_type`` or by the ending
+    ``-query`` or ``-passage`` of the model's name; auto: a server of ours does, others do not."""
+    endpoint_precision: Literal["fp32", "fp16", "bf16"] = runs("fp32")
+    """What the server computes in, by which its vectors are held to a bound; one of ours says so itself."""
+
+
 class Gates(Group):
     """Bounds of the checks: what is too little, too much or too far off to go on from."""
 
@@ -803,6 +819,7 @@ class Settings(Group):
     evaluation: Evaluation = Evaluation()
     release: Release = Release()
     serving: Serving = Serving()
+    deployment: Deployment = Deployment()
     gates: Gates = Gates()
     tracking: Tracking = Tracking()
     orchestration: Orchestration = Orchestration()

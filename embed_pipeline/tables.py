@@ -617,7 +617,7 @@ DEPLOYMENT = Table(
     (
         _text("release_version", "Version of the release bundle that was served."),
         _text("precision", "What the model computed in: fp32, int8, fp16 or bf16."),
-        _text("runtime", "By what: onnxruntime, openvino or torch."),
+        _text("runtime", "By what: onnxruntime, openvino or torch; endpoint: a server that is not ours."),
         _text("url", "Base URL of the endpoint."),
         Column("left_running", pl.Boolean(), "True where an endpoint was left running there."),
         _count("texts_compared", "Texts whose served vectors were compared with the model's."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from embed_pipeline.beir import LabelsError, read_beir, read_json_lines
@@ -93,7 +94,9 @@ def test_of_several_judgements_the_highest_counts(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
-        ("queries.jsonl", '{"_id": "q0", "text": "x"}\n{"_id": 2}\n', "line 2: expected the strings _id and text"),
+        ("queries.jsonl", '{"_id": "q0", "text": "x"}\n{"_id": 2}\n', "line 2: expected _id, a string or a whole"),
+        ("queries.jsonl", '{"_id": true, "text": "x"}', "line 1: expected _id, a string or a whole number"),
+        ("queries.jsonl", '{"_id": "q0", "text": " "}', "line 1: the text of query 'q0' is empty"),
         ("queries.jsonl", '{"_id": "q0", "text": "x"}\n\n{\n', "line 3: not JSON"),
         ("queries.jsonl", "[]", "line 1: expected an object"),
         ("queries.jsonl", '{"_id": "q0", "text": "x"}\n{"_id": "q0", "text": "y"}', "line 2: _id 'q0' occurs twice"),
@@ -103,7 +106,6 @@ def test_of_several_judgements_the_highest_counts(tmp_path):
         ("qrels/test.tsv", "q0\ta\thigh\n", "line 1: score 'high' is not a whole number"),
         ("qrels/test.tsv", "q0\ta\t0.5\n", "line 1: score '0.5' is not a whole number"),
         ("qrels/test.tsv", "q0\ta\t²\n", "line 1: score '²' is not a whole number"),
-        ("qrels/test.tsv", "q9\ta\t1\n", "line 1: query 'q9' is not in queries.jsonl"),
     ],
 )
 def test_what_is_malformed_is_named_with_its_line(tmp_path, file, content, problem):
@@ -131,3 +133,50 @@ def test_json_lines_have_their_places(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n')
     assert list(read_json_lines(path)) == [(f"{path}, line 1", {"a": 1}), (f"{path}, line 3", {"a": 2})]
+
+
+def test_judgements_on_queries_that_are_not_there_are_left_out_and_counted(tmp_path, caplog):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\nq9\ta\t1\nq8\tb\t0\n")
+    assert list(read_beir(folder).judged["test"]) == ["q0"]
+    assert "left out: 2, first 'q9'" in caplog.text
+    (folder / "qrels" / "test.tsv").write_text("q9\ta\t1\n")
+    with pytest.raises(LabelsError, match=r"no judged query is in its queries, first 'q9' .*line 1"):
+        read_beir(folder)
+
+
+def test_whole_numbers_are_ids(tmp_path):
+    folder = write_beir(tmp_path / "set", test="0\t1\t1\n")
+    for name, rows in (("queries", [{"_id": 0, "text": "ask"}]), ("corpus", [{"_id": 1, "text": "answer"}])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_beir(folder)
+    assert (found.queries, found.passages) == ({"0": "ask"}, {"1": "answer"})
+    assert found.judged["test"]["0"].grades == {"1": 1}
+
+
+@pytest.mark.parametrize(
+    ("places", "columns"),
+    [
+        (("queries.parquet", "corpus.parquet", "qrels/test.parquet"), ("query-id", "corpus-id", "score")),
+        (
+            ("queries/part-0.parquet", "corpus/part-0.parquet", "data/test-0.parquet"),
+            ("query_id", "corpus_id", "score"),
+        ),
+        (("queries/q.parquet", "corpus/c.parquet", "default/test.parquet"), ("Query-ID", "Corpus-ID", "Score")),
+    ],
+)
+def test_parquet_as_hubs_keep_it(tmp_path, places, columns):
+    frames = (
+        pl.DataFrame({"_id": [7], "text": ["ask"]}),
+        pl.DataFrame({"_id": ["a"], "title": ["T"], "text": ["answer"]}),
+        pl.DataFrame({columns[0]: [7], columns[1]: ["a"], columns[2]: [2.0]}),
+    )
+    for place, frame in zip(places, frames, strict=True):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        frame.write_parquet(tmp_path / place)
+    found = read_beir(tmp_path)
+    assert (found.queries, found.passages) == ({"7": "ask"}, {"a": "T answer"})
+    assert found.judged["test"]["7"].grades == {"a": 2}
+
+
+def test_validation_is_the_dev_side(tmp_path):
+    assert list(read_beir(write_beir(tmp_path / "set", validation="q0\ta\t1\n")).judged) == ["dev"]

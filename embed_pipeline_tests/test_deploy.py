@@ -27,6 +27,10 @@ DOCKERFILES = sorted([DEPLOY / "Dockerfile", *DEPLOY.glob("*.Dockerfile")])
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("embed-pipeline:")}
 
 
+OTHER_SERVERS = {"nim-embeddings": "onnx", "tei": "model", "vllm": "model"}
+"""Servers that are not ours, and the folder of a release that each reads."""
+
+
 def environment_of(service):
     """A service's environment with the defaults of its variables; one that must be set is ``set``."""
     values = {name: str(value) for name, value in SERVICES[service].get("environment", {}).items()}
@@ -49,14 +53,22 @@ def test_every_part_has_its_service():
         "code-gpu",
         "embeddings-gpu",
     }
-    assert SERVICES["nim"]["profiles"] == ["nim"]
+    assert all(SERVICES[name]["profiles"] == [name] for name in ("nim", *OTHER_SERVERS))
+
+
+@pytest.mark.parametrize(("name", "folder"), OTHER_SERVERS.items())
+def test_a_server_that_is_not_ours_reads_a_release_of_the_store(name, folder):
+    service = SERVICES[name]
+    assert "store:/data/store:ro" in service["volumes"]
+    told = [*service.get("command", []), *map(str, service.get("environment", {}).values())]
+    assert f"/data/store/release/${{RELEASE:-none}}/{folder}" in told
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_is_pinned_watched_and_restarted(name):
     service = SERVICES[name]
     if name not in OURS:
-        assert re.fullmatch(r"[\w./-]+:\d[\w.-]*", service["image"]), service["image"]
+        assert re.fullmatch(r"[\w./-]+:(v|cpu-)?\d[\w.-]*", service["image"]), service["image"]
     if name != "docker":
         assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
     assert service["restart"] == "unless-stopped"
@@ -75,6 +87,8 @@ def test_only_gpu_services_ask_for_a_gpu():
     assert {name for name, service in SERVICES.items() if "nvidia" in str(service.get("deploy"))} == {
         "embeddings-gpu",
         "nim",
+        "nim-embeddings",
+        "vllm",
     }
 
 

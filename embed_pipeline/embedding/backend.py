@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.models import ModelError, embedding_dimensions, max_tokens_of
+from embed_pipeline.embedding.families import (
+    Kind,
+    ModelError,
+    embedding_dimensions,
+    max_tokens_of,
+    pad_token_of,
+    padding_side_of,
+    reading_tokenizer,
+    truncation_side_of,
+)
 from embed_pipeline.embedding.token_batches import pad_rows
 
 if TYPE_CHECKING:
@@ -29,6 +38,8 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "embedding_config.json"
+QUERY_FOLDER = "query"
+"""Folder in an export with what computes queries, where the model has another way for them than for passages."""
 
 Floats = NDArray[np.float32]
 Row = Sequence[int] | NDArray[np.integer[Any]]
@@ -68,25 +79,16 @@ class EncoderConfig:
         Raises:
             ModelError: the model has no length of vectors, no limit of tokens, or no tokenizer of the fast kind.
         """
-        from tokenizers import Tokenizer
-
-        fast = getattr(model.tokenizer, "backend_tokenizer", None)
-        if not isinstance(fast, Tokenizer):
-            message = (
-                f"the tokenizer {type(model.tokenizer).__name__} has no {TOKENIZER_FILE} form, without which the model "
-                "can be neither exported nor served; choose a model that comes with that file"
-            )
-            raise ModelError(message)
         return cls(
             dimensions=embedding_dimensions(model),
             max_tokens=max_tokens_of(model),
             query_prefix=model.prompts.get("query") or "",
             passage_prefix=model.prompts.get("document") or "",
-            pad_token_id=model.tokenizer.pad_token_id or 0,
-            padding_side=model.tokenizer.padding_side,
-            truncation_side=model.tokenizer.truncation_side,
+            pad_token_id=pad_token_of(model),
+            padding_side=padding_side_of(model),
+            truncation_side=truncation_side_of(model),
             # A copy: whoever else uses the model's own sets truncation and padding on it.
-            tokenizer=_whole(Tokenizer.from_str(fast.to_str())),
+            tokenizer=_whole(reading_tokenizer(model)),
         )
 
     @classmethod
@@ -150,18 +152,24 @@ class Backend(ABC):
         computes_padding: whether a short text takes as long as the longest of its batch.
         lanes: inferences that may run side by side, each on a core of its own; 1: one at a time.
         config: how it reads texts.
+        query_side: what computes queries, where the model has another way for them than for passages; None: this does.
     """
 
     runtime: ClassVar[str]
     device: str = "cpu"
     computes_padding: bool = True
     lanes: int = 1
+    query_side: Backend | None = None
 
     def __init__(self, config: EncoderConfig) -> None:
         self.config = config
         self.dimensions, self.max_tokens = config.dimensions, config.max_tokens
         self.query_prefix, self.passage_prefix = config.query_prefix, config.passage_prefix
         self.special_tokens: int = config.tokenizer.num_special_tokens_to_add(is_pair=False)
+
+    def of_kind(self, kind: Kind) -> Backend:
+        """What computes texts of ``kind``."""
+        return self.query_side if kind == "query" and self.query_side is not None else self
 
     @property
     @abstractmethod

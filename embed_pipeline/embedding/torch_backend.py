@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
-from embed_pipeline.embedding.models import ModelError, features_of, load_model
+from embed_pipeline.embedding.families import ModelError, features_of, is_routed, route_of
+from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Embedding
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class TorchBackend(Backend):
         Raises:
             ModelError: the model is another than the one exported.
         """
+        if is_routed(model):
+            self.query_side = TorchBackend(route_of(model, "query"), precision)
+            model = route_of(model, "passage")
         own = EncoderConfig.of(model)
         super().__init__(config or own)
         if (own.dimensions, own.max_tokens) != (self.dimensions, self.max_tokens):

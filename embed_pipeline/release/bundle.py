@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from embed_pipeline.embedding.backend import CONFIG_FILE
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.families import DIMENSIONS_KEY
+from embed_pipeline.embedding.model_folder import read_back
 from embed_pipeline.release.manifest import (
     MANIFEST_FILE,
     BundleError,
@@ -26,9 +29,10 @@ from embed_pipeline.release.manifest import (
     verify_bundle,
 )
 from embed_pipeline.release.model_card import CARD_FILE, model_card
+from embed_pipeline.settings import Embedding
 from embed_pipeline.storage import file_hash
 
-__all__ = ["BundleError", "Lineage", "Manifest", "read_manifest", "verify_bundle", "write_bundle"]
+__all__ = ["BundleError", "Lineage", "Manifest", "check_bundle_model", "read_manifest", "verify_bundle", "write_bundle"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +113,22 @@ def write_bundle(
     return manifest
 
 
+def check_bundle_model(bundle: Path, original: Path, embedding: Embedding) -> None:
+    """Read the bundle's model with plain sentence-transformers, in a process of its own, as its users will.
+
+    Args:
+        bundle: the bundle.
+        original: the sentence-transformers folder that was evaluated.
+        embedding: how that is encoded; always in fp32 here.
+
+    Raises:
+        ModelError: the model cannot be read, or its vectors for texts of some length are others than the original's.
+    """
+    evaluated = Encoder.load(original, embedding.model_copy(update={"precision": "fp32"}))
+    least = read_back(evaluated, bundle / "model", trusted=embedding.trust_remote_code)
+    logger.info("sentence-transformers reads the released model back: least cosines %s", least)
+
+
 def _facts(onnx_folder: Path, lineage: Lineage) -> ModelFacts:
     path = onnx_folder / CONFIG_FILE
     try:
@@ -123,7 +143,10 @@ def _facts(onnx_folder: Path, lineage: Lineage) -> ModelFacts:
 
 
 def _clean_model(folder: Path, facts: ModelFacts) -> None:
-    """Write the prefixes where sentence-transformers looks for them; drop where the base model lay when trained."""
+    """Write the prefixes where sentence-transformers looks for them, and the lengths that were trained where others do.
+
+    Where the base model lay when it was trained is dropped.
+    """
     path = folder / _PROMPTS_FILE
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     config["prompts"] = {
@@ -134,6 +157,10 @@ def _clean_model(folder: Path, facts: ModelFacts) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for path in folder.rglob("*config.json"):
         values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and Path(str(values.get("_name_or_path", ""))).is_absolute():
-            del values["_name_or_path"]
-            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if not isinstance(values, dict):
+            continue
+        cleaned = {name: value for name, value in values.items() if name not in {DIMENSIONS_KEY, "_name_or_path"}}
+        if DIMENSIONS_KEY in values and facts.matryoshka_dimensions:
+            cleaned[DIMENSIONS_KEY] = facts.matryoshka_dimensions
+        if cleaned != values:
+            path.write_text(json.dumps(cleaned, indent=2) + "\n", encoding="utf-8")

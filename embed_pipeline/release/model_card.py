@@ -46,7 +46,7 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("model")
 queries = model.encode_query(["what is a context manager?"])
 passages = model.encode_document(["A context manager defines what happens around a block."])
-similarities = queries @ passages.T
+similarities = model.similarity(queries, passages)
 ```
 
 With onnxruntime, from the `onnx` folder; pooling and normalisation are in the graph, the prefixes are not:
@@ -66,10 +66,11 @@ vectors = session.run(["embeddings"], {{
 }})[0]
 ```
 
-`model` is a Hugging Face-style folder, as vLLM and Text Embeddings Inference load it; `onnx` is a plain ONNX
-directory. Those servers were not run when this release was made. Where `model/modules.json` names a `Dense` module, a
-server has to apply it after pooling; older ones leave it out without a word, and their vectors are then others: compare
-one with the ONNX export's.
+`model` is a Hugging Face-style folder in the form that sentence-transformers 5.1 and later, transformers 4.56 and
+later, Text Embeddings Inference and vLLM read; `onnx` is a plain ONNX directory. sentence-transformers read `model`
+back when this release was made and gave the same vectors; the servers were not run. Where `model/modules.json` names a
+`Dense` module, a server has to apply it after pooling; older ones leave it out without a word, and their vectors are
+then others: compare one with the ONNX export's.
 
 ## How it was made
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from embed_pipeline.embedding.onnx_backend import MODEL_FILE, refuse_outside_data
+from embed_pipeline.embedding.onnx_backend import MODEL_FILE, refuse_outside_data, sides_of
 from embed_pipeline.embedding.onnx_export import INLINE_BYTES
 from embed_pipeline.release.bundle import EXPORT_FOLDERS
 from embed_pipeline.release.manifest import ReleaseError
@@ -36,15 +36,22 @@ def write_precision(onnx_folder: Path, output: Path, precision: Precision) -> No
         ReleaseError: the result is not a valid graph.
         ModelError: the graph's data lies outside its folder.
     """
+    refuse_outside_data(onnx_folder / MODEL_FILE)
+    shutil.copytree(onnx_folder, output, ignore=shutil.ignore_patterns(f"{MODEL_FILE}*", PARITY_FILE))
+    for part in sides_of(onnx_folder):
+        _write_graph(part, output / part.relative_to(onnx_folder), precision)
+
+
+def _write_graph(onnx_folder: Path, output: Path, precision: Precision) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     source, target = onnx_folder / MODEL_FILE, output / MODEL_FILE
     refuse_outside_data(source)
-    shutil.copytree(onnx_folder, output, ignore=shutil.ignore_patterns(f"{MODEL_FILE}*", PARITY_FILE))
     large = source.stat().st_size > INLINE_BYTES or any(onnx_folder.glob(f"{MODEL_FILE}.*"))
     if precision == "fp16":
-        onnx.save(mixed_precision(source), str(target), save_as_external_data=large)
+        beside = {"save_as_external_data": True, "location": f"{MODEL_FILE}.data"} if large else {}
+        onnx.save(mixed_precision(source), str(target), **beside)
         return
     # Seven bits of eight, so that processors without VNNI do not saturate and every machine gives what was measured.
     quantize_dynamic(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_pipeline.embedding.backend import CONFIG_FILE
-from embed_pipeline.embedding.onnx_backend import MODEL_FILE
+from embed_pipeline.embedding.onnx_backend import MODEL_FILE, sides_of
 from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.release.precision import mixed_precision
 from embed_pipeline.storage import file_hash
@@ -75,6 +75,9 @@ def build_engine(
         ReleaseError: the graph cannot be parsed or built; TensorRT's own messages are in the error.
     """
     trt, gpu = require_tensorrt()
+    if len(sides_of(onnx_folder)) > 1:
+        message = "queries and passages take different ways through the model, and an engine has one"
+        raise TensorRTUnavailable(message)
     config = json.loads((onnx_folder / CONFIG_FILE).read_text(encoding="utf-8"))
     profile = Profile.covering(int(config["max_tokens"]), batch_tokens)
     output.mkdir(parents=True, exist_ok=True)

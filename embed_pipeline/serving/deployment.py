@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -70,6 +70,8 @@ def deploy(
 ) -> pl.DataFrame:
     """Serve ``bundle``, compare what comes through the endpoint with the original model, and stop it again.
 
+    Where ``deployment.endpoint_url`` is set, what is served there is compared, and nothing is started.
+
     Args:
         bundle: the release bundle.
         corpus: the ``corpus`` table; a seeded sample of it is embedded and searched.
@@ -93,6 +95,9 @@ def deploy(
         message = f"a deployment is verified with passages and queries, got {len(passages)} and {len(asked)}"
         raise ServingError(message)
     version, store, serving = read_manifest(bundle).version, settings.paths.store, settings.serving
+    if (url := settings.deployment.endpoint_url) is not None:
+        found = verify_deployment(url.rstrip("/"), bundle, passages, asked, settings)
+        return _row(version, url, found, left_running=True)
     running = kept_endpoint(store) if keep else None
     stays = keep and running is None
     with tempfile.TemporaryDirectory() as folder:
@@ -134,9 +139,9 @@ def verify_deployment(
         # The bundle's own prefixes: they are a property of the model.
         settings.embedding.model_copy(update={"precision": "fp32", "query_prefix": "auto", "passage_prefix": "auto"}),
     )
-    release = served_release(url)
     with OpenAI(base_url=f"{url}/v1", api_key=serving_api_key() or "none") as client:
-        probe = _Probe(client, settings.serving.model_name)
+        release = _described(client, url, settings)
+        probe = _Probe(client, release, original)
         with progress("embed through the endpoint", len(passages) + len(queries), "texts") as bar:
             served_passages = probe.embed(passages, "passage", bar)
             served_queries = probe.embed(queries, "query", bar)
@@ -147,8 +152,8 @@ def verify_deployment(
     served = np.concatenate([served_queries, served_passages])
     cosines = cosines_of(served, np.concatenate([query_vectors, passage_vectors]))
     return Verification(
-        precision=str(release["precision"]),
-        runtime=str(release["runtime"]),
+        precision=release.precision,
+        runtime=release.runtime,
         texts_compared=len(served),
         min_cosine=float(cosines.min()),
         top10_overlap=hits.overlap(search(query_vectors, passage_vectors, _DEPTH)),
@@ -192,19 +197,89 @@ def _row(version: str, url: str, found: Verification, *, left_running: bool) -> 
     )
 
 
+@dataclass(frozen=True)
+class _Endpoint:
+    """What is asked at an endpoint, and how.
+
+    Attributes:
+        model: name of the model there.
+        ours: whether the ending of the model's name says what a text is.
+        prefixed: whether the server puts the prefixes before texts.
+        precision: what it computes in.
+        runtime: by what.
+    """
+
+    model: str
+    ours: bool
+    prefixed: bool
+    precision: str
+    runtime: str
+
+
+def _described(client: OpenAI, url: str, settings: Settings) -> _Endpoint:
+    """What serves at ``url``: our own server, which says so, or another one, as the settings describe it.
+
+    Raises:
+        ServingError: it lists no model.
+    """
+    chosen = settings.deployment
+    own = served_release(url) if chosen.endpoint_url is None else _own_release(url)
+    precision, runtime = (
+        (str(own["precision"]), str(own["runtime"])) if own else (chosen.endpoint_precision, "endpoint")
+    )
+    prefixed = own is not None if chosen.endpoint_prefixes == "auto" else chosen.endpoint_prefixes == "server"
+    if chosen.endpoint_url is None:
+        name = settings.serving.model_name
+        return _Endpoint(name, ours=True, prefixed=True, precision=precision, runtime=runtime)
+    listed = [model.id for model in client.models.list()]
+    if chosen.endpoint_model == "auto" and not listed:
+        message = f"{url}/v1/models lists no model; set deployment.endpoint_model"
+        raise ServingError(message)
+    model = listed[0] if chosen.endpoint_model == "auto" else chosen.endpoint_model
+    return _Endpoint(model, ours=own is not None, prefixed=prefixed, precision=precision, runtime=runtime)
+
+
+def _own_release(url: str) -> dict[str, Any] | None:
+    """What a server of ours says of its release; None: it is none of ours."""
+    try:
+        release = served_release(url)
+    except ServingError:
+        return None
+    return release if {"precision", "runtime"} <= release.keys() else None
+
+
 class _Probe:
-    def __init__(self, client: OpenAI, model: str) -> None:
-        self._client, self._model = client, model
+    """Embeds texts through an endpoint as its users do."""
+
+    def __init__(self, client: OpenAI, endpoint: _Endpoint, original: Encoder) -> None:
+        self._client, self._endpoint = client, endpoint
+        backend = original.backend
+        self._prefixes: dict[Kind, str] = {
+            "query": backend.of_kind("query").query_prefix,
+            "passage": backend.passage_prefix,
+        }
 
     def embed(self, texts: Sequence[str], kind: Kind, bar: Bar | None = None) -> Floats:
-        parts = []
+        """Vectors of ``texts``, cut where they are too long, as the original cuts them.
+
+        Raises:
+            ServingError: the endpoint gives another number of vectors than it was sent texts.
+        """
+        endpoint, parts = self._endpoint, []
+        prefix = "" if endpoint.prefixed else self._prefixes[kind]
+        # Each server has a name of its own for cutting and ignores the others'.
+        extra: dict[str, object] = {"truncate": "END"} if endpoint.ours else {"truncate": True}
+        if endpoint.prefixed and not endpoint.ours:
+            extra = {"truncate": "END", "input_type": kind}
         for start in range(0, len(texts), _REQUEST_TEXTS):
-            part = list(texts[start : start + _REQUEST_TEXTS])
-            # The original cuts what is too long as well.
-            answer = self._client.embeddings.create(
-                model=f"{self._model}-{kind}", input=part, extra_body={"truncate": "END"}
-            )
-            parts.append(np.array([item.embedding for item in answer.data], dtype=np.float32))
+            part = [prefix + text for text in texts[start : start + _REQUEST_TEXTS]]
+            model = f"{endpoint.model}-{kind}" if endpoint.ours else endpoint.model
+            answer = self._client.embeddings.create(model=model, input=part, extra_body=extra)
+            vectors = np.array([item.embedding for item in answer.data], dtype=np.float32)
+            if len(vectors) != len(part):
+                message = f"the endpoint gives {len(vectors)} vectors for {len(part)} texts"
+                raise ServingError(message)
+            parts.append(vectors)
             if bar is not None:
                 bar.advance(len(part))
         return np.concatenate(parts)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend
-from embed_pipeline.embedding.encoder import Kind
+from embed_pipeline.embedding.families import TASKS, Kind
 from embed_pipeline.release.manifest import Manifest
 from embed_pipeline.serving.batcher import Batcher, Cores
 from embed_pipeline.serving.metrics import Metrics
@@ -64,6 +64,15 @@ class EndpointResources:
     cores: Cores
 
 
+@dataclass(frozen=True)
+class _Side:
+    """What reads, queues and computes one kind of text, or both."""
+
+    backend: Backend
+    reader: Reader
+    batcher: Batcher
+
+
 class ServedModel:
     """One model behind one name.
 
@@ -106,21 +115,29 @@ class ServedModel:
         self.matryoshka = tuple(matryoshka)
         self._limit, self._max_request_tokens = backend.max_tokens, serving.max_request_tokens
         self._metrics, self._executor = shared.metrics, shared.executor
-        self._reader = Reader(backend)
-        rows = self._reader.read(["a"], "query", "NONE").rows
+        self._sides: dict[Kind, _Side] = {}
+        for kind in TASKS:
+            side = backend.of_kind(kind)
+            known = next((made for made in self._sides.values() if made.backend is side), None)
+            self._sides[kind] = known or self._open_side(side, kind, most, shared)
+
+    def _open_side(self, backend: Backend, kind: Kind, most: int, shared: EndpointResources) -> _Side:
+        reader = Reader(backend)
+        rows = reader.read(["a"], kind, "NONE").rows
         for alone in (True, False):
             if not np.isfinite(backend.infer(rows, alone=alone)).all():
-                message = f"{name} of release {manifest.version} gives a vector that is not finite"
+                message = f"{self.name} of release {self.manifest.version} gives a vector that is not finite"
                 raise ServingError(message)
-        self._batcher = Batcher(
+        batcher = Batcher(
             backend.infer,
             lanes=backend.lanes,
             max_padding=_max_padding(backend),
             batch_tokens=most if backend.on_gpu else min(_CPU_BATCH_TOKENS, most),
-            max_queue_tokens=serving.max_queue_tokens,
+            max_queue_tokens=shared.serving.max_queue_tokens,
             metrics=shared.metrics,
             cores=shared.cores,
         )
+        return _Side(backend, reader, batcher)
 
     async def embed(self, texts: Sequence[str], kind: Kind, truncate: Truncate) -> Embedded:
         """Vectors of ``texts``. When the task is cancelled, what has not run yet is dropped.
@@ -129,19 +146,21 @@ class ServedModel:
             RequestError: a text or the request is too long, or the queue is full.
         """
         estimate = sum(min(len(text) // _MOST_CHARACTERS_PER_TOKEN + 1, self._limit) for text in texts)
-        with self._batcher.reservation(estimate):
+        batcher = self._sides[kind].batcher
+        with batcher.reservation(estimate):
             rows = await self._read(texts, kind, truncate)
-            pending = self._batcher.submit(rows, estimate)
+            pending = batcher.submit(rows, estimate)
         try:
             vectors = await pending.future
         except asyncio.CancelledError:
-            self._batcher.drop(pending)
+            batcher.drop(pending)
             raise
         return Embedded(vectors, sum(len(row) for row in rows))
 
     def close(self) -> None:
         """Finish what waits and stop."""
-        self._batcher.close()
+        for batcher in {side.batcher for side in self._sides.values()}:
+            batcher.close()
 
     async def _read(self, texts: Sequence[str], kind: Kind, truncate: Truncate) -> list[Row]:
         started = time.monotonic()
@@ -150,7 +169,7 @@ class ServedModel:
         tokens = 0
         for part in _slices(texts):
             reading = await loop.run_in_executor(
-                self._executor, self._reader.read, texts[part], kind, truncate, part.start
+                self._executor, self._sides[kind].reader.read, texts[part], kind, truncate, part.start
             )
             rows.extend(reading.rows)
             self._metrics.truncated.inc(reading.truncated)

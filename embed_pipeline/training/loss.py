@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embed_pipeline.embedding.families import TASK, TASKS
 from embed_pipeline.embedding.packing import token_count
 
 Features = dict[str, Any]
@@ -40,6 +41,7 @@ class MaskedInfoNCE(nn.Module):
         cached: whether gradients are cached.
         bf16: whether the model computes in bf16; the loss itself is always fp32.
         dimensions: shorter lengths that are trained as well.
+        routed: whether questions and passages take different ways through the model.
         teacher_weight: weight of distillation, added to InfoNCE where the labels hold a teacher's scores.
     """
 
@@ -52,6 +54,7 @@ class MaskedInfoNCE(nn.Module):
         cached: bool = False,
         bf16: bool = False,
         dimensions: Sequence[int] = (),
+        routed: bool = False,
         teacher_weight: float = 0.0,
     ) -> None:
         super().__init__()
@@ -61,6 +64,7 @@ class MaskedInfoNCE(nn.Module):
         self.cached = cached
         self.bf16 = bf16
         self.dimensions = tuple(dimensions)
+        self.routed = routed
         self.teacher_weight = teacher_weight
 
     def forward(self, features: Sequence[Features], labels: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ class MaskedInfoNCE(nn.Module):
             Scalar float32; its ``backward`` fills the model's gradients.
         """
         relations, teacher_scores = (labels, None) if labels.dim() == 2 else (labels[0], labels[1])  # noqa: PLR2004 - a matrix has two axes
-        parts = self.micro.of_sides(features)
+        parts = self._routed_parts(features) if self.routed else self.micro.of_sides(features)
         vectors = self._encode_cached(parts) if self.cached and torch.is_grad_enabled() else self._encode(parts)
         vectors = vectors.float()
         lengths = sorted({*self.dimensions, vectors.shape[1]})
@@ -88,6 +92,14 @@ class MaskedInfoNCE(nn.Module):
         if teacher_scores is None or not self.teacher_weight:
             return loss
         return loss + self.teacher_weight * follow_distribution(logits, teacher_scores, self.temperature)
+
+    def _routed_parts(self, sides: Sequence[Features]) -> list[Features]:
+        """Micro-batches of questions, then of passages, each with the task by which a router sends them their way."""
+        return [
+            part | {TASK: task}
+            for task, side in zip(TASKS.values(), sides, strict=True)
+            for part in self.micro.split(side)
+        ]
 
     def get_config_dict(self) -> dict[str, Any]:
         """What a model card says about the loss."""

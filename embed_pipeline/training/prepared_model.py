@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from embed_pipeline import machine
-from embed_pipeline.embedding.models import embedding_dimensions, load_model, torch_device
+from embed_pipeline.embedding.families import DIMENSIONS_KEY, embedding_dimensions
+from embed_pipeline.embedding.models import load_model, torch_device
 from embed_pipeline.embedding.packing import PACKED, pack, trial_features
 from embed_pipeline.settings import Settings, Training
 from embed_pipeline.training.task import TrainingError
+from embed_pipeline.training.weights import save_model
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ def prepare_model(settings: Settings) -> SentenceTransformer:
     if training.lora_rank:
         add_adapters(model, training.lora_rank)
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_gradients(model)
     return model
 
 
@@ -58,6 +61,37 @@ def load_plain_base(settings: Settings) -> SentenceTransformer:
     base = load_model(settings.embedding.model, settings.embedding, device="cpu")
     declare_dimensions(base, settings.training.matryoshka_dimensions)
     return base
+
+
+def check_base(settings: Settings, folder: Path) -> None:
+    """Refuse a base that does not survive being saved, before any time goes into its training.
+
+    Args:
+        settings: groups ``embedding`` and ``training``.
+        folder: where it is written for that; it is removed again.
+
+    Raises:
+        ModelError: it cannot be loaded, or what was saved gives other vectors.
+    """
+    try:
+        save_model(load_plain_base(settings), folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def checkpoint_gradients(model: SentenceTransformer) -> None:
+    """Have ``model`` compute activations again instead of keeping them, where its architecture can."""
+    able = [module for module in model.modules() if getattr(module, "supports_gradient_checkpointing", False)]
+    if able:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if not is_checkpointed(model):
+        name = type(getattr(model[0], "auto_model", model[0])).__name__
+        logger.warning("training.gradient_checkpointing: %s does not support it; activations are kept", name)
+
+
+def is_checkpointed(model: nn.Module) -> bool:
+    """Whether layers of ``model`` compute their activations again in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def turn_off_dropout(model: nn.Module) -> None:
@@ -74,9 +108,16 @@ def turn_off_dropout(model: nn.Module) -> None:
 def declare_dimensions(model: SentenceTransformer, dimensions: Sequence[int]) -> tuple[int, ...]:
     """Write the lengths into the configuration of ``model`` and return them, shortest first.
 
+    Lengths that the base declares are dropped: training, and the linear adapter, leave nothing of what they were
+    trained to.
+
     Raises:
         TrainingError: a length is not below the model's own, or the model has no transformer to declare them in.
     """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, DIMENSIONS_KEY, None) is not None:
+            delattr(config, DIMENSIONS_KEY)
     if not dimensions:
         return ()
     own = embedding_dimensions(model)
@@ -91,7 +132,7 @@ def declare_dimensions(model: SentenceTransformer, dimensions: Sequence[int]) ->
         message = f"training.matryoshka_dimensions: {type(model[0]).__name__} has no configuration to declare them in"
         raise TrainingError(message)
     lengths = tuple(sorted(set(dimensions)))
-    encoder.config.matryoshka_dimensions = list(lengths)
+    setattr(encoder.config, DIMENSIONS_KEY, list(lengths))
     return lengths
 
 

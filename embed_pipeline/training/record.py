@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from embed_pipeline.embedding.families import DIMENSIONS_KEY
 from embed_pipeline.training.task import TrainingError
 
 RECORD_FILE = "training.json"
 """File in the tuned model's folder: what was done, without what differs from run to run."""
 _DIFFERS_BY_RUN = ("seconds", "examples_per_second", "device", "resumed_from")
-DIMENSIONS_KEY = "matryoshka_dimensions"
 
 
 @dataclass(frozen=True)
@@ -113,4 +113,4 @@ def declared_dimensions(model_folder: Path) -> tuple[int, ...]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         message = f"{model_folder} is not a sentence-transformers model: {error}"
         raise TrainingError(message) from error
-    return tuple(sorted(int(length) for length in values.get(DIMENSIONS_KEY, ())))
+    return tuple(sorted(int(length) for length in values.get(DIMENSIONS_KEY) or ()))

@@ -17,7 +17,8 @@ from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from embed_pipeline import machine
-from embed_pipeline.embedding.models import max_tokens_of, torch_device
+from embed_pipeline.embedding.families import TASKS, is_routed, padding_side_of
+from embed_pipeline.embedding.models import torch_device
 from embed_pipeline.embedding.packing import is_packed
 from embed_pipeline.settings import Settings, Training
 from embed_pipeline.training.checkpoints import (
@@ -28,7 +29,13 @@ from embed_pipeline.training.checkpoints import (
 )
 from embed_pipeline.training.distillation import score_candidates
 from embed_pipeline.training.loss import MaskedInfoNCE, MicroBatches
-from embed_pipeline.training.prepared_model import compile_layers, load_plain_base, prepare_model
+from embed_pipeline.training.prepared_model import (
+    check_base,
+    compile_layers,
+    is_checkpointed,
+    load_plain_base,
+    prepare_model,
+)
 from embed_pipeline.training.supervisor import DevMeasure, Supervisor, best_step, dev_curve, loss_curve, stalled
 from embed_pipeline.training.task import (
     Schedule,
@@ -100,6 +107,7 @@ def train_seed(task: TrainingTask, seed: int) -> SeedResult:
     Raises:
         TrainingError: the loss or a weight stops being finite, or a single text does not fit in memory; it names
             the step and the last good checkpoint.
+        ModelError: the base cannot be loaded, or not be saved faithfully.
     """
     target = winner_folder(task, seed)
     if is_whole_checkpoint(target):
@@ -109,8 +117,10 @@ def train_seed(task: TrainingTask, seed: int) -> SeedResult:
         return _keep_base(task, seed, target)
     # Steps and batches depend on the number of processes, so checkpoints do too.
     work = task.work / f"seed-{seed}-of-{world_size()}"
-    trainer, supervisor = build_trainer(task, task.schedule, seed, work)
     checkpoint = latest_checkpoint(work)
+    if checkpoint is None and is_first_process():
+        check_base(task.settings, task.work / "base")
+    trainer, supervisor = build_trainer(task, task.schedule, seed, work)
     started = time.monotonic()
     try:
         _train_from(checkpoint, trainer, supervisor)
@@ -177,16 +187,17 @@ def build_trainer(
         raise TrainingError(message)
     teacher_scores = score_candidates(task.examples, task.corpus[1], settings)
     model = prepare_model(settings)
-    limit = max_tokens_of(model)
     collator = Collator(
         task.examples,
-        model.tokenizer,
-        prefixes=(model.prompts.get("query") or "", model.prompts.get("document") or ""),
-        max_tokens=limit if training.max_text_tokens == "auto" else min(limit, training.max_text_tokens),
+        model,
+        max_tokens=None if training.max_text_tokens == "auto" else training.max_text_tokens,
         teacher_scores=teacher_scores,
     )
     rate = learning_rate(machine.width(model), training, labelled=task.examples.labelled)
     arguments = _arguments(schedule, rate, settings, seed, work)
+    if is_routed(model):
+        # The loss routes by itself; the trainer only wants to be told that somebody does.
+        arguments.router_mapping = {"question": TASKS["query"], "passage": TASKS["passage"]}
     precision = machine.training_precision(training, arguments.device)
     compile_layers(model, training, schedule.steps, bf16=precision == "bf16")
     embedding = settings.embedding.model_copy(update={"precision": precision})
@@ -198,11 +209,11 @@ def build_trainer(
         measure=(lambda current: measure(current, embedding)) if measure else None,
         record=task.record,
     )
-    uncached = _uncached_tokens(model, training, precision, arguments.device)
+    uncached = _uncached_tokens(model, precision, arguments.device)
     micro = MicroBatches(
         rows=_NO_ROW_LIMIT if training.micro_batch_size == "auto" else training.micro_batch_size,
         tokens=min(_MICRO_BATCH_TOKENS[arguments.device.type], uncached),
-        padded_left=model.tokenizer.padding_side == "left",
+        padded_left=padding_side_of(model) == "left",
         packed=is_packed(model),
     )
     trainer = ContrastiveTrainer(
@@ -260,12 +271,10 @@ def _steps_between_logs(steps: int) -> int:
     return min(max(1, steps // _LEAST_LOGGED_LOSSES), _MOST_STEPS_BETWEEN_LOGS)
 
 
-def _uncached_tokens(
-    model: SentenceTransformer, training: Training, precision: machine.Precision, device: torch.device
-) -> int:
+def _uncached_tokens(model: SentenceTransformer, precision: machine.Precision, device: torch.device) -> int:
     """Tokens whose activations fit in memory; checkpointed layers keep their inputs alone."""
     tokens = machine.activation_tokens(model, precision, device)
-    return tokens * machine.CHECKPOINTED_FACTOR if training.gradient_checkpointing else tokens
+    return tokens * machine.CHECKPOINTED_FACTOR if is_checkpointed(model) else tokens
 
 
 def _loss(model: SentenceTransformer, training: Training, micro: MicroBatches, *, bf16: bool) -> MaskedInfoNCE:
@@ -276,6 +285,7 @@ def _loss(model: SentenceTransformer, training: Training, micro: MicroBatches, *
         cached=training.micro_batch_size != "auto",
         bf16=bf16,
         dimensions=training.matryoshka_dimensions,
+        routed=is_routed(model),
         teacher_weight=training.teacher_weight if training.teacher else 0.0,
     )
 

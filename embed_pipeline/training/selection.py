@@ -23,7 +23,7 @@ from embed_pipeline.training.record import TrainingResult
 from embed_pipeline.training.seed_run import RESULT_FILE, SeedResult, winner_folder
 from embed_pipeline.training.supervisor import DevMeasure
 from embed_pipeline.training.task import TrainingError, TrainingTask, adapter_share
-from embed_pipeline.training.weights import State, load_weights, mean_weights, mix_weights
+from embed_pipeline.training.weights import State, load_weights, mean_weights, mix_weights, save_model
 
 logger = logging.getLogger(__name__)
 Measure = Callable[[SentenceTransformer], float]
@@ -112,7 +112,7 @@ def select(task: TrainingTask, seeds: Sequence[SeedResult], output: Path) -> Tra
         ignored = shutil.ignore_patterns(SEAL, RESULT_FILE)
         shutil.copytree(winner_folder(task, choice.seed.seed), output, dirs_exist_ok=True, ignore=ignored)
     else:
-        model.save_pretrained(str(output), create_model_card=False)
+        save_model(model, output)
     dev_ndcg_10 = dev(model) if dev and changed else choice.dev_ndcg_10
     result = _result(task, seeds, choice, forgetting, adapter, dev_ndcg_10=dev_ndcg_10)
     result.write(output)

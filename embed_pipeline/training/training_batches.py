@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
+from embed_pipeline.embedding.backend import EncoderConfig
+from embed_pipeline.embedding.families import TASKS, Kind, has_types, route_of
 from embed_pipeline.embedding.token_batches import pad_rows
 from embed_pipeline.training.task import Examples
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
 Tokens = NDArray[np.int32]
@@ -27,28 +31,26 @@ class Collator:
     def __init__(
         self,
         examples: Examples,
-        tokenizer: Any,  # noqa: ANN401 - transformers' tokenizers share no public base
+        model: SentenceTransformer,
         *,
-        prefixes: tuple[str, str],
-        max_tokens: int,
+        max_tokens: int | None = None,
         teacher_scores: Mapping[tuple[int, int], float] | None = None,
     ) -> None:
         """Tokenise all texts.
 
         Args:
             examples: the numbered examples.
-            tokenizer: the model's tokenizer.
-            prefixes: text before every question, and before every passage.
-            max_tokens: longest text, special tokens included.
+            model: the model, whose tokenizers, prefixes and limits hold; each kind of text is read by its own side.
+            max_tokens: longest text, special tokens included; None: the model's own limit.
             teacher_scores: (question number, passage number) to the teacher's score; None: there is no teacher.
         """
         self.examples = examples
         self._teacher_scores = teacher_scores
-        self._left = tokenizer.padding_side == "left"
-        self._pad = int(tokenizer.pad_token_id or 0)
-        self._types = "token_type_ids" in tokenizer.model_input_names
-        self._questions = _tokenize(tokenizer, prefixes[0], examples.questions, max_tokens)
-        self._passages = _tokenize(tokenizer, prefixes[1], examples.passages, max_tokens)
+        ways = {kind: route_of(model, kind) for kind in TASKS}
+        self._types = {kind: has_types(way) for kind, way in ways.items()}
+        self._configs = {kind: EncoderConfig.of(way) for kind, way in ways.items()}
+        self._questions = self._tokenize("query", examples.questions, max_tokens)
+        self._passages = self._tokenize("passage", examples.passages, max_tokens)
 
     def __call__(self, rows: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         """Features of a batch, under the names by which the trainer tells the two sides apart."""
@@ -57,8 +59,8 @@ class Collator:
         )
         passages = self._distinct_passages(chosen)
         return {
-            **self._features("question", [self._questions[self.examples.question[i]] for i in chosen]),
-            **self._features("passage", [self._passages[passage] for passage in passages]),
+            **self._features("question", "query", [self._questions[self.examples.question[i]] for i in chosen]),
+            **self._features("passage", "passage", [self._passages[passage] for passage in passages]),
             "label": self._labels(chosen, passages),
         }
 
@@ -97,15 +99,26 @@ class Collator:
             relations[row, place[self.examples.positive[example]]] = POSITIVE
         return relations
 
-    def _features(self, side: str, rows: Sequence[Tokens]) -> dict[str, Any]:
+    def _features(self, side: str, kind: Kind, rows: Sequence[Tokens]) -> dict[str, Any]:
         import torch
 
         from embed_pipeline.training.loss import LENGTHS
 
-        ids, mask = (torch.from_numpy(array) for array in pad_rows(rows, self._pad, left=self._left))
+        config = self._configs[kind]
+        padded = pad_rows(rows, config.pad_token_id, left=config.padding_side == "left")
+        ids, mask = (torch.from_numpy(array) for array in padded)
         features: dict[str, Any] = {f"{side}_input_ids": ids, f"{side}_attention_mask": mask}
         features[f"{side}_{LENGTHS}"] = [len(row) for row in rows]
-        return features | ({f"{side}_token_type_ids": torch.zeros_like(ids)} if self._types else {})
+        return features | ({f"{side}_token_type_ids": torch.zeros_like(ids)} if self._types[kind] else {})
+
+    def _tokenize(self, kind: Kind, texts: Sequence[str], max_tokens: int | None) -> list[Tokens]:
+        config = self._configs[kind]
+        prefix = config.query_prefix if kind == "query" else config.passage_prefix
+        tokenizer = Tokenizer.from_str(config.tokenizer.to_str())
+        longest = min(config.max_tokens, max_tokens or config.max_tokens)
+        tokenizer.enable_truncation(longest, direction=config.truncation_side)
+        encodings = tokenizer.encode_batch_fast([prefix + text for text in texts])
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 class ShuffledBatches:
@@ -135,14 +148,3 @@ class ShuffledBatches:
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self._examples)
         yield from (batch.tolist() for batch in np.array_split(order, len(self)))
-
-
-def _tokenize(tokenizer: Any, prefix: str, texts: Sequence[str], max_tokens: int) -> list[Tokens]:  # noqa: ANN401 - as above
-    rows = tokenizer(
-        [prefix + text for text in texts],
-        truncation=True,
-        max_length=max_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
-    return [np.asarray(row, dtype=np.int32) for row in rows]

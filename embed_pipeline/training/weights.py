@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from embed_pipeline.embedding.model_folder import check_model_folder, write_model_folder
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -56,18 +58,21 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def save_model(model: SentenceTransformer, folder: Path, base: SentenceTransformer | None = None) -> None:
-    """Write ``model`` as a sentence-transformers folder that needs no adapters to load.
+    """Write ``model`` as a sentence-transformers folder that needs no adapters to load, and read it back.
 
     Args:
         model: the model.
         folder: made where it is absent.
         base: where ``model`` has adapters, a model of the same structure without any, which is written in its place.
+
+    Raises:
+        ModelError: what was written does not give the model's vectors.
     """
-    if base is None:
-        model.save_pretrained(str(folder), create_model_card=False)
-        return
-    base.load_state_dict(plain_state(model))
-    base.save_pretrained(str(folder), create_model_card=False)
+    if base is not None:
+        base.load_state_dict(plain_state(model))
+        model = base
+    write_model_folder(model, folder)
+    check_model_folder(model, folder)
 
 
 def mix_weights(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> State:

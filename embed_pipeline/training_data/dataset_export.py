@@ -126,8 +126,9 @@ def _sides(qa: pl.DataFrame, split: pl.DataFrame, hard_negatives: pl.DataFrame) 
 
 
 def _write_beir(data: _ExportedData, folder: Path, sides: Sequence[str] = (TRAIN, DEV, TEST)) -> None:
-    passages = data.corpus.select("segment_id", "title", "text").iter_rows()
-    _write_lines(folder / "corpus.jsonl", ({"_id": key, "title": title, "text": text} for key, title, text in passages))
+    # Without the title, which BEIR's readers put before the text: what is searched and trained on is the text alone.
+    passages = data.corpus.select("segment_id", "text").iter_rows()
+    _write_lines(folder / "corpus.jsonl", ({"_id": key, "title": "", "text": text} for key, text in passages))
     asked = [one for side in sides for one in data.sides[side]]
     _write_lines(folder / "queries.jsonl", ({"_id": one.key, "text": one.question} for one in asked))
     (folder / "qrels").mkdir()

@@ -1,24 +1,47 @@
-"""Labels that people made: read from BEIR folders, JSONL and Parquet, and mixed in as pairs."""
+"""Labels that people made: read in every common form, and mixed in as pairs.
+
+A label set is a BEIR folder (:mod:`embed_pipeline.beir`), a JSONL or Parquet file with a question a row, a folder of
+such files named for their sides, or a folder of NVIDIA NeMo's. Columns may have our names, sentence-transformers'
+(``anchor``, ``positive``, ``negative``, ``negative_1`` ...), FlagEmbedding's (``query``, ``pos``, ``neg``) or NeMo's
+(``question``, ``pos_doc``, ``neg_doc``). What ``embed-pipeline dataset`` exports is read back as what it was.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from embed_pipeline import tables
-from embed_pipeline.beir import LabelsError, read_beir, read_json_lines
+from embed_pipeline.beir import LabelsError, id_text, parquet_rows, read_beir, read_json_lines
 from embed_pipeline.enumerations import LABELLED, SIDES, Side
 from embed_pipeline.text.words import overlap
 
-_TEXT_FIELDS = ("positives", "negatives")
-_ID_FIELDS = ("positive_ids", "negative_ids")
-_KNOWN_FIELDS = {"question", "split", *_TEXT_FIELDS, *_ID_FIELDS}
+logger = logging.getLogger(__name__)
+
+_QUESTION_FIELDS = ("question", "query", "anchor")
+_TEXT_FIELDS = {
+    "positives": re.compile(r"positives?|pos"),
+    "negatives": re.compile(r"negatives?(_[0-9]+)?|neg"),
+}
+_ID_FIELDS = {
+    "positive_ids": re.compile(r"positive_ids?|pos_doc"),
+    "negative_ids": re.compile(r"negative_ids?|neg_doc"),
+}
+_SPLIT_FIELD = "split"
+_USUAL_NAMES = (*_QUESTION_FIELDS, *_TEXT_FIELDS, *_ID_FIELDS, _SPLIT_FIELD)
+_MISSPELT = 0.85
+_OTHER_SIDES: Mapping[str, Side] = {"validation": "dev", "val": "dev", "eval": "dev"}
+_FILES = (".jsonl", ".parquet")
+_NEMO_SIDES: Mapping[Side, str] = {"train": "train.json", "dev": "val.json"}
 _PATH_PREFIX = "labels"
 
 
@@ -91,12 +114,12 @@ def with_labelled_passages(
     Raises:
         LabelsError: a set cannot be read.
     """
-    known = set(corpus["text"])
+    known = {text.strip() for text in corpus["text"]}
     rows: list[tuple[str, str, str]] = []
     for label_set in _read_label_sets(labelled):
         for path, text in _labelled_passages(label_set):
-            if text.strip() and text not in known:
-                known.add(text)
+            if text.strip() and text.strip() not in known:
+                known.add(text.strip())
                 rows.append((label_set.name, path, text))
     counts = count_tokens([text for _, _, text in rows])
     added = tables.CORPUS.frame(
@@ -122,17 +145,36 @@ def read_labels(labelled: Sequence[Path], corpus: pl.DataFrame) -> list[Label]:
     """All labels over a corpus that holds their passages.
 
     An id names a passage of the label's own set, a segment, or the path of a document: then the document's segment
-    that shares most content words with the question answers it.
+    that shares most content words with the question answers it. What is not there is left out and counted in the log,
+    and so is a question that keeps no positive.
 
     Args:
         labelled: the label sets.
         corpus: what :func:`with_labelled_passages` returned.
 
     Raises:
-        LabelsError: a set cannot be read, or a label names what is not in the corpus.
+        LabelsError: a set cannot be read, or nothing that one names is in the corpus.
     """
     lookup = _SegmentLookup(corpus)
-    labels = [lookup.label(label_set, raw) for label_set in _read_label_sets(labelled) for raw in label_set.labels]
+    labels: list[Label] = []
+    for label_set in _read_label_sets(labelled):
+        missing: list[str] = []
+        found = [lookup.label(label_set, raw, missing) for raw in label_set.labels]
+        kept = [label for label in found if label.positives]
+        if missing and not kept:
+            message = f"{missing[0]}, and nothing else that the labels of {label_set.name} name is in the corpus"
+            raise LabelsError(message)
+        if missing:
+            logger.warning(
+                "labels %s: %d passages are not in the corpus and are left out, and %d of %d questions with them; "
+                "first %s",
+                label_set.name,
+                len(missing),
+                len(found) - len(kept),
+                len(found),
+                missing[0],
+            )
+        labels += kept
     return sorted({label.qa_id: label for label in labels}.values(), key=lambda label: label.qa_id)
 
 
@@ -179,25 +221,75 @@ def _read_label_sets(labelled: Sequence[Path]) -> Iterator[LabelSet]:
 
 
 def read_label_set(path: Path) -> LabelSet:
-    """Read a BEIR folder, a ``.jsonl`` or a ``.parquet`` file.
+    """Read a folder, a ``.jsonl`` or a ``.parquet`` file.
 
     Raises:
         LabelsError: naming the file, and the line or row that is malformed.
     """
     if path.is_dir():
-        return _beir_label_set(path)
-    if path.suffix not in {".jsonl", ".parquet"} or not path.is_file():
+        if any((path / f"queries{ending}").exists() for ending in (*_FILES, "")):
+            return _beir_label_set(path)
+        return _nemo_label_set(path) if (path / _NEMO_SIDES["train"]).is_file() else _folder_label_set(path)
+    if path.suffix not in _FILES or not path.is_file():
         message = f"training_data.label_sets {path}: neither a folder nor a .jsonl or .parquet file"
         raise LabelsError(message)
-    labels = [
-        _parse_label(place, row)
-        for place, row in (read_json_lines(path) if path.suffix == ".jsonl" else _parquet_rows(path))
-    ]
+    return LabelSet(path.stem, _one_split(_read_rows(path)))
+
+
+def _read_rows(path: Path, side: Side | None = None) -> list[RawLabel]:
+    rows = list(read_json_lines(path) if path.suffix == ".jsonl" else parquet_rows(path))
+    ignored = sorted({name for _, row in rows for name in row if not _is_known(name)})
+    for name in ignored:
+        if close := get_close_matches(name, _USUAL_NAMES, n=1, cutoff=_MISSPELT):
+            message = f"{path}: unknown field {name!r}; did you mean {close[0]!r}?"
+            raise LabelsError(message)
+    if ignored:
+        logger.warning("%s: the columns %s are ignored", path, ignored)
+    return [_parse_label(place, row, side) for place, row in rows]
+
+
+def _one_split(labels: list[RawLabel]) -> list[RawLabel]:
     unsplit = [label for label in labels if label.side is None]
     if unsplit and len(unsplit) < len(labels):
         message = f"{unsplit[0].place}: split is missing, while other rows have one"
         raise LabelsError(message)
-    return LabelSet(path.stem, labels)
+    return labels
+
+
+def _folder_label_set(folder: Path) -> LabelSet:
+    """Files of rows, each for the side that its name begins with; a set of train files alone has no split."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES]
+    sides = {path: _side(re.split(r"[^a-z]", path.name.lower())[0]) for path in files}
+    if not files or (None in sides.values() and len(set(sides.values())) > 1):
+        message = (
+            f"training_data.label_sets {folder}: expected a BEIR folder (queries.jsonl), or .jsonl or .parquet files "
+            "whose names begin with train, dev or test"
+        )
+        raise LabelsError(message)
+    split = set(sides.values()) != {"train"}
+    labels = [label for path, side in sides.items() for label in _read_rows(path, side if split else None)]
+    return LabelSet(folder.name, _one_split(labels))
+
+
+def _nemo_label_set(folder: Path) -> LabelSet:
+    """NVIDIA NeMo's files: questions with the ids of passages, over a corpus of Parquet files."""
+    labels: list[RawLabel] = []
+    passages: dict[str, str] = {}
+    found: dict[Side, Path] = {side: folder / name for side, name in _NEMO_SIDES.items() if (folder / name).is_file()}
+    for side, path in found.items():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            rows, corpora = content["data"], content["corpus"]
+            places = [Path(each["path"]) for each in (corpora if isinstance(corpora, list) else [corpora])]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            message = f"{path}: not NeMo's form, an object of corpus and data: {error}"
+            raise LabelsError(message) from error
+        for place in places:
+            for part in sorted((folder / place).glob("*.parquet")):
+                passages |= {str(row.get("id")): str(row.get("text") or "") for _, row in parquet_rows(part)}
+        own = side if len(found) > 1 else None
+        labels += [_parse_label(f"{path}, question {number}", row, own) for number, row in enumerate(rows, start=1)]
+    return LabelSet(folder.name, labels, passages)
 
 
 def _beir_label_set(folder: Path) -> LabelSet:
@@ -221,41 +313,61 @@ def _beir_label_set(folder: Path) -> LabelSet:
     return LabelSet(folder.name, labels, found.passages or {})
 
 
-def _parse_label(place: str, row: Mapping[str, Any]) -> RawLabel:
-    unknown = sorted(row.keys() - _KNOWN_FIELDS)
-    if unknown:
-        message = f"{place}: unknown fields {unknown}; known are {sorted(_KNOWN_FIELDS)}"
-        raise LabelsError(message)
-    question, side = row.get("question"), row.get("split") or None
+def _is_known(name: str) -> bool:
+    patterns = (*_TEXT_FIELDS.values(), *_ID_FIELDS.values())
+    return name in (*_QUESTION_FIELDS, _SPLIT_FIELD) or any(pattern.fullmatch(name) for pattern in patterns)
+
+
+def _parse_label(place: str, row: Mapping[str, Any], side: Side | None) -> RawLabel:
+    """A row under any of the names that are known; ``side``: that of its file."""
+    asked = [row[name] for name in _QUESTION_FIELDS if row.get(name) is not None]
+    question = asked[0] if asked else None
     if not isinstance(question, str) or not question.strip():
-        message = f"{place}: question is {question!r}, expected a text"
+        found = f"{question!r}" if asked else f"missing (one of {', '.join(_QUESTION_FIELDS)}; found {sorted(row)})"
+        message = f"{place}: question is {found}, expected a text"
         raise LabelsError(message)
-    if side is not None and side not in SIDES:
-        message = f"{place}: split is {side!r}, expected one of {list(SIDES)}"
-        raise LabelsError(message)
-    lists = {name: _text_list(place, name, row.get(name)) for name in (*_TEXT_FIELDS, *_ID_FIELDS)}
+    given = row.get(_SPLIT_FIELD) or None
+    if given is not None:
+        side = _side(given)
+        if side is None:
+            message = f"{place}: split is {given!r}, expected one of {list(SIDES)}"
+            raise LabelsError(message)
+    lists: dict[str, list[str]] = {}
+    for field_name, pattern in (_TEXT_FIELDS | _ID_FIELDS).items():
+        named = sorted((name for name in row if pattern.fullmatch(name)), key=lambda name: (len(name), name))
+        read = _id_list if field_name in _ID_FIELDS else _text_list
+        lists[field_name] = [text for name in named for text in read(place, name, row[name])]
     if not lists["positives"] and not lists["positive_ids"]:
-        message = f"{place}: neither positives nor positive_ids"
+        message = f"{place}: neither positives nor positive_ids; found {sorted(row)}"
         raise LabelsError(message)
     return RawLabel(place=place, question=question, side=side, **lists)
 
 
+def _side(name: object) -> Side | None:
+    """The side that a split or a file is named for."""
+    return next((side for side in SIDES if side == name), _OTHER_SIDES.get(str(name)))
+
+
 def _text_list(place: str, name: str, value: object) -> list[str]:
-    """A field that holds one text, several, or none."""
-    found = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(found, list) or not all(isinstance(text, str) and text.strip() for text in found):
+    """A field that holds one text, several, or none; empty ones are passed over."""
+    several = [text for text in _several(value) if text not in (None, "")]
+    if not all(isinstance(text, str) and text.strip() for text in several):
         message = f"{place}: {name} is {str(value)[:80]!r}, expected a text or a list of texts"
         raise LabelsError(message)
-    return found
+    return [str(text) for text in several]
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        message = f"{path}: not a readable Parquet file: {error}"
-        raise LabelsError(message) from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(frame.iter_rows(named=True), start=1))
+def _id_list(place: str, name: str, value: object) -> list[str]:
+    """Likewise ids, texts or whole numbers, and NeMo's objects that hold one."""
+    found = [id_text(each.get("id") if isinstance(each, Mapping) else each) for each in _several(value)]
+    if None in found or "" in found:
+        message = f"{place}: {name} is {str(value)[:80]!r}, expected an id or a list of ids"
+        raise LabelsError(message)
+    return [str(key) for key in found]
+
+
+def _several(value: object) -> list[object]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _labelled_passages(label_set: LabelSet) -> Iterator[tuple[str, str]]:
@@ -276,33 +388,47 @@ class _SegmentLookup:
         self._by_text: dict[str, str] = {}
         self._by_path: dict[str, list[str]] = {}
         for segment, path, text in ordered.select("segment_id", "path", "text").iter_rows():
-            self._by_text.setdefault(text, segment)
+            self._by_text.setdefault(text.strip(), segment)
             self._by_path.setdefault(path, []).append(segment)
 
-    def label(self, label_set: LabelSet, raw: RawLabel) -> Label:
-        positives = sorted(set(self._segments(label_set.passages, raw, raw.positives, raw.positive_ids)))
-        found = self._segments(label_set.passages, raw, raw.negatives, raw.negative_ids)
+    def label(self, label_set: LabelSet, raw: RawLabel, missing: list[str]) -> Label:
+        """The label over segments; what is not in the corpus is added to ``missing``."""
+        positives = sorted(set(self._segments(label_set.passages, raw, raw.positives, raw.positive_ids, missing)))
+        found = self._segments(label_set.passages, raw, raw.negatives, raw.negative_ids, missing)
         negatives = [segment for segment in dict.fromkeys(found) if segment not in positives]
         identity = "\0".join([label_set.name, raw.question, *positives])
         qa_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return Label(qa_id, label_set.name, raw.question, positives, negatives, raw.side)
 
     def _segments(
-        self, passages: Mapping[str, str], raw: RawLabel, texts: Sequence[str], ids: Sequence[str]
+        self,
+        passages: Mapping[str, str],
+        raw: RawLabel,
+        texts: Sequence[str],
+        ids: Sequence[str],
+        missing: list[str],
     ) -> list[str]:
-        named = [self._by_id(passages, raw, key) for key in ids]
-        found = [self._by_text.get(text) for text in texts]
-        if None in found:
-            message = f"{raw.place}: the passage {texts[found.index(None)][:80]!r} is not in the corpus"
-            raise LabelsError(message)
-        return [*named, *(segment for segment in found if segment is not None)]
+        named = {key: self._by_id(passages, raw, key) for key in ids}
+        found = {text: self._by_text.get(text.strip()) for text in texts}
+        missing += [
+            f"{raw.place}: {key!r} is no passage of the set, no segment and no path of a document"
+            for key, segment in named.items()
+            if segment is None
+        ]
+        missing += [
+            f"{raw.place}: the passage {text[:80]!r} is not in the corpus"
+            for text, segment in found.items()
+            if segment is None
+        ]
+        return [segment for segment in (*named.values(), *found.values()) if segment is not None]
 
-    def _by_id(self, passages: Mapping[str, str], raw: RawLabel, key: str) -> str:
-        if key in passages and passages[key] in self._by_text:
-            return self._by_text[passages[key]]
-        if key in self._texts:
+    def _by_id(self, passages: Mapping[str, str], raw: RawLabel, key: str) -> str | None:
+        own = passages.get(key, "").strip()
+        # An id of ours means that very segment, though others may have the same text.
+        if key in self._texts and (not own or self._texts[key].strip() == own):
             return key
+        if own in self._by_text:
+            return self._by_text[own]
         if key in self._by_path:
             return max(self._by_path[key], key=lambda segment: overlap(raw.question, self._texts[segment]))
-        message = f"{raw.place}: {key!r} is no passage of the set, no segment and no path of a document"
-        raise LabelsError(message)
+        return None

@@ -84,9 +84,16 @@ def pickle_file(folder: Path) -> str:
 
 
 def auto_map(folder: Path) -> str:
-    edit(folder / "config.json", auto_map={"AutoModel": "modeling_own.Model"})
+    edit(folder / "config.json", auto_map={"AutoModel": "modeling_own.Model"}, model_type="own")
     (folder / "modeling_own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
     return "config.json"
+
+
+def auto_map_under_a_known_name(folder: Path) -> str:
+    """As with models that are more than the architecture whose name they bear: weights of it are missing."""
+    name = auto_map(folder)
+    edit(folder / name, model_type="bert", num_hidden_layers=3)
+    return name
 
 
 def tokenizer_auto_map(folder: Path) -> str:
@@ -109,7 +116,16 @@ def foreign_route(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "tamper", [pickled_weights, pickle_file, auto_map, tokenizer_auto_map, foreign_module, foreign_route]
+    "tamper",
+    [
+        pickled_weights,
+        pickle_file,
+        auto_map,
+        auto_map_under_a_known_name,
+        tokenizer_auto_map,
+        foreign_module,
+        foreign_route,
+    ],
 )
 def test_pickles_and_own_code_are_refused_by_name(folder, tamper):
     name = tamper(folder)
@@ -145,3 +161,42 @@ def test_cuda_where_there_is_none_is_an_error(tiny_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="no CUDA device"):
         load_model(tiny_model, Embedding(device="cuda"))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_known_architecture_needs_no_code_of_its_folder(folder, trusted):
+    auto_map(folder)
+    edit(folder / "config.json", model_type="bert")
+    load_model(folder, Embedding(device="cpu", trust_remote_code=trusted))
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "query", "passage"),
+    [
+        ({"query": "q: ", "passage": "p: "}, "q: ", "p: "),
+        ({"search_query": "q: ", "search_document": "d: "}, "q: ", "d: "),
+        ({"retrieval.query": "q: ", "retrieval.passage": "p: ", "text-matching": "t: "}, "q: ", "p: "),
+        ({"Retrieval-query": "q: ", "BitextMining": "b: "}, "q: ", ""),
+        ({"web_search_query": "q: ", "sts_query": "s: ", "bitext_query": "b: "}, "q: ", ""),
+        ({"s2p_query": "q: ", "s2s_query": "q: "}, "q: ", ""),
+        ({"queryPrompt": "q: ", "corpus": "c: "}, "q: ", "c: "),
+        ({"query": "q: ", "web_search_query": "w: ", "document": ""}, "q: ", ""),
+    ],
+)
+def test_prompts_are_found_under_any_name(folder, caplog, prompts, query, passage):
+    edit(folder / "config_sentence_transformers.json", prompts=prompts)
+    found = load_model(folder, CPU).prompts
+    assert (found["query"], found["document"]) == (query, passage)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "prompts", [{"retrieval": "Represent: "}, {"sts_query": "s: ", "bitext_query": "b: "}, {"classify": "c: "}]
+)
+def test_prompts_that_are_not_understood_are_named(folder, caplog, prompts):
+    edit(folder / "config_sentence_transformers.json", prompts=prompts)
+    found = load_model(folder, CPU).prompts
+    assert (found["query"], found["document"]) == ("", "")
+    assert all(name in caplog.text for name in prompts)
+    assert "embedding.query_prefix" in caplog.text

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from embed_pipeline.embedding.backend import EncoderConfig
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
@@ -95,9 +97,9 @@ def test_any_batch_and_length(tiny_export):
 def test_a_graph_of_another_shape_is_refused(tiny_export, tmp_path):
     path = tmp_path / "model.onnx"
     with pytest.raises(OnnxExportError, match="expected \\['batch', 33\\]"):
-        check_onnx(tiny_export / "model.onnx", 33)
+        check_onnx(tiny_export / "model.onnx", replace(EncoderConfig.read(tiny_export), dimensions=33))
     model = onnx.load(str(tiny_export / "model.onnx"))
     model.graph.node[3].input[0] = "nowhere"
     onnx.save(model, str(path))
     with pytest.raises(OnnxExportError, match="not a valid graph"):
-        check_onnx(path, 32)
+        check_onnx(path, EncoderConfig.read(tiny_export))

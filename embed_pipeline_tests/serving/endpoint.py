@@ -125,7 +125,7 @@ class Gate:
 @contextmanager
 def gated(service: Service) -> Iterator[Gate]:
     """Hold the inference of the first model; it is let go at the end of the block, if not before."""
-    batcher = service.models[0]._batcher
+    batcher = service.models[0]._sides["passage"].batcher
     gate = Gate(batcher._infer)
     batcher._infer = gate
     try:

@@ -6,13 +6,17 @@ import json
 import os
 import shutil
 import signal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import httpx
 import polars as pl
 import pytest
 
 from embed_pipeline import tables
+from embed_pipeline.embedding.encoder import Encoder, Kind
 from embed_pipeline.release.releases import promote
 from embed_pipeline.serving.connections import free_port
 from embed_pipeline.serving.deployment import deploy, deployment_failures
@@ -25,7 +29,7 @@ from embed_pipeline.serving.process import (
     start_endpoint,
 )
 from embed_pipeline.serving.serving_errors import ServingError
-from embed_pipeline.settings import Embedding, Paths, Serving, Settings
+from embed_pipeline.settings import Deployment, Embedding, Paths, Serving, Settings
 from embed_pipeline_tests.serving.endpoint import changed, running
 
 QUERIES = ["what is a class", "value of python", "how to object"]
@@ -183,3 +187,74 @@ def test_nothing_to_compare_is_said(bundle, corpus, tmp_path):
         deploy(bundle, tables.CORPUS.empty(), QUERIES, settings(tmp_path))
     with pytest.raises(ServingError, match="got 40 and 0"):
         deploy(bundle, corpus, [], settings(tmp_path))
+
+
+class PlainServer(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server as TEI and vLLM are: one model, prefixes left to its clients; or as NIM, by type."""
+
+    encoder: ClassVar[Encoder]
+    by_type: ClassVar[bool]
+    twist: ClassVar[float]
+
+    def do_GET(self) -> None:
+        self.answer({"object": "list", "data": [{"id": "tuned", "object": "model"}]}, known=self.path == "/v1/models")
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kind = asked["input_type"] if self.by_type else None
+        # Texts that come with their prefix are given to the side that has the same one.
+        texts, prefixes = asked["input"], {side: self.prefix(side) for side in ("query", "passage")}
+        kind = kind or next(side for side, prefix in prefixes.items() if texts[0].startswith(prefix))
+        plain = texts if self.by_type else [text.removeprefix(prefixes[kind]) for text in texts]
+        vectors = self.encoder.encode(plain, kind)
+        vectors[:, 0] += self.twist
+        rows = [{"object": "embedding", "index": i, "embedding": row.tolist()} for i, row in enumerate(vectors)]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        self.answer(
+            {"object": "list", "data": rows, "model": asked["model"], "usage": usage}, asked["model"] == "tuned"
+        )
+
+    def prefix(self, kind: Kind) -> str:
+        return self.encoder.backend.query_prefix if kind == "query" else self.encoder.backend.passage_prefix
+
+    def answer(self, value: object, *, known: bool) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200 if known else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("by_type", [False, True])
+@pytest.mark.parametrize("twist", [0.0, 0.2])
+def test_an_endpoint_that_others_run_is_held_to_the_same_proof(bundle, corpus, tmp_path, by_type, twist):
+    handler = type("Handler", (PlainServer,), {"by_type": by_type, "twist": twist})
+    handler.encoder = Encoder.load(bundle / "model", Embedding(device="cpu"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    given = Deployment(
+        endpoint_url=f"http://127.0.0.1:{server.server_port}", endpoint_prefixes="server" if by_type else "auto"
+    )
+    chosen = settings(tmp_path).model_copy(update={"deployment": given})
+    try:
+        frame = deploy(bundle, corpus, QUERIES, chosen)
+    finally:
+        server.shutdown()
+        server.server_close()
+    row = frame.row(0, named=True)
+    assert (row["url"], row["runtime"], row["precision"]) == (given.endpoint_url, "endpoint", "fp32")
+    assert row["texts_compared"] == 43
+    assert bool(deployment_failures(frame, chosen)) is bool(twist)
+    assert (row["min_cosine"] > 0.99999) is not bool(twist)
+
+
+def test_our_own_server_is_verified_by_its_address(bundle, corpus, tmp_path):
+    with running(bundle) as served:
+        given = Deployment(endpoint_url=f"{served.url}/")
+        frame = deploy(bundle, corpus, QUERIES, settings(tmp_path).model_copy(update={"deployment": given}))
+    assert frame.row(0, named=True)["runtime"] == "onnxruntime"
+    assert deployment_failures(frame, settings(tmp_path)) == []

@@ -51,7 +51,8 @@ def test_a_promoted_release_is_served_and_a_promoted_back_one_too(store):
             # What is served no more holds no thread.
             eventually(
                 lambda before=before: (
-                    before in served.service.models or not any(t.is_alive() for t in before._batcher._threads)
+                    before in served.service.models
+                    or not any(t.is_alive() for t in before._sides["passage"].batcher._threads)
                 )
             )
 

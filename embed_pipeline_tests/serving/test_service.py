@@ -121,9 +121,9 @@ def test_nothing_long_runs_on_the_event_loop(bundle, monkeypatch):
     for name in ("parse_request", "write_answer"):
         monkeypatch.setattr(application, name, watched(name, getattr(application, name)))
     with running(bundle) as served:
-        reader = served.service.models[0]._reader
+        reader = served.service.models[0]._sides["passage"].reader
         monkeypatch.setattr(reader, "read", watched("read", reader.read))
-        batcher = served.service.models[0]._batcher
+        batcher = served.service.models[0]._sides["passage"].batcher
         monkeypatch.setattr(batcher, "_infer", watched("infer", batcher._infer))
         assert served.embed(["value " * 50 + str(index) for index in range(2048)]).status_code == 200
         assert served.embed(["in of to " * 230_000], truncate="END").status_code == 200

@@ -109,9 +109,9 @@ def test_the_divergence_is_that_of_the_distributions() -> None:
 
 def test_labels_bring_the_scores_where_there_is_a_teacher(tiny_model: Path) -> None:
     settings = small.settings(tiny_model, teacher="hybrid")
-    tokenizer = Encoder.load(tiny_model, settings.embedding).backend.model.tokenizer
+    model = Encoder.load(tiny_model, settings.embedding).backend.model
     found = scores(settings)
-    collate = Collator(NUMBERED, tokenizer, prefixes=("", ""), max_tokens=64, teacher_scores=found)
+    collate = Collator(NUMBERED, model, teacher_scores=found)
     batch = collate([{"index": 0}, {"index": 1}])
     relations, target = batch["label"]
     assert batch["label"].shape == (2, 2, 4)

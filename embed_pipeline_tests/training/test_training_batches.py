@@ -16,7 +16,8 @@ from embed_pipeline_tests.training import small
 
 def collator(folder: Path, prefixes: tuple[str, str] = ("", "")) -> Collator:
     numbered = number_examples(small.examples(), small.passages())
-    return Collator(numbered, load_model(folder, Embedding(device="cpu")).tokenizer, prefixes=prefixes, max_tokens=64)
+    embedding = Embedding(device="cpu", query_prefix=prefixes[0], passage_prefix=prefixes[1])
+    return Collator(numbered, load_model(folder, embedding))
 
 
 def test_a_batch_encodes_each_distinct_passage_once_and_masks_the_siblings_positives(tiny_model: Path) -> None:
@@ -36,7 +37,7 @@ def test_a_copy_of_a_positive_is_never_scored_against_its_question(tiny_model: P
     texts["s01"] = texts["s00"]
     numbered = number_examples(small.examples(), texts)
     model = load_model(tiny_model, Embedding(device="cpu"))
-    batch = Collator(numbered, model.tokenizer, prefixes=("", ""), max_tokens=64)([{"index": 0}, {"index": 1}])
+    batch = Collator(numbered, model)([{"index": 0}, {"index": 1}])
     # Both questions share one passage as positive; the other columns are their negatives s05 and s06.
     assert batch["label"].shape == (2, 3)
     assert {row.index(POSITIVE) for row in batch["label"].tolist()} == {batch["label"][0].tolist().index(POSITIVE)}

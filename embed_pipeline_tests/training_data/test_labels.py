@@ -62,6 +62,26 @@ def test_ids_name_passages_segments_and_documents(tmp_path):
     assert (generator.positives, generator.negatives) == (["guide.md#1"], ["guide.md#0"])
 
 
+def test_what_is_not_in_the_corpus_is_left_out_and_counted(tmp_path, caplog):
+    path = write_rows(
+        tmp_path / "own.jsonl",
+        {"question": "one", "positive_ids": ["guide.md", "gone.md"], "negative_ids": ["lost.md"]},
+        {"question": "two", "positive_ids": ["gone.md"]},
+    )
+    (label,) = read_labels([path], material.corpus({"guide.md": ["x"]}))
+    assert (label.question, label.positives, label.negatives) == ("one", ["guide.md#0"], [])
+    assert "own: 3 passages are not in the corpus and are left out, and 1 of 2 questions" in caplog.text
+    assert "line 1: 'gone.md'" in caplog.text
+
+
+def test_a_beir_folder_may_judge_documents_that_its_corpus_lacks(tmp_path):
+    folder = write_beir(tmp_path / "set", train="q0\ta\t1\nq0\tX\t1\nq1\tY\t1\nq2\tb\t1\nq2\tZ\t0\n")
+    corpus = with_labelled_passages(tables.CORPUS.empty(), [folder], count)
+    found = read_labels([folder], corpus)
+    assert sorted(label.question for label in found) == ["question 0", "question 2"]
+    assert {len(label.positives) for label in found} == {1}
+
+
 def test_an_unknown_id_is_named_with_its_line(tmp_path):
     path = write_rows(tmp_path / "own.jsonl", {"question": "what", "positive_ids": ["gide.md"]})
     with pytest.raises(LabelsError, match=r"own.jsonl, line 1: 'gide.md' is no passage"):
@@ -182,12 +202,12 @@ def test_jsonl_and_parquet_are_alike(tmp_path):
     [
         ("{", "line 1: not JSON"),
         ("[]", "line 1: expected an object"),
-        ('{"positives": ["a"]}', "line 1: question is None"),
+        ('{"positives": ["a"]}', "line 1: question is missing .one of question, query, anchor; found"),
         ('{"question": "q"}', "line 1: neither positives nor positive_ids"),
         ('{"question": "q", "positives": [1]}', "line 1: positives is"),
         ('{"question": "q", "positives": [" "]}', "line 1: positives is"),
         ('{"question": "q", "positives": ["a"], "split": "valid"}', "split is 'valid'"),
-        ('{"question": "q", "positives": ["a"], "positve": "b"}', r"unknown fields \['positve'\]"),
+        ('{"question": "q", "positives": ["a"], "positve": "b"}', "unknown field 'positve'; did you mean 'positives'"),
         (
             '{"question": "q", "positives": "a", "split": "dev"}\n{"question": "r", "positives": "a"}',
             "line 2: split is",
@@ -209,3 +229,55 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "bad.jsonl").write_bytes(b'{"question": "\xff"}')
     with pytest.raises(LabelsError, match="bad.jsonl, line 1: not UTF-8 at byte 14"):
         read_label_set(tmp_path / "bad.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "positives", "negatives"),
+    [
+        ({"anchor": "a", "positive": "p", "negative": "n"}, ["p"], ["n"]),
+        (
+            {"anchor": "a", "positive": "p", "negative_2": "m", "negative_1": "n", "negative_10": "o"},
+            ["p"],
+            list("nmo"),
+        ),
+        ({"query": "a", "positive": "p"}, ["p"], []),
+        ({"query": "a", "pos": ["p", "q"], "neg": ["n"], "prompt": "x", "pos_scores": [1.0, 2.0]}, ["p", "q"], ["n"]),
+        ({"question": "a", "positive": "p", "id": 3}, ["p"], []),
+        ({"question": "a", "positives": ["p"], "negatives": ["", None, "n"]}, ["p"], ["n"]),
+        ({"question": "a", "positives": ["p"], "negatives": None, "split": None}, ["p"], []),
+    ],
+)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_columns_of_every_common_form(tmp_path, row, positives, negatives, ending):
+    path = tmp_path / f"set.{ending}"
+    if ending == "jsonl":
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode())
+    else:
+        pl.DataFrame([row]).write_parquet(path)
+    (label,) = read_label_set(path).labels
+    assert (label.question, label.positives, label.negatives) == ("a", positives, negatives)
+
+
+def test_ids_may_be_numbers_and_validation_is_dev(tmp_path):
+    rows = [{"question": "a", "positive_ids": [3], "negative_ids": 4, "split": "validation"}]
+    (label,) = read_label_set(write_rows(tmp_path / "set.jsonl", *rows)).labels
+    assert (label.positive_ids, label.negative_ids, label.side) == (["3"], ["4"], "dev")
+
+
+def test_a_folder_of_files_has_their_sides(tmp_path):
+    for name in ("train-1", "train-2", "validation", "test"):
+        write_rows(tmp_path / f"{name}.jsonl", {"anchor": name, "positive": "p"})
+    found = read_label_set(tmp_path)
+    assert {label.question: label.side for label in found.labels} == {
+        "train-1": "train",
+        "train-2": "train",
+        "validation": "dev",
+        "test": "test",
+    }
+    write_rows(tmp_path / "more.jsonl", {"anchor": "more", "positive": "p"})
+    with pytest.raises(LabelsError, match="names begin with train, dev or test"):
+        read_label_set(tmp_path)
+    for path in tmp_path.glob("[mtv]*.jsonl"):
+        if not path.name.startswith("train"):
+            path.unlink()
+    assert {label.side for label in read_label_set(tmp_path).labels} == {None}

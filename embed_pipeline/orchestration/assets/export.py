@@ -18,7 +18,14 @@ from embed_pipeline.orchestration.io_managers import name_by_content, stage_fold
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.presentation import OWNERS, figures, shown_table
 from embed_pipeline.orchestration.resources import newest_metadata
-from embed_pipeline.release.bundle import BASE_FOLDER, ENGINE_FOLDER, EXPORT_FOLDERS, Lineage, write_bundle
+from embed_pipeline.release.bundle import (
+    BASE_FOLDER,
+    ENGINE_FOLDER,
+    EXPORT_FOLDERS,
+    Lineage,
+    check_bundle_model,
+    write_bundle,
+)
 from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
 from embed_pipeline.release.precision import measured_precisions, precision_failures, write_precision
@@ -174,6 +181,7 @@ def release(
             matryoshka_dimensions=declared_dimensions(finetuned_model),
         )
         manifest = write_bundle(staged, model=finetuned_model, onnx_folder=onnx_model, lineage=lineage, beside=beside)
+        check_bundle_model(staged, finetuned_model, settings.embedding)
     named = staged.rename(staged.with_name(manifest.version))
     facts = figures({"version": manifest.version, "files": sorted(manifest.files), "metrics": manifest.metrics})
     return stored(context, named, settings, metadata=facts)
