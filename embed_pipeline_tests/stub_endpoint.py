@@ -218,7 +218,8 @@ async def _send(
     writer: asyncio.StreamWriter, code: int, headers: dict[str, str], body: bytes, *, cut: bool = False
 ) -> bool:
     fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    head = f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
+    phrase = HTTPStatus(code).phrase if code in set(HTTPStatus) else "Unofficial"
+    head = f"HTTP/1.1 {code} {phrase}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
     writer.write(head.encode("latin-1") + b"\r\n" + (body[: len(body) // 2] if cut else body))
     await writer.drain()
     return not cut

@@ -63,6 +63,11 @@ def _broken(mark: re.Match[str]) -> str:
     return f"{mark[0][:-1]}\u200b{mark[0][-1]}"
 
 
+def plain_label(label: str) -> str:
+    """A segment's label as a model repeats it, without the brackets that it has in the prompt."""
+    return label.strip(" []")
+
+
 def gives_instructions(text: str) -> bool:
     """True where some of the text tells a model what to do."""
     return _INSTRUCTION.search(text) is not None
