@@ -33,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 err = Console(stderr=True)
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM, as shells have it."""
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
 
@@ -309,6 +311,10 @@ def main() -> None:
         if not type(error).__module__.startswith("embed_pipeline."):
             raise
         err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        if type(error).__name__ == "StageInterrupted":
+            # Taking down an interpreter that holds torch takes seconds, and everything is stored.
+            sys.stdout.flush()
+            os._exit(_INTERRUPTED)
         sys.exit(1)
 
 

@@ -72,6 +72,7 @@ class Stub:
         base_url: what an OpenAI client takes.
         requests: JSON bodies in the order received, refused ones among them.
         paths: their paths.
+        headers: their headers, names in lower case.
         authorizations: their Authorization headers.
         times: their arrivals, monotonic seconds.
         refused: requests over the rate limit.
@@ -81,6 +82,7 @@ class Stub:
     base_url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     refused: int = 0
@@ -170,6 +172,7 @@ class _Server:
     def _record(self, path: str, headers: dict[str, str], request: dict[str, Any]) -> None:
         self._stub.requests.append(request)
         self._stub.paths.append(path)
+        self._stub.headers.append(headers)
         self._stub.authorizations.append(headers.get("authorization", ""))
         self._stub.times.append(time.monotonic())
 

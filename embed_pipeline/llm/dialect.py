@@ -144,11 +144,11 @@ class Wording:
             scope: what it is about.
             answered: whether the endpoint has answered a request before.
         """
-        if failure.status not in _MAY_BE_WORDING or scope.reason in {"prompt_filtered", "invalid_answer", "key"}:
-            return False
-        if scope.kind == "moment" and failure.status not in _SERVER_FAULTS:
-            return False
         body = self.body()
+        named = {part for name in failure.parameters for part in name.split(".")} & body.keys() - {"model", "messages"}
+        other = scope.reason in {"prompt_filtered", "invalid_answer", "key"} or scope.kind == "moment"
+        if failure.status not in _MAY_BE_WORDING or (other and not named and failure.status not in _SERVER_FAULTS):
+            return False
         done = self._dialect.changes | self._tried | self._once
         wanted = self._named(failure, body) - done
         if wanted:

@@ -61,7 +61,7 @@ _MOMENT_CODES = _codes(
 _PAYMENT_CODES = _codes("quota", "insufficient_(?:balance|credit|funds)", "billing", "payment", "arrear", "^402$")
 _KEY_CODES = _codes(
     "(?:invalid|incorrect|missing|expired|disabled)_(?:api_)?(?:key|token)", "authentica", "unauthori[sz]ed",
-    "permission", "access_denied", "forbidden", "account", "subscription", "unsupported_country", "^401$",
+    "permission", "access_denied", "^forbidden", "account", "subscription", "unsupported_country", "^401$",
 )  # fmt: skip
 _MODEL_CODES = _codes(
     "model_(?:not_|decommission|deprecat)", "(?:invalid|unknown|unsupported)_model", "deployment_?not"

@@ -23,8 +23,8 @@ from embed_pipeline.llm.failures import (
     Failure,
     Scope,
     connection_failure,
-    scope_of,
     read_failure,
+    scope_of,
 )
 from embed_pipeline.llm.responses import read_response
 from embed_pipeline.llm.store import Answer

@@ -17,9 +17,8 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from embed_pipeline.llm import gathering
+from embed_pipeline.llm import gathering, transport
 from embed_pipeline.llm import throttle as throttle_module
-from embed_pipeline.llm import transport
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import BudgetExhausted
 from embed_pipeline.llm.client import LLMClient, open_client

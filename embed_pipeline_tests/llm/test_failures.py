@@ -1,5 +1,6 @@
 """What a failure is about: the shapes and words that providers have for the same trouble."""
 
+# ruff: noqa: E501 - bodies as the providers send them
 from __future__ import annotations
 
 import json

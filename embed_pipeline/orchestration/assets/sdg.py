@@ -15,7 +15,7 @@ from embed_pipeline.corpus.segments import TokenCounter, split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.enumerations import CRITERIA
-from embed_pipeline.orchestration.outputs import explained, stored, transient
+from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import Condition, all_batches, document_batches, follow_batches
 from embed_pipeline.orchestration.presentation import (
     counts,
@@ -111,14 +111,13 @@ def segments(
 @dg.asset(
     **described("document_artifacts", GROUP, {"openai"}),
     partitions_def=document_batches,
-    retry_policy=transient,
     pool="llm",
 )
 def document_artifacts(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], segments: pl.DataFrame
 ) -> dg.Output[Any]:
     """Find what each document is about."""
-    with explained():
+    with explained(context):
         found = extract_artifacts(context.partition_key, _asked_about(segments, settings), settings)
     usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped)})
     return stored(context, found.artifacts, settings, metadata={**_counts(found.artifacts, "kind"), **usage})
@@ -130,7 +129,6 @@ def document_artifacts(
         "rejected_pairs": _out("rejected_pairs", {"openai"}),
     },
     partitions_def=document_batches,
-    retry_policy=transient,
     pool="llm",
 )
 def qa_pairs(
@@ -143,7 +141,7 @@ def qa_pairs(
     """Have questions written about every segment, and about groups of neighbours."""
     titles = dict(documents.select("document_id", "title").iter_rows())
     asked = _asked_about(segments, settings)
-    with explained():
+    with explained(context):
         made = generate_pairs(
             context.partition_key,
             asked,
@@ -162,7 +160,6 @@ def qa_pairs(
 @dg.multi_asset(
     outs={name: _out(name, {"openai"}) for name in ("qa_scores", "rejected_judgements")},
     partitions_def=document_batches,
-    retry_policy=transient,
     pool="llm",
 )
 def qa_scores(
@@ -172,7 +169,7 @@ def qa_scores(
     segments: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Score every pair, and measure whether its question finds its sources."""
-    with explained():
+    with explained(context):
         encoder = open_base_encoder(settings, segments["text"])
         scoring = score_pairs(context.partition_key, qa_pairs, segments, settings, encoder)
     shown = {"scores": picture(score_histograms(scoring.scores), "scores by criterion")}
