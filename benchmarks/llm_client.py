@@ -3,10 +3,11 @@
     python benchmarks/llm_client.py
     python benchmarks/llm_client.py --peer-python VENV/bin/python     (a venv with data-designer installed)
 
-The stub runs in a process of its own and takes 200 ms for an answer. Without a limit the ideal is calls / concurrency
+The stub runs in a process of its own and takes 200 ms for an answer; answers differ in length. Without a limit the ideal is calls / concurrency
 x latency; with a limit of 20 requests a second, answered by 429 and ``Retry-After: 1``, it is calls / 20. Rounds of
-both clients are interleaved and medians compared; the limited setting takes one round, as it takes minutes. A second
-pass over the same requests shows what the response store answers. Figures go to ``benchmarks/results/llm_client.json``.
+both clients are interleaved and medians compared; the limited setting takes one round, as it takes minutes. ``cold``
+is the start of our structured requests: 64 at once, nothing known of the endpoint, 2 s for an answer. A second pass over
+the same requests shows what the response store answers. Figures go to ``benchmarks/results/llm_client.json``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.settings import LLM
@@ -33,6 +36,7 @@ from embed_pipeline.settings import LLM
 RESULTS = Path(__file__).parent / "results" / "llm_client.json"
 LATENCY, CONCURRENCY = 0.2, 64
 CALLS, LIMIT = 2000, 20
+COLD_CALLS, COLD_LATENCY = 64, 2.0
 
 
 def main() -> None:
@@ -57,6 +61,10 @@ def main() -> None:
         for who, measured in taken.items():
             figures[name][who] = {key: statistics.median(r[key] for r in measured) for key in measured[0]}
             figures[name][who]["of_ideal"] = round(figures[name][who]["seconds"] / ideal, 3)
+    taken_cold = [_cold() for _ in range(options.rounds)]
+    cold = {key: statistics.median(r[key] for r in taken_cold) for key in taken_cold[0]}
+    cold["of_ideal"] = round(cold["seconds"] / COLD_LATENCY, 3)
+    figures["cold"] = {"calls": COLD_CALLS, "ideal_seconds": COLD_LATENCY, "rounds": options.rounds, "ours": cold}
     _print(figures)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
@@ -93,6 +101,35 @@ def _ours(calls: int, rate: float) -> dict[str, float]:
     return {"seconds": seconds, "answered": answered, **shares, "again_seconds": again, "again_calls": repeated}
 
 
+class Said(BaseModel):
+    """An answer by schema."""
+
+    words: list[str]
+
+
+def _cold() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder, _stub(0.0, COLD_LATENCY) as (base_url, finish):
+        llm = LLM(base_url=base_url, model="stub", max_concurrency=CONCURRENCY)
+
+        async def run(store: ResponseStore) -> tuple[float, int]:
+            async with LLMClient(llm, store) as client:
+                begun = time.monotonic()
+
+                async def ask(number: int) -> Said:
+                    messages = [{"role": "user", "content": f"Question {number}"}]
+                    return (await client.structured(messages, Said, temperature=0.3, seed=1)).value
+
+                await client.gather(range(COLD_CALLS), ask, label="Asking", unit="calls")
+                return time.monotonic() - begun, client.usage.calls
+
+        with ResponseStore(Path(folder) / "responses.sqlite") as store:
+            seconds, answered = asyncio.run(run(store))
+            _, repeated = asyncio.run(run(store))
+        counted = finish()
+    shares = {"refused_share": counted["refused"] / counted["requests"], "peak": counted["peak"]}
+    return {"seconds": seconds, "answered": answered, **shares, "again_calls": repeated}
+
+
 def _peer(python: Path, calls: int, rate: float) -> dict[str, float]:
     with _stub(rate) as (base_url, finish):
         command = [str(python), str(Path(__file__).with_name("llm_client_peer.py")), base_url, str(calls)]
@@ -105,9 +142,9 @@ def _peer(python: Path, calls: int, rate: float) -> dict[str, float]:
 
 
 @contextmanager
-def _stub(rate: float) -> Iterator[tuple[str, Any]]:
+def _stub(rate: float, latency: float = LATENCY) -> Iterator[tuple[str, Any]]:
     """A stub in a process of its own: its base URL, and what ends it and gives its counts."""
-    command = [sys.executable, __file__, "--serve", str(LATENCY), str(rate)]
+    command = [sys.executable, __file__, "--serve", str(latency), str(rate)]
     process = subprocess.Popen(  # noqa: S603 - itself
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -130,7 +167,11 @@ def _serve(latency: float, rate: float) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from embed_pipeline_tests.stub_endpoint import stub_endpoint
 
-    with stub_endpoint(lambda _: "An answer of some words.", latency=latency, rate_limit=rate or None) as stub:
+    def respond(request: dict[str, Any]) -> str:
+        words = [f"word{number}" for number in range(1 + len(str(request)) % 97)]
+        return json.dumps({"words": words}) if "messages" in request else " ".join(words)
+
+    with stub_endpoint(respond, latency=latency, rate_limit=rate or None) as stub:
         print(stub.base_url, flush=True)
         sys.stdin.read()
         print(json.dumps({"requests": len(stub.requests), "refused": stub.refused, "peak": stub.peak}))
@@ -138,7 +179,7 @@ def _serve(latency: float, rate: float) -> None:
 
 def _print(figures: dict[str, Any]) -> None:
     print("| setting | client | seconds | of the ideal | 429s | calls when run again |\n|---|---|---|---|---|---|")
-    for name in ("unlimited", "limited"):
+    for name in ("unlimited", "limited", "cold"):
         for who in ("ours", "data-designer"):
             if who in figures[name]:
                 row = figures[name][who]

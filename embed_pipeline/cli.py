@@ -37,6 +37,8 @@ app = typer.Typer(
 )
 err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 _DATABASE_MODULES = {"sqlite3", "sqlalchemy", "psycopg2"}
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM, as shells have it."""
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
 
@@ -364,17 +366,26 @@ def main() -> None:
     try:
         app(_settings_first(sys.argv[1:]), standalone_mode=True)
     except KeyboardInterrupt:
-        _fail("interrupted; what was finished is kept, and the same command goes on from there", status=130)
+        _fail("interrupted; what was finished is kept, and the same command goes on from there", status=_INTERRUPTED)
     except Exception as error:
         said = _explained(error)
         if said is None:
             raise
+        if type(error).__name__ == "StageInterrupted":
+            # Taking down an interpreter that holds torch takes seconds, and everything is stored.
+            _print_error(said)
+            sys.stdout.flush()
+            os._exit(_INTERRUPTED)
         _fail(said)
 
 
 def _fail(message: str, *, status: int = 1) -> NoReturn:
-    err.print(Text.assemble(("error: ", "bold red"), for_terminal(message)), soft_wrap=True)
+    _print_error(message)
     sys.exit(status)
+
+
+def _print_error(message: str) -> None:
+    err.print(Text.assemble(("error: ", "bold red"), for_terminal(message)), soft_wrap=True)
 
 
 def _explained(error: BaseException) -> str | None:

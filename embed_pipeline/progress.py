@@ -51,9 +51,9 @@ class Bar:
 
     def line(self, note: str = "") -> str:
         """The progress as one line of text."""
-        left = (self.total - self.done) / self.rate if self.rate else 0.0
+        left = f", {self.rate:.1f}/s, {(self.total - self.done) / self.rate:.0f} s left" if self.done else ""
         tail = f", {note}" if note else ""
-        return f"{self.label}: {self.done}/{self.total} {self.unit}, {self.rate:.1f}/s, {left:.0f} s left{tail}"
+        return f"{self.label}: {self.done}/{self.total} {self.unit}{left}{tail}"
 
 
 @contextmanager

@@ -342,6 +342,14 @@ class LLM(Group):
     price_per_million_completion_tokens: float = runs(0, ge=0)
     """Price of a million completion tokens."""
 
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/\s]+", value):
+            message = "must be an address that begins with http:// or https://, such as http://host:8000/v1"
+            raise ValueError(message)
+        return value
+
     @property
     def embedded(self) -> bool:
         """True when the embedded server answers."""

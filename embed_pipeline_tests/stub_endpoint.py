@@ -72,6 +72,7 @@ class Stub:
         base_url: what an OpenAI client takes.
         requests: JSON bodies in the order received, refused ones among them.
         paths: their paths.
+        headers: their headers, names in lower case.
         authorizations: their Authorization headers.
         times: their arrivals, monotonic seconds.
         refused: requests over the rate limit.
@@ -81,6 +82,7 @@ class Stub:
     base_url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     refused: int = 0
@@ -170,6 +172,7 @@ class _Server:
     def _record(self, path: str, headers: dict[str, str], request: dict[str, Any]) -> None:
         self._stub.requests.append(request)
         self._stub.paths.append(path)
+        self._stub.headers.append(headers)
         self._stub.authorizations.append(headers.get("authorization", ""))
         self._stub.times.append(time.monotonic())
 
@@ -218,7 +221,8 @@ async def _send(
     writer: asyncio.StreamWriter, code: int, headers: dict[str, str], body: bytes, *, cut: bool = False
 ) -> bool:
     fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    head = f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
+    phrase = HTTPStatus(code).phrase if code in set(HTTPStatus) else "Unofficial"
+    head = f"HTTP/1.1 {code} {phrase}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
     writer.write(head.encode("latin-1") + b"\r\n" + (body[: len(body) // 2] if cut else body))
     await writer.drain()
     return not cut

@@ -2,6 +2,8 @@
 
 In: prompts. Out: text or validated answers, each paid for once.
 Read in this order: ``prompts``, ``client`` (what the other rooms call), ``answers`` (schemas and validation),
-``transport`` (one request until it is answered), ``throttle`` (how many at once), ``store`` (answers on disk),
-``budget``, ``embedded``. ``rehearsal`` counts the calls of a run without sending any.
+``dialect`` (how one endpoint wants requests worded), ``transport`` (one request until it is answered), ``responses``
+(bodies to answers), ``failures`` (what a failure is about), ``throttle`` (how many at once), ``gathering`` (many
+requests, with a clean end), ``store`` (answers on disk), ``budget``, ``embedded``. ``rehearsal`` counts the calls of a
+run without sending any.
 """

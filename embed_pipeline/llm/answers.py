@@ -1,9 +1,12 @@
-"""Structured answers: the schema and parameters that an endpoint understands, and strict validation of answers."""
+"""Structured answers: the schema that is asked for, and strict validation of whatever text comes."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, NoReturn, TypeVar
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,12 +15,10 @@ _SCHEMA_INSTRUCTION = (
 )
 _MAX_PROBLEM_CHARACTERS = 2000
 T = TypeVar("T", bound=BaseModel)
-_SCHEMA_WORDS = ("response_format", "json_schema", "structured output", "guided decoding", "grammar")
-_UNSUPPORTED = ("unsupported", "not support", "unrecognized", "unknown", "only the default")
-_OPTIONAL_PARAMETERS = ("temperature", "seed")
-_MAY_BE_FORMAT = frozenset({400, 404, 422, 501})
-_MAY_BE_PARAMETER = frozenset({400, 422})
-Format = Literal["unknown", "json_schema", "plain"]
+_STRUCTURE_ERRORS = ("missing", "extra_forbidden", "literal_error", "enum")
+_STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
+_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
+_MOST_STARTS = 100
 
 
 class InvalidAnswer(RuntimeError):  # noqa: N818 - an outcome, named as the callers speak of it
@@ -26,8 +27,8 @@ class InvalidAnswer(RuntimeError):  # noqa: N818 - an outcome, named as the call
     Its text says what happened, in a sentence.
 
     Attributes:
-        reason: ``refused``, ``cut_at_length``, ``invalid_answer``, ``prompt_too_long``, ``prompt_filtered`` or
-            ``request_failed``, for the rejects table.
+        reason: ``refused``, ``cut_at_length``, ``invalid_answer``, ``prompt_too_long``, ``prompt_filtered``,
+            ``prompt_refused`` or ``request_failed``, for the rejects table.
         raw: the last raw answer; empty when there was none.
     """
 
@@ -37,9 +38,9 @@ class InvalidAnswer(RuntimeError):  # noqa: N818 - an outcome, named as the call
         self.raw = raw
 
 
-def instruct(messages: list[dict[str, Any]], answer: type[BaseModel]) -> list[dict[str, Any]]:
+def instruct(messages: list[dict[str, Any]], schema: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The messages with the schema written into the first system message, or into one put in front."""
-    instruction = _SCHEMA_INSTRUCTION + json.dumps(strict_schema(answer), ensure_ascii=False)
+    instruction = _SCHEMA_INSTRUCTION + json.dumps(schema, ensure_ascii=False)
     if messages and messages[0].get("role") == "system":
         first = {**messages[0], "content": f"{messages[0]['content']}\n\n{instruction}"}
         return [first, *messages[1:]]
@@ -70,25 +71,92 @@ def _close(node: object) -> None:
 
 
 def parse_answer(text: str, answer: type[T]) -> T:
-    """Validate strictly, without coercion; a code fence around the object and a thinking block before it are allowed.
+    """The object of the type that a model's text holds, validated strictly, without coercion.
+
+    What stands around the object is let pass: prose, a code fence, a model's reasoning in whatever marks. Of several
+    objects that validate the last one counts, as a model drafts before it answers. A comma after the last entry, a key
+    that the type does not know and a wrapper of one key do no harm.
 
     Raises:
-        ValueError: if it is not JSON or not of the type (pydantic's ValidationError is one).
+        ValueError: if there is no JSON object of the type (pydantic's ValidationError is one).
     """
-    text = text.rpartition("</think>")[2].strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text.removesuffix("```").partition("\n")[2]
-    json.loads(text, parse_constant=_refuse_constant)
-    return answer.model_validate_json(text, strict=True)
+    problem = ValueError("there is no whole JSON object in it")
+    found: list[object] = []
+    for span in _object_spans(text):
+        try:
+            found.append(_load(span))
+        except ValueError as error:
+            problem = error
+    for value in reversed(found):
+        try:
+            return _validate(value, answer)
+        except ValidationError as error:
+            inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
+            if isinstance(inner, dict):
+                with suppress(ValidationError):
+                    return _validate(inner, answer)
+            problem = problem if isinstance(problem, ValidationError) else error
+    raise problem
 
 
-def is_valid(text: str, answer: type[BaseModel]) -> bool:
-    """True when :func:`parse_answer` accepts the text."""
+def _object_spans(text: str) -> Iterator[str]:
+    """The outermost balanced objects of a text; one that is not closed is skipped for those inside of it."""
+    starts = [match.start() for match in re.finditer(r"\{", text)]
+    if len(starts) > 2 * _MOST_STARTS:
+        starts = starts[:_MOST_STARTS] + starts[-_MOST_STARTS:]
+    end = 0
+    for start in starts:
+        if start < end:
+            continue
+        depth = 0
+        for token in _STRING_OR_BRACE.finditer(text, start):
+            depth += {"{": 1, "}": -1}.get(token[0], 0)
+            if depth == 0:
+                span = text[start : token.end()]
+                # A span that is no JSON may have begun at a brace of prose: look inside it too.
+                end = token.end() if _is_json(span) else start + 1
+                yield span
+                break
+
+
+def _is_json(span: str) -> bool:
     try:
-        parse_answer(text, answer)
+        _load(span)
     except ValueError:
         return False
     return True
+
+
+def _load(span: str) -> object:
+    """JSON as models write it: control characters in strings and a comma after the last entry are let pass."""
+    mended = _TRAILING_COMMA.sub(lambda match: match[1] or "", span)
+    try:
+        return json.loads(mended, strict=False, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _validate(value: object, answer: type[T]) -> T:
+    """Validate as JSON; keys that the type forbids are left out."""
+    try:
+        return answer.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        unknown = [part["loc"] for part in error.errors() if part["type"] == "extra_forbidden"]
+        if not unknown:
+            raise
+        for loc in unknown:
+            holder: Any = value
+            for step in loc[:-1]:
+                holder = holder[step]
+            del holder[loc[-1]]
+        return answer.model_validate_json(json.dumps(value), strict=True)
+
+
+def breaks_schema(error: ValueError) -> bool:
+    """True where an endpoint that keeps to schemas could not have written this: the structure is wrong, not a value."""
+    if not isinstance(error, ValidationError):
+        return True
+    return any(part["type"] in _STRUCTURE_ERRORS or part["type"].endswith("_type") for part in error.errors())
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -101,51 +169,3 @@ def explain_problem(error: ValueError) -> str:
         return f"it is not JSON ({error})"
     lines = [f"{'.'.join(map(str, part['loc'])) or 'the object'}: {part['msg']}" for part in error.errors()]
     return "; ".join(lines)[:_MAX_PROBLEM_CHARACTERS]
-
-
-class Dialect:
-    """How requests are worded for one endpoint: OpenAI-compatible servers differ in a few parameters.
-
-    A 400 or 422 that names a parameter switches that parameter for the rest of the run; all else stays an error.
-
-    Attributes:
-        format: how JSON is asked for; ``unknown`` until the first answer shows whether schemas work.
-    """
-
-    def __init__(self, structured_outputs: Literal["auto", "json_schema", "plain"]) -> None:
-        self.format: Format = "unknown" if structured_outputs == "auto" else structured_outputs
-        self._may_change_format = structured_outputs == "auto"
-        self._length_name = "max_tokens"
-        self._dropped: set[str] = set()
-
-    def word(self, request: dict[str, Any], answer: type[BaseModel] | None) -> dict[str, Any]:
-        """The request as this endpoint wants it.
-
-        Args:
-            request: model, messages or prompt, and parameters under their usual names.
-            answer: the type of a structured answer, or None.
-        """
-        body = {name: value for name, value in request.items() if name not in self._dropped}
-        if "max_tokens" in body:
-            body[self._length_name] = body.pop("max_tokens")
-        if answer is not None and self.format != "plain":
-            schema = {"name": answer.__name__, "strict": True, "schema": strict_schema(answer)}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return body
-
-    def adapt(self, status: int, message: str) -> None:
-        """Learn from a refusal; :meth:`word` gives another request when something was learned."""
-        text = message.lower()
-        if status in _MAY_BE_FORMAT and self._may_change_format and any(word in text for word in _SCHEMA_WORDS):
-            self.format = "plain"
-        elif status not in _MAY_BE_PARAMETER:
-            return
-        elif "max_completion_tokens" in text:
-            self._length_name = "max_completion_tokens"
-        elif any(word in text for word in _UNSUPPORTED):
-            self._dropped.update(name for name in _OPTIONAL_PARAMETERS if name in text)
-
-    def settle(self, *, valid: bool) -> None:
-        """Conclude from the first structured answer whether the endpoint really keeps to schemas."""
-        if self.format == "unknown":
-            self.format = "json_schema" if valid else "plain"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,28 +16,37 @@ from pydantic import BaseModel
 
 from embed_pipeline import settings
 from embed_pipeline.llm.answers import (
-    Dialect,
     InvalidAnswer,
+    breaks_schema,
     explain_problem,
     instruct,
-    is_valid,
     parse_answer,
     strict_schema,
 )
-from embed_pipeline.llm.budget import Budget, BudgetExhausted, Usage
+from embed_pipeline.llm.budget import Budget, Usage
+from embed_pipeline.llm.dialect import Dialect, Wording
 from embed_pipeline.llm.embedded import embedded_server, model_file
+from embed_pipeline.llm.gathering import gather_all
 from embed_pipeline.llm.store import Answer, ResponseStore, request_key
 from embed_pipeline.llm.transport import Transport
 from embed_pipeline.progress import progress
 
 MAX_REASKS = 2
+FORMAT_WAIT_SECONDS = 0.25
+"""Longest wait for the first request to show whether the endpoint takes schemas: a refusal comes sooner."""
+MAX_CUTS = 10
+"""Answers cut at their length limit, of as many, that stop the run."""
 _REFUSED = frozenset({"refusal", "content_filter"})
 _CHATTY_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai")
 T = TypeVar("T", bound=BaseModel)
 Completion = Answer
-GRACE_SECONDS = 10.0
+TICK_SECONDS = 1.0
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class AnswersCut(RuntimeError):  # noqa: N818 - an outcome, named as the callers speak of it
+    """Every answer so far was cut at ``llm.max_output_tokens``: the run stops."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,10 @@ class LLMClient:
         self._slots = slots
         self._transport = Transport(llm, self._urls, api_key, self.budget, primed=slots == 1)
         self._dialect = Dialect(llm.structured_outputs)
-        self._probing = asyncio.Lock()
+        self._format_known = asyncio.Event()
+        self._probing = False
+        self._cuts = 0
+        self._uncut = 0
         self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -154,11 +166,22 @@ class LLMClient:
         """
         with progress(label, len(items), unit) as bar:
 
-            def on_done() -> None:
-                bar.advance(1, ", ".join([self.usage.line(), *([note()] if note else [])]))
+            def show(count: int) -> None:
+                notes = (self.usage.line(), self._transport.line(), note() if note else "")
+                bar.advance(count, ", ".join(part for part in notes if part))
 
-            results = await gather_all(items, function, self.concurrency, on_done)
+            async def tick() -> None:
+                while True:
+                    await asyncio.sleep(TICK_SECONDS)
+                    show(0)
+
+            ticking = asyncio.create_task(tick())
+            try:
+                results = await gather_all(items, function, self.concurrency, lambda: show(1))
+            finally:
+                ticking.cancel()
         self._transport.check_failures(least=1)
+        self._transport.check_refusals()
         return results
 
     async def complete(
@@ -191,7 +214,8 @@ class LLMClient:
             "temperature": temperature,
             "seed": seed,
         }
-        return await self._answer(request_key(request), "/completions", request, None, parts)
+        key = request_key(request)
+        return await self._answer((key, key), "/completions", Wording(self._dialect, request), parts=parts)
 
     async def structured(
         self,
@@ -201,20 +225,24 @@ class LLMClient:
         temperature: float,
         seed: int,
         model: str | None = None,
+        about: str = "",
     ) -> Structured[T]:
         """Ask for an object of a pydantic type; an answer that does not validate is asked for again, twice at most.
 
         Args:
-            messages: the conversation, in the API's form.
+            messages: the conversation, in the API's form; it ends with the user's message.
             answer: the type; validated strictly, so that no value is coerced.
             temperature: sampling temperature.
             seed: sampling seed.
             model: another model at the same endpoint; None: the generator.
+            about: what the request is about, named in errors.
 
         Raises:
             InvalidAnswer: on a refusal, an answer cut at its length limit or one that stays invalid.
+            AnswersCut: if every answer so far was cut at its length limit.
             RequestFailed, EndpointError, BudgetExhausted, ResponseStoreError: as :meth:`complete`.
         """
+        schema = strict_schema(answer)
         conversation = list(messages)
         reason, detail, raw = "", "", ""
         for attempt in range(1 + MAX_REASKS):
@@ -225,60 +253,120 @@ class LLMClient:
                 "seed": seed + attempt,
                 "max_tokens": self._llm.max_output_tokens,
             }
-            got = await self._ask_structured(request, answer)
+            try:
+                got = await self._ask_structured(request, schema, answer.__name__, about, in_words=attempt > 0)
+            except InvalidAnswer as error:
+                if error.reason != "invalid_answer":
+                    raise
+                got = Answer(error.raw or str(error), "invalid", 0, 0)
             raw = got.text
             if got.finish_reason in _REFUSED:
                 raise InvalidAnswer("refused", f"the model refused to answer ({got.finish_reason})", raw)
+            try:
+                value = parse_answer(raw, answer)
+            except ValueError as error:
+                problem = explain_problem(error)
+                broken = breaks_schema(error)
+            else:
+                self._count_cut(cut=False)
+                return Structured(value=value, raw=raw, cached=got.cached)
             if got.finish_reason == "length":
                 reason = "cut_at_length"
                 detail = f"the answer was cut at its length limit of {self._llm.max_output_tokens} tokens"
-                conversation = [*messages, _user("Your answer was cut at its length limit; answer more briefly.")]
+                self._count_cut(cut=True)
+                if not raw:
+                    # All of it was reasoning, of which a wish for brevity makes no less.
+                    break
+                conversation = _with_wish(messages, "Your last answer was cut at its length limit: be brief.")
                 continue
-            try:
-                return Structured(value=parse_answer(raw, answer), raw=raw, cached=got.cached)
-            except ValueError as error:
-                problem = explain_problem(error)
+            self._count_cut(cut=False)
+            if broken and got.finish_reason == "stop":
+                self._dialect.settle(keeps_schema=False)
             reason = "invalid_answer"
             detail = f"the answer is not a valid {answer.__name__}: {problem}"
             conversation = [
                 *messages,
                 {"role": "assistant", "content": raw},
-                _user(f"That answer cannot be used: {problem}\nAnswer again with the corrected JSON object alone."),
+                {
+                    "role": "user",
+                    "content": f"That answer cannot be used: {problem}\n"
+                    "Answer again with the corrected JSON object alone.",
+                },
             ]
         raise InvalidAnswer(reason, detail, raw)
 
-    async def _ask_structured(self, request: dict[str, Any], answer: type[BaseModel]) -> Answer:
-        """One structured request, first in turn while it is unknown whether the endpoint has schemas."""
-        key = request_key(
-            {**request, "messages": instruct(request["messages"], answer), "schema": strict_schema(answer)}
-        )
+    def _count_cut(self, *, cut: bool) -> None:
+        """Count an answer, and stop where all there were are cut.
+
+        Raises:
+            AnswersCut: naming the setting.
+        """
+        self._cuts += cut
+        self._uncut += not cut
+        if self._cuts >= MAX_CUTS and not self._uncut:
+            raise AnswersCut(
+                f"all {self._cuts} answers so far were cut at llm.max_output_tokens = {self._llm.max_output_tokens}; "
+                "a model that reasons spends tokens on that before it answers. Stopped; every answer is stored: raise "
+                "the setting and run the same command again, which asks again only for what was cut."
+            )
+
+    async def _ask_structured(
+        self, request: dict[str, Any], schema: dict[str, Any], name: str, about: str, *, in_words: bool
+    ) -> Answer:
+        """One structured request; the first one shows whether the endpoint takes schemas."""
+        asked = {**request, "messages": instruct(request["messages"], schema), "schema": schema}
+        cut_key = request_key(asked)
+        del asked["max_tokens"]
+        wording = Wording(self._dialect, request, schema, name=name, in_words=in_words)
+        got = await self._answer((request_key(asked), cut_key), "/chat/completions", wording, about=about)
+        if not got.cached and self._dialect.format == "unknown":
+            self._dialect.settle(keeps_schema=got.text.lstrip().startswith("{"))
+        return got
+
+    async def _await_format(self) -> None:
+        """Let the first structured request go ahead for a moment, so that a refusal of schemas is met once."""
         if self._dialect.format != "unknown":
-            return await self._answer(key, "/chat/completions", request, answer)
-        async with self._probing:
-            got = await self._answer(key, "/chat/completions", request, answer)
-            if not got.cached and got.finish_reason == "stop":
-                self._dialect.settle(valid=is_valid(got.text, answer))
-            return got
+            return
+        if not self._probing:
+            self._probing = True
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._format_known.wait(), FORMAT_WAIT_SECONDS)
 
     async def _answer(
-        self, key: str, path: str, request: dict[str, Any], answer: type[BaseModel] | None, parts: tuple[str, ...] = ()
+        self,
+        keys: tuple[str, str],
+        path: str,
+        wording: Wording,
+        *,
+        about: str = "",
+        parts: tuple[str, ...] = (),
     ) -> Answer:
-        """From the store, else from the endpoint and into the store; equal requests at once are one call."""
-        lock = self._asking.setdefault(key, asyncio.Lock())
+        """From the store, else from the endpoint and into the store; equal requests at once are one call.
+
+        Args:
+            keys: where an answer that ended by itself is stored, and one that was cut at its length limit.
+            path: of the API.
+            wording: the request.
+            about: what it is about.
+            parts: its prompt in parts, for embedded servers.
+        """
+        lock = self._asking.setdefault(keys[1], asyncio.Lock())
         async with lock:
-            stored = self._store.get(key)
-            if stored is not None:
+            stored = [found for key in dict.fromkeys(keys) if (found := self._store.get(key)) is not None]
+            usable = next((found for found in stored if found.complete or not wording.structured), None)
+            if usable is not None:
                 self.budget.usage.cached += 1
-                return stored
-
-            def word() -> dict[str, Any]:
-                plain = answer is not None and self._dialect.format == "plain"
-                asked = {**request, "messages": instruct(request["messages"], answer)} if plain and answer else request
-                return self._dialect.word(asked, answer)
-
-            with self.budget.call():
-                got = await self._transport.ask(path, word, self._dialect.adapt, parts)
-                return self._store.put(key, got)
+                return usable
+            if wording.structured:
+                await self._await_format()
+            try:
+                with self.budget.call():
+                    got = await self._transport.ask(path, wording, about, parts)
+                    key = keys[got.finish_reason == "length"]
+                    return self._store.put(key, got, replace=bool(stored))
+            finally:
+                self._format_known.set()
 
 
 @asynccontextmanager
@@ -304,79 +392,6 @@ async def open_client(llm: settings.LLM, store_path: Path) -> AsyncIterator[LLMC
         yield await opened.enter_async_context(client)
 
 
-def _user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-async def gather_all(
-    items: Sequence[Item],
-    function: Callable[[Item], Awaitable[Result]],
-    workers: int,
-    on_done: Callable[[], None],
-) -> list[Result]:
-    """Run an async function over many items.
-
-    Args:
-        items: what to work on; any number, as only ``workers`` are begun at a time.
-        function: one item's work.
-        workers: items worked on at once.
-        on_done: called after every item.
-
-    Returns:
-        The results in the order of the items.
-
-    Raises:
-        Exception: the first that ``function`` raises. No further item is begun then. What is in flight is waited for,
-            so that answers on their way are stored: until its end after BudgetExhausted, else for 10 s.
-    """
-    gathering = _Gathering(items, function, on_done)
-    await gathering.work(min(workers, len(items)))
-    return gathering.results()
-
-
-class _Gathering(Generic[Item, Result]):
-    """One gathering: the queue of items, their results, and why it stopped early."""
-
-    def __init__(
-        self, items: Sequence[Item], function: Callable[[Item], Awaitable[Result]], on_done: Callable[[], None]
-    ) -> None:
-        self._function = function
-        self._on_done = on_done
-        self._queue: Iterator[tuple[int, Item]] = iter(enumerate(items))
-        self._count = len(items)
-        self._results: dict[int, Result] = {}
-        self._stopped_by: Exception | None = None
-
-    async def work(self, workers: int) -> None:
-        tasks = [asyncio.create_task(self._worker()) for _ in range(workers)]
-        try:
-            await self._watch(set(tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if self._stopped_by is not None:
-            raise self._stopped_by
-
-    def results(self) -> list[Result]:
-        return [self._results[number] for number in range(self._count)]
-
-    async def _watch(self, tasks: set[asyncio.Task[None]]) -> None:
-        while tasks:
-            interrupted = self._stopped_by is not None and not isinstance(self._stopped_by, BudgetExhausted)
-            done, tasks = await asyncio.wait(
-                tasks, timeout=GRACE_SECONDS if interrupted else None, return_when=asyncio.FIRST_COMPLETED
-            )
-            if interrupted and not done:
-                return
-
-    async def _worker(self) -> None:
-        for number, item in self._queue:
-            if self._stopped_by is not None:
-                return
-            try:
-                self._results[number] = await self._function(item)
-            except Exception as error:  # noqa: BLE001 - kept, and raised by work() when the others have ended
-                self._stopped_by = self._stopped_by or error
-                return
-            self._on_done()
+def _with_wish(messages: list[dict[str, Any]], wish: str) -> list[dict[str, Any]]:
+    """The conversation with a wish at the end of its last message: some models take no two of the user in a row."""
+    return [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}\n\n{wish}"}]

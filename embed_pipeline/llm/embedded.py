@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,8 @@ _NO_SERVER = (
     "the embedded language model needs gguf and xllamacpp: run `pip install gguf xllamacpp`, or set llm.base_url to an "
     "OpenAI-compatible endpoint"
 )
-Send = Callable[[dict[str, Any]], Awaitable[object]]
+Response = TypeVar("Response")
+Send = Callable[[dict[str, Any]], Awaitable[Response]]
 PromptParts = tuple[str, ...]
 _SLOW_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 _BLOCK_WEIGHTS = 32
@@ -219,7 +220,7 @@ class PrimedServers:
         """The server to ask: of those with the fewest requests in flight, the one that holds most of the prompt."""
         return min(range(len(in_flight)), key=lambda server: (in_flight[server], -self._parts_held(server, parts)))
 
-    async def ask(self, server: int, body: dict[str, Any], parts: PromptParts, send: Send) -> object:
+    async def ask(self, server: int, body: dict[str, Any], parts: PromptParts, send: Send[Response]) -> Response:
         """Send a request to a server once the server holds the parts that come before the request's own.
 
         Args:

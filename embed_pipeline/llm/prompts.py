@@ -47,3 +47,8 @@ def delimit(labelled: dict[str, str]) -> str:
 
 def _broken(mark: re.Match[str]) -> str:
     return f"{mark[0][:-1]}\u200b{mark[0][-1]}"
+
+
+def plain_label(label: str) -> str:
+    """A segment's label as a model repeats it, without the brackets that it has in the prompt."""
+    return label.strip(" []")

@@ -9,15 +9,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-from pydantic import BaseModel
 
 from embed_pipeline import settings
-from embed_pipeline.llm.answers import InvalidAnswer, strict_schema
+from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient
+from embed_pipeline.llm.dialect import Wording
+from embed_pipeline.llm.responses import CHARACTERS_PER_TOKEN
 from embed_pipeline.llm.store import Answer, ResponseStore
-from embed_pipeline.llm.transport import CHARACTERS_PER_TOKEN
 
 NOT_ASKED = "not_asked_yet"
 """Reason of the :class:`InvalidAnswer` that a request without a stored answer gets."""
@@ -50,20 +48,28 @@ class Rehearsal(LLMClient):
         self._last: tuple[str, ...] = ()
 
     async def _answer(
-        self, key: str, path: str, request: dict[str, Any], answer: type[BaseModel] | None, parts: tuple[str, ...] = ()
+        self,
+        keys: tuple[str, str],
+        path: str,
+        wording: Wording,
+        *,
+        about: str = "",
+        parts: tuple[str, ...] = (),
     ) -> Answer:
         """From the store.
 
         Raises:
             InvalidAnswer: it is not there.
         """
-        del path
-        stored = self._store.get(key)
-        if stored is not None:
+        del path, about
+        found = [stored for key in keys if (stored := self._store.get(key)) is not None]
+        usable = next((stored for stored in found if stored.complete or not wording.structured), None)
+        if usable is not None:
             self.budget.usage.cached += 1
-            return stored
-        schema = json.dumps(strict_schema(answer)) if answer else ""
-        tokens = _tokens(json.dumps(request.get("messages", request.get("prompt")), ensure_ascii=False) + schema)
+            return usable
+        body = wording.body()
+        said = json.dumps(body.get("messages", body.get("prompt")), ensure_ascii=False)
+        tokens = _tokens(said + json.dumps(body.get("response_format", "")))
         new = [part for place, part in enumerate(parts) if self._last[: place + 1] != parts[: place + 1]]
         self._last = parts[:-1]
         self.calls.append(ExpectedCall(tokens, _tokens("".join(new)) if parts else tokens))

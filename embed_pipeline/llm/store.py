@@ -1,8 +1,9 @@
 """The response store: what was asked before is answered from disk, so that no paid call is repeated.
 
 One SQLite file in WAL mode, a row per answered request. Every complete answer is stored, usable or not, because it
-was paid for and the same request would be judged the same way again; a failed request is never stored. A row is
-committed before its answer is used, so a killed run repeats only what was in flight.
+was paid for and the same request would be judged the same way again; a failed request is never stored. A structured
+answer that its length limit cut is stored under a key with that limit, any other under one without. A row is committed
+before its answer is used, so a killed run repeats only what was in flight.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+FAILED_REASONS = frozenset({"error", "abort", "aborted", "cancelled"})
+SILENT_REASONS = frozenset({"length", "content_filter", "refusal"})
+"""Why a model may stop without a word."""
 BUSY_TIMEOUT_SECONDS = 60.0
 _FORMAT = 1
 _SCHEMA = """
@@ -43,7 +47,7 @@ class Answer:
 
     Attributes:
         text: the answer as it came.
-        finish_reason: why the model stopped: ``stop``, ``length``, ``content_filter``, ``refusal``, ...
+        finish_reason: why the model stopped: ``stop``, ``length``, ``content_filter`` or ``refusal``.
         prompt_tokens: tokens of the request.
         completion_tokens: tokens of the answer.
         cached: True when it came from the store.
@@ -54,6 +58,11 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cached: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """False for what an earlier version stored and no model said: a provider's error, or nothing."""
+        return self.finish_reason not in FAILED_REASONS and (bool(self.text) or self.finish_reason in SILENT_REASONS)
 
 
 def request_key(request: dict[str, Any]) -> str:
@@ -121,8 +130,13 @@ class ResponseStore:
             raise self._unusable(f"the row {key} does not match its checksum")
         return Answer(row[0], row[1], row[2], row[3], cached=True)
 
-    def put(self, key: str, answer: Answer) -> Answer:
+    def put(self, key: str, answer: Answer, *, replace: bool = False) -> Answer:
         """Store an answer so that it survives the death of this process; the first answer to a request stays.
+
+        Args:
+            key: the request's key.
+            answer: what came.
+            replace: have it take the place of an earlier answer.
 
         Returns:
             The answer that stays: another process's, if that came first.
@@ -131,8 +145,10 @@ class ResponseStore:
             ResponseStoreError: if the file cannot be written or turns out damaged.
         """
         values = (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens)
+        clash = "REPLACE" if replace else "IGNORE"
         stored = self._execute(
-            "INSERT OR IGNORE INTO responses (key, text, finish_reason, prompt_tokens, completion_tokens, checksum)"
+            f"INSERT OR {clash} INTO responses"  # noqa: S608 - one of two words
+            " (key, text, finish_reason, prompt_tokens, completion_tokens, checksum)"
             " VALUES (?, ?, ?, ?, ?, ?) RETURNING key",
             (key, *values, _checksum(key, values)),
         )

@@ -6,22 +6,29 @@ the run. No message holds an API key: the client scrubs them and chains no excep
 
 from __future__ import annotations
 
-import json
-import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from embed_pipeline import settings
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import Budget
+from embed_pipeline.llm.dialect import Wording, names_schema
 from embed_pipeline.llm.embedded import PrimedServers
+from embed_pipeline.llm.failures import (
+    Failure,
+    Scope,
+    connection_failure,
+    read_failure,
+    scope_of,
+)
+from embed_pipeline.llm.responses import read_response
 from embed_pipeline.llm.store import Answer
-from embed_pipeline.llm.throttle import Stopped, Throttle, retry_after
+from embed_pipeline.llm.throttle import Stopped, Throttle
 
 if TYPE_CHECKING:
     import openai
@@ -29,18 +36,36 @@ if TYPE_CHECKING:
 BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 30.0
 MAX_CONNECT_SECONDS = 10.0
-MAX_MESSAGE_CHARACTERS = 500
-_RETRIED_STATUSES = frozenset({408, 409, 429})
-_TOO_LONG_WORDS = ("context_length", "context length", "context size", "maximum context", "too long", "exceed_context")
-_FILTERED_WORDS = ("content_filter", "content_policy", "content management policy")
-CHARACTERS_PER_TOKEN = 4
 FAILURE_WINDOW = 40
 MIN_OUTCOMES = 10
+ODD_IN_A_ROW = 10
+"""Unexplained refusals of different items, without an answer between them, that stop the run."""
+ODD_AT_FIRST = 5
+"""The same where no request was ever answered."""
+ADDRESS_TRIES = 3
+ADDRESS_SECONDS = 8.0
+"""Tries and time after which an address where nothing ever answered is given up."""
 _NO_KEY = "not-needed"
+_LEAST_KEY_CHARACTERS = 16
+_ENDPOINT_PATHS = ("/chat/completions", "/completions", "/embeddings", "/models")
+_ADVICE = {
+    "key": f"Check the API key ({settings.LLM_KEY_VARIABLE}) and what it may use",
+    "model": "Check llm.model and llm.judge_model",
+    "payment": "Check the account's balance and limits",
+    "address": "Check llm.base_url and that the endpoint is running",
+    "format": "Set llm.structured_outputs to auto or plain",
+    "": "Check the API key, the model name and the address",
+}
+_REFUSED = {
+    "prompt_too_long": "the prompt does not fit the model",
+    "prompt_filtered": "the endpoint's filter refused the prompt",
+    "prompt_refused": "the endpoint refused the prompt",
+    "invalid_answer": "the model's answer broke the schema at the endpoint",
+}
 
 
 class EndpointError(RuntimeError):
-    """The endpoint refuses in a way that repeating cannot fix (401, 402, 404, ...): the run stops."""
+    """The endpoint refuses in a way that repeating cannot fix (key, model, address, payment): the run stops."""
 
 
 class TooManyFailures(RuntimeError):  # noqa: N818 - an outcome, named as the callers speak of it
@@ -52,29 +77,6 @@ class RequestFailed(InvalidAnswer):
 
     def __init__(self, detail: str) -> None:
         super().__init__("request_failed", detail)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why one attempt brought no answer.
-
-    Attributes:
-        status: HTTP status; 0 where none came.
-        message: what the endpoint or the connection said, without secrets.
-        wait: seconds that the endpoint asked to wait, or None.
-    """
-
-    status: int
-    message: str
-    wait: float | None = None
-
-    @property
-    def transient(self) -> bool:
-        """True when the same request may succeed later."""
-        return self.status == 0 or self.status in _RETRIED_STATUSES or self.status >= 500  # noqa: PLR2004 - server errors
-
-    def __str__(self) -> str:
-        return f"HTTP {self.status}: {self.message}" if self.status else self.message
 
 
 class Transport:
@@ -105,12 +107,15 @@ class Transport:
         self.throttle = Throttle(llm.max_concurrency)
         self._llm = llm
         self._budget = budget
-        self._secrets = [secret for secret in (key, *(urlsplit(url).password for url in base_urls)) if secret]
+        self._secrets = [secret for secret in (key, *_secrets_of(base_urls)) if secret]
         self._place = ", ".join(_without_user(url) for url in base_urls)
         self._reason: EndpointError | TooManyFailures | None = None
         self._outcomes: deque[str] = deque(maxlen=FAILURE_WINDOW)
+        self._answered = False
+        self._odd: dict[str, str] = {}
         self._clients = [self._open_client(url, key or _NO_KEY) for url in base_urls]
         self._open = [0] * len(self._clients)
+        self._started: dict[int, float] = {}
         self._primed = PrimedServers(len(self._clients)) if primed else None
 
     def __repr__(self) -> str:
@@ -121,43 +126,48 @@ class Transport:
         for client in self._clients:
             await client.close()
 
-    async def ask(
-        self,
-        path: str,
-        word: Callable[[], dict[str, Any]],
-        adapt: Callable[[int, str], None],
-        parts: tuple[str, ...] = (),
-    ) -> Answer:
+    def line(self) -> str:
+        """Requests in flight and the age of the oldest, as a note next to a progress bar."""
+        if not self._started:
+            return ""
+        oldest = time.monotonic() - min(self._started.values())
+        return f"{len(self._started)} in flight, oldest {oldest:.0f} s"
+
+    async def ask(self, path: str, wording: Wording, about: str = "", parts: tuple[str, ...] = ()) -> Answer:
         """Send a request until it is answered.
 
         Args:
             path: ``/chat/completions`` or ``/completions``.
-            word: gives the request body; called for every attempt, as the endpoint's dialect may have been learned.
-            adapt: is told status and message of a refusal; when ``word`` then gives another body, that is sent.
+            wording: gives the request's body, and another one where the endpoint refuses its parameters.
+            about: what the request is about, for messages; several refusals about one thing count as one.
             parts: the prompt in parts, for embedded servers.
 
         Raises:
             EndpointError: on a final refusal of this or an earlier request; nothing more is sent then.
-            InvalidAnswer: if the endpoint refuses this prompt alone (too long, filtered).
+            InvalidAnswer: if the endpoint refuses this prompt alone (too long, filtered, unexplained).
             RequestFailed: if every attempt fails.
             TooManyFailures: if that is so for over half of the last 40 requests; nothing more is sent then.
         """
         failure = Failure(0, "not sent")
         attempt = 0
+        begun = time.monotonic()
         while attempt < self._llm.max_attempts:
-            body = word()
             try:
-                outcome = await self._attempt(path, body, parts)
+                outcome = await self._attempt(path, wording.body(), parts)
                 if isinstance(outcome, Answer):
-                    self._note_outcome("")
+                    wording.accepted()
+                    self._note_answer()
                     return outcome
                 failure = outcome
-                if not failure.transient:
-                    adapt(failure.status, failure.message)
-                    if word() == body:
-                        raise self._refusal(failure)
+                scope = scope_of(failure, answered=self._known)
+                if wording.adapt(failure, scope, answered=self._known):
                     continue
+                if scope.kind != "moment":
+                    raise await self._refusal(failure, scope, about)
                 attempt += 1
+                given_up = attempt >= ADDRESS_TRIES or time.monotonic() - begun > ADDRESS_SECONDS
+                if failure.no_endpoint and not self._known and given_up:
+                    raise self._whole(failure, "address", about)
                 if attempt < self._llm.max_attempts:
                     self._budget.usage.retries += 1
                     await self.throttle.sleep(_backoff(attempt) if failure.wait is None else 0.0)
@@ -187,21 +197,62 @@ class Transport:
         )
         raise self._stopped()
 
+    def check_refusals(self) -> None:
+        """Stop if every request was refused for a reason that nothing explains.
+
+        Raises:
+            EndpointError: with the last refusal.
+        """
+        if self._odd and not self._known:
+            about, refusal = list(self._odd.items())[-1]
+            raise self._whole(Failure(0, refusal), "", about)
+
+    @property
+    def _known(self) -> bool:
+        """True once the endpoint has answered a request, in this run or in an earlier one."""
+        return self._answered or self._budget.usage.cached > 0
+
+    def _note_answer(self) -> None:
+        self._answered = True
+        self._odd.clear()
+        self._note_outcome("")
+
     def _note_outcome(self, failure: str) -> None:
         self._outcomes.append(failure)
         self.check_failures()
 
-    def _refusal(self, failure: Failure) -> InvalidAnswer | EndpointError | TooManyFailures:
+    async def _refusal(
+        self, failure: Failure, scope: Scope, about: str
+    ) -> InvalidAnswer | EndpointError | TooManyFailures:
         """What a final refusal means: for this prompt alone, or, everything being stopped here, for the run."""
-        text = failure.message.lower()
-        if failure.status == 413 or (failure.status == 400 and any(word in text for word in _TOO_LONG_WORDS)):  # noqa: PLR2004
-            return InvalidAnswer("prompt_too_long", f"the prompt does not fit the model: {failure}")
-        if failure.status == 400 and any(word in text for word in _FILTERED_WORDS):  # noqa: PLR2004 - bad request
-            return InvalidAnswer("prompt_filtered", f"the endpoint's filter refused the prompt: {failure}")
+        if scope.kind == "whole":
+            return self._whole(failure, scope.reason, about)
+        reason = scope.reason
+        if scope.kind == "odd":
+            if names_schema(failure) and self._llm.structured_outputs == "json_schema":
+                return self._whole(failure, "format", about)
+            if await self._all_are_refused(failure, about):
+                return self._whole(failure, "", about)
+            reason = "prompt_refused"
+        return InvalidAnswer(reason, f"{_REFUSED[reason]}: {failure}", failure.raw)
+
+    async def _all_are_refused(self, failure: Failure, about: str) -> bool:
+        """Whether an unexplained refusal is one of several in a row, so that it cannot be about its item.
+
+        Where nothing was ever answered, the requests in flight are waited for: a refusal comes sooner than an answer.
+        """
+        self._odd[about or f"request {len(self._odd)}"] = str(failure)
+        while not self._known and any(self._open):
+            await self.throttle.sleep(0.05)
+        return len(self._odd) >= (ODD_IN_A_ROW if self._known else ODD_AT_FIRST)
+
+    def _whole(self, failure: Failure, reason: str, about: str) -> EndpointError | TooManyFailures:
+        """Stop everything: a refusal that every request would get."""
+        at = f", about {about}" if about else ""
         self._stop(
             EndpointError(
-                f"{self._place} refused a request for good ({failure}). Nothing more is sent; every answer so far is "
-                "stored. Check the API key, the model name and the address, then run the same command again."
+                f"{self._place} refused a request for good ({failure}){at}. Nothing more is sent; every answer so far "
+                f"is stored. {_ADVICE[reason]}, then run the same command again."
             )
         )
         return self._stopped()
@@ -217,18 +268,24 @@ class Transport:
 
     async def _attempt(self, path: str, body: dict[str, Any], parts: tuple[str, ...]) -> Answer | Failure:
         async with self.throttle.slot() as started:
-            outcome = await self._send(path, body, parts)
+            ticket = id(body)
+            self._started[ticket] = time.monotonic()
+            try:
+                outcome = await self._send(path, body, parts)
+            finally:
+                del self._started[ticket]
             if isinstance(outcome, Answer):
                 self.throttle.succeeded()
                 self._budget.record(outcome.prompt_tokens, outcome.completion_tokens, time.monotonic() - started)
                 return outcome
             if outcome.status == 429:  # noqa: PLR2004 - too many requests
                 self.throttle.refused(started, outcome.wait)
-            elif outcome.wait is not None and outcome.transient:
+            elif outcome.wait is not None and scope_of(outcome, answered=self._known).kind == "moment":
                 self.throttle.pause(outcome.wait)
             return outcome
 
     async def _send(self, path: str, body: dict[str, Any], parts: tuple[str, ...]) -> Answer | Failure:
+        import httpx
         import openai
 
         if self._primed is not None:
@@ -236,36 +293,50 @@ class Transport:
         else:
             chosen = min(range(len(self._clients)), key=self._open.__getitem__)
 
-        async def post(worded: dict[str, Any]) -> object:
-            return await self._clients[chosen].post(path, body=worded, cast_to=object)
+        async def post(worded: dict[str, Any]) -> httpx.Response:
+            return await self._clients[chosen].post(path, body=worded, cast_to=httpx.Response)
 
         self._open[chosen] += 1
+        response: Any = None
         try:
-            data = await (self._primed.ask(chosen, body, parts, post) if self._primed else post(body))
-            return _read_answer(data, body)
+            response = await (self._primed.ask(chosen, body, parts, post) if self._primed else post(body))
+            outcome = read_response(response.content, response.headers, body)
         except openai.APIStatusError as error:
-            wait = retry_after(error.response.headers)
-            return Failure(error.status_code, self._scrub(_message_of(error)), wait)
-        except openai.APITimeoutError:
-            return Failure(0, f"no answer within {self._llm.timeout_seconds:g} s")
+            response = error.response
+            outcome = read_failure(error.status_code, response.text, response.headers)
         except openai.OpenAIError as error:
-            return Failure(0, self._scrub(f"{type(error).__name__}: {error}: {error.__cause__!r}"))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            return Failure(0, self._scrub(f"the answer is not that of an OpenAI-compatible endpoint: {error!r}"))
+            outcome = connection_failure(error, self._llm.timeout_seconds)
         finally:
             self._open[chosen] -= 1
+        if isinstance(outcome, Answer):
+            return outcome
+        moved = response.url if response is not None and response.history else None
+        redirected = f" (redirected to {moved.copy_with(query=None)}: set llm.base_url accordingly)" if moved else ""
+        return replace(outcome, message=self._scrub(outcome.message) + redirected, raw=self._scrub(outcome.raw))
 
     def _scrub(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text[:MAX_MESSAGE_CHARACTERS]
+        return text
 
     def _open_client(self, base_url: str, key: str) -> openai.AsyncOpenAI:
         import openai
 
         timeout = openai.Timeout(self._llm.timeout_seconds, connect=min(MAX_CONNECT_SECONDS, self._llm.timeout_seconds))
         http = openai.DefaultAioHttpClient(timeout=timeout)
-        return openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout, http_client=http)
+        parts = urlsplit(base_url)
+        path = parts.path.rstrip("/")
+        path = next((path.removesuffix(end) for end in _ENDPOINT_PATHS if path.endswith(end)), path)
+        return openai.AsyncOpenAI(
+            api_key=key,
+            base_url=parts._replace(path=path, query="", fragment="").geturl(),
+            default_query=dict(parse_qsl(parts.query)),
+            # Azure's gateways look for the key here.
+            default_headers={"api-key": key} if parts.query and key != _NO_KEY else None,
+            max_retries=0,
+            timeout=timeout,
+            http_client=http,
+        )
 
 
 def _backoff(attempt: int) -> float:
@@ -273,48 +344,11 @@ def _backoff(attempt: int) -> float:
     return random.uniform(0, min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt))  # noqa: S311 - spreads load
 
 
-def _read_answer(data: Any, body: dict[str, Any]) -> Answer:  # noqa: ANN401 - whatever JSON the endpoint sent
-    """The answer in a response of either endpoint.
-
-    Raises:
-        ValueError, KeyError, TypeError, IndexError, AttributeError: if it is not shaped as the API says.
-    """
-    choice = data["choices"][0]
-    finish_reason = choice.get("finish_reason") or "unknown"
-    if "messages" in body:
-        message = choice["message"]
-        text = message.get("content") or ""
-        if message.get("refusal"):
-            text, finish_reason = message["refusal"], "refusal"
-    else:
-        text = choice["text"]
-    if not isinstance(text, str):
-        raise TypeError(f"the answer's text is a {type(text).__name__}")
-    usage = data.get("usage") or {}
-    asked = body.get("messages", body.get("prompt"))
-    return Answer(
-        text=text,
-        finish_reason=str(finish_reason),
-        prompt_tokens=_tokens(usage.get("prompt_tokens"), asked),
-        completion_tokens=_tokens(usage.get("completion_tokens"), text),
-    )
-
-
-def _tokens(reported: int | None, said: object) -> int:
-    """Tokens as reported; where an endpoint reports none, four characters a token, so that caps still hold."""
-    if reported is not None:
-        return int(reported)
-    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
-
-
-def _message_of(error: openai.APIStatusError) -> str:
-    """The endpoint's message about a refusal, with the parameter that it names."""
-    body = error.body
-    if not isinstance(body, dict):
-        return str(body) if body else error.message
-    named = [f"{name} {body[name]}" for name in ("type", "code", "param") if body.get(name)]
-    return f"{body.get('message') or body} ({', '.join(named)})" if named else str(body.get("message") or body)
+def _secrets_of(base_urls: Sequence[str]) -> list[str]:
+    """What addresses carry to sign in: passwords, and values of the query that are long enough to be keys."""
+    parts = [urlsplit(url) for url in base_urls]
+    queries = [value for part in parts for _, value in parse_qsl(part.query) if len(value) >= _LEAST_KEY_CHARACTERS]
+    return [*(part.password or "" for part in parts), *queries]
 
 
 def _without_user(url: str) -> str:

@@ -48,20 +48,34 @@ def stored(
     )
 
 
-transient = dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-"""For steps that ask an endpoint: an endpoint that was ill may be well again, and stored answers are not asked anew."""
+RETRIES = 2
+RETRY_SECONDS = 20.0
+"""Wait before a step that asks an endpoint is tried again; twice as long before the next time."""
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(context: dg.AssetExecutionContext | None = None) -> Iterator[None]:
     """Turn an error that the product raised itself into a Dagster failure with the same words and no retry.
 
-    Such an error says what a person has to do, so repeating the step cannot mend it; an endpoint that did not answer
-    (:class:`TooManyFailures`), and what libraries and the machine raise, may pass.
+    Such an error says what a person has to do, so repeating the step cannot fix it. An endpoint that did not answer
+    (:class:`TooManyFailures`), and what libraries and the machine raise, may pass. A retry policy of the step would
+    also repeat it after Ctrl-C, so the retry is requested here.
+
+    Args:
+        context: of a step that asks an endpoint, which is tried again after an error that may pass: answers are stored,
+            so nothing is asked twice.
+
+    Raises:
+        Failure: the product's own error.
+        RetryRequested: an error that may pass, in a step that asks an endpoint.
     """
     try:
         yield
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, TooManyFailures) or not type(error).__module__.startswith("embed_pipeline."):
+    except Exception as error:
+        own = isinstance(error, RuntimeError | ValueError) and type(error).__module__.startswith("embed_pipeline.")
+        if own and not isinstance(error, TooManyFailures):
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+        if context is None:
             raise
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        wait = RETRY_SECONDS * 2**context.retry_number
+        raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=wait) from error

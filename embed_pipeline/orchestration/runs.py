@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.plan.objects import ErrorSource
 from dagster._utils.error import SerializableErrorInfo
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
@@ -27,6 +28,10 @@ _SYSTEM_ERROR = re.compile(r"\w*Error: \[Errno (?P<number>\d+)\] (?P<strerror>[^
 
 class StageFailed(RuntimeError):  # noqa: N818 - an outcome, named as the commands speak of it
     """A step or a blocking check of a stage failed; the message is the one that it gave."""
+
+
+class StageInterrupted(StageFailed):
+    """A person or the system ended the command."""
 
 
 @dataclass
@@ -62,6 +67,7 @@ class StageRunner:
 
         Raises:
             StageFailed: an input is missing or its blocking check failed, or a step or a blocking check fails.
+            StageInterrupted: a signal ended the run.
             CorpusError: the documents folder holds nothing that can be read.
         """
         outcome = StageOutcome()
@@ -175,7 +181,11 @@ class StageRunner:
 
 
 def _explain(result: dg.ExecuteInProcessResult) -> str:
-    """Why a run failed, in the words of the steps that failed."""
+    """Why a run failed, in the words of the steps that failed.
+
+    Raises:
+        StageInterrupted: no step failed of itself.
+    """
     checks = [
         failed_check(evaluation)
         for evaluation in result.get_asset_check_evaluations()
@@ -187,6 +197,8 @@ def _explain(result: dg.ExecuteInProcessResult) -> str:
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
+            if data.error_source is ErrorSource.INTERRUPT:
+                raise StageInterrupted("interrupted; what is done is stored: run the same command again to go on")
             if data.user_failure_data and data.user_failure_data.description:
                 found.append(f"{event.step_key}: {data.user_failure_data.description}")
             elif data.error:

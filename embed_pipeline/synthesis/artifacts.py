@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections import Counter
@@ -17,7 +16,8 @@ from embed_pipeline.enumerations import ArtifactKind
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import LLMClient, open_client
-from embed_pipeline.llm.prompts import delimit, fill_prompt
+from embed_pipeline.llm.gathering import run_interruptibly
+from embed_pipeline.llm.prompts import delimit, fill_prompt, plain_label
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.injections import remove_instructions
 from embed_pipeline.text.words import content_words, inverse_document_frequency, overlap, specific_terms
@@ -79,7 +79,7 @@ def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) ->
     if settings.llm.embedded:
         rows = _keyphrases(batch, segments)
     else:
-        rows, usage = asyncio.run(_ask_all(batch, segments, settings, dropped))
+        rows, usage = run_interruptibly(_ask_all(batch, segments, settings, dropped))
     return Extraction(artifact_frame(rows), dropped, usage)
 
 
@@ -134,7 +134,13 @@ async def ask_artifacts(
 
     async def ask(window: Window) -> list[dict[str, Any]]:
         try:
-            answer = await client.structured(messages_of(window), ArtifactsAnswer, temperature=0.0, seed=settings.seed)
+            answer = await client.structured(
+                messages_of(window),
+                ArtifactsAnswer,
+                temperature=0.0,
+                seed=settings.seed,
+                about=f"document {window[0]['document_id']}",
+            )
         except InvalidAnswer as error:
             logger.info("no artifacts from document %s: %s", window[0]["document_id"], error)
             dropped[error.reason] += 1
@@ -162,7 +168,8 @@ def _borne_out(
     rows = []
     for artifact in answer.artifacts:
         text = " ".join(artifact.text.split())
-        known = [labels[label] for label in artifact.segments if label in labels]
+        named = [plain_label(label) for label in artifact.segments]
+        known = [labels[label] for label in named if label in labels]
         said = " ".join(f"{row['heading_path']} {row['text']}" for row in known)
         if not text or len(text) > _MAX_CHARACTERS:
             dropped["empty_or_long"] += 1

@@ -23,7 +23,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.llm.embedded import SLOTS, lay_out, model_file
 from embed_pipeline.llm.prompts import JUDGE_PROMPTS, read_prompt
 from embed_pipeline.llm.rehearsal import NOT_ASKED, Rehearsal, open_rehearsal
-from embed_pipeline.llm.transport import CHARACTERS_PER_TOKEN
+from embed_pipeline.llm.responses import CHARACTERS_PER_TOKEN
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import artifact_frame, ask_artifacts, extract_artifacts
 from embed_pipeline.synthesis.completion_generator import complete_questions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import open_client
+from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import COMPLETION_PROMPTS, STRUCTURED_PROMPTS, prompt_version
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.completion_generator import complete_questions
@@ -68,7 +68,7 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
                 found = await ask_questions(tasks, settings, client)
             return found, client.generator, client.usage
 
-    found, generator, usage = asyncio.run(run()) if tasks else (Generated(), settings.llm.model, Usage())
+    found, generator, usage = run_interruptibly(run()) if tasks else (Generated(), settings.llm.model, Usage())
     version = prompt_version(*(COMPLETION_PROMPTS if settings.llm.embedded else STRUCTURED_PROMPTS))
     return _frames(batch, found, sources, {"generator": generator, "prompt_version": version}, usage)
 

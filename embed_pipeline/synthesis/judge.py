@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient
-from embed_pipeline.llm.prompts import delimit, read_prompt
+from embed_pipeline.llm.prompts import delimit, plain_label, read_prompt
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.injections import remove_instructions
 from embed_pipeline.text.words import content_words, words
@@ -144,7 +144,12 @@ async def ask_judge(
         ]
         try:
             answer = await client.structured(
-                messages, JudgeAnswer, temperature=0.0, seed=settings.seed, model=settings.llm.judge_model
+                messages,
+                JudgeAnswer,
+                temperature=0.0,
+                seed=settings.seed,
+                model=settings.llm.judge_model,
+                about=f"pair {pair['qa_id']}",
             )
         except InvalidAnswer as error:
             return NoVerdict(pair["qa_id"], error.reason, str(error), error.raw)
@@ -215,12 +220,18 @@ async def ask_hops_needed(
             {"role": "system", "content": read_prompt("hops.md")},
             {"role": "user", "content": f"{delimit(dict(zip(labels, texts, strict=True)))}\n\nPair: {stated}"},
         ]
-        model = settings.llm.judge_model
         try:
-            got = await client.structured(messages, NeedsAnswer, temperature=0.0, seed=settings.seed, model=model)
+            got = await client.structured(
+                messages,
+                NeedsAnswer,
+                temperature=0.0,
+                seed=settings.seed,
+                model=settings.llm.judge_model,
+                about=f"pair {pair['qa_id']}",
+            )
         except InvalidAnswer as error:
             return error
-        said = {entry.segment: entry.needed for entry in got.value.segments}
+        said = {plain_label(entry.segment): entry.needed for entry in got.value.segments}
         if sorted(said) != sorted(labels):
             return InvalidAnswer("invalid_answer", f"it speaks of {sorted(said)}, asked of {labels}", got.raw)
         return all(said.values())

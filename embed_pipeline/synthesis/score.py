@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import open_client
+from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import JUDGE_PROMPTS, prompt_version
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.judge import Judgement, NoVerdict, ask_hops_needed, ask_judge, hop_need, judge_by_measure
@@ -82,7 +82,7 @@ def score_pairs(
         verdicts = list(_measured_verdicts(pairs, signals, settings))
     else:
         judge = settings.llm.judge_model or settings.llm.model
-        verdicts, asked, usage = asyncio.run(_asked_verdicts(pairs, texts, settings))
+        verdicts, asked, usage = run_interruptibly(_asked_verdicts(pairs, texts, settings))
     rows = []
     rejects = []
     for index, pair in enumerate(pairs.iter_rows(named=True)):

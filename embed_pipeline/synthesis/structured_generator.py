@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from embed_pipeline.enumerations import QueryType, ReasoningType, Style
-from embed_pipeline.llm.answers import InvalidAnswer
+from embed_pipeline.llm.answers import InvalidAnswer, explain_problem, parse_answer
 from embed_pipeline.llm.client import LLMClient
-from embed_pipeline.llm.prompts import delimit, read_prompt
+from embed_pipeline.llm.prompts import delimit, plain_label, read_prompt
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem, form_problem
 from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, work_order
@@ -34,6 +34,11 @@ class HopAnswer(BaseModel):
     segments: list[str]
     summary: str
 
+    @property
+    def labels(self) -> list[str]:
+        """The segments' labels as they were given."""
+        return [plain_label(label) for label in self.segments]
+
 
 class PairAnswer(BaseModel):
     """One pair as the model states it."""
@@ -50,10 +55,38 @@ class PairAnswer(BaseModel):
 
 
 class PairsAnswer(BaseModel):
-    """The whole answer to one call."""
+    """The whole answer to one call: one pair that is malformed does not spoil the others."""
 
     model_config = ConfigDict(extra="forbid")
     pairs: list[PairAnswer]
+    _malformed: list[tuple[str, str]] = PrivateAttr(default_factory=list)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_by_one(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - JSON
+        """Take the pairs that validate; an answer without any is refused as a whole.
+
+        Raises:
+            ValidationError: there is no valid pair, or no list of pairs.
+        """
+        items = value.get("pairs") if isinstance(value, dict) else None
+        if not isinstance(items, list):
+            return handler(value)
+        kept, malformed = [], []
+        for item in items:
+            text = json.dumps(item, ensure_ascii=False)
+            try:
+                kept.append(parse_answer(text, PairAnswer).model_dump())
+            except ValueError as error:
+                malformed.append((text, explain_problem(error)))
+        answer = handler({**value, "pairs": kept} if kept else value)
+        answer._malformed = malformed  # noqa: SLF001 - of this class
+        return answer
+
+    @property
+    def malformed(self) -> list[tuple[str, str]]:
+        """The entries that are no pairs, as JSON, each with what is wrong with it."""
+        return self._malformed
 
 
 @dataclass(frozen=True)
@@ -119,6 +152,13 @@ def messages_of(call: PromptCall) -> list[dict[str, Any]]:
     ]
 
 
+def _about(call: PromptCall) -> str:
+    """The documents and segments of a call, for messages."""
+    documents = sorted({source.document_id for source in call.sources.values()})
+    segments = ", ".join(source.segment_id for source in call.sources.values())
+    return f"document {' and '.join(documents)} (segments {segments})"
+
+
 async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
     """Ask for the questions of all tasks.
 
@@ -130,7 +170,9 @@ async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: L
     async def ask(call: PromptCall) -> Generated:
         temperature = settings.synthesis.sampling_temperature
         try:
-            answer = await client.structured(messages_of(call), PairsAnswer, temperature=temperature, seed=call.seed)
+            answer = await client.structured(
+                messages_of(call), PairsAnswer, temperature=temperature, seed=call.seed, about=_about(call)
+            )
         except InvalidAnswer as error:
             ids = tuple(source.segment_id for source in call.sources.values())
             return Generated([], [Reject(ids, error.reason, str(error), error.raw)])
@@ -153,7 +195,8 @@ async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: L
 
 def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int) -> Generated:
     """Take the pairs that keep the rules; the others are rejects, and so is a request that got none."""
-    found = Generated()
+    every = tuple(source.segment_id for source in call.sources.values())
+    found = Generated([], [Reject(every, "invalid_pair", problem, raw) for raw, problem in answer.malformed])
     unanswered = dict(enumerate(call.requests, start=1))
     for item in answer.pairs:
         request = unanswered.pop(item.request, None)
@@ -174,7 +217,7 @@ def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int) -> Generat
 
 def _pair(item: PairAnswer, call: PromptCall) -> Pair:
     hops = tuple(
-        Hop(tuple(call.sources[s].segment_id if s in call.sources else s for s in hop.segments), hop.summary)
+        Hop(tuple(call.sources[s].segment_id if s in call.sources else s for s in hop.labels), hop.summary)
         for hop in item.hops
     )
     kinds = (item.query_type, item.reasoning_type, item.complexity)
@@ -184,7 +227,7 @@ def _pair(item: PairAnswer, call: PromptCall) -> Pair:
 def _not_as_asked(item: PairAnswer, request: RequestedQuestion | None) -> tuple[str, str] | None:
     if request is None:
         return "not_asked", f"no request {item.request}, or it had its pair already"
-    used = sorted({label for hop in item.hops for label in hop.segments})
+    used = sorted({label for hop in item.hops for label in hop.labels})
     if used != sorted(request.labels):
         return "wrong_segments", f"asked on {', '.join(request.labels)}, written on {', '.join(used) or 'none'}"
     return None

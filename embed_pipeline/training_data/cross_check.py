@@ -6,7 +6,6 @@ together; an LLM is asked outright. Either is optional, and either alone can fin
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from embed_pipeline.embedding.models import refuse_foreign_code, torch_device
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient, open_client
+from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import CROSS_CHECK_PROMPTS, delimit, read_prompt
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.candidates import similarity_ceiling
@@ -127,7 +127,7 @@ class JudgeCheck:
             EndpointError, BudgetExhausted, TooManyFailures: from the client.
         """
         asked = [(entry.question, text) for entry in candidates for text in entry.negatives]
-        verdicts = iter(asyncio.run(self._ask(asked)))
+        verdicts = iter(run_interruptibly(self._ask(asked)))
         return [[next(verdicts) for _ in entry.negatives] for entry in candidates]
 
     async def _ask(self, asked: Sequence[tuple[str, str]]) -> list[bool]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from embed_pipeline.llm.answers import Dialect, explain_problem, instruct, parse_answer, strict_schema
+from embed_pipeline.llm.answers import breaks_schema, explain_problem, instruct, parse_answer, strict_schema
 
 
 class Part(BaseModel):
@@ -36,6 +37,16 @@ def test_the_schema_is_closed_and_requires_everything_at_every_depth() -> None:
         ' {"parts": [], "count": 1}\n',
         '```json\n{"parts": []}\n```',
         '<think>{"a"</think>{"parts": []}',
+        '<thinking>{"parts": [{"name": 3}]} or {"parts": []}?</thinking>\n{"parts": []}',
+        'Draft.</think>\n\n{"parts": []}',
+        '[THINK]Braces { are fine.[/THINK]{"parts": []}',
+        '<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>{"parts": []}<|return|>',
+        '\u25c1think\u25b7Hm.\u25c1/think\u25b7{"parts": []}',
+        'Here is the JSON:\n```json\n{"parts": []}\n```\nLet me know! For example {"x": 1} would be wrong.',
+        '```\n{"parts": [],}\n```',
+        '{"parts": [], "note": "of no use"}',
+        '{"answer": {"parts": []}}',
+        '{"parts": []}      \n\n\n',
     ],
 )
 def test_what_stands_around_the_object_is_let_pass(text: str) -> None:
@@ -45,12 +56,14 @@ def test_what_stands_around_the_object_is_let_pass(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('Here: {"parts": []}', "it is not JSON"),
+        ("Here: none.", "it is not JSON"),
+        ('Here: {"parts": [', "it is not JSON"),
         ('{"parts": [{"name": 3}]}', "parts.0.name: Input should be a valid string"),
         ('{"parts": [], "count": "2"}', "count: Input should be a valid integer"),
         ('{"parts": [], "count": Infinity}', "Infinity is not JSON"),
         ("{}", "parts: Field required"),
-        ("null", "the object: Input should be an object"),
+        ("null", "it is not JSON"),
+        ('[{"name": "a"}]', "parts: Field required"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_coerced(text: str, problem: str) -> None:
@@ -59,50 +72,30 @@ def test_what_is_wrong_is_said_and_nothing_is_coerced(text: str, problem: str) -
     assert problem in explain_problem(caught.value)
 
 
+@pytest.mark.parametrize("name", ["</think>", "a, ]", "{", "}", '\\"', "```", "line\nbreak", "[THINK]"])
+def test_marks_inside_an_answer_are_its_text(name: str) -> None:
+    text = json.dumps({"parts": [{"name": name, "note": "n"}], "count": 1})
+    assert parse_answer(f"<think>So.</think>```json\n{text}\n```", Whole).parts == [Part(name=name, note="n")]
+
+
+def test_only_a_wrong_structure_breaks_the_schema() -> None:
+    class Bounded(BaseModel):
+        count: int = Field(le=3)
+
+    def problem(text: str) -> ValueError:
+        with pytest.raises(ValueError) as caught:
+            parse_answer(text, Bounded)
+        return caught.value
+
+    assert [breaks_schema(problem(text)) for text in ('{"count": 9}', '{"count": "1"}', "{}", "prose")] == [
+        False, True, True, True
+    ]  # fmt: skip
+
+
 def test_the_instruction_joins_the_system_message() -> None:
     user: dict[str, Any] = {"role": "user", "content": "go"}
-    alone = instruct([user], Whole)
-    joined = instruct([{"role": "system", "content": "You judge."}, user], Whole)
+    alone = instruct([user], strict_schema(Whole))
+    joined = instruct([{"role": "system", "content": "You judge."}, user], strict_schema(Whole))
     assert [message["role"] for message in alone] == [message["role"] for message in joined] == ["system", "user"]
     assert joined[0]["content"].startswith("You judge.\n\nAnswer with one JSON object")
     assert '"parts"' in alone[0]["content"]
-
-
-REQUEST = {"model": "m", "max_tokens": 9, "temperature": 0.3, "seed": 1}
-
-
-class Thing(BaseModel):
-    name: str
-
-
-def test_a_schema_goes_along_until_it_is_refused() -> None:
-    dialect = Dialect("auto")
-    assert dialect.word(REQUEST, Thing)["response_format"]["json_schema"]["name"] == "Thing"
-    assert dialect.word(REQUEST, None) == REQUEST
-    dialect.adapt(400, "'response_format.type' must be one of text, json_object")
-    assert dialect.format == "plain"
-    assert dialect.word(REQUEST, Thing) == REQUEST
-
-
-def test_a_forced_format_stays() -> None:
-    for forced in ("json_schema", "plain"):
-        dialect = Dialect(forced)
-        dialect.adapt(400, "json_schema is not supported")
-        dialect.settle(valid=False)
-        assert dialect.format == forced
-
-
-def test_the_first_answer_settles_the_format_once() -> None:
-    dialect = Dialect("auto")
-    dialect.settle(valid=True)
-    dialect.settle(valid=False)
-    assert dialect.format == "json_schema"
-
-
-def test_only_a_parameter_that_is_named_as_unsupported_is_dropped() -> None:
-    dialect = Dialect("auto")
-    for status, message in ((401, "seed is not supported"), (400, "seed must be positive"), (400, "no such model")):
-        dialect.adapt(status, message)
-        assert dialect.word(REQUEST, None) == REQUEST
-    dialect.adapt(422, "Unrecognized request argument: seed")
-    assert set(dialect.word(REQUEST, None)) == {"model", "max_tokens", "temperature"}

@@ -17,9 +17,8 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from embed_pipeline.llm import client as client_module
+from embed_pipeline.llm import gathering, transport
 from embed_pipeline.llm import throttle as throttle_module
-from embed_pipeline.llm import transport
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import BudgetExhausted
 from embed_pipeline.llm.client import LLMClient, open_client
@@ -144,7 +143,7 @@ def test_parameters_that_an_endpoint_does_not_know_are_left_out(store: ResponseS
 
 @pytest.mark.parametrize(
     "bad", ["Well, yes.", '{"verdict": "yes", "score": 11}', '{"verdict": "yes", "score": "7"}', '{"verdict": "yes"',
-            '{"verdict": "yes", "score": NaN}', '{"verdict": "yes", "score": 7.0}', "[]", ""]
+            '{"verdict": "yes", "score": NaN}', '{"verdict": "yes", "score": 7.0}', "[]"]
 )  # fmt: skip
 def test_an_invalid_answer_is_asked_again_twice_then_given_up(
     store: ResponseStore, make_llm: MakeLLM, bad: str
@@ -183,7 +182,10 @@ def test_a_refusal_and_a_cut_are_given_up(store: ResponseStore, make_llm: MakeLL
 
 
 def test_a_prompt_that_is_too_long_concerns_that_item_alone(store: ResponseStore, make_llm: MakeLLM) -> None:
-    script = [Status(400, message="request (5001 tokens) exceeds the available context size (2048 tokens)")]
+    refusal = Status(400, message="request (5001 tokens) exceeds the available context size (2048 tokens)")
+
+    def respond(request: dict[str, Any]) -> str | Step:
+        return refusal if request["prompt"] == "long" else _echo(request)
 
     async def ask(client: LLMClient) -> str:
         with pytest.raises(InvalidAnswer, match="does not fit") as caught:
@@ -191,9 +193,10 @@ def test_a_prompt_that_is_too_long_concerns_that_item_alone(store: ResponseStore
         assert caught.value.reason == "prompt_too_long"
         return (await _complete(client, "short")).text
 
-    with stub_endpoint(_echo, script=script) as stub:
+    with stub_endpoint(respond) as stub:
         text, _ = _run(make_llm(stub.base_url), store, ask)
     assert text == "to short"
+    assert ["max_tokens" in request for request in stub.requests] == [True, False, True], "it may fit without room"
 
 
 @pytest.mark.parametrize(
@@ -458,7 +461,7 @@ def _gather(function: Callable[[int], Awaitable[int]], count: int, workers: int)
         nonlocal done
         done += 1
 
-    return asyncio.run(client_module.gather_all(range(count), function, workers, on_done)), done
+    return asyncio.run(gathering.gather_all(range(count), function, workers, on_done)), done
 
 
 def test_results_are_in_the_order_of_the_items_whatever_ends_first() -> None:
@@ -505,7 +508,7 @@ def test_after_an_exhausted_budget_all_in_flight_is_finished_and_nothing_begun()
 
 
 def test_after_another_error_what_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(gathering, "GRACE_SECONDS", 0.1)
     finished: list[int] = []
 
     async def work(number: int) -> int:

@@ -1,4 +1,4 @@
-"""Final errors fail at once in their own words; passing ones are left to the retry policy."""
+"""Final errors fail at once in their own words; passing ones are tried again where an endpoint is asked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from embed_pipeline.corpus.files import CorpusError
 from embed_pipeline.llm.budget import BudgetExhausted
 from embed_pipeline.llm.transport import TooManyFailures
+from embed_pipeline.orchestration import outputs
 from embed_pipeline.orchestration.outputs import explained
 
 
@@ -26,18 +27,20 @@ def test_what_may_pass_is_left_as_it_is(error):
     assert caught.value is error
 
 
-def test_a_final_failure_is_not_retried():
+@pytest.mark.parametrize(
+    ("error", "runs"),
+    [(CorpusError("no documents"), 1), (TooManyFailures("ill"), 3), (OSError("disk"), 3),
+     (dg.DagsterExecutionInterruptedError(), 1)],
+)  # fmt: skip
+def test_only_what_may_pass_is_tried_again(error, runs, monkeypatch):
+    monkeypatch.setattr(outputs, "RETRY_SECONDS", 0.0)
     tries = []
 
-    @dg.op(retry_policy=dg.RetryPolicy(max_retries=3))
-    def step():
-        tries.append(1)
-        with explained():
-            raise CorpusError("no documents")
+    @dg.asset
+    def step(context):
+        tries.append(context.retry_number)
+        with explained(context):
+            raise error
 
-    @dg.job
-    def job():
-        step()
-
-    assert not job.execute_in_process(raise_on_error=False).success
-    assert len(tries) == 1
+    assert not dg.materialize([step], raise_on_error=False).success
+    assert tries == list(range(runs))

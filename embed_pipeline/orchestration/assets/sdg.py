@@ -16,7 +16,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.orchestration.absence import forget_answers
-from embed_pipeline.orchestration.outputs import explained, stored, transient
+from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import (
     Condition,
     all_batches,
@@ -132,14 +132,13 @@ def segments(
 @dg.asset(
     **described("document_artifacts", GROUP, {"openai"}),
     partitions_def=document_batches,
-    retry_policy=transient,
     pool="llm",
 )
 def document_artifacts(
     context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], segments: pl.DataFrame
 ) -> dg.Output[Any]:
     """Find what each document is about."""
-    with explained():
+    with explained(context):
         forget_answers(settings.paths)
         found = extract_artifacts(chosen_batch(context), _asked_about(segments, settings), settings)
     usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped)})
@@ -152,7 +151,6 @@ def document_artifacts(
         "rejected_pairs": _out("rejected_pairs", {"openai"}),
     },
     partitions_def=document_batches,
-    retry_policy=transient,
     pool="llm",
 )
 def qa_pairs(
@@ -165,7 +163,7 @@ def qa_pairs(
     """Have questions written about every segment, and about groups of neighbours."""
     titles = dict(documents.select("document_id", "title").iter_rows())
     asked = _asked_about(segments, settings)
-    with explained():
+    with explained(context):
         forget_answers(settings.paths)
         made = generate_pairs(
             chosen_batch(context),
@@ -185,7 +183,6 @@ def qa_pairs(
 @dg.multi_asset(
     outs={name: _out(name, {"openai"}) for name in ("qa_scores", "rejected_judgements")},
     partitions_def=document_batches,
-    retry_policy=transient,
     pool="llm",
 )
 def qa_scores(
@@ -195,7 +192,7 @@ def qa_scores(
     segments: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Score every pair, and measure whether its question finds its sources."""
-    with explained():
+    with explained(context):
         forget_answers(settings.paths)
         encoder = open_base_encoder(settings, segments["text"])
         scoring = score_pairs(chosen_batch(context), qa_pairs, segments, settings, encoder)

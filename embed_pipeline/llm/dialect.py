@@ -1,0 +1,227 @@
+"""How requests are worded for one endpoint: which parameters and which form of a schema it takes is learned.
+
+A refusal that names a parameter is answered by a trial without it. Only a trial that is answered is remembered, for the
+endpoint: a refusal that was about something else teaches nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from embed_pipeline.llm.answers import instruct
+from embed_pipeline.llm.failures import Failure, Scope
+
+logger = logging.getLogger(__name__)
+Format = Literal["unknown", "json_schema", "plain"]
+_OPTIONAL = ("seed", "temperature", "max_tokens")
+_SCHEMA = "response_format"
+_SYSTEM = "system role"
+_RENAMED = "max_completion_tokens"
+_BOUNDS = "bounds"
+_CLOSED = "additionalProperties"
+_BOUND_KEYWORDS = frozenset(
+    {"minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+)
+_BOUND_WORDS = re.compile(
+    r"\b(?:min|max)(?:Length|Items)\b|[\"'`](?:exclusive)?(?:minimum|maximum)[\"'`]", re.IGNORECASE
+)
+_SCHEMA_WORDS = re.compile(
+    r"response_?format|response_?schema|json_?schema|json_?object|structured.?output|guided.?(?:decoding|json)|grammar|"
+    r"text\.format|\$(?:ref|defs)\b|schema",
+    re.IGNORECASE,
+)
+_SYSTEM_WORDS = re.compile(
+    r"\bsystem\b[^.\n]{0,40}\b(?:role|message|prompt|instruction)|\brole\b[^.\n]{0,40}\bsystem\b|developer instruction|"
+    r"roles? must alternate|only user and assistant",
+    re.IGNORECASE,
+)
+_MAY_BE_WORDING = frozenset({400, 404, 405, 415, 422, 500, 501})
+_SERVER_FAULTS = frozenset({500, 501})
+
+
+class Dialect:
+    """What is known of one endpoint's wording.
+
+    Attributes:
+        changes: parameters left out, and other departures from the usual request that were answered.
+        schema_answered: whether a request with a schema was ever answered.
+        bare_tried: whether a request without anything optional was tried after a refusal that explained nothing.
+    """
+
+    def __init__(self, structured_outputs: Literal["auto", "json_schema", "plain"]) -> None:
+        self.changes: frozenset[str] = frozenset({_SCHEMA} if structured_outputs == "plain" else ())
+        self.may_change_format = structured_outputs == "auto"
+        self.schema_answered = False
+        self.bare_tried = False
+        self._settled = structured_outputs != "auto"
+
+    @property
+    def format(self) -> Format:
+        """How JSON is asked for; ``unknown`` until the first answer shows whether schemas work."""
+        if _SCHEMA in self.changes:
+            return "plain"
+        return "json_schema" if self._settled else "unknown"
+
+    def settle(self, *, keeps_schema: bool) -> None:
+        """Conclude from a structured answer whether the endpoint keeps to schemas; one that does not is no proof."""
+        if not self.may_change_format:
+            return
+        if not keeps_schema:
+            self.changes |= {_SCHEMA}
+        self._settled = True
+
+    def remember(self, changes: frozenset[str]) -> None:
+        """Word all later requests with these changes: one that had them was answered."""
+        new = changes - self.changes
+        self.changes |= changes
+        if "max_tokens" in new:
+            logger.warning(
+                "The endpoint refuses llm.max_output_tokens as it is set; it is left out, its own limit holds"
+            )
+        if new:
+            logger.info("The endpoint takes requests without: %s", ", ".join(sorted(new)))
+
+
+class Wording:
+    """One request, as the endpoint wants it."""
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        request: Mapping[str, Any],
+        schema: Mapping[str, Any] | None = None,
+        *,
+        name: str = "answer",
+        in_words: bool = False,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            dialect: what is known of the endpoint.
+            request: model, messages or prompt, and parameters under their usual names.
+            schema: that of a structured answer, or None.
+            name: what the schema is called.
+            in_words: put the schema into the messages too, whether or not the endpoint takes schemas.
+        """
+        self._dialect = dialect
+        self._request = request
+        self._schema = schema
+        self._name = name
+        self._in_words = in_words
+        self._tried: frozenset[str] = frozenset()
+        self._once: frozenset[str] = frozenset()
+
+    @property
+    def structured(self) -> bool:
+        """True where an object is asked for."""
+        return self._schema is not None
+
+    def body(self) -> dict[str, Any]:
+        """The request's body, by what is known and what is being tried."""
+        changes = self._dialect.changes | self._tried | self._once
+        body = {name: value for name, value in self._request.items() if name not in changes}
+        if _RENAMED in changes and "max_tokens" in body:
+            body[_RENAMED] = body.pop("max_tokens")
+        if self._schema is not None:
+            if self._in_words or _SCHEMA in changes or self._dialect.format == "unknown":
+                body["messages"] = instruct(body["messages"], self._schema)
+            if _SCHEMA not in changes:
+                schema = {"name": self._name, "strict": True, "schema": _without(self._schema, changes)}
+                body[_SCHEMA] = {"type": "json_schema", "json_schema": schema}
+        if _SYSTEM in changes and "messages" in body:
+            body["messages"] = _without_system(body["messages"])
+        return body
+
+    def adapt(self, failure: Failure, scope: Scope, *, answered: bool) -> bool:
+        """Word the request in another way after a refusal; False where nothing is left to try.
+
+        Args:
+            failure: the refusal.
+            scope: what it is about.
+            answered: whether the endpoint has answered a request before.
+        """
+        body = self.body()
+        named = {part for name in failure.parameters for part in name.split(".")} & body.keys() - {"model", "messages"}
+        other = scope.reason in {"prompt_filtered", "invalid_answer", "key"} or scope.kind == "moment"
+        if failure.status not in _MAY_BE_WORDING or (other and not named and failure.status not in _SERVER_FAULTS):
+            return False
+        done = self._dialect.changes | self._tried | self._once
+        wanted = self._named(failure, body) - done
+        if wanted:
+            self._tried |= wanted
+        elif scope.reason == "prompt_too_long" and "max_tokens" not in done:
+            # The prompt may fit once no room is kept for the longest answer.
+            self._once |= {"max_tokens"}
+        elif scope.kind == "odd" and not answered and not self._dialect.bare_tried:
+            self._dialect.bare_tried = True
+            bare = {"seed", "temperature", *([_SCHEMA] if _SCHEMA in body and self._dialect.may_change_format else ())}
+            self._tried |= bare - done
+        return self.body() != body
+
+    def accepted(self) -> None:
+        """Remember what was tried: the endpoint answered."""
+        self._dialect.schema_answered |= _SCHEMA in self.body()
+        self._dialect.remember(self._tried)
+
+    def _named(self, failure: Failure, body: Mapping[str, Any]) -> set[str]:
+        """The changes that a refusal asks for: by the parameters that its fields name, else by its words."""
+        fields = {part for name in failure.parameters for part in name.split(".")}
+        text = failure.message
+        if _RENAMED in text and "max_tokens" in body and re.search(r"\bmax_tokens\b", text):
+            return {_RENAMED}
+        own = {name: _RENAMED if name == "max_tokens" and _RENAMED in body else name for name in _OPTIONAL}
+        sent = {name: key for name, key in own.items() if key in body}
+        named = {name for name, key in sent.items() if key in fields}
+        if not named and not fields & {_SCHEMA, "messages", "role"}:
+            named = {name for name, key in sent.items() if re.search(rf"(?<!\w){key}(?!\w)", text, re.IGNORECASE)}
+        if named:
+            return named
+        if _SCHEMA in body:
+            if _CLOSED.lower() in text.lower():
+                return {_CLOSED}
+            if _BOUND_WORDS.search(text) and _BOUNDS not in self._tried:
+                return {_BOUNDS}
+            server_fault = failure.status in _SERVER_FAULTS and not self._dialect.schema_answered
+            if self._dialect.may_change_format and (
+                server_fault or fields & {_SCHEMA} or _SCHEMA_WORDS.search(text) is not None
+            ):
+                return {_SCHEMA}
+        has_system = any(message.get("role") == "system" for message in body.get("messages", ()))
+        return {_SYSTEM} if has_system and ("role" in fields or _SYSTEM_WORDS.search(text)) else set()
+
+
+def names_schema(failure: Failure) -> bool:
+    """True where a refusal is about the form of the answer that was asked for."""
+    return any(name.startswith(_SCHEMA) for name in failure.parameters) or bool(_SCHEMA_WORDS.search(failure.message))
+
+
+def _without(schema: Mapping[str, Any], changes: frozenset[str]) -> dict[str, Any]:
+    """The schema without the keywords that the endpoint refuses."""
+    refused = (_BOUND_KEYWORDS if _BOUNDS in changes else frozenset()) | ({_CLOSED} & changes)
+
+    def strip(node: Any, *, names: bool = False) -> Any:  # noqa: ANN401 - JSON
+        if isinstance(node, dict):
+            # Under "properties" and "$defs" the keys are names, not keywords.
+            return {
+                key: strip(value, names=not names and key in {"properties", "$defs"})
+                for key, value in node.items()
+                if names or key not in refused
+            }
+        return [strip(part) for part in node] if isinstance(node, list) else node
+
+    stripped: dict[str, Any] = strip(json.loads(json.dumps(schema)))
+    return stripped
+
+
+def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with what the system message says put before the first user message."""
+    if not messages or messages[0].get("role") != "system":
+        return messages
+    said = messages[0]["content"]
+    if len(messages) > 1 and messages[1].get("role") == "user":
+        return [{**messages[1], "content": f"{said}\n\n{messages[1]['content']}"}, *messages[2:]]
+    return [{"role": "user", "content": said}, *messages[1:]]

@@ -1,0 +1,362 @@
+"""What a failed request is about: its own item, the moment, or the whole run.
+
+Providers report the same trouble under different statuses and in different words. What a body states in fields (codes,
+named parameters) decides first, then the HTTP status; sentences are looked at only where neither says enough. A refusal
+that stays unexplained is ``odd``: it concerns its item until several in a row say otherwise.
+"""
+
+from __future__ import annotations
+
+import errno
+import html
+import json
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from embed_pipeline.llm.throttle import retry_after
+
+MAX_MESSAGE_CHARACTERS = 500
+MAX_BODY_CHARACTERS = 200
+_MAX_DEPTH = 8
+_MAX_CODE_CHARACTERS = 64
+_CODE_KEYS = frozenset({"code", "type", "status", "error_type", "error_code", "reason", "__type", "status_code"})
+_PARAMETER_KEYS = frozenset({"param", "loc", "field", "parameter", "pointer"})
+_MESSAGE_KEYS = frozenset(
+    {"message", "msg", "error", "errors", "detail", "title", "description", "error_description", "status_msg", "raw"}
+)
+_ECHO_KEYS = frozenset({"input", "request", "ctx"})
+_WAIT_KEYS = frozenset({"retrydelay", "retry_after", "estimated_time"})
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s?")
+
+Kind = Literal["item", "moment", "whole", "odd"]
+_OVERLOADED = 429
+_MOMENT_STATUSES = frozenset({0, 408, 409, 425, 429, 430, 499})
+_WHOLE_STATUSES = frozenset({401, 402, 407})
+_TOO_LARGE_STATUSES = frozenset({413, 414})
+_ROUTE_STATUSES = frozenset({404, 405, 410})
+_SERVER_ERROR = 500
+
+
+def _codes(*fragments: str) -> re.Pattern[str]:
+    return re.compile("|".join(fragments))
+
+
+_FILTER_CODES = _codes(
+    "content_?(?:filter|policy|moderat|management|block|violation)", "data_?inspection", "responsible_?ai",
+    "invalid_prompt", "safety", "moderation", "sensitive", "prohibited", "guardrail", "policy_violation", "jailbreak",
+)  # fmt: skip
+_TOO_LONG_CODES = _codes(
+    "context_(?:length|window|size)", "exceed_context", "string_(?:too_long|above_max)", "too_(?:long|large)",
+    "max_length_exceeded", "tokens?_(?:limit_)?exceeded", "prompt_too",
+)  # fmt: skip
+_BROKEN_ANSWER_CODES = _codes("json_validate", "failed_generation", "tool_use_failed", "invalid_output")
+_MOMENT_CODES = _codes(
+    "rate_?limit", "too_many_requests", "throttl", "resource_exhausted", "overload", "server_busy", "engine_busy",
+    "slow_down", "unavailable", "capacity", "^429$", "^503$", "^529$",
+)  # fmt: skip
+_PAYMENT_CODES = _codes("quota", "insufficient_(?:balance|credit|funds)", "billing", "payment", "arrear", "^402$")
+_KEY_CODES = _codes(
+    "(?:invalid|incorrect|missing|expired|disabled)_(?:api_)?(?:key|token)", "authentica", "unauthori[sz]ed",
+    "permission", "access_denied", "^forbidden", "account", "subscription", "unsupported_country", "^401$",
+)  # fmt: skip
+_MODEL_CODES = _codes(
+    "model_(?:not_|decommission|deprecat)", "(?:invalid|unknown|unsupported)_model", "deployment_?not"
+)
+
+_BOUND = r"exceed|too long|too large|too many|longer than|must be <=|maximum|at most|limit"
+_SIZE = r"\b(?:context|tokens?|prompt|inputs?|messages?|sequence)\b"
+_TOO_LONG_WORDS = re.compile(
+    rf"{_SIZE}[^\n]{{0,80}}(?:{_BOUND})|(?:exceed|too long|too many|maximum|reduce)[^\n]{{0,60}}{_SIZE}", re.IGNORECASE
+)
+_FILTER_WORDS = re.compile(
+    r"content.?(?:filter|policy|management|moderation)|(?:usage|safety|content|community) (?:guideline|polic|standard)|"
+    r"\b(?:moderat|inappropriate|sensitive|flagged|violat|prohibited|unsafe|harmful|guardrail|jailbreak|safety)",
+    re.IGNORECASE,
+)
+_MOMENT_WORDS = re.compile(
+    r"rate.?limit|too many requests|throttl|overloaded|try again (?:later|in)|temporarily|\bbusy\b|resource.?exhausted|"
+    r"\b(?:429|503)\b",
+    re.IGNORECASE,
+)
+_PAYMENT_WORDS = re.compile(
+    r"\bquota\b|insufficient (?:balance|credit|fund)|\bbilling\b|\bcredits?\b|payment", re.IGNORECASE
+)
+_KEY_WORDS = re.compile(
+    r"api.?key|incorrect key|invalid (?:key|token)|authenticat|unauthori[sz]ed|credential", re.IGNORECASE
+)
+_UNKNOWN = r"not (?:found|exist|a valid|available|deployed|loaded)|(?:does not|doesn.t) exist|invalid|unknown|no such"
+_MODEL_WORDS = re.compile(
+    rf"\bmodel\b[^.\n]{{0,60}}(?:{_UNKNOWN}|decommissioned|deprecated)|(?:{_UNKNOWN})[^.\n]{{0,20}}\bmodel\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one attempt brought no answer.
+
+    Attributes:
+        status: HTTP status, or the one that the body states; 0 where there is none.
+        message: what the endpoint or the connection said.
+        wait: seconds that the endpoint asked to wait, or None.
+        codes: identifiers that the body gives for the trouble, in snake case.
+        parameters: dotted names of request parameters that the body names in a field.
+        no_endpoint: nothing at the address speaks the API: no connection, or a page in place of an answer.
+        raw: what the model had written, where the endpoint shows it.
+    """
+
+    status: int
+    message: str
+    wait: float | None = None
+    codes: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
+    no_endpoint: bool = False
+    raw: str = ""
+
+    def __str__(self) -> str:
+        return f"HTTP {self.status}: {self.message}" if self.status else self.message
+
+    def coded(self, pattern: re.Pattern[str]) -> bool:
+        """True where a code of the body matches."""
+        return any(pattern.search(code) for code in self.codes)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a failure is about.
+
+    Attributes:
+        kind: ``item``: this prompt alone; ``moment``: the same request may succeed later; ``whole``: every request;
+            ``odd``: a refusal that nothing explains.
+        reason: for an item, the reason of the rejects table; for the whole, ``key``, ``model``, ``payment`` or
+            ``address``.
+    """
+
+    kind: Kind
+    reason: str = ""
+
+
+_CODED = (
+    (_BROKEN_ANSWER_CODES, Scope("item", "invalid_answer")),
+    (_FILTER_CODES, Scope("item", "prompt_filtered")),
+    (_TOO_LONG_CODES, Scope("item", "prompt_too_long")),
+    (_MOMENT_CODES, Scope("moment")),
+)
+
+
+def scope_of(failure: Failure, *, answered: bool) -> Scope:
+    """Say what a failure is about.
+
+    Args:
+        failure: the failure.
+        answered: whether the endpoint has answered a request before; then a sentence that sounds like a wrong key or
+            model is no proof of one.
+    """
+    scope = _by_codes(failure, answered=answered) or _by_status(failure, answered=answered)
+    return scope or _by_words(failure, answered=answered)
+
+
+def _by_codes(failure: Failure, *, answered: bool) -> Scope | None:
+    if failure.status in _TOO_LARGE_STATUSES:
+        return Scope("item", "prompt_too_long")
+    known = next((scope for pattern, scope in _CODED if failure.coded(pattern)), None)
+    if known is not None or failure.status >= _SERVER_ERROR:
+        return known
+    if failure.coded(_PAYMENT_CODES):
+        # Some providers report a passing limit under the same code.
+        passing = failure.status == _OVERLOADED and (answered or failure.wait is not None)
+        return Scope("moment") if passing else Scope("whole", "payment")
+    if failure.status in _MOMENT_STATUSES:
+        return None
+    if failure.coded(_MODEL_CODES) or "model" in failure.parameters:
+        return Scope("whole", "model")
+    return Scope("whole", "key") if failure.coded(_KEY_CODES) else None
+
+
+def _by_status(failure: Failure, *, answered: bool) -> Scope | None:
+    status = failure.status
+    if status == 0 and not failure.no_endpoint:
+        told = _by_words(failure, answered=answered)
+        return Scope("moment") if told.kind == "odd" else told
+    if status in _MOMENT_STATUSES or (status >= _SERVER_ERROR and not _TOO_LONG_WORDS.search(failure.message)):
+        return Scope("moment")
+    if status in _WHOLE_STATUSES:
+        return Scope("whole", "payment" if status == 402 else "key")  # noqa: PLR2004 - payment required
+    if status in _ROUTE_STATUSES:
+        says_model = failure.coded(_MODEL_CODES) or _MODEL_WORDS.search(failure.message)
+        return Scope("odd") if answered else Scope("whole", "model" if says_model else "address")
+    return None
+
+
+def _by_words(failure: Failure, *, answered: bool) -> Scope:
+    text = failure.message
+    if _FILTER_WORDS.search(text):
+        return Scope("item", "prompt_filtered")
+    if _MOMENT_WORDS.search(text):
+        return Scope("moment")
+    if not answered:
+        for reason, pattern in (("key", _KEY_WORDS), ("model", _MODEL_WORDS), ("payment", _PAYMENT_WORDS)):
+            if pattern.search(text):
+                return Scope("whole", reason)
+    return Scope("item", "prompt_too_long") if _TOO_LONG_WORDS.search(text) else Scope("odd")
+
+
+@dataclass
+class _Found:
+    """What a walk through an error body gathers."""
+
+    messages: list[str] = field(default_factory=list)
+    codes: dict[str, None] = field(default_factory=dict)
+    parameters: dict[str, None] = field(default_factory=dict)
+    wait: float | None = None
+    raw: str = ""
+
+
+def read_failure(status: int, content: str, headers: Mapping[str, str]) -> Failure:
+    """The failure that a response's body describes, whichever provider's shape it has.
+
+    Args:
+        status: HTTP status of the response.
+        content: its body.
+        headers: its headers.
+    """
+    wait = retry_after(headers)
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return Failure(status, describe_text(content) or "no words", wait)
+    return replace(failure_of(body, status), wait=wait) if wait is not None else failure_of(body, status)
+
+
+def failure_of(body: object, status: int = 0) -> Failure:
+    """The failure that decoded JSON describes; a code of 400 to 599 in it counts where ``status`` is no error."""
+    found = _Found()
+    _walk(body, found, "", 0)
+    codes = [code for code in found.codes if not code.isdigit()]
+    if status < 400:  # noqa: PLR2004 - the least status of a refusal
+        numbers = (int(code) for code in found.codes if code.isdigit())
+        status = next((number for number in numbers if 400 <= number < 600), 0)  # noqa: PLR2004 - refusals
+    text = "; ".join(dict.fromkeys(message.strip() for message in found.messages if message.strip()))
+    if not text:
+        text = json.dumps(body, ensure_ascii=False)[:MAX_BODY_CHARACTERS]
+    named = [*codes, *(f"param {name}" for name in found.parameters)]
+    extra = f" ({', '.join(named)})" if named else ""
+    return Failure(
+        status=status,
+        message=text[: MAX_MESSAGE_CHARACTERS - len(extra)] + extra,
+        wait=found.wait,
+        codes=frozenset(found.codes),
+        parameters=frozenset(found.parameters),
+        raw=found.raw,
+    )
+
+
+def _walk(node: object, found: _Found, key: str, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        return
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _note(str(name).lower(), value, found, depth)
+    elif isinstance(node, list):
+        for value in node:
+            if isinstance(value, str) and key in _MESSAGE_KEYS:
+                found.messages.append(value)
+            else:
+                _walk(value, found, key, depth + 1)
+    elif isinstance(node, str) and depth == 0:
+        found.messages.append(node)
+
+
+def _note(key: str, value: object, found: _Found, depth: int) -> None:
+    """Sort one field of an error body into what is known of the failure."""
+    if key in _ECHO_KEYS or value is None:
+        return
+    if key == "failed_generation" and isinstance(value, str):
+        found.raw = value
+        found.codes[key] = None
+    elif key in _PARAMETER_KEYS:
+        parts = value if isinstance(value, list) else re.split(r"[.\[\]/]+", str(value))
+        name = ".".join(str(part) for part in parts if part not in {"", "body", "None"})
+        if name:
+            found.parameters[name] = None
+    elif key in _WAIT_KEYS and isinstance(value, str | int | float):
+        seconds = _SECONDS.fullmatch(str(value))
+        found.wait = float(seconds[1]) if seconds else found.wait
+    elif key in _CODE_KEYS and isinstance(value, str | int) and len(str(value)) <= _MAX_CODE_CHARACTERS:
+        code = _snake_case(str(value))
+        if code not in {"", "none", "error"}:
+            found.codes[code] = None
+    elif isinstance(value, str) and key in _MESSAGE_KEYS | _CODE_KEYS:
+        _note_text(value, found, depth)
+    elif isinstance(value, dict | list):
+        _walk(value, found, key, depth + 1)
+
+
+def _note_text(text: str, found: _Found, depth: int) -> None:
+    """A message, or JSON of another provider that a gateway passes on as one."""
+    start = text.find("{")
+    try:
+        inner = json.loads(text[start:]) if start >= 0 else None
+    except (ValueError, RecursionError):
+        inner = None
+    if isinstance(inner, dict):
+        before = text[:start].strip(" -:,")
+        found.messages += [before] if before else []
+        _walk(inner, found, "", depth + 1)
+    else:
+        found.messages.append(text)
+
+
+def _snake_case(code: str) -> str:
+    if " " in code.strip():
+        return ""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", code.strip()).lower().replace("-", "_").replace(".", "_")
+
+
+def describe_text(content: str) -> str:
+    """A body that is no JSON, in a line: of a page its title and words, else its beginning."""
+    text = content.strip()
+    if text[:1] != "<":
+        return " ".join(text.split())[:MAX_BODY_CHARACTERS]
+    without = re.sub(r"(?is)<(script|style|head)\b.*?</\1>|<!--.*?-->", " ", text)
+    title = re.search(r"(?is)<title[^>]*>(.*?)</title>", text)
+    words = f"{title[1] if title else ''} {re.sub(r'<[^>]*>', ' ', without)}"
+    return f"an HTML page: {' '.join(html.unescape(words).split())}"[:MAX_BODY_CHARACTERS]
+
+
+def connection_failure(error: BaseException, timeout_seconds: float) -> Failure:
+    """The failure of a request that got no response, in the words of the system rather than of the client library."""
+    import aiohttp
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    first = next((part for part in chain if isinstance(part, aiohttp.ClientError)), chain[-1])
+    if isinstance(first, aiohttp.ClientConnectorCertificateError):
+        words = f"{first.host}:{first.port}: {first.certificate_error}"
+        return Failure(0, f"the certificate is not trusted, {words} (SSL_CERT_FILE names another)", no_endpoint=True)
+    if isinstance(first, aiohttp.ClientConnectorError):
+        words = _system_words(first.os_error)
+        return Failure(0, f"cannot connect to host {first.host}:{first.port} [{words}]", no_endpoint=True)
+    if isinstance(first, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError | aiohttp.ClientHttpProxyError):
+        return Failure(0, f"no way to the address: {first}", no_endpoint=True)
+    if isinstance(first, aiohttp.ConnectionTimeoutError):
+        return Failure(0, f"no connection in time: {first}", no_endpoint=True)
+    if any(isinstance(part, TimeoutError) for part in chain):
+        return Failure(0, f"no answer within {timeout_seconds:g} s")
+    return Failure(0, f"the connection broke: {first!r}")
+
+
+def _system_words(error: OSError) -> str:
+    """What the system calls an error: ``Connection refused``."""
+    if isinstance(error, ssl.SSLError):
+        return str(error.reason or error)
+    number = re.search(r"\[Errno (\d+)\]", str(error))
+    code = int(number[1]) if number else error.errno
+    return os.strerror(code) if code is not None and code in errno.errorcode else error.strerror or str(error)

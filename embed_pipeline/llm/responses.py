@@ -1,0 +1,181 @@
+"""A response's body to an answer, whatever an OpenAI-compatible endpoint makes of that shape.
+
+Read here: errors inside a 200, event streams that nobody asked for, content in parts, answers given as a tool call, the
+reasoning fields, and the words that providers have for why a model stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from embed_pipeline.llm.failures import MAX_BODY_CHARACTERS, Failure, describe_text, failure_of, read_failure
+from embed_pipeline.llm.store import Answer
+
+CHARACTERS_PER_TOKEN = 4
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_WRAPPERS = ("data", "result", "response", "body")
+_FAILED = re.compile(r"error|abort|cancel|time_?out|fail|overload|insufficient|interrupt|unavailable", re.IGNORECASE)
+_FILTERED = re.compile(r"filter|safety|sensitive|prohibited|recitation|blocklist|spii|guardrail", re.IGNORECASE)
+_CUT = re.compile(r"length|max_?.*tokens?|token_limit|truncat", re.IGNORECASE)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_response(content: bytes, headers: Mapping[str, str], body: Mapping[str, Any]) -> Answer | Failure:
+    """The answer in the body of a 200, or the failure that stands there in its place.
+
+    Args:
+        content: the body.
+        headers: the response's headers.
+        body: the request.
+    """
+    text = content.decode("utf-8-sig", errors="replace").strip()
+    try:
+        data = json.loads(text, strict=False)
+        if isinstance(data, str):
+            data = json.loads(data, strict=False)
+    except (ValueError, RecursionError):
+        data = _joined_stream(text)
+        if data is None:
+            page = describe_text(text) or "nothing"
+            return Failure(0, f"the answer is not that of an OpenAI-compatible endpoint: {page}", no_endpoint=True)
+    for name in _WRAPPERS:
+        if isinstance(data, dict) and "choices" not in data and isinstance(data.get(name), dict):
+            inner = data[name]
+            data = inner if "choices" in inner else data
+    if not isinstance(data, dict) or not isinstance(data.get("choices"), list) or _says_error(data):
+        return _no_answer(data, headers)
+    if not data["choices"] or not isinstance(data["choices"][0], dict):
+        return Failure(0, f"the answer holds no choice: {_beginning(data)}")
+    return _read_choice(data["choices"][0], data, body)
+
+
+def _says_error(data: Mapping[str, Any]) -> bool:
+    return bool(data.get("error")) and not any(isinstance(c, dict) and _text_of(c) for c in data["choices"])
+
+
+def _no_answer(data: object, headers: Mapping[str, str]) -> Failure:
+    """The failure in a body without choices: an error that it states, else what came in its place."""
+    told = failure_of(data)
+    stated = isinstance(data, list) or (isinstance(data, dict) and bool(data.keys() & {"error", "errors", "detail"}))
+    if told.status or stated:
+        return read_failure(told.status, json.dumps(data), headers)
+    return Failure(
+        0,
+        f"the answer is not that of an OpenAI-compatible endpoint, it has no choices: {_beginning(data)}",
+        codes=told.codes,
+        no_endpoint=True,
+    )
+
+
+def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mapping[str, Any]) -> Answer | Failure:
+    chat = "messages" in body
+    text = _text_of(choice)
+    reported = str(choice.get("finish_reason") or data.get("stop_reason") or "")
+    if choice.get("error") or _FAILED.search(reported):
+        told = failure_of(choice.get("error") or {})
+        words = told.message if choice.get("error") else f"the provider stopped with {reported!r}"
+        return Failure(told.status, f"error inside an answer: {words}", told.wait, told.codes)
+    message = choice.get("message")
+    refusal = message.get("refusal") if isinstance(message, dict) else None
+    if isinstance(refusal, str) and refusal:
+        text, finish = refusal, "refusal"
+    else:
+        finish = "content_filter" if _FILTERED.search(reported) else "length" if _CUT.search(reported) else "stop"
+    if not text and finish == "stop" and (chat or not reported):
+        return Failure(0, f"the answer is empty: {_beginning(choice)}")
+    usage = data.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    asked = body.get("messages", body.get("prompt"))
+    return Answer(
+        text=text,
+        finish_reason=finish,
+        prompt_tokens=_tokens(counts.get("prompt_tokens", counts.get("input_tokens")), asked),
+        completion_tokens=_tokens(counts.get("completion_tokens", counts.get("output_tokens")), text),
+    )
+
+
+def _text_of(choice: Mapping[str, Any]) -> str:
+    """What the model said: the content, else the arguments of its tool call, else its reasoning."""
+    message = choice.get("message") or choice.get("delta") or {}
+    if not isinstance(message, dict):
+        message = {"content": message}
+    said = _joined(message.get("content")) or _joined(choice.get("text")) or _arguments(message)
+    if not said and str(choice.get("finish_reason")) not in {"length", "max_tokens"}:
+        said = next((_joined(message[name]) for name in _REASONING_FIELDS if message.get(name)), "")
+    return _LONE_SURROGATE.sub("\ufffd", said)
+
+
+def _joined(content: object) -> str:
+    """Content as text: itself, its text parts joined, or the object that it is."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(_joined(part.get("text", "") if isinstance(part, dict) else part) for part in content)
+    if isinstance(content, dict):
+        return _joined(content["text"]) if "text" in content else json.dumps(content, ensure_ascii=False)
+    return ""
+
+
+def _arguments(message: Mapping[str, Any]) -> str:
+    calls = message.get("tool_calls")
+    first = calls[0] if isinstance(calls, list) and calls else {"function": message.get("function_call")}
+    function = first.get("function") if isinstance(first, dict) else None
+    return _joined(function.get("arguments")) if isinstance(function, dict) else ""
+
+
+def _joined_stream(text: str) -> dict[str, Any] | None:
+    """The whole answer of an event stream; None where the text is none.
+
+    A stream that ends before the model said why it stopped was aborted.
+    """
+    events = list(_events(text))
+    if not events:
+        return None
+    parts: dict[str, list[str]] = {"content": [], "arguments": [], "reasoning": []}
+    finish: object = None
+    whole: dict[str, Any] = {}
+    for event in events:
+        if event.get("error"):
+            return event
+        whole["usage"] = event.get("usage") or whole.get("usage")
+        choices = event.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            continue
+        choice = choices[0]
+        finish = choice.get("finish_reason") or finish
+        delta = choice.get("delta") or choice.get("message") or {}
+        parts["content"].append(_joined(delta.get("content")) or _joined(choice.get("text")))
+        parts["arguments"].append(_arguments(delta))
+        parts["reasoning"] += [_joined(delta[name]) for name in _REASONING_FIELDS[:1] if delta.get(name)]
+    said = {name: "".join(pieces) for name, pieces in parts.items()}
+    message = {"content": said["content"] or said["arguments"], "reasoning": said["reasoning"]}
+    ended = finish or ("stop" if text.endswith("[DONE]") else "aborted")
+    return {**whole, "choices": [{"message": message, "text": message["content"], "finish_reason": ended}]}
+
+
+def _events(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        if line.startswith("data:"):
+            try:
+                event = json.loads(line.removeprefix("data:"), strict=False)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict):
+                yield event
+
+
+def _beginning(data: object) -> str:
+    return json.dumps(data, ensure_ascii=False)[:MAX_BODY_CHARACTERS]
+
+
+def _tokens(reported: object, said: object) -> int:
+    """Tokens as reported; where an endpoint reports none, four characters a token, so that caps still hold."""
+    try:
+        return max(0, int(float(reported)))  # type: ignore[arg-type]  # what is no number is estimated
+    except (TypeError, ValueError, OverflowError):
+        text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+        return math.ceil(len(text) / CHARACTERS_PER_TOKEN)

@@ -1,0 +1,126 @@
+"""What a failure is about: the shapes and words that providers have for the same trouble."""
+
+# ruff: noqa: E501 - bodies as the providers send them
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from embed_pipeline.llm.failures import read_failure, scope_of
+
+
+def _openai(message: str, **fields: object) -> str:
+    return json.dumps({"error": {"message": message, "type": "invalid_request_error", **fields}})
+
+
+ITEM = [
+    ("prompt_filtered", 400, _openai("Invalid prompt: your prompt was flagged as potentially violating our usage policy.", code="invalid_prompt")),
+    ("prompt_filtered", 400, _openai("The response was filtered.", code="content_filter")),
+    ("prompt_filtered", 400, json.dumps({"code": "DataInspectionFailed", "message": "Input data may contain inappropriate content."})),
+    ("prompt_filtered", 400, json.dumps({"error": {"code": "data_inspection_failed", "message": "Input text data may be bad"}})),
+    ("prompt_filtered", 403, json.dumps({"code": "The caller does not have permission to execute the specified operation", "error": "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"})),
+    ("prompt_filtered", 400, json.dumps({"error": {"code": "BadRequest", "message": "Refused.", "innererror": {"code": "ResponsibleAIPolicyViolation"}}})),
+    ("prompt_filtered", 400, json.dumps({"error": {"code": "1301", "message": "The system detected potentially unsafe or sensitive content"}})),
+    ("prompt_too_long", 400, json.dumps([{"error": {"code": 400, "message": "The input token count (41000) exceeds the maximum number of tokens allowed (32768).", "status": "INVALID_ARGUMENT"}}])),
+    ("prompt_too_long", 422, json.dumps({"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048. Given: 1900", "error_type": "validation"})),
+    ("prompt_too_long", 400, _openai("This model's maximum context length is 8192 tokens.", code="context_length_exceeded")),
+    ("prompt_too_long", 400, json.dumps({"detail": [{"type": "string_too_long", "loc": ["body", "messages", 0, "content"], "msg": "String should have at most 9 characters"}]})),
+    ("prompt_too_long", 500, json.dumps({"error": {"code": 500, "message": "the request exceeds the available context size", "type": "exceed_context_size_error"}})),
+    ("prompt_too_long", 413, "<html><title>413 Request Entity Too Large</title></html>"),
+    ("invalid_answer", 400, json.dumps({"error": {"message": "Failed to generate JSON.", "code": "json_validate_failed", "failed_generation": "{"}})),
+]  # fmt: skip
+MOMENT = [
+    (429, _openai("Rate limit reached", type="tokens", code="rate_limit_exceeded")),
+    (429, _openai("Requests throttled, exceeded your current quota", code="insufficient_quota"), {"retry-after": "3"}),
+    (400, _openai("Too many requests, please slow down.", code="rate_limit_exceeded")),
+    (400, json.dumps({"error": {"message": "litellm.RateLimitError: AnthropicException - {\"error\": {\"type\": \"rate_limit_error\", \"message\": \"slow\"}}", "code": "400"}})),
+    (400, json.dumps({"error": {"code": 400, "message": "Resource has been exhausted", "status": "RESOURCE_EXHAUSTED"}})),
+    (403, json.dumps({"error": {"message": "quota", "status": "PERMISSION_DENIED", "details": [{"reason": "rateLimitExceeded"}]}})),
+    (400, json.dumps({"__type": "com.amazon.coral.availability#ThrottlingException", "message": "wait"})),
+    (425, ""), (430, "{}"), (499, "closed"), (500, "oops"), (502, "<html>Bad gateway</html>"), (503, "loading"),
+    (524, ""), (529, json.dumps({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})),
+    (0, json.dumps({"error": {"code": 429, "message": "x is temporarily rate-limited upstream"}})),
+]  # fmt: skip
+WHOLE = [
+    ("key", 401, _openai("Incorrect API key provided")),
+    ("key", 400, json.dumps([{"error": {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}}])),
+    ("key", 403, json.dumps({"error": {"code": "unsupported_country_region_territory", "message": "Country not supported"}})),
+    ("model", 404, _openai("The model `x` does not exist", code="model_not_found")),
+    ("model", 400, json.dumps({"error": {"message": "x is not a valid model ID", "code": 400}})),
+    ("model", 404, json.dumps({"error": "model 'x' not found, try pulling it first"})),
+    ("model", 400, json.dumps({"object": "error", "message": "Invalid model: x", "type": "invalid_model", "code": "1500"})),
+    ("model", 400, _openai("Model Not Exist")),
+    ("model", 400, _openai("you must provide a parameter", param="model")),
+    ("model", 404, json.dumps({"error": {"code": "DeploymentNotFound", "message": "The API deployment does not exist."}})),
+    ("payment", 402, _openai("Insufficient Balance")),
+    ("payment", 429, _openai("You exceeded your current quota", code="insufficient_quota")),
+    ("payment", 400, json.dumps({"code": "Arrearage", "message": "Access denied, account in arrears"})),
+    ("address", 404, "<html><title>404 Not Found</title></html>"),
+    ("address", 405, "Method Not Allowed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "status", "body"), ITEM)
+@pytest.mark.parametrize("answered", [False, True])
+def test_what_concerns_one_item(reason: str, status: int, body: str, *, answered: bool) -> None:
+    scope = scope_of(read_failure(status, body, {}), answered=answered)
+    assert (scope.kind, scope.reason) == ("item", reason)
+
+
+@pytest.mark.parametrize("case", MOMENT, ids=str)
+@pytest.mark.parametrize("answered", [False, True])
+def test_what_passes(case: tuple[int, str, dict[str, str]], *, answered: bool) -> None:
+    status, body, *headers = case
+    assert scope_of(read_failure(status, body, headers[0] if headers else {}), answered=answered).kind == "moment"
+
+
+@pytest.mark.parametrize(("reason", "status", "body"), WHOLE)
+def test_what_concerns_every_request(reason: str, status: int, body: str) -> None:
+    scope = scope_of(read_failure(status, body, {}), answered=False)
+    assert (scope.kind, scope.reason) == ("whole", reason)
+
+
+@pytest.mark.parametrize("body", [_openai("Bad request"), "", "{}", '"no"', "[]", "null", '{"error": null}'])
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_refusal_without_words_is_odd(body: str, *, answered: bool) -> None:
+    assert scope_of(read_failure(400, body, {}), answered=answered).kind == "odd"
+
+
+def test_once_answered_a_sentence_about_keys_or_models_proves_nothing() -> None:
+    for words in ("the API key of the section is unknown", "no such model as the document names", "pay your credits"):
+        assert scope_of(read_failure(400, _openai(words), {}), answered=True).kind == "odd"
+
+
+@pytest.mark.parametrize(
+    ("body", "names", "said"),
+    [
+        ({"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs", "input": {"code": "x"}}]}, {"seed"}, "Extra inputs (extra_forbidden, param seed)"),
+        ({"error": {"message": "No.", "param": "response_format.json_schema"}}, {"response_format.json_schema"}, "No."),
+        ({"error": {"message": "No.", "param": "None"}}, set(), "No."),
+        ([{"error": {"message": "M", "details": [{"fieldViolations": [{"field": "generation_config", "description": "D"}]}]}}], {"generation_config"}, "M; D"),
+        ({"message": {"detail": [{"loc": ["body", "temperature"], "msg": "wrong"}]}}, {"temperature"}, "wrong"),
+        ({"error": {"message": "Provider returned error", "metadata": {"raw": '{"error": {"message": "seed: unknown", "param": "seed"}}'}}}, {"seed"}, "Provider returned error; seed: unknown"),
+        ({"success": False, "errors": [{"code": 7009, "message": "Upstream"}]}, set(), "Upstream"),
+        ({"error": ["first", "second"]}, set(), "first; second"),
+        ({"title": "Bad Request", "detail": "too odd", "status": 400}, set(), "Bad Request; too odd"),
+    ],
+)  # fmt: skip
+def test_bodies_are_read_whatever_their_shape(body: object, names: set[str], said: str) -> None:
+    failure = read_failure(400, json.dumps(body), {})
+    assert failure.parameters == names
+    assert failure.message.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        ({"error": {"message": "m", "details": [{"@type": "x", "retryDelay": "17s"}]}}, 17.0),
+        ({"error": "Model is loading", "estimated_time": 20.5}, 20.5),
+        ({"error": {"message": "m", "retry_after": 2}}, 2.0),
+        ({"error": {"message": "m"}}, None),
+    ],
+)
+def test_a_wait_may_stand_in_the_body(body: object, seconds: float | None) -> None:
+    assert read_failure(503, json.dumps(body), {}).wait == seconds
+    assert read_failure(503, json.dumps(body), {"retry-after": "1"}).wait == 1.0
