@@ -9,6 +9,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from embed_pipeline.corpus import sample
+from embed_pipeline.storage import StorageError
 from embed_pipeline.text.markdown import markdown_blocks
 
 QUESTIONS = Path(__file__).parents[2] / "data" / "sample" / "python-reference"
@@ -88,7 +89,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
         raise OSError("no space")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageError, match="no space"):
         sample.write_sample("python", tmp_path)
     assert [path.name for path in folder.iterdir()] == ["assert.md"]
     assert (folder / "assert.md").read_text("utf-8") == "old"
