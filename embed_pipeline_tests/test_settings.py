@@ -35,6 +35,8 @@ OTHERS: dict[str, Any] = {
     "synthesis.styles": {"question": 1},
     "orchestration.training_cron": "5 4 * * *",
     "evaluation.cutoffs": (10,),
+    "deployment.endpoint_prefixes": "client",
+    "deployment.endpoint_precision": "fp16",
     "serving.max_batch_tokens": 256,
     "serving.max_request_tokens": 299_999,
     "serving.precision": "auto",

@@ -56,11 +56,12 @@ class Encoder:
         self.backend = backend
         self.dimensions, self.max_tokens = backend.dimensions, backend.max_tokens
         self._budget = token_budget(batch_tokens, on_gpu=backend.on_gpu, lanes=backend.lanes)
-        sides = {kind: backend.of_kind(kind) for kind in TASKS}
-        self._stores = {
-            kind: VectorStore(store, f"{side.config.digest} {self._budget} {side.lanes} {side.identity}")
-            for kind, side in (sides.items() if store else ())
-        }
+        self._stores: dict[Kind, VectorStore] = {}
+        if store is not None:
+            for kind in TASKS:
+                side = backend.of_kind(kind)
+                arithmetic = f"{side.config.digest} {self._budget} {side.lanes} {side.identity}"
+                self._stores[kind] = VectorStore(store, arithmetic)
 
     @property
     def passage_tokens(self) -> int:

@@ -149,7 +149,7 @@ def _compare(original: Encoder, folder: Path, read: Callable[[Sequence[str]], di
             raise
         message = f"{folder}: sentence-transformers cannot read what was written: {error}"
         raise ModelError(message) from error
-    least = {}
+    least: dict[str, float] = {}
     for kind in TASKS:
         vectors = np.asarray(found[kind], dtype=np.float32)
         lengths = np.linalg.norm(vectors, axis=1)

@@ -198,7 +198,7 @@ def _row(version: str, url: str, found: Verification, *, left_running: bool) -> 
 
 
 @dataclass(frozen=True)
-class _Endpoint:
+class _AskedEndpoint:
     """What is asked at an endpoint, and how.
 
     Attributes:
@@ -216,7 +216,7 @@ class _Endpoint:
     runtime: str
 
 
-def _described(client: OpenAI, url: str, settings: Settings) -> _Endpoint:
+def _described(client: OpenAI, url: str, settings: Settings) -> _AskedEndpoint:
     """What serves at ``url``: our own server, which says so, or another one, as the settings describe it.
 
     Raises:
@@ -230,13 +230,13 @@ def _described(client: OpenAI, url: str, settings: Settings) -> _Endpoint:
     prefixed = own is not None if chosen.endpoint_prefixes == "auto" else chosen.endpoint_prefixes == "server"
     if chosen.endpoint_url is None:
         name = settings.serving.model_name
-        return _Endpoint(name, ours=True, prefixed=True, precision=precision, runtime=runtime)
+        return _AskedEndpoint(name, ours=True, prefixed=True, precision=precision, runtime=runtime)
     listed = [model.id for model in client.models.list()]
     if chosen.endpoint_model == "auto" and not listed:
         message = f"{url}/v1/models lists no model; set deployment.endpoint_model"
         raise ServingError(message)
     model = listed[0] if chosen.endpoint_model == "auto" else chosen.endpoint_model
-    return _Endpoint(model, ours=own is not None, prefixed=prefixed, precision=precision, runtime=runtime)
+    return _AskedEndpoint(model, ours=own is not None, prefixed=prefixed, precision=precision, runtime=runtime)
 
 
 def _own_release(url: str) -> dict[str, Any] | None:
@@ -251,7 +251,7 @@ def _own_release(url: str) -> dict[str, Any] | None:
 class _Probe:
     """Embeds texts through an endpoint as its users do."""
 
-    def __init__(self, client: OpenAI, endpoint: _Endpoint, original: Encoder) -> None:
+    def __init__(self, client: OpenAI, endpoint: _AskedEndpoint, original: Encoder) -> None:
         self._client, self._endpoint = client, endpoint
         backend = original.backend
         self._prefixes: dict[Kind, str] = {

@@ -45,6 +45,7 @@ def plain(folder: Path, kind: str, prefix: str) -> np.ndarray:
     return unit(encode(list(families.sample_texts()), prompt=prefix))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_vectors_are_those_of_sentence_transformers_and_the_export_keeps_them(name, tmp_path):
     folder = families.FAMILIES[name](tmp_path / name)
@@ -149,6 +150,7 @@ def test_a_base_that_does_not_survive_its_own_save_is_refused(tmp_path):
         check_model_folder(model, tmp_path / "saved")
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_reads_the_folder_back(tmp_path):
     model = load_model(families.modernbert(tmp_path / "base"), CPU)
     write_model_folder(model, tmp_path / "saved")
@@ -159,6 +161,7 @@ def test_a_process_of_its_own_reads_the_folder_back(tmp_path):
         read_back(Encoder.of(model, CPU), tmp_path / "saved")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(OLDEST not in os.environ, reason=f"{OLDEST} names no folder with the oldest versions")
 @pytest.mark.parametrize("name", [name for name in families.FAMILIES if name not in LATER])
 def test_the_oldest_versions_read_the_folder(name, tmp_path):
@@ -168,6 +171,7 @@ def test_the_oldest_versions_read_the_folder(name, tmp_path):
     assert min(least.values()) > 1 - 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [families.qwen3, families.modernbert])
 def test_a_graph_that_does_not_run_is_refused(make, tmp_path):
     """Rotary positions in operator set 23 are exported in a form that onnxruntime does not compute for two texts."""

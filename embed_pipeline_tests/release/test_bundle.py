@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.release.bundle import Lineage, write_bundle
+from embed_pipeline.release.bundle import Lineage, check_bundle_model, write_bundle
 from embed_pipeline.release.manifest import BundleError, read_manifest, verify_bundle
 
 LINEAGE = Lineage(
@@ -54,6 +56,28 @@ def test_both_forms_load_and_agree(bundle):
     for left, right in pairs:
         assert (left * right).sum(axis=1).min() >= 0.99999
     assert not np.allclose(pairs[0][1], pairs[1][1])
+
+
+@pytest.mark.slow
+def test_what_is_released_is_read_back_as_what_was_evaluated(bundle, tiny_model, exporting):
+    check_bundle_model(bundle, tiny_model, exporting)
+    path = bundle / "model" / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": {"query": "other ", "document": "the "}}))
+    with pytest.raises(ModelError, match="a query of [0-9]+ words has another vector"):
+        check_bundle_model(bundle, tiny_model, exporting)
+
+
+def test_lengths_that_nobody_trained_are_not_published(tiny_model, tiny_export, tmp_path):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    for declared, trained, expected in (([8, 32], (), None), (None, (), None), ([8, 16], (16,), [16])):
+        (model / "config.json").write_text(json.dumps({**config, "matryoshka_dimensions": declared}))
+        bundle = tmp_path / f"bundle-{declared}"
+        lineage = replace(LINEAGE, matryoshka_dimensions=trained)
+        manifest = write_bundle(bundle, model=model, onnx_folder=tiny_export, lineage=lineage)
+        released = json.loads((bundle / "model" / "config.json").read_text())
+        assert released.get("matryoshka_dimensions") == expected
+        assert manifest.model.matryoshka_dimensions == list(trained)
 
 
 def test_the_manifest_says_what_it_holds(bundle):

@@ -108,3 +108,16 @@ def test_what_was_converted_is_found_with_its_figures(tmp_path):
     (tmp_path / EXPORT_FOLDERS["int8"]).mkdir()
     with pytest.raises(ReleaseError, match="parity"):
         measured_precisions(tmp_path)
+
+
+def test_weights_beside_the_graph_have_one_name(tiny_export, tmp_path):
+    large = Path(shutil.copytree(tiny_export, tmp_path / "large"))
+    proto = onnx.load(str(large / "model.onnx"))
+    options = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 0}
+    onnx.save(proto, str(large / "model.onnx"), **options)
+    for number in (1, 2):
+        write_precision(large, tmp_path / f"half{number}", "fp16")
+    first, second = (sorted(path.name for path in (tmp_path / f"half{n}").glob("model.onnx*")) for n in (1, 2))
+    assert first == second == ["model.onnx", "model.onnx.data"]
+    for name in first:
+        assert (tmp_path / "half1" / name).read_bytes() == (tmp_path / "half2" / name).read_bytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import partialmethod
 from pathlib import Path
 
@@ -11,21 +13,27 @@ from safetensors.torch import load_file
 from torch import nn
 
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.families import is_routed
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.embedding.packing import trial_features
 from embed_pipeline.settings import Embedding, Settings, Training
 from embed_pipeline.training import prepared_model
+from embed_pipeline.training.loss import MaskedInfoNCE, MicroBatches
 from embed_pipeline.training.prepared_model import (
     FULL_PRECISION,
     choose_attention,
     compile_layers,
     declare_dimensions,
+    is_checkpointed,
     prepare_model,
     turn_off_dropout,
 )
 from embed_pipeline.training.record import TrainingResult, declared_dimensions, read_record
-from embed_pipeline.training.task import TrainingError
+from embed_pipeline.training.task import TrainingError, number_examples
 from embed_pipeline.training.train import finetune
+from embed_pipeline.training.training_batches import Collator
+from embed_pipeline.training.weights import save_model
+from embed_pipeline_tests import families
 from embed_pipeline_tests.training import small
 
 
@@ -281,3 +289,54 @@ def test_a_machine_without_a_compiler_is_told(tiny_model: Path, monkeypatch: pyt
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(TrainingError, match="there is no C compiler"):
         compile_layers(load_model(tiny_model, Embedding(), "cpu"), ALWAYS, 1, bf16=False)
+
+
+@pytest.mark.parametrize(("make", "able"), [(families.mpnet_dot, False), (families.bert, True)])
+def test_gradient_checkpointing_counts_only_where_it_is_on(make, able, tmp_path, caplog):
+    model = prepare_model(small.settings(make(tmp_path / "base"), gradient_checkpointing=True))
+    assert is_checkpointed(model) is able
+    assert ("MPNetModel does not support it" in caplog.text) is not able
+
+
+def test_lengths_that_the_base_declares_are_dropped(tiny_model, tmp_path):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "matryoshka_dimensions": [8, 16, 32]}))
+    model = load_model(folder, Embedding(device="cpu"))
+    assert declare_dimensions(model, ()) == ()
+    save_model(model, tmp_path / "saved")
+    assert declared_dimensions(tmp_path / "saved") == ()
+    (folder / "config.json").write_text(json.dumps({**config, "matryoshka_dimensions": None}))
+    assert declared_dimensions(folder) == ()
+
+
+@pytest.mark.parametrize("make", [families.two_encoders, families.two_heads, families.static])
+def test_each_side_of_a_model_learns_from_its_own_texts(make, tmp_path):
+    settings = small.settings(make(tmp_path / "base"))
+    model = prepare_model(settings).train()
+    batch = Collator(number_examples(small.examples(), small.passages()), model)([{"index": 0}, {"index": 1}])
+    sides = [
+        {name.removeprefix(f"{side}_"): value for name, value in batch.items() if name.startswith(f"{side}_")}
+        for side in ("question", "passage")
+    ]
+    micro = MicroBatches(rows=100, tokens=4096)
+    loss = MaskedInfoNCE(model, temperature=0.05, micro=micro, routed=is_routed(model))
+    torch.autograd.backward(loss(sides, batch["label"]))
+    encoder = Encoder.of(model.eval(), settings.embedding)
+    vectors = {kind: torch.from_numpy(encoder.encode(["what is the value"], kind)) for kind in ("query", "passage")}
+    assert all(weight.grad is not None for name, weight in model.named_parameters() if "pooler" not in name)
+    assert torch.allclose(vectors["query"], vectors["passage"]) is not is_routed(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [families.two_encoders, families.static, families.mistral])
+def test_every_family_is_trained_and_saved(make, tmp_path):
+    settings = small.settings(make(tmp_path / "base"), epochs=1, learning_rate=1e-2)
+    corpus = (list(small.passages()), list(small.passages().values()))
+    result = finetune(
+        small.examples(), small.passages(), None, corpus, settings, output=tmp_path / "tuned", work=tmp_path / "work"
+    )
+    assert result.steps > 0
+    base, tuned = (Encoder.load(folder, settings.embedding) for folder in (tmp_path / "base", tmp_path / "tuned"))
+    for kind in ("query", "passage"):
+        assert (base.encode(corpus[1], kind) * tuned.encode(corpus[1], kind)).sum(axis=1).min() < 0.99999
