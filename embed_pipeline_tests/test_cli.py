@@ -94,12 +94,15 @@ def test_a_command_that_is_interrupted(tiny_model, tmp_path):
     with stub_endpoint(slow) as stub:
         project = small_project(tmp_path, tiny_model, stub.base_url)
         process = project.start("sdg")
-        deadline = time.monotonic() + 400
-        while not stub.requests and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert stub.requests
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+        try:
+            deadline = time.monotonic() + 400
+            while not stub.requests and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert stub.requests
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode in {1, 130}
     assert "interrupted; what was finished is kept, and the same command goes on from there" in output
     assert "Traceback" not in output

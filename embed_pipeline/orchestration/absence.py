@@ -69,7 +69,7 @@ class WordHashes:
         kept = []
         for group in groups:
             named = [words_of(text) for text in group]
-            kept.append(frozenset((len(words), *hashes.hashed(words, len(words))) for words in named if words))
+            kept.append(frozenset((len(words), next(hashes.hashed(words, len(words)))) for words in named if words))
         return cls(
             hashes.salt, {length: frozenset(found) for length, found in runs.items()},
             tuple(group for group in kept if len(group) > 1),

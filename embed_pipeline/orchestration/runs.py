@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
 from embed_pipeline.orchestration.absence import forget_answers
