@@ -190,11 +190,11 @@ def _explain(result: dg.ExecuteInProcessResult) -> str:
             if data.user_failure_data and data.user_failure_data.description:
                 found.append(f"{event.step_key}: {data.user_failure_data.description}")
             elif data.error:
-                found.append(f"{event.step_key}: {_in_words(data.error)}")
+                found.append(f"{event.step_key}: {in_words(data.error)}")
     return "; ".join(found) or f"run {result.run_id} failed; see it in the Dagster UI"
 
 
-def _in_words(error: SerializableErrorInfo) -> str:
+def in_words(error: SerializableErrorInfo) -> str:
     """What a step raised: our own errors and the machine's in a sentence, others under the name of their class."""
     root = error
     while root.cause is not None:
