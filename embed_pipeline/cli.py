@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embed_pipeline import settings as settings_module
-from embed_pipeline.escaping import TerminalFormatter, for_terminal
+from embed_pipeline.escaping import TerminalFormatter, for_terminal, on_one_line
 from embed_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+logger = logging.getLogger(__name__)
 err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 _DATABASE_MODULES = {"sqlite3", "sqlalchemy", "psycopg2"}
 _INTERRUPTED = 130
@@ -148,7 +149,7 @@ def _show_remains(places: Mapping[str, int]) -> None:
         return
     table = Table("place", "found")
     for place, count in places.items():
-        table.add_row(for_terminal(place), str(count))
+        table.add_row(on_one_line(place), str(count))
     out.print(table)
     _fail("it is still found in these places; docs/operations.md, Forgetting a document, says how each is cleared")
 
@@ -289,8 +290,15 @@ def ui(
     """Dagster's web UI on this project's store, with its sensors and schedules."""
     settings = load_settings()
     from embed_pipeline.orchestration.resources import prepare_home
+    from embed_pipeline.serving.request import is_loopback
 
     os.environ["DAGSTER_HOME"] = str(prepare_home(settings.paths.store))
+    if not is_loopback(host):
+        logger.warning(
+            "Dagster's UI has no sign-in: whoever reaches %s port %d reads samples, and starts and deletes runs; "
+            "put a proxy that asks for a password in front of it (docs/security.md)",
+            host, port,
+        )  # fmt: skip
     # A shell without job control has jobs in its background ignore it, and Dagster handles SIGTERM as it does SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     program = [sys.executable, "-m", "dagster", "dev", "--module-name", "embed_pipeline.definitions"]
@@ -303,13 +311,13 @@ def status() -> None:
     with _runner() as runner:
         table = Table("stage", "asset", "state", "made")
         for row in runner.status():
-            table.add_row(*map(for_terminal, row))
+            table.add_row(*map(on_one_line, row))
         out.print(table)
 
 
 def _say(line: str) -> None:
     """Print a line that may hold paths or words of documents."""
-    out.print(for_terminal(line), soft_wrap=True)
+    out.print(on_one_line(line), soft_wrap=True)
 
 
 @contextmanager
@@ -342,7 +350,7 @@ def _show_comparison(settings: Settings) -> None:
     metrics = tables.RETRIEVAL_EVALUATION
     table = Table(*SUMMARY_COLUMNS, title="Base against tuned")
     for row in headline_rows(read_table(table_path(settings.paths.root, metrics.name), metrics)):
-        table.add_row(*map(for_terminal, row))
+        table.add_row(*map(on_one_line, row))
     out.print(table)
     _say(f"report: {settings.paths.store / 'reports' / 'report.html'}")
     _say("start the endpoint: embed-pipeline serve")

@@ -51,9 +51,18 @@ def _visible(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
+def on_one_line(text: str) -> str:
+    """``text`` for a terminal with its line breaks as escapes: what it holds cannot pass for a line of its own."""
+    return for_terminal(text).replace("\n", "\\n")
+
+
 class TerminalFormatter(logging.Formatter):
-    """A log's lines as they may be shown in a terminal."""
+    """A log's lines as they may be shown in a terminal, a message on one line; a traceback follows on its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The record's line."""
+        return on_one_line(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as text."""
+        """The record's line and traceback."""
         return for_terminal(super().format(record))

@@ -13,7 +13,7 @@ from upath import UPath
 
 from embed_pipeline import tables
 from embed_pipeline.enumerations import CRITERIA, GENERATED
-from embed_pipeline.escaping import for_terminal
+from embed_pipeline.escaping import on_one_line
 from embed_pipeline.storage import list_folder, parse_table, read_all, read_table, table_path
 
 Row = dict[str, Any]
@@ -135,7 +135,7 @@ def stored_tables(root: UPath | Path) -> ReadTable:
 
 def format_trace(found: Trace) -> str:
     """The chain as text for a terminal."""
-    return for_terminal("\n".join([*_origin(found), *_question(found), *_judgement(found), *_use(found)]))
+    return "\n".join(map(on_one_line, [*_origin(found), *_question(found), *_judgement(found), *_use(found)]))
 
 
 def _origin(found: Trace) -> list[str]:

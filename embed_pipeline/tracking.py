@@ -112,6 +112,20 @@ class Tracker:
             raise
         self._client.set_terminated(tracked.run_id, status="FINISHED")
 
+    def fail_abandoned(self, is_over: Callable[[str], bool]) -> list[str]:
+        """Record as failed the runs that are still going on though their Dagster run ``is_over``; return their ids.
+
+        A process that is killed cannot end its own.
+        """
+        failed = []
+        with _refusals(f"runs of experiment {self.experiment!r}"):
+            for run in self._client.search_runs([self._experiment_id], "attributes.status = 'RUNNING'"):
+                dagster_run = run.data.tags.get("dagster.run_id")
+                if dagster_run and is_over(dagster_run):
+                    self._client.set_terminated(run.info.run_id, status="FAILED")
+                    failed.append(run.info.run_id)
+        return failed
+
     def register_model(
         self, name: str, run_id: str, model_folder: Path, *, tags: Mapping[str, str], metrics: Mapping[str, float]
     ) -> str:

@@ -44,6 +44,21 @@ def test_module_keeps_to_its_layer(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES or path.name in {"settings.py", "tables.py"}
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_that_is_read_can_run(path):
+    """No pickles, in whatever format they come, and no text taken for code."""
+    assert not imports_of(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for call in (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)):
+        called, named = ast.unparse(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert called not in {"eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system"}, ast.unparse(call)
+        assert called != "torch.load" or named.get("weights_only") == "True", ast.unparse(call)
+        assert not called.endswith("read_pickle"), ast.unparse(call)
+        assert named.get("allow_pickle", "False") == "False", ast.unparse(call)
+        assert called not in {"np.load", "numpy.load"} or "allow_pickle" in named, ast.unparse(call)
+        assert named.get("shell", "False") == "False", ast.unparse(call)
+        assert named.get("trust_remote_code") != "True", ast.unparse(call)
+
+
 def test_orchestration_keeps_annotations_as_objects():
     # Dagster reads the annotations of context and configuration parameters.
     for path in (PACKAGE / "orchestration").rglob("*.py"):

@@ -87,7 +87,8 @@ def test_what_is_logged_is_escaped_too():
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TerminalFormatter("%(message)s"))
     handler.emit(logging.makeLogRecord({"msg": "read %s", "args": ("\x1b]0;x\x07.md",)}))
-    assert stream.getvalue() == "read \\x1b]0;x\\x07.md\n"
+    handler.emit(logging.makeLogRecord({"msg": "read %s", "args": ("a\nerror: all is lost",)}))
+    assert stream.getvalue() == "read \\x1b]0;x\\x07.md\nread a\\nerror: all is lost\n"
 
 
 @pytest.mark.parametrize(

@@ -163,3 +163,18 @@ def test_tables_are_read_from_a_store(tmp_path: Path) -> None:
     assert corpus is not None
     assert (pairs.height, corpus.height) == (2, 5)
     assert read("segments") is None
+
+
+def test_what_a_document_says_is_shown_and_not_acted_upon() -> None:
+    escape, bell = "\x1b", "\x07"
+    hostile = f"{escape}]0;title{bell}[red]x[/red]\nTRAINED ON  all models\r{escape}[2J"
+    frames = {
+        **FRAMES,
+        "documents": tables.DOCUMENTS.frame([_document("d1", title=hostile, path=f"{hostile}.md"), _document("d2")]),
+        "segments": material.segments().with_columns(text=pl.lit(hostile), heading_path=pl.lit(hostile)),
+        "qa_pairs": PAIRS.with_columns(question=pl.lit(hostile), answer=pl.lit(hostile)),
+    }
+    shown = format_trace(trace("abcd01", frames.get, _models()))
+    assert not set(shown) & {escape, bell, "\r"}
+    assert "[red]x[/red]" in shown
+    assert [line for line in shown.splitlines() if line.startswith("TRAINED ON")] == [shown.splitlines()[-1]]

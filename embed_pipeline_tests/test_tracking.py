@@ -116,6 +116,20 @@ def test_only_a_version_that_passed_the_gate_becomes_the_champion(tracker: Track
     assert tracker.get_version("gated", "champion") == version
 
 
+def test_a_run_whose_process_was_killed_is_recorded_as_failed(tracker: Tracker, client: MlflowClient) -> None:
+    names = {"over": "killed", "going on": "alive", "other": None}
+    ids = {}
+    for name, dagster_run in names.items():
+        tags = {} if dagster_run is None else {"dagster.run_id": dagster_run}
+        ids[name] = client.create_run(
+            client.get_experiment_by_name(tracker.experiment).experiment_id, tags=tags
+        ).info.run_id
+    assert tracker.fail_abandoned(lambda run: run == "killed") == [ids["over"]]
+    assert {name: client.get_run(run).info.status for name, run in ids.items()} == {
+        "over": "FAILED", "going on": "RUNNING", "other": "RUNNING",
+    }  # fmt: skip
+
+
 def test_an_alias_is_moved_back_where_what_follows_fails(tracker: Tracker, tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("[]")
     with tracker.run("train", {}) as run:

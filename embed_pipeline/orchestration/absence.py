@@ -8,8 +8,9 @@ import html
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from itertools import chain
 from pathlib import Path
@@ -69,7 +70,7 @@ class WordHashes:
         kept = []
         for group in groups:
             named = [words_of(text) for text in group]
-            kept.append(frozenset((len(words), *hashes.hashed(words, len(words))) for words in named if words))
+            kept.append(frozenset((len(words), next(hashes.hashed(words, len(words)))) for words in named if words))
         return cls(
             hashes.salt, {length: frozenset(found) for length, found in runs.items()},
             tuple(group for group in kept if len(group) > 1),
@@ -237,18 +238,6 @@ def rows_as_text(frame: pl.DataFrame) -> list[str]:
     return frame.select(columns).write_ndjson().splitlines() if columns else []
 
 
-@dataclass
-class Found:
-    """Where words of a document are still found: place to how often."""
-
-    places: dict[str, int] = field(default_factory=dict)
-
-    def look(self, place: str, text: str, speaks: Callable[[str], bool]) -> None:
-        """Count a text of a place, if it speaks of the document."""
-        if speaks(text):
-            self.places[place] = self.places.get(place, 0) + 1
-
-
 def find_remains(
     words: WordHashes, paths: Iterable[str], settings: Settings, instance: dg.DagsterInstance, tracker: Tracker
 ) -> Mapping[str, int]:
@@ -261,19 +250,18 @@ def find_remains(
         instance: Dagster's history: samples of rows, checks and logs.
         tracker: MLflow's artifacts.
     """
-    found = Found()
-    for place, text in chain(
+    texts = chain(
         _in_tables(settings.paths.root),
         _in_files(settings.paths.store),
         ((f"MLflow: {place}", text) for place, text in tracker.text_artifacts()),
         _in_history(instance),
-    ):
-        found.look(place, text, words.are_in)
+    )
+    found = Counter(place for place, text in texts if words.are_in(text))
     gone = set(paths)
     for batch in load_batches(settings.paths.root):
-        for path in [*(file.path for file in batch.files), *batch.deleted]:
-            found.look(f"manifest of batch {batch.name}", path, lambda named: path_hash(named) in gone)
-    return found.places
+        named = {*(file.path for file in batch.files), *batch.deleted}
+        found[f"manifest of batch {batch.name}"] += sum(path_hash(path) in gone for path in named)
+    return +found
 
 
 def _in_tables(root: UPath) -> Iterator[tuple[str, str]]:

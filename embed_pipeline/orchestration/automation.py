@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from embed_pipeline.corpus.batches import NewBatches, ScanLimits, batch_names, batch_number, find_new_batches
 from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.orchestration.absence import forget_answers
 from embed_pipeline.orchestration.assets.sdg import PAIRS_BY_BATCH
 from embed_pipeline.orchestration.freshness import failed_gates, is_current
 from embed_pipeline.orchestration.jobs import OVERALL_TAGS, RETRAIN, STAGES
@@ -51,6 +52,7 @@ def document_sensor(settings: Settings) -> dg.SensorDefinition:
         try:
             with FileLock(settings.paths.store / ".lock").acquire(timeout=0):
                 close_abandoned(context.instance, settings.paths.store)
+                forget_answers(settings.paths)
                 look = find_new_batches(settings, _pace(options))
         except Timeout:
             return dg.SkipReason(f"an embed-pipeline command is at work on {settings.paths.store}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import dagster as dg
 import polars as pl
@@ -15,6 +15,7 @@ from upath import UPath
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import forget_path
 from embed_pipeline.corpus.files import is_present
+from embed_pipeline.enumerations import LABELLED
 from embed_pipeline.orchestration.absence import (
     Record,
     WordHashes,
@@ -213,7 +214,8 @@ def _record_of(traces: Traces, root: UPath, known: Record | None) -> Record:
     texts: set[str] = set()
     for name in TRACED_COLUMNS:
         table = tables.TABLES[name]
-        own = _whole(root, table).filter(comes_from(name, _alone(name, traces)))
+        rows = _whole(root, table)
+        own = rows.join(without_document(rows, name, traces)[0], on=table.key, how="anti")
         columns = [column for column, kind in own.schema.items() if kind == pl.String and _is_worded(column)]
         texts.update(text for column in columns for text in own[column].drop_nulls())
         for hops in own["hops"] if "hops" in own.columns else []:
@@ -231,11 +233,6 @@ def _record_of(traces: Traces, root: UPath, known: Record | None) -> Record:
 
 def _is_worded(column: str) -> bool:
     return column not in _WORDLESS and not column.endswith(("_id", "_version"))
-
-
-def _alone(table: str, traces: Traces) -> Traces:
-    """The traces by which rows are the document's own; others only have one of its segments among theirs."""
-    return replace(traces, segment_ids=frozenset()) if table in _ASIDE else traces
 
 
 def find_traces(name: str, root: UPath, known: Record | None = None) -> Traces:
@@ -333,26 +330,41 @@ def _some(counted: Mapping[str, int]) -> dict[str, int]:
 def without_document(frame: pl.DataFrame, table: str, traces: Traces) -> tuple[pl.DataFrame, int]:
     """A table of :data:`TRACED_COLUMNS` without the document, and how many rows of others lost one of its segments.
 
-    A question that has a segment of the document among its negatives, or as one of several positives, keeps the others.
+    A question that has a segment of the document among its negatives keeps the others. So does one that has it among
+    its positives, if people labelled several or a cross-check added it; any other was made from the document.
     """
     if table not in _ASIDE:
         return frame.filter(~comes_from(table, traces)), 0
     gone, rows, touched = traces.segment_ids, [], 0
-    for row in frame.filter(~comes_from(table, _alone(table, traces))).to_dicts():
-        before = dict(row)
-        labelled = row.get("labelled_negatives", 0)
-        for column, beside in _ASIDE[table].items():
-            ids = before[column]
-            kept = [place for place, segment in enumerate(ids) if segment not in gone]
-            for name in (column, *beside):
-                row[name] = [before[name][place] for place in kept]
-            if column == "negative_segment_ids" and "labelled_negatives" in row:
-                row["labelled_negatives"] = sum(place < labelled for place in kept)
-        if row.get("positive_segment_id") in gone or not row.get("positive_segment_ids", [""]):
+    made_from = _made_from(frame, gone) if table == "training_examples" else frozenset()
+    for before in frame.filter(~comes_from(table, replace(traces, segment_ids=frozenset()))).to_dicts():
+        needed = set(before.get("positive_segment_ids", ())) - set(before.get("answering_segment_ids", ()))
+        if before.get("positive_segment_id") in gone or (needed & gone and before["origin"] != LABELLED):
             continue
-        touched += row != before
-        rows.append(row)
+        row = _without_segments(before, table, gone)
+        # Of a question that loses one positive of several, the others are unrolled again by the next run.
+        touched += row != before or before["qa_id"] in made_from
+        if before["qa_id"] not in made_from and row.get("positive_segment_ids", ["known"]):
+            rows.append(row)
     return tables.TABLES[table].frame(rows), touched
+
+
+def _made_from(examples: pl.DataFrame, gone: frozenset[str]) -> frozenset[str]:
+    """Questions that were not labelled by people and have a positive that is gone."""
+    lost = examples.filter(pl.col("positive_segment_id").is_in(gone) & (pl.col("origin") != LABELLED))
+    return frozenset(lost["qa_id"])
+
+
+def _without_segments(before: Mapping[str, Any], table: str, gone: frozenset[str]) -> dict[str, Any]:
+    """A row whose lists of segments, and the lists in the same order, have lost those that are gone."""
+    row = dict(before)
+    for column, beside in _ASIDE[table].items():
+        kept = [place for place, segment in enumerate(before[column]) if segment not in gone]
+        for name in (column, *beside):
+            row[name] = [before[name][place] for place in kept]
+        if column == "negative_segment_ids" and "labelled_negatives" in row:
+            row["labelled_negatives"] = sum(place < before["labelled_negatives"] for place in kept)
+    return row
 
 
 def _record(

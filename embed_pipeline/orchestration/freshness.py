@@ -138,6 +138,7 @@ def failed_gates(instance: dg.DagsterInstance, graph: AssetGraph, keys: Collecti
 def failed_check(evaluation: dg.AssetCheckEvaluation) -> str:
     """A failed check in words."""
     failures = evaluation.metadata.get("failures")
-    said = "; ".join(failures.value) if isinstance(failures, dg.JsonMetadataValue) else evaluation.description
+    listed = failures.value if isinstance(failures, dg.JsonMetadataValue) else None
+    said = "; ".join(map(str, listed)) if isinstance(listed, list) else evaluation.description
     where = evaluation.asset_key.to_user_string()
     return f"check {evaluation.check_name} of {where} failed: {said or 'see the check in the Dagster UI'}"

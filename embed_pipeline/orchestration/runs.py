@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.execution.plan.objects import ErrorSource
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
 from embed_pipeline.orchestration.absence import forget_answers
@@ -202,11 +202,11 @@ def _explain(result: dg.ExecuteInProcessResult) -> str:
             if data.user_failure_data and data.user_failure_data.description:
                 found.append(f"{event.step_key}: {data.user_failure_data.description}")
             elif data.error:
-                found.append(f"{event.step_key}: {_in_words(data.error)}")
+                found.append(f"{event.step_key}: {in_words(data.error)}")
     return "; ".join(found) or f"run {result.run_id} failed; see it in the Dagster UI"
 
 
-def _in_words(error: SerializableErrorInfo) -> str:
+def in_words(error: SerializableErrorInfo) -> str:
     """What a step raised: our own errors and the machine's in a sentence, others under the name of their class."""
     root = error
     while root.cause is not None:

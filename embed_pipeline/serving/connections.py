@@ -70,13 +70,19 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and refuse headers without end."""
+        if self.transport.is_closing():
+            return
         if self._in_headers:
             self._start()
             self._header_bytes += len(data)
         super().data_received(data)
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
+            self.refuse_headers()
+
+    def refuse_headers(self) -> None:
+        """Answer that they are too large, and close."""
+        self.transport.write(_TOO_LARGE)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """Start the time of a later request."""
@@ -88,6 +94,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._declined = self._head_without_offer()
             return
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
+            raise _HeadersTooLargeError
         self._in_headers, self._header_bytes = False, 0
         self._stop()
         super().on_headers_complete()
@@ -130,6 +138,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._deadline = None
 
 
+class _HeadersTooLargeError(Exception):
+    """Headers that arrived whole are larger than :data:`MAX_HEADER_BYTES`."""
+
+
 class _OneProtocolParser:
     """httptools' parser, which leaves a connection at an offer to change its protocol; here it goes on with HTTP."""
 
@@ -152,6 +164,11 @@ class _OneProtocolParser:
         while True:
             try:
                 self._parser.feed_data(data)
+            except httptools.HttpParserCallbackError as error:
+                if not isinstance(error.__context__, _HeadersTooLargeError):
+                    raise
+                self._protocol.refuse_headers()
+                return
             except httptools.HttpParserUpgrade as offer:
                 head = self._protocol.take_declined()
                 if head is None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import dagster as dg
 import pytest
+from dagster_shared.error import SerializableErrorInfo
 
-from embed_pipeline.orchestration.store_lock import close_abandoned, command_tags, pool_holders
+from embed_pipeline.orchestration import runs
+from embed_pipeline.orchestration.partitions import chosen_batch
+from embed_pipeline.orchestration.store_lock import close_abandoned, command_tags, pool_holders, unfinished_runs
 
 
 @pytest.fixture
@@ -47,3 +52,44 @@ def test_what_killed_steps_held_of_a_pool_is_given_back(instance, tmp_path):
     assert pool_holders(instance, ["llm", "gpu"]) == {"llm": sorted([killed, working])}
     close_abandoned(instance, tmp_path)
     assert pool_holders(instance, ["llm"]) == {"llm": [working]}
+
+
+def test_an_asset_of_batches_says_that_one_must_be_chosen():
+    with pytest.raises(dg.Failure, match="choose a partition of document_batch in Materialize"):
+        chosen_batch(dg.build_asset_context())
+
+
+@pytest.mark.parametrize(
+    ("message", "class_name", "said"),
+    [
+        ("OSError: [Errno 28] No space left on device: '/store/a.parquet'\n", "OSError",
+         "No space left on device: /store/a.parquet; free space there, and run the same command again"),
+        ("PermissionError: [Errno 13] Permission denied: '/store'\n", "PermissionError",
+         "Permission denied: /store; make it writable for this user, and run"),
+        ("OSError: [Errno 30] Read-only file system\n", "OSError", "Read-only file system; make it writable"),
+        ("dagster._core.errors.DagsterExecutionInterruptedError\n", "DagsterExecutionInterruptedError",
+         "interrupted; what was finished is kept"),
+        ("embed_pipeline.storage.StorageError: a.parquet cannot be reached\n", "StorageError",
+         "a.parquet cannot be reached"),
+        ("KeyError: 'x'\n", "KeyError", "KeyError: 'x'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_step_that_failed_says_why_in_a_sentence(message, class_name, said, wrapped):
+    error = SerializableErrorInfo(message, [], class_name)
+    if wrapped:
+        error = SerializableErrorInfo("DagsterExecutionStepExecutionError: ...\n", [], "DagsterError", error)
+    shown = runs.in_words(error)
+    assert shown.startswith(said)
+    assert "dagster" not in shown
+    assert "\n" not in shown
+
+
+def test_every_unfinished_run_is_named_and_those_that_ended_since():
+    with dg.DagsterInstance.ephemeral() as instance:
+        began = datetime.now(UTC)
+        going, over = start(instance, {}), start(instance, {}, dg.DagsterRunStatus.SUCCESS)
+        assert unfinished_runs(instance) == [f"{going[:8]} of sdg (started)"]
+        since = unfinished_runs(instance, since=began)
+        assert sorted(since) == sorted([f"{going[:8]} of sdg (started)", f"{over[:8]} of sdg (success)"])
+        assert unfinished_runs(instance, since=datetime.now(UTC)) == [f"{going[:8]} of sdg (started)"]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import shutil
+import subprocess
 import warnings
+from pathlib import Path
 
 import numpy as np
+import openai
 import pytest
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline_tests.serving.endpoint import MODEL, running
 
+NODE, NODE_PACKAGES = shutil.which("node"), os.environ.get("NODE_PACKAGES")
 TEXTS = ["python class", "value of a function", "in"]
 LONG = "in of to " * 60
 
@@ -56,3 +64,58 @@ def test_llama_index(endpoint, vectors):
     client = module.OpenAILikeEmbedding(model_name=f"{MODEL}-passage", api_base=f"{endpoint.url}/v1", api_key="none")
     assert np.allclose(client.get_text_embedding_batch(TEXTS), vectors["passage"][:3], atol=1e-6)
     assert np.allclose(client.get_query_embedding(TEXTS[0]), vectors["passage"][0], atol=1e-6)
+
+
+def test_openai_cuts_nothing_and_reads_both_encodings(endpoint, vectors):
+    with openai.OpenAI(base_url=f"{endpoint.url}/v1/", api_key="none", max_retries=0) as client:
+        for encoding in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
+            answer = client.embeddings.create(model=f"{MODEL}-passage", input=TEXTS, **encoding)
+            found = [item.embedding for item in answer.data]
+            if encoding.get("encoding_format") == "base64":
+                found = [np.frombuffer(base64.b64decode(text), "<f4") for text in found]
+            assert np.allclose(found, vectors["passage"][:3], atol=1e-6)
+        with pytest.raises(openai.BadRequestError, match="set truncate to cut it"):
+            client.embeddings.create(model=MODEL, input=LONG)
+        with pytest.raises(openai.NotFoundError):
+            client.embeddings.create(model="absent", input="in")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NODE is None or NODE_PACKAGES is None, reason="NODE_PACKAGES names no folder of npm packages")
+def test_javascript_clients(bundle, vectors):
+    with running(bundle, truncate="END") as served:
+        program = [NODE, str(Path(__file__).with_name("clients.mjs")), f"{served.url}/v1", MODEL, NODE_PACKAGES]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=True)
+    found = dict(map(json.loads, done.stdout.splitlines()))
+    assert found, "none of the packages is installed there"
+    wanted = {
+        "openai: default": vectors["query"][0],
+        "openai: float": vectors["query"][0],
+        "openai: list": [32, 32],
+        "openai: models": [MODEL],
+        "openai: slash": 32,
+        "openai: 100 at once": 100,
+        "ai: embed": vectors["query"][0],
+        "ai: embedMany": 3000,
+        "langchain: query": vectors["query"][0],
+        "langchain: documents": 1500,
+        "langchain: long": 1,
+    }
+    for name in found.keys() & wanted.keys():
+        same = (
+            found[name] == wanted[name]
+            if name == "openai: models"
+            else np.allclose(found[name], wanted[name], atol=1e-6)
+        )
+        assert same, (name, found[name])
+    refused = {
+        "openai: unknown model": 404,
+        "openai: token ids": 400,
+        "openai: half an emoji": 400,
+        "langchain: empty": 400,
+    }
+    said = {"openai: half an emoji": "input[1] holds half a surrogate pair", "langchain: empty": "input[1] is empty"}
+    for name in found.keys() & refused.keys():
+        assert found[name]["error"] == refused[name], (name, found[name])
+        assert said.get(name, "") in found[name]["message"]
+    assert found.keys() <= wanted.keys() | refused.keys()

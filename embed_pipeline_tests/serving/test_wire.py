@@ -189,6 +189,8 @@ def test_javas_client_with_its_defaults(endpoint, tmp_path):
         (post(OK, b"x-a: b\r\n c"), {200, 400}),
         (post(OK, b"x-a: b\0c"), {400}),
         (post(OK, b"x-a: " + b"a" * 60_000), {200, 431}),
+        (post(OK, b"x-a: " + b"a" * 100_000), {431}),
+        (post(OK, *H2C, b"x-a: " + b"a" * 100_000), {431}),
         (post(OK, *(b"x-%d: y" % number for number in range(1000))), {200, 431}),
         (get(b"/" + b"a" * 30_000), {404, 414}),
         (get(b"/v1/models/openai/embed-pipeline"), {404}),

@@ -1,6 +1,7 @@
 """Training examples to the fine-tuned model, tracked and registered in MLflow."""
 
 import shutil
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -54,6 +55,8 @@ def finetuned_model(
     inputs = {"training_examples": training_examples, "corpus": corpus, "dataset_split": dataset_split}
     versions = {f"data.{name}": content_hash(frame) for name, frame in inputs.items()}
     tags = {"dagster.asset": "finetuned_model", **dagster_links(context.run_id, settings), **versions}
+    with explained():
+        mlflow.tracker().fail_abandoned(partial(_is_over, context.instance))
     with explained(), mlflow.tracker().run(f"finetune {context.run_id[:8]}", tags) as run:
         run.log_parameters(settings.flat())
         if settings.training.processes > 1 and settings.training.contrastive:
@@ -85,6 +88,11 @@ def finetuned_model(
     links |= {label: dg.MetadataValue.url(page) for label, page in pages.items() if page}
     metadata = {**_facts(result), **links, "curves": picture(curves, "loss and dev nDCG@10")}
     return stored(context, folder, settings, metadata=metadata)
+
+
+def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is None or run.is_finished
 
 
 _QUALITY = ("dev_ndcg_10", "general_before", "general_after", "tuned_share")

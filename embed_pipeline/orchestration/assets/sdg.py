@@ -259,7 +259,7 @@ def qa_dataset(
     sources = dataset.select(source=pl.coalesce("batch", "label_set", "origin"))
     facts = {
         **({"accepted_share": selection.decisions["accepted"].mean()} if selection.decisions.height else {}),
-        "segment_coverage": asked / max(1, corpus.height),
+        **({"segment_coverage": asked / max(1, corpus.height)} if settings.training_data.generates else {}),
         **figures({"origins": _counts(dataset, "origin"), "query_types": _counts(dataset, "query_type")}),
         PAIRS_BY_BATCH: dg.MetadataValue.json(_counts(sources, "source")),
     }
