@@ -646,6 +646,10 @@ class Gates(Group):
     """The mix check warns where a type's or hop count's share of the accepted pairs is farther from what was asked."""
     min_mean_score: Score = gates(6)
     """The score check warns where the mean of a criterion over all judged pairs is below."""
+    min_judge_spread: float = gates(0.25, ge=0, le=9)
+    """The judge check fails where the overall scores of a judge that is asked have a smaller standard deviation."""
+    min_judge_margin: float = gates(0.5, ge=0, le=9)
+    """The judge check fails where planted bad pairs of a kind score less than this below the others, overall."""
     max_duplicate_rate: Share = gates(0.3)
     """The duplicate check warns above this share of duplicates among the pairs that pass every threshold."""
     min_round_trip_rate: Share = gates(0.3)

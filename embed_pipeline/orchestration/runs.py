@@ -202,13 +202,11 @@ def _explain(result: dg.ExecuteInProcessResult) -> str:
     Raises:
         StageInterrupted: no step failed of itself.
     """
-    checks = [
-        failed_check(e.check_name, e.asset_key, e.description)
-        for e in result.get_asset_check_evaluations()
-        if not e.passed and e.blocking
-    ]
-    if checks:
-        return "; ".join(checks)
+    failed = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    if any(e.blocking for e in failed):
+        # An error that blocks nothing may be the cause of one that does.
+        told = [e for e in failed if e.blocking or e.severity is dg.AssetCheckSeverity.ERROR]
+        return "; ".join(failed_check(e.check_name, e.asset_key, e.description) for e in told)
     found = []
     for event in result.all_events:
         if event.is_step_failure:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from embed_pipeline import tables
 from embed_pipeline.enumerations import ArtifactKind
-from embed_pipeline.llm.answers import InvalidAnswer
+from embed_pipeline.llm.answers import InvalidAnswer, some_of
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import LLMClient, open_client
 from embed_pipeline.llm.gathering import run_interruptibly
@@ -138,6 +138,7 @@ async def ask_artifacts(
                 ArtifactsAnswer,
                 temperature=0.0,
                 seed=settings.seed,
+                known=_known_of(window),
                 about=f"document {window[0]['document_id']}",
             )
         except InvalidAnswer as error:
@@ -148,6 +149,15 @@ async def ask_artifacts(
 
     results = await client.gather(plan_windows(segments), ask, label="Reading documents for artifacts", unit="calls")
     return [row for result in results for row in result]
+
+
+def _known_of(window: Window) -> dict[str, dict[str, Any]]:
+    labels = [f"S{number}" for number in range(1, len(window) + 1)]
+    return {
+        "ArtifactsAnswer.artifacts": {"maxItems": _PER_DOCUMENT},
+        "ArtifactAnswer.text": {"minLength": 1, "maxLength": _MAX_CHARACTERS},
+        "ArtifactAnswer.segments": some_of(labels),
+    }
 
 
 def messages_of(window: Window) -> list[dict[str, Any]]:
