@@ -18,6 +18,7 @@ from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import LLMClient, open_client
 from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import delimit, fill_prompt, plain_label, remove_instructions
+from embed_pipeline.llm.rehearsal import NOT_ASKED
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.words import content_words, inverse_document_frequency, overlap, specific_terms
 
@@ -127,6 +128,8 @@ async def ask_artifacts(
 ) -> list[dict[str, Any]]:
     """Have every document read; rows of :data:`tables.DOCUMENT_ARTIFACTS`, what is left out counted in ``dropped``.
 
+    A window that the model's context does not hold is read in halves.
+
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
     """
@@ -142,6 +145,11 @@ async def ask_artifacts(
                 about=f"document {window[0]['document_id']}",
             )
         except InvalidAnswer as error:
+            if error.reason == "prompt_too_long" and len(window) > 1:
+                half = len(window) // 2
+                return [*await ask(window[:half]), *await ask(window[half:])]
+            if error.reason == NOT_ASKED:
+                return []
             logger.info("no artifacts from document %s: %s", window[0]["document_id"], error)
             dropped[error.reason] += 1
             return []

@@ -141,6 +141,17 @@ def _call(tasks: list[QuestionTask]) -> PromptCall:
     return PromptCall(sources, tuple(requests), tasks[0].seed)
 
 
+def _halves(call: PromptCall) -> list[PromptCall]:
+    """Two calls with half of the requests each, and the segments that these are on."""
+    middle = len(call.requests) // 2
+    halves = []
+    for requests in (call.requests[:middle], call.requests[middle:]):
+        labels = {label for request in requests for label in request.labels}
+        sources = {label: source for label, source in call.sources.items() if label in labels}
+        halves.append(PromptCall(sources, requests, call.seed))
+    return halves
+
+
 def messages_of(call: PromptCall) -> list[dict[str, Any]]:
     """The conversation that asks for a call's pairs."""
     texts = {label: f"({source.title})\n{source.text}" for label, source in call.sources.items()}
@@ -185,7 +196,7 @@ def _about(call: PromptCall) -> str:
 
 
 async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
-    """Ask for the questions of all tasks.
+    """Ask for the questions of all tasks; a call that the model's context does not hold is made in halves.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -204,6 +215,9 @@ async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: L
                 about=_about(call),
             )
         except InvalidAnswer as error:
+            if error.reason == "prompt_too_long" and len(call.requests) > 1:
+                first, second = [await ask(half) for half in _halves(call)]
+                return Generated(first.pairs + second.pairs, first.rejects + second.rejects)
             ids = tuple(source.segment_id for source in call.sources.values())
             return Generated([], [Reject(ids, error.reason, str(error), error.raw)])
         found = sort_answer(answer.value, call, settings.synthesis.max_hops)

@@ -20,7 +20,7 @@ from embed_pipeline.synthesis.structured_generator import (
     messages_of,
     plan_calls,
 )
-from embed_pipeline_tests.stub_endpoint import Answer, Stub, stub_endpoint
+from embed_pipeline_tests.stub_endpoint import Answer, Status, Stub, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
 MakeSettings = Callable[..., Settings]
@@ -177,3 +177,15 @@ def test_the_schema_says_what_the_call_knows(make_settings: MakeSettings) -> Non
         assert ("multi_hop" in pair["query_type"]["enum"]) == (hops > 1)
         assert (hop["segments"]["items"]["enum"], hop["segments"]["minItems"]) == (labels, 1)
         assert all(pair[name]["maxLength"] < 2000 for name in ("question", "answer"))
+
+
+def test_a_call_that_is_too_long_is_made_in_halves(make_settings: MakeSettings) -> None:
+    def respond(request: dict[str, Any]) -> str | Status:
+        shown = request["messages"][-1]["content"].count("(Pump)")
+        return Status(400, message="the prompt exceeds the context size") if shown > 1 else material.respond(request)
+
+    tasks = [material.task(key, specs=(material.WISH,) * 2) for key in ("s1", "s2", "s3")]
+    with stub_endpoint(respond) as stub:
+        found = _ask(make_settings(), tasks, stub)
+    assert found.rejects == []
+    assert Counter(key for pair in found.pairs for key in pair.segment_ids) == {"s1": 2, "s2": 2, "s3": 2}
