@@ -320,6 +320,12 @@ class LLM(Group):
 class Synthesis(Group):
     """Segments to question-answer pairs to accepted pairs."""
 
+    path: Auto | Literal["completion", "structured"] = decides("auto", "document_artifacts", "qa_pairs")
+    """How the model is asked: by few-shot completion, which suits base and very small models, or for JSON by schema,
+    which suits models that follow instructions. auto: completion for the embedded model, structured at an endpoint."""
+    judge: Auto | Literal["measured", "asked"] = decides("auto", "qa_scores")
+    """Who scores the pairs: measures (round trip, grounding, form), or the judge model by a rubric. auto: measured for
+    the embedded model, asked at an endpoint."""
     questions_per_segment: int = decides(2, "qa_pairs", ge=1, le=20)
     """Single-hop questions asked of every segment that is long enough."""
     questions_per_document: Positive | None = decides(None, "qa_pairs")
@@ -767,6 +773,16 @@ class Settings(Group):
     gates: Gates = Gates()
     tracking: Tracking = Tracking()
     orchestration: Orchestration = Orchestration()
+
+    @property
+    def structured(self) -> bool:
+        """True where the model is asked for JSON by schema, false where it completes texts."""
+        return not self.llm.embedded if self.synthesis.path == "auto" else self.synthesis.path == "structured"
+
+    @property
+    def asks_judge(self) -> bool:
+        """True where a model judges the pairs, false where they are measured."""
+        return not self.llm.embedded if self.synthesis.judge == "auto" else self.synthesis.judge == "asked"
 
     @model_validator(mode="after")
     def _changes_the_base(self) -> Settings:

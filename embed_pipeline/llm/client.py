@@ -99,7 +99,7 @@ class LLMClient:
         if not chosen:
             raise ValueError("llm.base_url is None and no base_url is given: open_client starts the embedded server")
         self.budget = Budget(llm)
-        self.generator = model_file(llm).stem if llm.embedded else llm.model
+        self.generator = generator_name(llm)
         self._llm = llm
         self._store = store
         self._urls = [chosen] if isinstance(chosen, str) else list(chosen)
@@ -369,6 +369,15 @@ class LLMClient:
                     return self._store.put(key, got, replace=bool(stored))
             finally:
                 self._format_known.set()
+
+
+def generator_name(llm: settings.LLM) -> str:
+    """The model's name as tables record it.
+
+    Raises:
+        EmbeddedModelError: the embedded model's file is missing.
+    """
+    return model_file(llm).stem if llm.embedded else llm.model
 
 
 @asynccontextmanager

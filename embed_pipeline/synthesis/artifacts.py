@@ -67,16 +67,16 @@ class Extraction:
 def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> Extraction:
     """Artifacts of every document of the batch: what the questions are steered by and the neighbour graph joined by.
 
-    With an endpoint, its model reads each document; the embedded model is too small for that, and the statistical
-    extractor (``keyphrases``) speaks instead: headings, identifiers and words that set the document apart from the
-    others. An artifact that names an unknown segment, or whose words do not stand in its segments, is left out.
+    A model that is asked for JSON reads each document. One that completes texts cannot, and the statistical extractor
+    (``keyphrases``) speaks instead: headings, identifiers and words that set the document apart from the others. An
+    artifact that names an unknown segment, or whose words do not stand in its segments, is left out.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
     """
     dropped: Counter[str] = Counter()
     usage = Usage()
-    if settings.llm.embedded:
+    if not settings.structured:
         rows = _keyphrases(batch, segments)
     else:
         rows, usage = run_interruptibly(_ask_all(batch, segments, settings, dropped))

@@ -184,7 +184,7 @@ async def _estimate(
             asked_of += len(sources)
             questions += sum(len(task.specs) for task in tasks)
             found = await _rehearse_questions(tasks, settings, client, tallies["questions"])
-            if not settings.llm.embedded:
+            if settings.asks_judge:
                 await _rehearse_judging(batch, frame, tasks, found, settings, client, tallies["judging"])
     stages = tuple(_priced(stage, tally, settings) for stage, tally in tallies.items())
     return Estimate(asked_of, questions, stages, _caps(stages, settings))
@@ -193,7 +193,7 @@ async def _estimate(
 async def _rehearse_artifacts(
     batch: str, segments: pl.DataFrame, settings: Settings, client: Rehearsal, tally: _Tally
 ) -> pl.DataFrame:
-    if settings.llm.embedded:
+    if not settings.structured:
         return extract_artifacts(batch, segments, settings).artifacts
     before = client.usage.cached
     rows = await ask_artifacts(batch, segments, settings, client, Counter())
@@ -205,7 +205,7 @@ async def _rehearse_questions(
     tasks: list[QuestionTask], settings: Settings, client: Rehearsal, tally: _Tally
 ) -> Generated:
     before = client.usage.cached
-    if settings.llm.embedded:
+    if not settings.structured:
         found = await complete_questions(tasks, settings, client)
         tally.take(client, before, EMBEDDED_QUESTION_TOKENS)
         return found

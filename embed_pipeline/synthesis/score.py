@@ -16,7 +16,7 @@ from embed_pipeline.embedding.search import BM25, Hits, search
 from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import Usage
-from embed_pipeline.llm.client import open_client
+from embed_pipeline.llm.client import generator_name, open_client
 from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import JUDGE_PROMPTS, prompt_version
 from embed_pipeline.settings import Settings
@@ -68,7 +68,7 @@ class _Signals:
 def score_pairs(
     batch: str, pairs: pl.DataFrame, segments: pl.DataFrame, settings: Settings, encoder: Encoder
 ) -> Scoring:
-    """Judge every pair: by the judge model at an endpoint, by measure for the embedded model.
+    """Judge every pair: by the judge model or by measure, as ``synthesis.judge`` says.
 
     Args:
         batch: name of the batch.
@@ -89,11 +89,11 @@ def score_pairs(
     verdicts: list[Judgement | NoVerdict]
     asked: dict[str, bool | InvalidAnswer] = {}
     rejects: list[Reject] = []
-    if settings.llm.embedded:
+    if not settings.asks_judge:
         judge, usage = MEASURED, Usage()
         verdicts = list(_measured_verdicts(pairs, signals, settings))
     else:
-        judge = settings.llm.judge_model or settings.llm.model
+        judge = settings.llm.judge_model or generator_name(settings.llm)
         verdicts, asked, rejects, usage = run_interruptibly(_asked_verdicts(pairs, texts, settings))
     rows = []
     for index, pair in enumerate(pairs.iter_rows(named=True)):

@@ -41,7 +41,7 @@ def test_a_model_reads_every_document_in_windows(make_settings: MakeSettings) ->
 
 def test_a_window_that_is_too_long_is_read_in_halves(make_settings: MakeSettings) -> None:
     def respond(request: dict[str, Any]) -> str | Status:
-        shown = request["messages"][-1]["content"].count("\n[S") + 1
+        shown = request["messages"][-1]["content"].count("\n[S")
         return Status(400, message="the prompt exceeds the context size") if shown > 1 else material.respond(request)
 
     with stub_endpoint(respond) as stub:
