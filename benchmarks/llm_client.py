@@ -3,11 +3,12 @@
     python benchmarks/llm_client.py
     python benchmarks/llm_client.py --peer-python VENV/bin/python     (a venv with data-designer installed)
 
-The stub runs in a process of its own and takes 200 ms for an answer; answers differ in length. Without a limit the ideal is calls / concurrency
-x latency; with a limit of 20 requests a second, answered by 429 and ``Retry-After: 1``, it is calls / 20. Rounds of
-both clients are interleaved and medians compared; the limited setting takes one round, as it takes minutes. ``cold``
-is the start of our structured requests: 64 at once, nothing known of the endpoint, 2 s for an answer. A second pass over
-the same requests shows what the response store answers. Figures go to ``benchmarks/results/llm_client.json``.
+The stub runs in a process of its own and takes 200 ms for an answer; answers differ in length. Without a limit the
+ideal is calls / concurrency x latency; with a limit of 20 requests a second, answered by 429 and ``Retry-After: 1``, it
+is calls / 20. Rounds of both clients are interleaved and medians compared; the limited setting takes one round, as it
+takes minutes. ``cold`` is the start of structured requests: 64 at once, nothing known of the endpoint, 2 s for an
+answer. A second pass over the same requests shows what the response store answers. Figures go to
+``benchmarks/results/llm_client.json``.
 """
 
 from __future__ import annotations

@@ -359,6 +359,12 @@ class LLM(Group):
 class Synthesis(Group):
     """Segments to question-answer pairs to accepted pairs."""
 
+    path: Auto | Literal["completion", "structured"] = decides("auto", "document_artifacts", "qa_pairs")
+    """How the model is asked: by few-shot completion, which suits base and very small models, or for JSON by schema,
+    which suits models that follow instructions. auto: completion for the embedded model, structured at an endpoint."""
+    judge: Auto | Literal["measured", "asked"] = decides("auto", "qa_scores")
+    """Who scores the pairs: measures (round trip, grounding, form), or the judge model by a rubric. auto: measured for
+    the embedded model, asked at an endpoint."""
     questions_per_segment: int = decides(2, "qa_pairs", ge=1, le=20)
     """Single-hop questions asked of every segment that is long enough."""
     questions_per_document: Positive | None = decides(None, "qa_pairs")
@@ -711,6 +717,10 @@ class Gates(Group):
     """The mix check warns where a type's or hop count's share of the accepted pairs is farther from what was asked."""
     min_mean_score: Score = gates(6)
     """The score check warns where the mean of a criterion over all judged pairs is below."""
+    min_judge_spread: float = gates(0.25, ge=0, le=9)
+    """The judge check fails where the overall scores of a judge that is asked have a smaller standard deviation."""
+    min_judge_margin: float = gates(0.5, ge=0, le=9)
+    """The judge check fails where planted bad pairs of a kind score less than this below the others, overall."""
     max_duplicate_rate: Share = gates(0.3)
     """The duplicate check warns above this share of duplicates among the pairs that pass every threshold."""
     min_round_trip_rate: Share = gates(0.3)
@@ -831,6 +841,16 @@ class Settings(Group):
     gates: Gates = Gates()
     tracking: Tracking = Tracking()
     orchestration: Orchestration = Orchestration()
+
+    @property
+    def structured(self) -> bool:
+        """True where the model is asked for JSON by schema, false where it completes texts."""
+        return not self.llm.embedded if self.synthesis.path == "auto" else self.synthesis.path == "structured"
+
+    @property
+    def asks_judge(self) -> bool:
+        """True where a model judges the pairs, false where they are measured."""
+        return not self.llm.embedded if self.synthesis.judge == "auto" else self.synthesis.judge == "asked"
 
     @model_validator(mode="after")
     def _changes_the_base(self) -> Settings:

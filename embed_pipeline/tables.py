@@ -364,7 +364,8 @@ REJECTED_PAIRS = Table(
 REJECTED_JUDGEMENTS = replace(
     REJECTED_PAIRS,
     name="rejected_judgements",
-    description="Pairs that got no usable verdict, with the reason and the judge's raw answer.",
+    description="Pairs that got no usable verdict, with the reason and the judge's raw answer; "
+    "with the reason planted, what the judge made of bad pairs that it was tried on.",
     # They are the judge's, not those of the pair.
     sources={"generator": (), "prompt_version": ()},
 )

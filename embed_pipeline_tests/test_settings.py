@@ -30,6 +30,9 @@ DEFINITIONS = {setting.name: setting for setting in Settings.definitions()}
 OTHERS: dict[str, Any] = {
     "serving.truncate": "END",
     "paths.assets": "memory://bucket/prefix",
+    "llm.base_url": "http://127.0.0.1:9/v1",
+    "synthesis.path": "structured",
+    "synthesis.judge": "asked",
     "embedding.model": "packaged ",
     "synthesis.reasoning_types": {"factual": 1},
     "synthesis.styles": {"question": 1},
@@ -200,7 +203,7 @@ def test_no_setting_is_unread():
     # Bounds of acceptance are read by the name of their criterion.
     criteria = {f"synthesis.min_{name}" for name in ("relevance", "accuracy", "context_support", "clarity", "overall")}
     # Read by properties of settings.py.
-    inside = {"paths.assets", "tracking.uri", "training_data.sources"}
+    inside = {"paths.assets", "tracking.uri", "training_data.sources", "synthesis.judge"}
     unread = {name for name in DEFINITIONS if name.rpartition(".")[2] not in read_attributes()}
     assert unread <= criteria | inside
 

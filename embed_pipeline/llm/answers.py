@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
@@ -47,11 +47,31 @@ def instruct(messages: list[dict[str, Any]], schema: Mapping[str, Any]) -> list[
     return [{"role": "system", "content": instruction}, *messages]
 
 
-def strict_schema(answer: type[BaseModel]) -> dict[str, Any]:
-    """The type's JSON schema in the strict form: every object closed, every property required, no defaults."""
+def strict_schema(answer: type[BaseModel], known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """The type's JSON schema in the strict form: every object closed, every property required, no defaults.
+
+    Args:
+        answer: the type.
+        known: what one call knows beforehand, ``Type.property`` to keywords of its schema: how many entries, which
+            labels, how long. A model that is held to them cannot ramble or leave out.
+    """
     schema = answer.model_json_schema()
+    for place, keywords in (known or {}).items():
+        owner, _, name = place.partition(".")
+        holder = schema if owner == answer.__name__ else schema["$defs"][owner]
+        holder["properties"][name] |= keywords
     _close(schema)
     return schema
+
+
+def exactly(count: int) -> dict[str, int]:
+    """Keywords of a list of so many entries."""
+    return {"minItems": count, "maxItems": count}
+
+
+def some_of(labels: Sequence[str], most: int | None = None) -> dict[str, Any]:
+    """Keywords of a list of one or more of these labels."""
+    return {"items": {"type": "string", "enum": list(labels)}, "minItems": 1, "maxItems": most or len(labels)}
 
 
 def _close(node: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ class LLMClient:
         if not chosen:
             raise ValueError("llm.base_url is None and no base_url is given: open_client starts the embedded server")
         self.budget = Budget(llm)
-        self.generator = model_file(llm).stem if llm.embedded else llm.model
+        self.generator = generator_name(llm)
         self._llm = llm
         self._store = store
         self._urls = [chosen] if isinstance(chosen, str) else list(chosen)
@@ -224,6 +224,7 @@ class LLMClient:
         *,
         temperature: float,
         seed: int,
+        known: Mapping[str, Mapping[str, Any]] | None = None,
         model: str | None = None,
         about: str = "",
     ) -> Structured[T]:
@@ -234,6 +235,7 @@ class LLMClient:
             answer: the type; validated strictly, so that no value is coerced.
             temperature: sampling temperature.
             seed: sampling seed.
+            known: what the call knows of the answer beforehand, for the schema (:func:`strict_schema`).
             model: another model at the same endpoint; None: the generator.
             about: what the request is about, named in errors.
 
@@ -242,7 +244,7 @@ class LLMClient:
             AnswersCut: if every answer so far was cut at its length limit.
             RequestFailed, EndpointError, BudgetExhausted, ResponseStoreError: as :meth:`complete`.
         """
-        schema = strict_schema(answer)
+        schema = strict_schema(answer, known)
         conversation = list(messages)
         reason, detail, raw = "", "", ""
         for attempt in range(1 + MAX_REASKS):
@@ -367,6 +369,15 @@ class LLMClient:
                     return self._store.put(key, got, replace=bool(stored))
             finally:
                 self._format_known.set()
+
+
+def generator_name(llm: settings.LLM) -> str:
+    """The model's name as tables record it.
+
+    Raises:
+        EmbeddedModelError: the embedded model's file is missing.
+    """
+    return model_file(llm).stem if llm.embedded else llm.model
 
 
 @asynccontextmanager

@@ -21,14 +21,13 @@ _OPTIONAL = ("seed", "temperature", "max_tokens")
 _SCHEMA = "response_format"
 _SYSTEM = "system role"
 _RENAMED = "max_completion_tokens"
-_BOUNDS = "bounds"
 _CLOSED = "additionalProperties"
-_BOUND_KEYWORDS = frozenset(
-    {"minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-)
-_BOUND_WORDS = re.compile(
-    r"\b(?:min|max)(?:Length|Items)\b|[\"'`](?:exclusive)?(?:minimum|maximum)[\"'`]", re.IGNORECASE
-)
+_BOUNDS = {
+    "bounds of lengths": ("minLength", "maxLength"),
+    "bounds of lists": ("minItems", "maxItems"),
+    "bounds of numbers": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+}
+"""Groups of schema keywords that some endpoints refuse."""
 _SCHEMA_WORDS = re.compile(
     r"response_?format|response_?schema|json_?schema|json_?object|structured.?output|guided.?(?:decoding|json)|grammar|"
     r"text\.format|\$(?:ref|defs)\b|schema",
@@ -183,8 +182,15 @@ class Wording:
         if _SCHEMA in body:
             if _CLOSED.lower() in text.lower():
                 return {_CLOSED}
-            if _BOUND_WORDS.search(text) and _BOUNDS not in self._tried:
-                return {_BOUNDS}
+            bounds = {
+                group
+                for group, keywords in _BOUNDS.items()
+                if any(
+                    re.search(rf"\b{word}\b", text) and (not word.islower() or f"'{word}'" in text) for word in keywords
+                )
+            }
+            if bounds - self._tried:
+                return bounds
             server_fault = failure.status in _SERVER_FAULTS and not self._dialect.schema_answered
             if self._dialect.may_change_format and (
                 server_fault or fields & {_SCHEMA} or _SCHEMA_WORDS.search(text) is not None
@@ -201,7 +207,7 @@ def names_schema(failure: Failure) -> bool:
 
 def _without(schema: Mapping[str, Any], changes: frozenset[str]) -> dict[str, Any]:
     """The schema without the keywords that the endpoint refuses."""
-    refused = (_BOUND_KEYWORDS if _BOUNDS in changes else frozenset()) | ({_CLOSED} & changes)
+    refused = {_CLOSED} & changes | {word for group, words in _BOUNDS.items() if group in changes for word in words}
 
     def strip(node: Any, *, names: bool = False) -> Any:  # noqa: ANN401 - JSON
         if isinstance(node, dict):

@@ -159,6 +159,25 @@ def mean_scores(
 
 
 @dg.asset_check(
+    asset="qa_dataset",
+    description="The judge tells good pairs from bad: its verdicts differ, and planted bad pairs score lower.",
+    additional_ins={"qa_scores": all_batches(), "rejected_judgements": all_batches()},
+)
+def judge_discriminates(
+    settings: dg.ResourceParam[Settings],
+    qa_dataset: pl.DataFrame,  # noqa: ARG001 - what the check is about
+    qa_scores: dict[str, pl.DataFrame],
+    rejected_judgements: dict[str, pl.DataFrame],
+) -> dg.AssetCheckResult:
+    """``gates.min_judge_spread`` and ``gates.min_judge_margin``; a judge that measures is not asked."""
+    scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
+    judgements = pl.concat(rejected_judgements.values()) if rejected_judgements else tables.REJECTED_PAIRS.empty()
+    faults, figures = quality.judge_faults(scores, judgements, settings.gates)
+    advice = ["the judge is at fault: set llm.judge_model to a larger model"] if faults else []
+    return none_of(faults + advice, figures)
+
+
+@dg.asset_check(
     asset="dataset_split",
     blocking=True,
     description="No leak: no group on two sides, no test question or copy of one in train; enough test questions.",
@@ -286,6 +305,7 @@ all_checks = [
     encoder_knows_the_words,
     generated_set,
     mean_scores,
+    judge_discriminates,
     split_is_sound,
     negatives_are_wrong,
     negatives_suffice,

@@ -186,13 +186,12 @@ def _explain(result: dg.ExecuteInProcessResult) -> str:
     Raises:
         StageInterrupted: no step failed of itself.
     """
-    checks = [
-        failed_check(evaluation)
-        for evaluation in result.get_asset_check_evaluations()
-        if not evaluation.passed and evaluation.blocking
-    ]
-    if checks:
-        return "; ".join(checks)
+    failed = [evaluation for evaluation in result.get_asset_check_evaluations() if not evaluation.passed]
+    if any(evaluation.blocking for evaluation in failed):
+        # An error that blocks nothing may be the cause of one that does.
+        error = dg.AssetCheckSeverity.ERROR
+        told = [evaluation for evaluation in failed if evaluation.blocking or evaluation.severity is error]
+        return "; ".join(failed_check(evaluation) for evaluation in told)
     found = []
     for event in result.all_events:
         if event.is_step_failure:

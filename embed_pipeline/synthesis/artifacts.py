@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from embed_pipeline import tables
 from embed_pipeline.enumerations import ArtifactKind
-from embed_pipeline.llm.answers import InvalidAnswer
+from embed_pipeline.llm.answers import InvalidAnswer, some_of
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.llm.client import LLMClient, open_client
 from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import delimit, fill_prompt, plain_label
+from embed_pipeline.llm.rehearsal import NOT_ASKED
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.injections import remove_instructions
 from embed_pipeline.text.words import content_words, inverse_document_frequency, overlap, specific_terms
@@ -67,16 +68,16 @@ class Extraction:
 def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) -> Extraction:
     """Artifacts of every document of the batch: what the questions are steered by and the neighbour graph joined by.
 
-    With an endpoint, its model reads each document; the embedded model is too small for that, and the statistical
-    extractor (``keyphrases``) speaks instead: headings, identifiers and words that set the document apart from the
-    others. An artifact that names an unknown segment, or whose words do not stand in its segments, is left out.
+    A model that is asked for JSON reads each document. One that completes texts cannot, and the statistical extractor
+    (``keyphrases``) speaks instead: headings, identifiers and words that set the document apart from the others. An
+    artifact that names an unknown segment, or whose words do not stand in its segments, is left out.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
     """
     dropped: Counter[str] = Counter()
     usage = Usage()
-    if settings.llm.embedded:
+    if not settings.structured:
         rows = _keyphrases(batch, segments)
     else:
         rows, usage = run_interruptibly(_ask_all(batch, segments, settings, dropped))
@@ -128,6 +129,8 @@ async def ask_artifacts(
 ) -> list[dict[str, Any]]:
     """Have every document read; rows of :data:`tables.DOCUMENT_ARTIFACTS`, what is left out counted in ``dropped``.
 
+    A window that the model's context does not hold is read in halves.
+
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
     """
@@ -139,9 +142,15 @@ async def ask_artifacts(
                 ArtifactsAnswer,
                 temperature=0.0,
                 seed=settings.seed,
+                known=_known_of(window),
                 about=f"document {window[0]['document_id']}",
             )
         except InvalidAnswer as error:
+            if error.reason == "prompt_too_long" and len(window) > 1:
+                half = len(window) // 2
+                return [*await ask(window[:half]), *await ask(window[half:])]
+            if error.reason == NOT_ASKED:
+                return []
             logger.info("no artifacts from document %s: %s", window[0]["document_id"], error)
             dropped[error.reason] += 1
             return []
@@ -149,6 +158,15 @@ async def ask_artifacts(
 
     results = await client.gather(plan_windows(segments), ask, label="Reading documents for artifacts", unit="calls")
     return [row for result in results for row in result]
+
+
+def _known_of(window: Window) -> dict[str, dict[str, Any]]:
+    labels = [f"S{number}" for number in range(1, len(window) + 1)]
+    return {
+        "ArtifactsAnswer.artifacts": {"maxItems": _PER_DOCUMENT},
+        "ArtifactAnswer.text": {"minLength": 1, "maxLength": _MAX_CHARACTERS},
+        "ArtifactAnswer.segments": some_of(labels),
+    }
 
 
 def messages_of(window: Window) -> list[dict[str, Any]]:

@@ -28,7 +28,13 @@ from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import artifact_frame, ask_artifacts, extract_artifacts
 from embed_pipeline.synthesis.completion_generator import complete_questions
 from embed_pipeline.synthesis.generate import plan_tasks
-from embed_pipeline.synthesis.judge import ask_hops_needed, ask_judge
+from embed_pipeline.synthesis.judge import (
+    LEAST_JUDGED,
+    PLANTED_OF_A_KIND,
+    ask_hops_needed,
+    ask_judge,
+    plant_bad_pairs,
+)
 from embed_pipeline.synthesis.pairs import Generated, pair_row
 from embed_pipeline.synthesis.plan import QuestionTask, askable_sources
 from embed_pipeline.synthesis.structured_generator import ask_questions
@@ -178,7 +184,7 @@ async def _estimate(
             asked_of += len(sources)
             questions += sum(len(task.specs) for task in tasks)
             found = await _rehearse_questions(tasks, settings, client, tallies["questions"])
-            if not settings.llm.embedded:
+            if settings.asks_judge:
                 await _rehearse_judging(batch, frame, tasks, found, settings, client, tallies["judging"])
     stages = tuple(_priced(stage, tally, settings) for stage, tally in tallies.items())
     return Estimate(asked_of, questions, stages, _caps(stages, settings))
@@ -187,7 +193,7 @@ async def _estimate(
 async def _rehearse_artifacts(
     batch: str, segments: pl.DataFrame, settings: Settings, client: Rehearsal, tally: _Tally
 ) -> pl.DataFrame:
-    if settings.llm.embedded:
+    if not settings.structured:
         return extract_artifacts(batch, segments, settings).artifacts
     before = client.usage.cached
     rows = await ask_artifacts(batch, segments, settings, client, Counter())
@@ -199,7 +205,7 @@ async def _rehearse_questions(
     tasks: list[QuestionTask], settings: Settings, client: Rehearsal, tally: _Tally
 ) -> Generated:
     before = client.usage.cached
-    if settings.llm.embedded:
+    if not settings.structured:
         found = await complete_questions(tasks, settings, client)
         tally.take(client, before, EMBEDDED_QUESTION_TOKENS)
         return found
@@ -223,22 +229,25 @@ async def _rehearse_judging(  # noqa: PLR0917 - a batch and its context
     known = dict(segments.select("segment_id", "document_id").iter_rows())
     made_by = {"generator": "", "prompt_version": ""}
     rows = {str(row["qa_id"]): row for row in (pair_row(pair, batch, known, made_by) for pair in found.pairs)}
-    await ask_judge(list(rows.values()), texts, settings, client)
+    pairs = [rows[key] for key in sorted(rows)]
+    coming = _coming(tasks, found)
+    planted = [] if coming else plant_bad_pairs(pairs)
+    await ask_judge([*pairs, *planted], texts, settings, client)
     tally.take(client, before, VERDICT_TOKENS)
     before = client.usage.cached
     joined = [row for row in rows.values() if row["hop_count"] > 1] if settings.synthesis.check_hops else []
     await ask_hops_needed(joined, texts, settings, client)
     tally.take(client, before, NEED_TOKENS * settings.synthesis.max_hops)
     # Verdicts on pairs that are not written yet.
-    coming = _coming(tasks, found)
     share = coming / max(1, sum(len(task.specs) for task in tasks))
     multi = sum(len(task.specs) for task in tasks if len(task.sources) > 1) if settings.synthesis.check_hops else 0
     text = sum(len(source.text) * len(task.specs) for task in tasks for source in task.sources)
     rubric, hops = (len(read_prompt(name)) for name in JUDGE_PROMPTS)
     size = round((text * share + coming * rubric + multi * share * hops) / CHARACTERS_PER_TOKEN)
-    tally.calls += coming + round(multi * share)
-    tally.prompt_tokens += size + coming * PAIR_TOKENS
-    tally.completion_tokens += coming * VERDICT_TOKENS + round(multi * share * NEED_TOKENS * 2)
+    tries = 3 * PLANTED_OF_A_KIND if coming and coming + len(pairs) >= LEAST_JUDGED else 0
+    tally.calls += coming + tries + round(multi * share)
+    tally.prompt_tokens += round(size * (1 + tries / max(1, coming))) + (coming + tries) * PAIR_TOKENS
+    tally.completion_tokens += (coming + tries) * VERDICT_TOKENS + round(multi * share * NEED_TOKENS * 2)
 
 
 def _coming(tasks: list[QuestionTask], found: Generated) -> int:

@@ -62,14 +62,14 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
 
     async def run() -> tuple[Generated, str, Usage]:
         async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
-            if settings.llm.embedded:
-                found = await complete_questions(tasks, settings, client)
-            else:
+            if settings.structured:
                 found = await ask_questions(tasks, settings, client)
+            else:
+                found = await complete_questions(tasks, settings, client)
             return found, client.generator, client.usage
 
     found, generator, usage = run_interruptibly(run()) if tasks else (Generated(), settings.llm.model, Usage())
-    version = prompt_version(*(COMPLETION_PROMPTS if settings.llm.embedded else STRUCTURED_PROMPTS))
+    version = prompt_version(*(STRUCTURED_PROMPTS if settings.structured else COMPLETION_PROMPTS))
     return _frames(batch, found, sources, {"generator": generator, "prompt_version": version}, usage)
 
 

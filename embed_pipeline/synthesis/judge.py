@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from embed_pipeline.llm.answers import InvalidAnswer
+from embed_pipeline.llm.answers import InvalidAnswer, exactly
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.llm.prompts import delimit, plain_label, read_prompt
 from embed_pipeline.settings import Settings
@@ -20,6 +20,11 @@ from embed_pipeline.text.words import content_words, words
 _GOOD_COSINE = 0.7
 _SHORT_QUESTION_WORDS = 6
 _RARE_IDF = 2.5
+_REASON_CHARACTERS = 300
+LEAST_JUDGED = 10
+"""Pairs of a batch from which on the judge is tried on planted bad ones too."""
+PLANTED_OF_A_KIND = 3
+_COPIED_PROMPT = "What would a person who has not seen the documents ask of a search engine?"
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,14 @@ def _clarity(question: str, problem: str | None, idf: Mapping[str, float], style
 
 
 class Criterion(BaseModel):
-    """A score and why. Not coerced: "9/10", 11, NaN or a missing value is no verdict."""
+    """Why, and then the score: a reason that comes after it cannot inform it.
+
+    Not coerced: "9/10", 11, NaN or a missing value is no verdict.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    score: Annotated[float, Field(ge=1, le=10)]
-    justification: Annotated[str, Field(min_length=1)]
+    justification: Annotated[str, Field(min_length=1, json_schema_extra={"maxLength": _REASON_CHARACTERS})]
+    score: Annotated[float, Field(ge=1, le=10, json_schema_extra={"enum": [half / 2 for half in range(2, 21)]})]
 
 
 class JudgeAnswer(BaseModel):
@@ -120,8 +128,37 @@ class NoVerdict:
     raw: str
 
 
+def plant_bad_pairs(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs that a judge must turn down, made from good ones: a few of each kind, named in ``planted``.
+
+    ``wrong_answer`` has the answer of another pair, ``other_segment`` the segments of another pair, and
+    ``copied_prompt`` asks for what the generator was told. With few pairs there are none.
+
+    Args:
+        pairs: rows of :data:`tables.QA_PAIRS`.
+    """
+    if len(pairs) < LEAST_JUDGED:
+        return []
+    step = len(pairs) // PLANTED_OF_A_KIND
+    planted: list[dict[str, Any]] = []
+    for pair in [pairs[number * step] for number in range(PLANTED_OF_A_KIND)]:
+        others = [other for other in pairs if not set(other["document_ids"]) & set(pair["document_ids"])]
+        others = others or [other for other in pairs if not set(other["segment_ids"]) & set(pair["segment_ids"])]
+        if others:
+            other = others[len(planted) % len(others)]
+            planted.append({**pair, "planted": "wrong_answer", "answer": other["answer"]})
+            planted.append({**pair, "planted": "other_segment", "segment_ids": other["segment_ids"]})
+        planted.append({**pair, "planted": "copied_prompt", "question": _COPIED_PROMPT})
+    return planted
+
+
 async def ask_judge(
-    pairs: Sequence[Mapping[str, Any]], segments: Mapping[str, str], settings: Settings, client: LLMClient
+    pairs: Sequence[Mapping[str, Any]],
+    segments: Mapping[str, str],
+    settings: Settings,
+    client: LLMClient,
+    *,
+    label: str = "Judging pairs",
 ) -> list[Judgement | NoVerdict]:
     """Have every pair judged, in order.
 
@@ -130,6 +167,7 @@ async def ask_judge(
         segments: segment id to text.
         settings: the judge's name and the seed.
         client: the endpoint.
+        label: what the progress shows.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -155,7 +193,7 @@ async def ask_judge(
             return NoVerdict(pair["qa_id"], error.reason, str(error), error.raw)
         return answer.value.verdict()
 
-    return await client.gather(pairs, ask, label="Judging pairs", unit="pairs")
+    return await client.gather(pairs, ask, label=label, unit="pairs")
 
 
 class SegmentNeed(BaseModel):
@@ -163,8 +201,8 @@ class SegmentNeed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     segment: str
+    reason: Annotated[str, Field(json_schema_extra={"maxLength": _REASON_CHARACTERS})]
     needed: bool
-    reason: str
 
 
 class NeedsAnswer(BaseModel):
@@ -226,6 +264,10 @@ async def ask_hops_needed(
                 NeedsAnswer,
                 temperature=0.0,
                 seed=settings.seed,
+                known={
+                    "NeedsAnswer.segments": exactly(len(labels)),
+                    "SegmentNeed.segment": {"enum": labels},
+                },
                 model=settings.llm.judge_model,
                 about=f"pair {pair['qa_id']}",
             )

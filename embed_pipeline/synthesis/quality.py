@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import polars as pl
 
 from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.settings import Gates, Synthesis
+from embed_pipeline.synthesis.judge import LEAST_JUDGED
 from embed_pipeline.synthesis.plan import STRUCTURAL_SHARE
+from embed_pipeline.synthesis.score import MEASURED, PLANTED
 from embed_pipeline.synthesis.select import ACCEPTED
 
 ROUND_TRIP_K = 10
 WORST = 10
+PLANTED_KINDS = MappingProxyType(
+    {
+        "wrong_answer": "a wrong answer",
+        "other_segment": "segments of another subject",
+        "copied_prompt": "a sentence of the prompt as their question",
+    }
+)
+"""Kind of planted bad pair to its words."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +176,43 @@ def round_trip_rate(decisions: pl.DataFrame, gates: Gates) -> Check:
     lost = decisions.sort("round_trip_rank", "overall", "qa_id", descending=[True, True, False], nulls_last=True)
     worst = lost.select("qa_id", "round_trip_rank", "overall", "question")
     return _at_least(_share(found), gates.min_round_trip_rate, worst)
+
+
+def judge_faults(scores: pl.DataFrame, judgements: pl.DataFrame, gates: Gates) -> tuple[list[str], dict[str, float]]:
+    """Why the judge that was asked cannot tell good pairs from bad, a sentence each, and what was measured.
+
+    Args:
+        scores: frame of :data:`tables.QA_SCORES`.
+        judgements: frame of :data:`tables.REJECTED_JUDGEMENTS`, with what the judge made of planted bad pairs.
+        gates: ``min_judge_spread`` and ``min_judge_margin``.
+    """
+    asked = scores.filter(pl.col("judge") != MEASURED)
+    if asked.height < LEAST_JUDGED:
+        return [], {}
+    names = ", ".join(sorted(asked["judge"].unique()))
+    mean, spread = _mean(asked["overall"]), float(asked["overall"].std() or 0.0)  # type: ignore[arg-type]  # a number
+    measured = {"mean_overall": mean, "spread": spread}
+    ranks = asked.select(pl.corr("overall", -pl.col("round_trip_rank"), method="spearman")).item()
+    if ranks is not None and not math.isnan(ranks):
+        measured["agreement_with_round_trip"] = float(ranks)
+    faults = []
+    if spread < gates.min_judge_spread:
+        faults.append(f"the verdicts of {names} are all alike: overall {mean:.2f}, standard deviation {spread:.2f}")
+    said: dict[str, list[float]] = {}
+    for raw in judgements.filter(pl.col("reason") == PLANTED)["raw"]:
+        planted = json.loads(raw)
+        if planted["overall"] is not None:
+            said.setdefault(planted["kind"], []).append(planted["overall"])
+    for kind, values in sorted(said.items()):
+        measured[kind] = sum(values) / len(values)
+        if measured[kind] > mean - gates.min_judge_margin:
+            meaning = PLANTED_KINDS.get(kind, kind)
+            faults.append(f"{names} gives pairs with {meaning} {measured[kind]:.2f} overall, and the others {mean:.2f}")
+    return faults, measured
+
+
+def _mean(column: pl.Series) -> float:
+    return float(column.mean() or 0.0)  # type: ignore[arg-type]  # a number
 
 
 def _asked_shares(synthesis: Synthesis) -> dict[str, Mapping[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +16,25 @@ from embed_pipeline.embedding.search import BM25, Hits, search
 from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import Usage
-from embed_pipeline.llm.client import open_client
+from embed_pipeline.llm.client import generator_name, open_client
 from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import JUDGE_PROMPTS, prompt_version
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.judge import Judgement, NoVerdict, ask_hops_needed, ask_judge, hop_need, judge_by_measure
+from embed_pipeline.synthesis.judge import (
+    Judgement,
+    NoVerdict,
+    ask_hops_needed,
+    ask_judge,
+    hop_need,
+    judge_by_measure,
+    plant_bad_pairs,
+)
 from embed_pipeline.synthesis.pairs import Reject, form_problem, reject_rows
 from embed_pipeline.text.words import inverse_document_frequency, overlap
 
 MEASURED = "measured"
+PLANTED = "planted"
+"""Reason of the rows of ``rejected_judgements`` that say what the judge made of planted bad pairs."""
 LEAST_HOP_NEED = 0.15
 """Where the judge is not asked: the share of its question's rare words that each hop of a pair must hold alone."""
 SEARCH_DEPTH = 100
@@ -57,7 +68,7 @@ class _Signals:
 def score_pairs(
     batch: str, pairs: pl.DataFrame, segments: pl.DataFrame, settings: Settings, encoder: Encoder
 ) -> Scoring:
-    """Judge every pair: by the judge model at an endpoint, by measure for the embedded model.
+    """Judge every pair: by the judge model or by measure, as ``synthesis.judge`` says.
 
     Args:
         batch: name of the batch.
@@ -77,14 +88,14 @@ def score_pairs(
     signals = _measure(pairs, texts, titled, encoder)
     verdicts: list[Judgement | NoVerdict]
     asked: dict[str, bool | InvalidAnswer] = {}
-    if settings.llm.embedded:
+    rejects: list[Reject] = []
+    if not settings.asks_judge:
         judge, usage = MEASURED, Usage()
         verdicts = list(_measured_verdicts(pairs, signals, settings))
     else:
-        judge = settings.llm.judge_model or settings.llm.model
-        verdicts, asked, usage = run_interruptibly(_asked_verdicts(pairs, texts, settings))
+        judge = settings.llm.judge_model or generator_name(settings.llm)
+        verdicts, asked, rejects, usage = run_interruptibly(_asked_verdicts(pairs, texts, settings))
     rows = []
-    rejects = []
     for index, pair in enumerate(pairs.iter_rows(named=True)):
         verdict = verdicts[index]
         hops_needed = asked.get(pair["qa_id"], signals.hop_needs[index] >= LEAST_HOP_NEED)
@@ -164,13 +175,23 @@ def _measured_verdicts(pairs: pl.DataFrame, signals: _Signals, settings: Setting
 
 async def _asked_verdicts(
     pairs: pl.DataFrame, texts: dict[str, str], settings: Settings
-) -> tuple[list[Judgement | NoVerdict], dict[str, bool | InvalidAnswer], Usage]:
+) -> tuple[list[Judgement | NoVerdict], dict[str, bool | InvalidAnswer], list[Reject], Usage]:
     rows = pairs.to_dicts()
+    planted = plant_bad_pairs(rows)
     async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
         verdicts = await ask_judge(rows, texts, settings, client)
         joined = [row for row in rows if row["hop_count"] > 1] if settings.synthesis.check_hops else []
         needed = await ask_hops_needed(joined, texts, settings, client)
-        return verdicts, dict(zip((row["qa_id"] for row in joined), needed, strict=True)), client.usage
+        found = await ask_judge(planted, texts, settings, client, label="Judging planted bad pairs")
+        tried = [_planted(*both) for both in zip(planted, found, strict=True)]
+        return verdicts, dict(zip((row["qa_id"] for row in joined), needed, strict=True)), tried, client.usage
+
+
+def _planted(pair: Mapping[str, Any], verdict: Judgement | NoVerdict) -> Reject:
+    """What the judge made of a planted bad pair, as a row that the check of the judge reads."""
+    overall = None if isinstance(verdict, NoVerdict) else round(verdict.overall, 4)
+    raw = json.dumps({"kind": pair["planted"], "overall": overall, "question": pair["question"]}, ensure_ascii=False)
+    return Reject(tuple(pair["segment_ids"]), PLANTED, f"{pair['qa_id']} as {pair['planted']}", raw)
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from embed_pipeline.enumerations import QueryType, ReasoningType, Style
-from embed_pipeline.llm.answers import InvalidAnswer, explain_problem, parse_answer
+from embed_pipeline.llm.answers import InvalidAnswer, exactly, explain_problem, parse_answer, some_of
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.llm.prompts import delimit, plain_label, read_prompt
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem, form_problem
 from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, work_order
+from embed_pipeline.text.words import words
 
 PAIRS_PER_CALL = 8
 """More in one answer would be cut at the usual length limit, and are written worse."""
 _ARTIFACTS_SHOWN = 6
+_QUESTION_CHARACTERS = 300
+"""Bounds in the schema, so that a model cannot ramble; what validation lets pass is wider."""
+_ANSWER_CHARACTERS = 1500
+_SUMMARY_CHARACTERS = 400
+_COPIED_WORDS = 4
+_COPIED_SHARE = 0.5
 _FORMS_REFUSED = frozenset({"instruction", "refers_to_text", "asks_the_model"})
 
 
@@ -133,6 +141,17 @@ def _call(tasks: list[QuestionTask]) -> PromptCall:
     return PromptCall(sources, tuple(requests), tasks[0].seed)
 
 
+def _halves(call: PromptCall) -> list[PromptCall]:
+    """Two calls with half of the requests each, and the segments that these are on."""
+    middle = len(call.requests) // 2
+    halves = []
+    for requests in (call.requests[:middle], call.requests[middle:]):
+        labels = {label for request in requests for label in request.labels}
+        sources = {label: source for label, source in call.sources.items() if label in labels}
+        halves.append(PromptCall(sources, requests, call.seed))
+    return halves
+
+
 def messages_of(call: PromptCall) -> list[dict[str, Any]]:
     """The conversation that asks for a call's pairs."""
     texts = {label: f"({source.title})\n{source.text}" for label, source in call.sources.items()}
@@ -152,6 +171,23 @@ def messages_of(call: PromptCall) -> list[dict[str, Any]]:
     ]
 
 
+def known_of(call: PromptCall, synthesis: Synthesis) -> dict[str, dict[str, Any]]:
+    """What a call knows of its answer beforehand, for the schema."""
+    hops = [len(request.labels) for request in call.requests]
+    multi = max(hops) > 1
+    return {
+        "PairsAnswer.pairs": exactly(len(call.requests)),
+        "PairAnswer.request": {"enum": list(range(1, len(call.requests) + 1))},
+        "PairAnswer.question": {"minLength": 1, "maxLength": _QUESTION_CHARACTERS},
+        "PairAnswer.answer": {"minLength": 1, "maxLength": _ANSWER_CHARACTERS},
+        "PairAnswer.query_type": {"enum": ["multi_hop"] if multi else ["contextual", "structural"]},
+        "PairAnswer.complexity": {"enum": list(range(synthesis.min_complexity, synthesis.max_complexity + 1))},
+        "PairAnswer.hops": {"minItems": min(hops), "maxItems": max(hops)},
+        "HopAnswer.segments": some_of(list(call.sources), most=1),
+        "HopAnswer.summary": {"minLength": 1, "maxLength": _SUMMARY_CHARACTERS},
+    }
+
+
 def _about(call: PromptCall) -> str:
     """The documents and segments of a call, for messages."""
     documents = sorted({source.document_id for source in call.sources.values()})
@@ -160,7 +196,7 @@ def _about(call: PromptCall) -> str:
 
 
 async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
-    """Ask for the questions of all tasks.
+    """Ask for the questions of all tasks; a call that the model's context does not hold is made in halves.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -171,9 +207,17 @@ async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: L
         temperature = settings.synthesis.sampling_temperature
         try:
             answer = await client.structured(
-                messages_of(call), PairsAnswer, temperature=temperature, seed=call.seed, about=_about(call)
+                messages_of(call),
+                PairsAnswer,
+                temperature=temperature,
+                seed=call.seed,
+                known=known_of(call, settings.synthesis),
+                about=_about(call),
             )
         except InvalidAnswer as error:
+            if error.reason == "prompt_too_long" and len(call.requests) > 1:
+                first, second = [await ask(half) for half in _halves(call)]
+                return Generated(first.pairs + second.pairs, first.rejects + second.rejects)
             ids = tuple(source.segment_id for source in call.sources.values())
             return Generated([], [Reject(ids, error.reason, str(error), error.raw)])
         found = sort_answer(answer.value, call, settings.synthesis.max_hops)
@@ -235,5 +279,23 @@ def _not_as_asked(item: PairAnswer, request: RequestedQuestion | None) -> tuple[
 
 def _form(pair: Pair) -> tuple[str, str] | None:
     """Forms that no language excuses; the others are left to the judge."""
+    if copies_prompt(pair.question):
+        return "copies_prompt", "the question is a sentence of the prompt"
     problem = form_problem(pair.question, pair.style)
     return (problem, "form of the question") if problem in _FORMS_REFUSED else None
+
+
+def copies_prompt(question: str) -> bool:
+    """True where half of a question's runs of four words are runs of the prompt, example included."""
+    runs = _runs(question)
+    return bool(runs) and len(runs & _prompt_runs()) >= _COPIED_SHARE * len(runs)
+
+
+@cache
+def _prompt_runs() -> frozenset[tuple[str, ...]]:
+    return frozenset(_runs(read_prompt("questions.md")))
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    return {tuple(found[start : start + _COPIED_WORDS]) for start in range(len(found) - _COPIED_WORDS + 1)}

@@ -106,11 +106,11 @@ class CrossEncoderCheck:
 
 
 class AnswerVerdict(BaseModel):
-    """Does the passage answer the question, and why."""
+    """Why, and then whether the passage answers the question."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    justification: Annotated[str, Field(min_length=1, json_schema_extra={"maxLength": 300})]
     answers: bool
-    justification: Annotated[str, Field(min_length=1)]
 
 
 class JudgeCheck:

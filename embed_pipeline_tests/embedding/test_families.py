@@ -18,6 +18,8 @@ from embed_pipeline.embedding.onnx_export import OnnxExportError, export_onnx
 from embed_pipeline.settings import Embedding, Release
 from embed_pipeline_tests import families
 
+pytestmark = pytest.mark.slow
+
 CPU = Embedding(device="cpu")
 OLDEST = "EMBED_OLDEST_VERSIONS"
 """Names a folder with sentence-transformers 5.1 and transformers 4.56, installed with ``pip install --target``."""

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field
 
-from embed_pipeline.llm.answers import breaks_schema, explain_problem, instruct, parse_answer, strict_schema
+from embed_pipeline.llm.answers import breaks_schema, exactly, explain_problem, instruct, parse_answer, strict_schema
+from embed_pipeline.llm.dialect import Dialect, Wording
+from embed_pipeline.llm.failures import Failure, scope_of
 
 
 class Part(BaseModel):
@@ -99,3 +101,45 @@ def test_the_instruction_joins_the_system_message() -> None:
     assert [message["role"] for message in alone] == [message["role"] for message in joined] == ["system", "user"]
     assert joined[0]["content"].startswith("You judge.\n\nAnswer with one JSON object")
     assert '"parts"' in alone[0]["content"]
+
+
+def test_a_schema_says_what_the_call_knows() -> None:
+    known = {
+        "Whole.parts": exactly(3),
+        "Part.name": {"enum": ["S1", "S2"]},
+        "Part.note": {"maxLength": 9},
+        "Whole.count": {"enum": [1, 2]},
+    }
+    schema = strict_schema(Whole, known)
+    assert (schema["properties"]["parts"]["minItems"], schema["properties"]["parts"]["maxItems"]) == (3, 3)
+    assert schema["properties"]["parts"]["items"] == {"$ref": "#/$defs/Part"}
+    assert schema["$defs"]["Part"]["properties"]["name"]["enum"] == ["S1", "S2"]
+    assert schema["$defs"]["Part"]["properties"]["note"]["maxLength"] == 9
+    assert strict_schema(Whole) != schema, "of one call alone"
+
+
+@pytest.mark.parametrize(
+    ("words", "gone", "kept"),
+    [
+        ("In context=('properties', 'note'), 'maxLength' is not permitted.", {"maxLength"}, {"minItems", "maximum"}),
+        ("Unknown name \"minItems\" at 'response_schema'", {"minItems", "maxItems"}, {"maxLength", "maximum"}),
+        ("For 'integer' type, property 'maximum' is not supported", {"maximum"}, {"maxLength", "minItems"}),
+        ("additionalProperties is unknown", {"additionalProperties"}, {"maxLength", "minItems", "maximum"}),
+    ],
+)
+def test_of_a_schema_only_the_keywords_that_are_refused_are_left_out(
+    words: str, gone: set[str], kept: set[str]
+) -> None:
+    schema = strict_schema(
+        Whole, {"Whole.parts": exactly(2), "Part.note": {"maxLength": 9}, "Whole.count": {"maximum": 4}}
+    )
+    dialect = Dialect("auto")
+    wording = Wording(dialect, {"model": "m", "messages": [{"role": "user", "content": "go"}]}, schema)
+    failure = Failure(400, words)
+    assert wording.adapt(failure, scope_of(failure, answered=False), answered=False)
+    sent = json.dumps(wording.body()["response_format"])
+    assert not any(f'"{word}"' in sent for word in gone)
+    assert all(f'"{word}"' in sent for word in kept)
+    assert dialect.changes == frozenset(), "a trial is no lesson until it is answered"
+    wording.accepted()
+    assert json.dumps(Wording(dialect, {"messages": []}, schema).body()["response_format"]) == sent

@@ -10,7 +10,7 @@ import pytest
 
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts, plan_windows
-from embed_pipeline_tests.stub_endpoint import stub_endpoint
+from embed_pipeline_tests.stub_endpoint import Status, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
 MakeSettings = Callable[..., Settings]
@@ -36,6 +36,17 @@ def test_a_model_reads_every_document_in_windows(make_settings: MakeSettings) ->
     assert extraction.artifacts["segment_ids"].to_list() == [["s1"], ["s4"]]
     assert extraction.artifacts["extractor"].unique().to_list() == ["stub"]
     assert extraction.usage.calls == len(stub.requests) == 2
+    assert extraction.dropped == {}
+
+
+def test_a_window_that_is_too_long_is_read_in_halves(make_settings: MakeSettings) -> None:
+    def respond(request: dict[str, Any]) -> str | Status:
+        shown = request["messages"][-1]["content"].count("\n[S")
+        return Status(400, message="the prompt exceeds the context size") if shown > 1 else material.respond(request)
+
+    with stub_endpoint(respond) as stub:
+        extraction = extract_artifacts("b1", material.segments(), make_settings(stub.base_url))
+    assert sorted(extraction.artifacts["segment_ids"].to_list()) == [[key] for key in sorted(material.TEXTS)]
     assert extraction.dropped == {}
 
 

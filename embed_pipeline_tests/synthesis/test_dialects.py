@@ -19,7 +19,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
-from embed_pipeline.synthesis.score import score_pairs
+from embed_pipeline.synthesis.score import PLANTED, score_pairs
 from embed_pipeline_tests.stub_endpoint import Status, Step, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
@@ -167,7 +167,7 @@ def _generate(settings: Settings, encoder: Encoder) -> tuple[list[tuple[Any, ...
     made = generate_pairs("b1", segments, artifacts.artifacts, TITLES, settings, lambda: encoder)
     assert made.rejects.is_empty(), made.rejects["reason", "detail"].rows()
     scoring = score_pairs("b1", made.pairs, segments, settings, encoder)
-    assert scoring.rejects.is_empty()
+    assert set(scoring.rejects["reason"]) == {PLANTED}
     assert scoring.scores.height == made.pairs.height
     rows = made.pairs.drop("generator", "prompt_version").rows()
     return rows, artifacts.usage.calls + made.usage.calls + scoring.usage.calls

@@ -43,7 +43,7 @@ def test_it_predicts_the_calls_of_a_run_and_sends_none(make_settings: MakeSettin
         pairs = _run(settings, encoder)
         sent = len(stub.requests)
     assert (predicted.segments, predicted.questions) == (5, pairs)
-    assert [stage.calls for stage in predicted.stages] == [2, 2, pairs]
+    assert [stage.calls for stage in predicted.stages] == [2, 2, pairs + 9], "with nine planted bad pairs"
     assert predicted.total.calls == sent
     assert predicted.total.cached == 0
     assert predicted.total.cost == pytest.approx(

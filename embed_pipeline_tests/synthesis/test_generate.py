@@ -24,6 +24,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.llm.budget import BudgetExhausted
 from embed_pipeline.llm.transport import EndpointError, TooManyFailures
 from embed_pipeline.settings import LLM_KEY_VARIABLE, Settings
+from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import Generation, generate_pairs
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
@@ -77,6 +78,26 @@ def test_an_edited_document_asks_again_only_where_it_changed(make_settings: Make
         _generate(settings, encoder, after)
     assert calls == 10
     assert len(stub.requests) == calls + 1
+
+
+@pytest.mark.parametrize("path", ["completion", "structured"])
+@pytest.mark.parametrize("judge", ["measured", "asked"])
+def test_writing_and_judging_are_chosen_apart(
+    make_settings: MakeSettings, encoder: Encoder, path: str, judge: str
+) -> None:
+    def respond(request: dict[str, Any]) -> str:
+        return "What does the manual say of the red lamp?" if "prompt" in request else material.respond(request)
+
+    with stub_endpoint(respond) as stub:
+        settings = make_settings(stub.base_url, path=path, judge=judge, multi_hop_share=0)
+        artifacts = extract_artifacts("b1", material.segments(), settings).artifacts
+        made = generate_pairs("b1", material.segments(), artifacts, TITLES, settings, lambda: encoder)
+        scoring = score_pairs("b1", made.pairs, material.segments(), settings, encoder)
+    assert made.pairs.height >= 1
+    assert set(scoring.scores["judge"]) == {"measured" if judge == "measured" else "stub"}
+    assert ({"prompt"} & {key for request in stub.requests for key in request} != set()) == (path == "completion")
+    judged = [r for r in stub.requests if "messages" in r and r["messages"][0]["content"].startswith("You judge")]
+    assert bool(judged) == (judge == "asked")
 
 
 def test_no_askable_segment_is_no_call(make_settings: MakeSettings, encoder: Encoder) -> None:

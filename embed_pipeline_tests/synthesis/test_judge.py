@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.enumerations import CRITERIA
-from embed_pipeline.llm.answers import InvalidAnswer
+from embed_pipeline.llm.answers import InvalidAnswer, strict_schema
 from embed_pipeline.llm.client import open_client
-from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.judge import Judgement, NoVerdict, ask_hops_needed, ask_judge, hop_need, judge_by_measure
+from embed_pipeline.settings import Gates, Settings
+from embed_pipeline.synthesis.judge import (
+    JudgeAnswer,
+    Judgement,
+    NeedsAnswer,
+    NoVerdict,
+    ask_hops_needed,
+    ask_judge,
+    hop_need,
+    judge_by_measure,
+    plant_bad_pairs,
+)
+from embed_pipeline.synthesis.quality import judge_faults
+from embed_pipeline.synthesis.score import score_pairs
+from embed_pipeline.synthesis.structured_generator import copies_prompt
 from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
@@ -183,3 +198,64 @@ def test_an_answer_that_leaves_a_segment_out_is_none(make_settings: MakeSettings
     (answer,) = _hops_needed(make_settings(), lambda _: json.dumps({"segments": segments}))
     assert isinstance(answer, InvalidAnswer)
     assert answer.reason == "invalid_answer"
+
+
+def test_reasons_come_before_what_follows_from_them() -> None:
+    criterion = strict_schema(JudgeAnswer)["$defs"]["Criterion"]
+    need = strict_schema(NeedsAnswer)["$defs"]["SegmentNeed"]
+    assert list(criterion["properties"]) == ["justification", "score"]
+    assert list(need["properties"]) == ["segment", "reason", "needed"]
+    assert criterion["properties"]["justification"]["maxLength"] < 1000
+    assert set(criterion["properties"]["score"]["enum"]) == {half / 2 for half in range(2, 21)}
+
+
+def _rows(count: int) -> list[dict[str, Any]]:
+    keys = sorted(material.TEXTS)
+    return [material.pair_row(f"q{number:02}", f"Question {number}?", keys[number % 5]) for number in range(count)]
+
+
+def test_planted_pairs_are_bad_and_only_for_batches_that_are_large_enough() -> None:
+    assert plant_bad_pairs(_rows(9)) == []
+    rows = {row["qa_id"]: row for row in _rows(20)}
+    planted = plant_bad_pairs(list(rows.values()))
+    assert Counter(pair["planted"] for pair in planted) == {"wrong_answer": 3, "other_segment": 3, "copied_prompt": 3}
+    for pair in planted:
+        good = rows[pair["qa_id"]]
+        assert (pair["answer"] != good["answer"]) == (pair["planted"] == "wrong_answer")
+        assert (pair["question"] != good["question"]) == (pair["planted"] == "copied_prompt")
+        assert bool(set(pair["segment_ids"]) & set(good["segment_ids"])) == (pair["planted"] != "other_segment")
+        assert pair["planted"] != "copied_prompt" or copies_prompt(pair["question"])
+
+
+def _by_content(request: dict[str, Any]) -> str:
+    """A judge that reads: an answer that does not stand in the segments, or a copied prompt, is a bad pair."""
+    said = request["messages"][1]["content"]
+    shown, _, stated = said.partition("</segments>")
+    pair = json.loads(stated.partition("Pair: ")[2])
+    good = pair["answer"] in shown and "documents" not in pair["question"]
+    return material.judge_pair(9 - len(pair["question"]) % 4 / 2 if good else 2)
+
+
+@pytest.mark.parametrize(
+    ("respond", "faults"),
+    [
+        (_by_content, []),
+        (
+            lambda _: material.judge_pair(5),
+            ["all alike", "a wrong answer", "another subject", "sentence of the prompt"],
+        ),
+        (lambda request: material.judge_pair(4 + len(str(request)) % 7 / 2), ["gives pairs with"]),
+    ],
+    ids=["reads", "always five", "by chance"],
+)
+def test_a_judge_that_does_not_tell_good_pairs_from_bad_is_named(
+    make_settings: MakeSettings, encoder: Encoder, respond: Callable[[dict[str, Any]], str], faults: list[str]
+) -> None:
+    pairs, segments = material.pairs(*_rows(20)), material.segments()
+    with stub_endpoint(respond) as stub:
+        scoring = score_pairs("b1", pairs, segments, make_settings(stub.base_url), encoder)
+    assert scoring.scores.height == 20, "planted pairs are no pairs"
+    found, measured = judge_faults(scoring.scores, scoring.rejects, Gates())
+    assert bool(found) == bool(faults)
+    assert all(any(fault in said for said in found) for fault in faults)
+    assert {"spread", "wrong_answer", "other_segment", "copied_prompt"} <= measured.keys()

@@ -20,7 +20,7 @@ from embed_pipeline.synthesis.structured_generator import (
     messages_of,
     plan_calls,
 )
-from embed_pipeline_tests.stub_endpoint import Answer, Stub, stub_endpoint
+from embed_pipeline_tests.stub_endpoint import Answer, Status, Stub, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
 MakeSettings = Callable[..., Settings]
@@ -86,6 +86,8 @@ def _reasons(found: Generated) -> Counter[str]:
         ({"question": "What does this passage say of the pump?"}, "refers_to_text"),
         ({"complexity": 9}, "complexity"),
         ({"query_type": "multi_hop"}, "multi_hop_mismatch"),
+        ({"question": "What a person who has not seen the documents would ask of a search engine?"}, "copies_prompt"),
+        ({"question": "How long before departure do ferry bookings close?"}, "copies_prompt"),
     ],
 )
 def test_what_breaks_a_rule_is_rejected_with_its_raw_text(
@@ -138,3 +140,52 @@ def test_sources_of_several_documents_with_the_same_label_do_not_mix(make_settin
         found = _ask(make_settings(), tasks, stub)
     assert all(f"text {pair.segment_ids[0][1:]} " in pair.question for pair in found.pairs)
     assert len(found.pairs) == 9
+
+
+def test_a_malformed_pair_does_not_spoil_the_others(make_settings: MakeSettings) -> None:
+    specs = (material.WISH,) * 4
+
+    def change(pair: dict[str, Any]) -> dict[str, Any]:
+        labels = [{**hop, "segments": [f"[{label}]" for label in hop["segments"]]} for hop in pair["hops"]]
+        return {
+            1: {**pair, "reasoning_type": "guessed"},
+            2: {**pair, "confidence": 0.9},
+            3: {"request": 3, "question": "Unfinished"},
+            4: {**pair, "hops": labels},
+        }[pair["request"]]
+
+    with stub_endpoint(lambda request: material.write_pairs(request, change)) as stub:
+        found = _ask(make_settings(), [material.task("s1", specs=specs)], stub)
+    assert len(stub.requests) == 1
+    assert len(found.pairs) == 2, "an unknown key and a label in brackets do no harm"
+    assert _reasons(found) == {"invalid_pair": 2, "not_written": 2}
+    assert any("guessed" in reject.raw and "reasoning_type" in reject.detail for reject in found.rejects)
+
+
+def test_the_schema_says_what_the_call_knows(make_settings: MakeSettings) -> None:
+    specs = (material.WISH, QuestionSpec("structural", "procedural", "keywords", 2))
+    tasks = [material.task("s1", specs=specs), material.task("s2", "s5", specs=(JOIN,))]
+    with stub_endpoint(material.respond) as stub:
+        _ask(make_settings(min_complexity=1, max_complexity=3), tasks, stub)
+    schemas = [request["response_format"]["json_schema"]["schema"] for request in stub.requests]
+    single, multi = sorted(schemas, key=lambda s: s["$defs"]["PairAnswer"]["properties"]["hops"]["minItems"])
+    for schema, count, hops, labels in ((single, 2, 1, ["S1"]), (multi, 1, 2, ["S1", "S2"])):
+        pair, hop = (schema["$defs"][name]["properties"] for name in ("PairAnswer", "HopAnswer"))
+        assert (schema["properties"]["pairs"]["minItems"], schema["properties"]["pairs"]["maxItems"]) == (count, count)
+        assert (pair["hops"]["minItems"], pair["hops"]["maxItems"]) == (hops, hops)
+        assert pair["complexity"]["enum"] == [1, 2, 3]
+        assert ("multi_hop" in pair["query_type"]["enum"]) == (hops > 1)
+        assert (hop["segments"]["items"]["enum"], hop["segments"]["minItems"]) == (labels, 1)
+        assert all(pair[name]["maxLength"] < 2000 for name in ("question", "answer"))
+
+
+def test_a_call_that_is_too_long_is_made_in_halves(make_settings: MakeSettings) -> None:
+    def respond(request: dict[str, Any]) -> str | Status:
+        shown = request["messages"][-1]["content"].count("(Pump)")
+        return Status(400, message="the prompt exceeds the context size") if shown > 1 else material.respond(request)
+
+    tasks = [material.task(key, specs=(material.WISH,) * 2) for key in ("s1", "s2", "s3")]
+    with stub_endpoint(respond) as stub:
+        found = _ask(make_settings(), tasks, stub)
+    assert found.rejects == []
+    assert Counter(key for pair in found.pairs for key in pair.segment_ids) == {"s1": 2, "s2": 2, "s3": 2}
