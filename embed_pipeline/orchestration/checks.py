@@ -155,6 +155,8 @@ def mean_scores(
     if not settings.training_data.generates:
         return dg.AssetCheckResult(passed=True, description=_NOTHING_GENERATED)
     scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
+    if scores.is_empty():
+        return dg.AssetCheckResult(passed=True, description="no pair was judged")
     return _measured(quality.mean_scores(scores, qa_decisions, settings.gates))
 
 

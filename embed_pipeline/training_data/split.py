@@ -325,7 +325,7 @@ def _wrong_rows(split: pl.DataFrame, qa: pl.DataFrame) -> list[str]:
     missing = sorted(set(qa["qa_id"]) ^ set(split["qa_id"]))
     if missing:
         failures.append(
-            f"{len(missing)} pairs are in only one of qa_dataset and dataset_split, first {missing[:_IDS_SHOWN]}"
+            f"pairs in only one of qa_dataset and dataset_split: {len(missing)}, first {missing[:_IDS_SHOWN]}"
         )
     return failures
 

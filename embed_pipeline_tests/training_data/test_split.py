@@ -224,7 +224,7 @@ def test_too_few_test_questions_are_a_failure_that_says_how_wide_the_interval_wo
 
 def test_a_pair_without_a_row_is_a_failure(sound):
     split, qa = sound
-    assert f"1 pairs are in only one of qa_dataset and dataset_split, first ['{split['qa_id'][0]}']" in split_failures(
+    assert f"pairs in only one of qa_dataset and dataset_split: 1, first ['{split['qa_id'][0]}']" in split_failures(
         split[1:], qa, settings()
     )
 
