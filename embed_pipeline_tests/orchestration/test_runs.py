@@ -1,11 +1,16 @@
-"""A command that was killed leaves no run behind that others wait for."""
+"""A command that was killed leaves no run behind that others wait for, and one that is interrupted ends at once."""
 
 from __future__ import annotations
+
+import signal
+import time
 
 import dagster as dg
 import pytest
 
 from embed_pipeline.orchestration.runs import close_abandoned, command_tags, pool_holders
+from embed_pipeline_tests.project import small_project, well_behaved
+from embed_pipeline_tests.stub_endpoint import Hang, stub_endpoint
 
 
 @pytest.fixture
@@ -47,3 +52,31 @@ def test_what_killed_steps_held_of_a_pool_is_given_back(instance, tmp_path):
     assert pool_holders(instance, ["llm", "gpu"]) == {"llm": sorted([killed, working])}
     close_abandoned(instance, tmp_path)
     assert pool_holders(instance, ["llm"]) == {"llm": [working]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_ends_at_once_and_the_next_one_goes_on(tmp_path, tiny_model, number):
+    hangs = [True]
+    with stub_endpoint(lambda request: Hang(60) if hangs and len(stub.requests) > 4 else well_behaved(request)) as stub:
+        project = small_project(tmp_path, tiny_model, stub.base_url)
+        running = project.start("sdg")
+        while len(stub.requests) < 8:
+            assert running.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        running.send_signal(number)
+        begun = time.monotonic()
+        output, _ = running.communicate(timeout=120)
+        seconds = time.monotonic() - begun
+        assert running.returncode == 130, output
+        assert "error: interrupted; what is done is stored" in output
+        # Two seconds on a machine with nothing else to do.
+        assert seconds < 6
+        hangs.clear()
+        first = [str(request["messages"][-1]) for request in stub.requests[:4]]
+        status, output = project.command("sdg")
+    assert status == 0, output
+    assert not {str(request["messages"][-1]) for request in stub.requests[4 + 8 :]} & set(first), (
+        "what was answered is kept"
+    )
