@@ -206,7 +206,7 @@ def _explain(result: dg.ExecuteInProcessResult) -> str:
     if any(e.blocking for e in failed):
         # An error that blocks nothing may be the cause of one that does: it comes first.
         told = [e for e in failed if e.blocking or e.severity is dg.AssetCheckSeverity.ERROR]
-        told.sort(key=lambda e: e.blocking)
+        told.sort(key=lambda e: bool(e.blocking))
         return "; ".join(failed_check(e.check_name, e.asset_key, e.description) for e in told)
     found = []
     for event in result.all_events:
