@@ -188,9 +188,10 @@ def _explain(result: dg.ExecuteInProcessResult) -> str:
     """
     failed = [evaluation for evaluation in result.get_asset_check_evaluations() if not evaluation.passed]
     if any(evaluation.blocking for evaluation in failed):
-        # An error that blocks nothing may be the cause of one that does.
+        # An error that blocks nothing may be the cause of one that does: it comes first.
         error = dg.AssetCheckSeverity.ERROR
         told = [evaluation for evaluation in failed if evaluation.blocking or evaluation.severity is error]
+        told.sort(key=lambda evaluation: bool(evaluation.blocking))
         return "; ".join(failed_check(evaluation) for evaluation in told)
     found = []
     for event in result.all_events:

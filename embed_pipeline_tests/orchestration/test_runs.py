@@ -1,7 +1,9 @@
-"""A command that was killed leaves no run behind that others wait for."""
+"""A command that was killed leaves no run behind that others wait for, and one that is interrupted ends at once."""
 
 from __future__ import annotations
 
+import signal
+import time
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -11,6 +13,8 @@ from dagster_shared.error import SerializableErrorInfo
 from embed_pipeline.orchestration import runs
 from embed_pipeline.orchestration.partitions import chosen_batch
 from embed_pipeline.orchestration.store_lock import close_abandoned, command_tags, pool_holders, unfinished_runs
+from embed_pipeline_tests.project import small_project, well_behaved
+from embed_pipeline_tests.stub_endpoint import Hang, stub_endpoint
 
 
 @pytest.fixture
@@ -93,3 +97,31 @@ def test_every_unfinished_run_is_named_and_those_that_ended_since():
         since = unfinished_runs(instance, since=began)
         assert sorted(since) == sorted([f"{going[:8]} of sdg (started)", f"{over[:8]} of sdg (success)"])
         assert unfinished_runs(instance, since=datetime.now(UTC)) == [f"{going[:8]} of sdg (started)"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_ends_at_once_and_the_next_one_goes_on(tmp_path, tiny_model, number):
+    hangs = [True]
+    with stub_endpoint(lambda request: Hang(60) if hangs and len(stub.requests) > 4 else well_behaved(request)) as stub:
+        project = small_project(tmp_path, tiny_model, stub.base_url)
+        running = project.start("sdg")
+        while len(stub.requests) < 8:
+            assert running.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        running.send_signal(number)
+        begun = time.monotonic()
+        output, _ = running.communicate(timeout=120)
+        seconds = time.monotonic() - begun
+        assert running.returncode == 130, output
+        assert "error: interrupted; what is done is stored" in output
+        # Two seconds on a machine with nothing else to do.
+        assert seconds < 6
+        hangs.clear()
+        first = [str(request["messages"][-1]) for request in stub.requests[:4]]
+        status, output = project.command("sdg")
+    assert status == 0, output
+    assert not {str(request["messages"][-1]) for request in stub.requests[4 + 8 :]} & set(first), (
+        "what was answered is kept"
+    )
