@@ -100,7 +100,7 @@ def test_a_command_that_is_interrupted(tiny_model, tmp_path):
                 time.sleep(0.05)
             assert stub.requests
             process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode in {1, 130}
