@@ -414,7 +414,7 @@ def _explained(error: BaseException) -> str | None:
             from embed_pipeline.storage import explain_system_error
 
             return explain_system_error(cause)
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__
     return None
 
 

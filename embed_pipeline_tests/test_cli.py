@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
 
 import pytest
 
 from embed_pipeline import cli, tables
-from embed_pipeline_tests.project import small_project, well_behaved
-from embed_pipeline_tests.stub_endpoint import stub_endpoint
 
 KEPT = "run the same command again; what was stored before is whole"
 
@@ -80,33 +76,6 @@ def test_a_database_server_that_is_dead(run, tmp_path, monkeypatch):
     assert status == 1
     is_one_sentence(err, "127.0.0.1", KEPT)
     assert "secret" not in err
-
-
-@pytest.mark.slow
-def test_a_command_that_is_interrupted(tiny_model, tmp_path):
-    # Where these tests run in a shell's background, their processes would ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def slow(request):
-        time.sleep(3)
-        return well_behaved(request)
-
-    with stub_endpoint(slow) as stub:
-        project = small_project(tmp_path, tiny_model, stub.base_url)
-        process = project.start("sdg")
-        try:
-            deadline = time.monotonic() + 400
-            while not stub.requests and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert stub.requests
-            process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    assert process.returncode in {1, 130}
-    assert "interrupted; what was finished is kept, and the same command goes on from there" in output
-    assert "Traceback" not in output
-    assert "dagster._core" not in output
 
 
 def test_brackets_and_escapes_in_paths_and_documents_are_shown(run, tmp_path):

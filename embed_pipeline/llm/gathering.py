@@ -124,6 +124,9 @@ class _Gathering(Generic[Item, Result]):
             done, tasks = await asyncio.wait(
                 tasks, timeout=GRACE_SECONDS if interrupted else None, return_when=asyncio.FIRST_COMPLETED
             )
+            for task in done:
+                # A worker keeps exceptions for work(); what comes through is an interrupt that hit it.
+                task.result()
             if interrupted and not done:
                 return
 

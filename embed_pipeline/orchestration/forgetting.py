@@ -215,7 +215,10 @@ def _record_of(traces: Traces, root: UPath, known: Record | None) -> Record:
     for name in TRACED_COLUMNS:
         table = tables.TABLES[name]
         rows = _whole(root, table)
-        own = rows.join(without_document(rows, name, traces)[0], on=table.key, how="anti")
+        if name in _ASIDE:
+            own = rows.join(without_document(rows, name, traces)[0], on=table.key, how="anti")
+        else:
+            own = rows.filter(comes_from(name, traces))
         columns = [column for column, kind in own.schema.items() if kind == pl.String and _is_worded(column)]
         texts.update(text for column in columns for text in own[column].drop_nulls())
         for hops in own["hops"] if "hops" in own.columns else []:

@@ -522,3 +522,20 @@ def test_after_another_error_what_hangs_is_not_waited_for(monkeypatch: pytest.Mo
     with pytest.raises(EndpointError, match="no such model"):
         _gather(work, 100, 4)
     assert finished == [1]
+
+
+def test_an_interrupt_that_hits_a_worker_ends_the_work():
+    class Interrupted(BaseException):
+        """What Dagster's handler of SIGINT raises, wherever the program is."""
+
+    worked = []
+
+    async def work(number: int) -> None:
+        worked.append(number)
+        await asyncio.sleep(0)
+        if number == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        asyncio.run(gathering.gather_all(range(1000), work, 2, lambda: None))
+    assert len(worked) < 20
