@@ -211,7 +211,7 @@ class PlainServer(BaseHTTPRequestHandler):
         rows = [{"object": "embedding", "index": i, "embedding": row.tolist()} for i, row in enumerate(vectors)]
         usage = {"prompt_tokens": 1, "total_tokens": 1}
         self.answer(
-            {"object": "list", "data": rows, "model": asked["model"], "usage": usage}, asked["model"] == "tuned"
+            {"object": "list", "data": rows, "model": asked["model"], "usage": usage}, known=asked["model"] == "tuned"
         )
 
     def prefix(self, kind: Kind) -> str:
