@@ -1,4 +1,4 @@
-"""Print docs/families.md: what becomes of every family of models. Run: python docs/families.py > docs/families.md."""
+"""Print what becomes of every family of models as a table; about a minute a family: ``python docs/families.py``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CPU = Embedding(device="cpu")
 HEAD = """\
 # Families of models
 
-Written by `python docs/families.py > docs/families.md`. Every row is a model of random weights and tiny width in the
+Printed by `python docs/families.py`. Every row is a model of random weights and tiny width in the
 configuration and folder layout of its family (`embed_pipeline_tests/families.py`); the figures are least cosines over
 texts of 1 to 700 words. `saved`: read back by plain sentence-transformers in a process of its own, against the model
 in memory; `oldest`: the same by sentence-transformers 5.1.0 with transformers 4.56.0. `fp32`, `fp16`, `int8`: the

@@ -237,7 +237,7 @@ def _sentence_encoder(model: SentenceTransformer) -> torch.nn.Module:
                 real = attention_mask.unsqueeze(-1).to(static.embedding.weight.dtype)
                 summed = (torch.nn.functional.embedding(input_ids, static.embedding.weight) * real).sum(1)
                 features["sentence_embedding"] = summed / real.sum(1).clamp(min=1)
-                for module in self.model[1:]:
+                for module in list(self.model)[1:]:
                     features = module(features)
             pooled = features["sentence_embedding"]
             return torch.nn.functional.normalize(pooled[:, :dimensions], p=2.0, dim=-1)

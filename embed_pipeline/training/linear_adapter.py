@@ -225,12 +225,12 @@ def _divergence(queries: Tensor, passages: Tensor, target: Tensor, length: int) 
 
 
 def append_adapter(model: SentenceTransformer) -> nn.Linear:
-    """Put an identity map after pooling, before the normalisation where there is one; the layer, for its weights."""
+    """Put an identity map before the normalisation that every model ends with; the layer, for its weights."""
     from sentence_transformers.sentence_transformer.modules import Dense
 
     width = model.get_embedding_dimension()
     layer = Dense(width, width, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(width))
-    model.insert(_end_of_pooling(model), layer.to(model.device))
+    model.insert(len(model) - 1, layer.to(model.device))
     linear: nn.Linear = layer.linear
     return linear
 
@@ -243,11 +243,4 @@ def set_adapter(layer: nn.Linear, matrix: Floats, share: float) -> None:
 
 def remove_adapter(model: SentenceTransformer) -> None:
     """Remove the layer of :func:`append_adapter`."""
-    del model[_end_of_pooling(model) - 1]
-
-
-def _end_of_pooling(model: SentenceTransformer) -> int:
-    """Position in the model's modules where a map after pooling goes."""
-    from sentence_transformers.sentence_transformer.modules import Normalize
-
-    return len(model) - isinstance(model[-1], Normalize)
+    del model[len(model) - 2]

@@ -17,6 +17,8 @@ import pytest
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder, Kind
+from embed_pipeline.embedding.onnx_export import export_onnx
+from embed_pipeline.release.bundle import Lineage, write_bundle
 from embed_pipeline.release.releases import promote
 from embed_pipeline.serving.connections import free_port
 from embed_pipeline.serving.deployment import deploy, deployment_failures
@@ -29,7 +31,8 @@ from embed_pipeline.serving.process import (
     start_endpoint,
 )
 from embed_pipeline.serving.serving_errors import ServingError
-from embed_pipeline.settings import Deployment, Embedding, Paths, Serving, Settings
+from embed_pipeline.settings import Deployment, Embedding, Paths, Release, Serving, Settings
+from embed_pipeline_tests import families
 from embed_pipeline_tests.serving.endpoint import changed, running
 
 QUERIES = ["what is a class", "value of python", "how to object"]
@@ -211,7 +214,7 @@ class PlainServer(BaseHTTPRequestHandler):
         rows = [{"object": "embedding", "index": i, "embedding": row.tolist()} for i, row in enumerate(vectors)]
         usage = {"prompt_tokens": 1, "total_tokens": 1}
         self.answer(
-            {"object": "list", "data": rows, "model": asked["model"], "usage": usage}, asked["model"] == "tuned"
+            {"object": "list", "data": rows, "model": asked["model"], "usage": usage}, known=asked["model"] == "tuned"
         )
 
     def prefix(self, kind: Kind) -> str:
@@ -258,3 +261,15 @@ def test_our_own_server_is_verified_by_its_address(bundle, corpus, tmp_path):
         frame = deploy(bundle, corpus, QUERIES, settings(tmp_path).model_copy(update={"deployment": given}))
     assert frame.row(0, named=True)["runtime"] == "onnxruntime"
     assert deployment_failures(frame, settings(tmp_path)) == []
+
+
+@pytest.mark.slow
+def test_each_kind_of_text_is_served_by_its_own_route(corpus, tmp_path):
+    chosen = settings(tmp_path)
+    base = families.two_heads(tmp_path / "base")
+    export_onnx(base, tmp_path / "onnx", Release(), chosen.embedding)
+    bundle = tmp_path / "release" / "1"
+    write_bundle(bundle, model=base, onnx_folder=tmp_path / "onnx", lineage=Lineage(version="1"))
+    frame = deploy(bundle, corpus, QUERIES, chosen)
+    assert deployment_failures(frame, chosen) == []
+    assert frame["min_cosine"].item() > 0.99999

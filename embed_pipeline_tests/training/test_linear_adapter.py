@@ -139,13 +139,13 @@ def test_a_layer_is_a_row_times_identity_and_share_of_the_map_and_can_be_removed
     np.testing.assert_array_equal(plain.encode(TEXTS, "passage"), vectors)
 
 
-def test_a_decoder_without_a_normalisation_takes_the_map_at_its_end(tmp_path: Path) -> None:
+def test_the_map_goes_before_the_normalisation_that_a_decoder_gets(tmp_path: Path) -> None:
     folder = small.write_tiny_decoder(tmp_path / "decoder")
     model = load_model(folder, small.settings(folder).embedding)
     append_adapter(model)
-    assert type(model[-1]).__name__ == "Dense"
+    assert [type(module).__name__ for module in model][-3:] == ["Pooling", "Dense", "Normalize"]
     remove_adapter(model)
-    assert type(model[-1]).__name__ == "Pooling"
+    assert [type(module).__name__ for module in model][-2:] == ["Pooling", "Normalize"]
 
 
 def test_a_sentences_own_documents_are_not_ranked_and_one_that_all_have_is_not_asked() -> None:
