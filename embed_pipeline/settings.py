@@ -249,6 +249,11 @@ class Paths(Group):
         return UPath(self.assets, use_listings_cache=False) if self.assets else None
 
     @property
+    def responses(self) -> Path:
+        """The file that answers of the language model are kept in."""
+        return self.store / "responses.sqlite"
+
+    @property
     def root(self) -> UPath:
         """The folder that tables, models, releases and batch manifests are kept in."""
         from upath import UPath

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -196,7 +195,7 @@ def forget_answers(paths: Paths) -> int:
 
     Each record is applied once on each machine: a document that came back may be asked about again.
     """
-    marker, store = paths.store / _APPLIED, paths.store / "responses.sqlite"
+    marker, store = paths.store / _APPLIED, paths.responses
     try:
         applied: dict[str, int] = json.loads(marker.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -252,7 +251,7 @@ def find_remains(
     """
     texts = chain(
         _in_tables(settings.paths.root),
-        _in_files(settings.paths.store),
+        _in_files(settings.paths),
         ((f"MLflow: {place}", text) for place, text in tracker.text_artifacts()),
         _in_history(instance),
     )
@@ -271,11 +270,11 @@ def _in_tables(root: UPath) -> Iterator[tuple[str, str]]:
                 yield f"table {table.name}", text
 
 
-def _in_files(store: Path) -> Iterator[tuple[str, str]]:
+def _in_files(paths: Paths) -> Iterator[tuple[str, str]]:
     """Answers of the language model, reports, what lies beside models, and logs."""
-    responses = store / "responses.sqlite"
-    if responses.is_file():
-        with ResponseStore(responses) as answers:
+    store = paths.store
+    if paths.responses.is_file():
+        with ResponseStore(paths.responses) as answers:
             for text in answers.texts():
                 yield "stored answers of the language model", text
     for folder in _SEARCHED_FOLDERS:

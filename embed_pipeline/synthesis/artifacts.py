@@ -120,7 +120,7 @@ def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
 async def _ask_all(
     batch: str, segments: pl.DataFrame, settings: Settings, dropped: Counter[str]
 ) -> tuple[list[dict[str, Any]], Usage]:
-    async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
+    async with open_client(settings.llm, settings.paths.responses) as client:
         return await ask_artifacts(batch, segments, settings, client, dropped), client.usage
 
 

@@ -176,7 +176,7 @@ async def _estimate(
 ) -> Estimate:
     tallies = {stage: _Tally() for stage in ("artifacts", "questions", "judging")}
     asked_of = questions = 0
-    async with open_rehearsal(settings.llm, settings.paths.store / "responses.sqlite") as client:
+    async with open_rehearsal(settings.llm, settings.paths.responses) as client:
         for batch, frame in sorted(segments.items()):
             artifacts = await _rehearse_artifacts(batch, frame, settings, client, tallies["artifacts"])
             sources = askable_sources(frame, titles, artifacts, settings)

@@ -61,7 +61,7 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
     tasks = plan_tasks(sources, segments, settings, load_encoder)
 
     async def run() -> tuple[Generated, str, Usage]:
-        async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
+        async with open_client(settings.llm, settings.paths.responses) as client:
             if settings.structured:
                 found = await ask_questions(tasks, settings, client)
             else:

@@ -178,7 +178,7 @@ async def _asked_verdicts(
 ) -> tuple[list[Judgement | NoVerdict], dict[str, bool | InvalidAnswer], list[Reject], Usage]:
     rows = pairs.to_dicts()
     planted = plant_bad_pairs(rows)
-    async with open_client(settings.llm, settings.paths.store / "responses.sqlite") as client:
+    async with open_client(settings.llm, settings.paths.responses) as client:
         verdicts = await ask_judge(rows, texts, settings, client)
         joined = [row for row in rows if row["hop_count"] > 1] if settings.synthesis.check_hops else []
         needed = await ask_hops_needed(joined, texts, settings, client)

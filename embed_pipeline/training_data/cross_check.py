@@ -131,7 +131,7 @@ class JudgeCheck:
         return [[next(verdicts) for _ in entry.negatives] for entry in candidates]
 
     async def _ask(self, asked: Sequence[tuple[str, str]]) -> list[bool]:
-        store = self._settings.paths.store / "responses.sqlite"
+        store = self._settings.paths.responses
         async with open_client(self._settings.llm, store) as client:
 
             async def ask(pair: tuple[str, str]) -> bool:
