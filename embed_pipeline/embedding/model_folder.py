@@ -125,7 +125,7 @@ def read_back(original: Encoder, folder: Path, *, trusted: bool = False, path: s
                 reason = done.stderr.strip().rpartition("\n")[2]
                 message = f"{folder}: sentence-transformers cannot read what was written: {reason}"
                 raise ModelError(message)
-            with np.load(output) as found:
+            with np.load(output, allow_pickle=False) as found:
                 return {kind: found[kind] for kind in TASKS}
 
     return _compare(original, folder, read)
