@@ -180,17 +180,24 @@ def _export_graph(model: SentenceTransformer, path: Path, opset: int) -> None:
     mask = torch.ones_like(ids)
     mask[1, 10:] = 0
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            _sentence_encoder(model),
-            (ids, mask),
-            dynamo=True,
-            opset_version=opset,
-            input_names=["input_ids", "attention_mask"],
-            output_names=["embeddings"],
-            dynamic_shapes=(axes, axes),
-            verbose=False,
-        )
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                _sentence_encoder(model),
+                (ids, mask),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["input_ids", "attention_mask"],
+                output_names=["embeddings"],
+                dynamic_shapes=(axes, axes),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        config = getattr(getattr(model[0], "auto_model", None), "config", None)
+        family = getattr(config, "model_type", type(model[0]).__name__)
+        message = f"torch cannot trace a model of type {family} for texts of any length: {cause}; choose another base"
+        raise OnnxExportError(message) from error
     if program is None:
         message = f"torch.onnx gave no program for operator set {opset}"
         raise OnnxExportError(message)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -72,7 +72,8 @@ def unfinished_runs(instance: dg.DagsterInstance, *, since: datetime | None = No
     """Runs that wait or work, each with its job and state; ``since``: those too that have ended since then."""
     found = instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))
     if since is not None:
-        found = [*found, *instance.get_runs(filters=dg.RunsFilter(updated_after=since))]
+        # Databases keep the times of runs in whole seconds.
+        found = [*found, *instance.get_runs(filters=dg.RunsFilter(updated_after=since - timedelta(seconds=1)))]
     runs = {run.run_id: f"{run.run_id[:8]} of {run.job_name} ({run.status.value.lower()})" for run in found}
     return sorted(runs.values())
 

@@ -113,19 +113,21 @@ def write_bundle(
     return manifest
 
 
-def check_bundle_model(bundle: Path, original: Path, embedding: Embedding) -> None:
+def check_bundle_model(bundle: Path, original: Path, *, trusted: bool) -> None:
     """Read the bundle's model with plain sentence-transformers, in a process of its own, as its users will.
 
     Args:
         bundle: the bundle.
         original: the sentence-transformers folder that was evaluated.
-        embedding: how that is encoded; always in fp32 here.
+        trusted: run code that the model brings.
 
     Raises:
         ModelError: the model cannot be read, or its vectors for texts of some length are others than the original's.
     """
-    evaluated = Encoder.load(original, embedding.model_copy(update={"precision": "fp32"}))
-    least = read_back(evaluated, bundle / "model", trusted=embedding.trust_remote_code)
+    facts = read_manifest(bundle).model
+    prefixes = {"query_prefix": facts.query_prefix, "passage_prefix": facts.passage_prefix}
+    evaluated = Encoder.load(original, Embedding(precision="fp32", trust_remote_code=trusted, **prefixes))
+    least = read_back(evaluated, bundle / "model", trusted=trusted)
     logger.info("sentence-transformers reads the released model back: least cosines %s", least)
 
 

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.slow
 CPU = Embedding(device="cpu")
 OLDEST = "EMBED_OLDEST_VERSIONS"
 """Names a folder with sentence-transformers 5.1 and transformers 4.56, installed with ``pip install --target``."""
+UNTRACED = ("longformer",)
+"""Families that torch cannot trace: trained and evaluated, not exported."""
 LATER = ("nomic", "EmbeddingGemma")
 """Architectures that transformers 4.56.0 does not know, or does not compute in both directions."""
 
@@ -52,14 +54,18 @@ def plain(folder: Path, kind: str, prefix: str) -> np.ndarray:
 def test_vectors_are_those_of_sentence_transformers_and_the_export_keeps_them(name, tmp_path):
     folder = families.FAMILIES[name](tmp_path / name)
     encoder = Encoder.load(folder, CPU)
-    export_onnx(folder, tmp_path / "onnx", Release(), CPU)
-    exported = Encoder(OnnxBackend(tmp_path / "onnx", threads=1))
     texts = list(families.sample_texts())
     prefixes = {"query": encoder.backend.of_kind("query").query_prefix, "passage": encoder.backend.passage_prefix}
     for kind, prefix in prefixes.items():
-        vectors = encoder.encode(texts, kind)
-        np.testing.assert_allclose(vectors, plain(folder, kind, prefix), atol=2e-5)
-        np.testing.assert_allclose(exported.encode(texts, kind), vectors, atol=2e-5)
+        np.testing.assert_allclose(encoder.encode(texts, kind), plain(folder, kind, prefix), atol=2e-5)
+    if name in UNTRACED:
+        with pytest.raises(OnnxExportError, match="torch cannot trace"):
+            export_onnx(folder, tmp_path / "onnx", Release(), CPU)
+        return
+    export_onnx(folder, tmp_path / "onnx", Release(), CPU)
+    exported = Encoder(OnnxBackend(tmp_path / "onnx", threads=1))
+    for kind in prefixes:
+        np.testing.assert_allclose(exported.encode(texts, kind), encoder.encode(texts, kind), atol=2e-5)
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
@@ -96,7 +96,8 @@ def test_every_unfinished_run_is_named_and_those_that_ended_since():
         assert unfinished_runs(instance) == [f"{going[:8]} of sdg (started)"]
         since = unfinished_runs(instance, since=began)
         assert sorted(since) == sorted([f"{going[:8]} of sdg (started)", f"{over[:8]} of sdg (success)"])
-        assert unfinished_runs(instance, since=datetime.now(UTC)) == [f"{going[:8]} of sdg (started)"]
+        later = datetime.now(UTC) + timedelta(seconds=2)
+        assert unfinished_runs(instance, since=later) == [f"{going[:8]} of sdg (started)"]
 
 
 @pytest.mark.slow

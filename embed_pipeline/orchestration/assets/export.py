@@ -181,7 +181,7 @@ def release(
             matryoshka_dimensions=declared_dimensions(finetuned_model),
         )
         manifest = write_bundle(staged, model=finetuned_model, onnx_folder=onnx_model, lineage=lineage, beside=beside)
-        check_bundle_model(staged, finetuned_model, settings.embedding)
+        check_bundle_model(staged, finetuned_model, trusted=settings.embedding.trust_remote_code)
     named = staged.rename(staged.with_name(manifest.version))
     facts = figures({"version": manifest.version, "files": sorted(manifest.files), "metrics": manifest.metrics})
     return stored(context, named, settings, metadata=facts)
