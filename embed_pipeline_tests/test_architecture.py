@@ -111,6 +111,7 @@ def first_circle(graph: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle():
     # A package imports nothing: what names it means one of its modules.
     packages = {module_name(path) for path in MODULES if path.name == "__init__.py"}

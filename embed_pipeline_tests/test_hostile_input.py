@@ -84,6 +84,7 @@ READERS: dict[str, Callable[[str], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_hostile_text_takes_no_longer_than_other_text(reader: str) -> None:
     slow = {}

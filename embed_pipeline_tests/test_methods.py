@@ -9,6 +9,7 @@ from embed_pipeline.settings import TRAINING, Settings
 from embed_pipeline_tests.record_methods import PACKAGE, code_hash, present, recorded
 
 
+@pytest.mark.slow
 def test_the_code_that_makes_the_assets_is_as_recorded():
     before, now = recorded()["code"], present()["code"]
     changed = sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))

@@ -76,6 +76,7 @@ def test_the_store_holds_only_what_needs_a_file_system(moved):
     assert (root / "release" / str(current_version(PATHS)) / "onnx" / "model.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_another_machine_finds_everything_current(moved):
     second, _ = moved
     for stage in ("finetune", "export"):
@@ -85,6 +86,7 @@ def test_another_machine_finds_everything_current(moved):
     assert not (second.store / "models").exists(), "nothing was fetched that nobody read"
 
 
+@pytest.mark.slow
 def test_another_machine_evaluates_and_exports_the_stored_model(moved):
     second, _ = moved
     before = metrics()
@@ -95,6 +97,7 @@ def test_another_machine_evaluates_and_exports_the_stored_model(moved):
     assert (second.store / "models" / "finetuned_model").is_dir()
 
 
+@pytest.mark.slow
 def test_another_machine_tells_a_pair_s_story(moved):
     second, _ = moved
     qa_id = read_table(PATHS.root / "tables" / "qa_dataset.parquet", QA_DATASET)["qa_id"][0]
@@ -103,6 +106,7 @@ def test_another_machine_tells_a_pair_s_story(moved):
     assert "DOCUMENTS" in output
 
 
+@pytest.mark.slow
 def test_the_endpoint_of_another_machine_serves_the_release_and_follows_the_next(moved, tmp_path):
     second, _ = moved
     port = free_port("127.0.0.1")

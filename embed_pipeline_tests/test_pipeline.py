@@ -97,6 +97,7 @@ def test_every_call_is_recorded_with_the_asset_that_asked(finished):
     assert min(calls.values()) > 0
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_nothing(finished):
     project, stub, _ = finished
     before, calls = content_of(project), len(stub.requests)
@@ -108,6 +109,7 @@ def test_a_second_run_makes_nothing(finished):
     assert not [line for line in output.splitlines() if " made" in line and "0 made" not in line]
 
 
+@pytest.mark.slow
 def test_made_again_by_force_it_is_the_same(finished):
     project, stub, _ = finished
     before, calls = content_of(project), len(stub.requests)
@@ -118,6 +120,7 @@ def test_made_again_by_force_it_is_the_same(finished):
     assert len(stub.requests) == calls, "every answer came from the store"
 
 
+@pytest.mark.slow
 def test_status_shows_every_asset_of_every_stage_as_current(finished, monkeypatch):
     project, _, _ = finished
     monkeypatch.setitem(project.environment, "COLUMNS", "200")
@@ -132,6 +135,7 @@ def test_status_shows_every_asset_of_every_stage_as_current(finished, monkeypatc
     assert all(made.endswith("UTC") for *_, made in rows)
 
 
+@pytest.mark.slow
 def test_a_question_is_followed_from_its_document_to_the_model(finished):
     project, _, _ = finished
     trained = project.table("training_examples").filter(pl.col("origin") == "generated").row(0, named=True)
@@ -155,6 +159,7 @@ def test_the_made_data_is_exported(finished):
     assert lines
 
 
+@pytest.mark.slow
 def test_the_next_run_is_estimated_and_nothing_is_sent(finished, monkeypatch):
     project, stub, _ = finished
     monkeypatch.setitem(project.environment, "COLUMNS", "200")
@@ -167,6 +172,7 @@ def test_the_next_run_is_estimated_and_nothing_is_sent(finished, monkeypatch):
     assert len(stub.requests) == calls
 
 
+@pytest.mark.slow
 def test_a_second_release_is_compared_with_the_first_and_may_be_rolled_back(finished):
     project, _, _ = finished
     pointer = project.store / "release" / "current"
@@ -198,6 +204,7 @@ def kill_after(project: Project, stub: Stub, requests: int) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_while_generating_it_goes_on_and_ends_the_same(finished, tiny_model, tmp_path):
     undisturbed, _, _ = finished
     with stub_endpoint(well_behaved, latency=0.15) as stub:
@@ -218,6 +225,7 @@ def test_killed_while_generating_it_goes_on_and_ends_the_same(finished, tiny_mod
     assert content_of(project, generated) == content_of(undisturbed, generated)
 
 
+@pytest.mark.slow
 def test_changed_new_and_deleted_documents(tiny_model, tmp_path):
     with stub_endpoint(well_behaved) as stub:
         project = small_project(tmp_path, tiny_model, stub.base_url)
@@ -239,6 +247,7 @@ def test_changed_new_and_deleted_documents(tiny_model, tmp_path):
     assert len(stub.requests) - calls - planted <= (calls - planted) / 12 * 3, "only the two documents were asked about"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prepare", "arguments", "says"),
     [

@@ -85,6 +85,7 @@ def test_a_table_that_lays_out_a_page_is_the_page() -> None:
     assert [b.kind for b in read.blocks] == ["heading", "paragraph", "table"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opening", ["<div>", "<p><b>", "<ul><li>", "<table><tr><td>", "<blockquote>", "<my-x>"])
 def test_however_deep_the_text_is_read(opening: str) -> None:
     assert "x marks it" in read_html("<h1>T</h1>" + opening * 3000 + "x marks it").text

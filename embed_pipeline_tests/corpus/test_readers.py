@@ -232,6 +232,7 @@ def test_one_process_reads_every_format(tmp_path):
             assert (reader.read(name, content).title, reader._process.poll()) == ("A", None)
 
 
+@pytest.mark.slow
 def test_a_text_that_takes_too_much_memory_is_set_aside_by_name():
     with ReadingProcess(Corpus(conversion_megabytes=64)) as reader:
         with pytest.raises(UnreadableError, match="read in 64 MB of memory|ended the process"):

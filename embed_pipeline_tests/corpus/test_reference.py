@@ -73,6 +73,7 @@ def _depth(node: nodes.Node) -> int:
     return 0 if above is None else _depth(above) + isinstance(above, nodes.section)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["md", "rst"])
 def test_headings_and_titles_are_those_of_the_reference(ending: str) -> None:
     read, reference = (read_markdown, _commonmark) if ending == "md" else (read_restructured, _docutils)

@@ -97,6 +97,7 @@ def comparison(**figures):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_release_is_as_good_as_itself_and_differs_from_another(tiny_model, tmp_path):
     other = write_tiny_model(tmp_path / "other", seed=5)
     sets = [material.generated(), material.labelled()]

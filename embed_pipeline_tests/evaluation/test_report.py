@@ -44,6 +44,7 @@ def test_the_page_holds_everything_and_escapes_what_it_quotes(comparison: Compar
     assert "may be released" in page
 
 
+@pytest.mark.slow
 def test_the_reasons_against_a_release_stand_at_the_top(comparison: Comparison, tmp_path: Path) -> None:
     html, markdown = write_report(comparison, tmp_path, {}, ["people: too much <lost>"])
     page = html.read_text()

@@ -398,6 +398,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_not_running_says_so_within_seconds(store: ResponseStore) -> None:
     port = _free_port()
     for url, said in (
@@ -568,6 +569,7 @@ run_interruptibly(run())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)])
 def test_an_interrupted_run_ends_at_once_and_keeps_what_was_answered(
     tmp_path: Path, number: signal.Signals, status: int

@@ -110,6 +110,7 @@ def test_an_object_store_holds_tables_too():
     assert manager.load_input(input_context("segments")).equals(segments())
 
 
+@pytest.mark.slow
 def test_model_folders_are_moved_into_place_and_few_are_kept(tmp_path):
     manager = ModelFolderIOManager(Shelf(tmp_path))
     names = []

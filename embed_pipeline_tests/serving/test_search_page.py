@@ -135,6 +135,7 @@ def test_the_page_has_nothing_from_elsewhere_and_runs_nothing_else(endpoint):
     assert all(f'aria-label="{name}"' in answer.text for name in ("Query", "API key", "Results"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_shows_both_models_side_by_side(compared, tmp_path):
     found(compared, "value of 7")
@@ -212,6 +213,7 @@ def parquet(frame: pl.DataFrame) -> bytes:
 HOSTILE = "<img src=/x onerror=document.title=1> <script>document.title=2</script> [y](javascript:alert(1)) in of"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_makes_no_element_of_what_a_document_says(bundle, tmp_path):
     store = corpus(tmp_path / "store")

@@ -153,6 +153,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 def test_adapters_train_only_linear_layers_and_are_folded_into_a_plain_model(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, lora_rank=4, average_weights=False)
     result = train(tmp_path, settings)
@@ -179,6 +180,7 @@ def test_training_of_adapters_resumes_to_the_same_weights(tiny_model: Path, tmp_
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_cut_lengths_are_trained_and_declared_with_the_model(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, matryoshka_dimensions=(16, 8))
     train(tmp_path, settings)
@@ -205,6 +207,7 @@ def test_checkpointed_activations_give_the_same_weights(tiny_model: Path, tmp_pa
     assert [loss for _, loss in spared.loss_curve] == pytest.approx([loss for _, loss in plain.loss_curve], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora_rank", [None, 2])
 def test_a_decoder_that_pools_its_last_token_is_trained(tmp_path: Path, *, lora_rank: int | None) -> None:
     model = small.write_tiny_decoder(tmp_path / "decoder")

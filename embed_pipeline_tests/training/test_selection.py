@@ -68,6 +68,7 @@ def test_the_mean_of_the_later_steps_wins_only_where_it_does_better_on_dev(tiny_
     assert values[True].averaged == better
 
 
+@pytest.mark.slow
 def test_a_model_that_forgot_is_mixed_with_its_base_and_the_record_says_so(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_the_share_of_questions_with_all_their_negatives():
     assert full_share(tables.HARD_NEGATIVES.empty(), 1) == 1
 
 
+@pytest.mark.slow
 def test_figures():
     rows = mined({}, {"qa_id": "b", "origin": "title", "negative_segment_ids": [], "negative_similarities": []})
     audit = audit_negatives(rows, corpus(), settings())

@@ -116,6 +116,7 @@ def cross_encoder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_cross_encoder_turns_down_what_it_scores_over_its_ceiling(cross_encoder):
     from sentence_transformers import CrossEncoder
 
