@@ -36,7 +36,10 @@ GATES = {
     ("release", "forgetting.max_loss"),
     ("onnx_precisions", "release.max_int8_ndcg_delta"),
     ("deployment", "release.min_fp16_cosine"),
-    # A deployment sets these three itself, in a copy of the group.
+    # A deployment and the check of a release set these three themselves.
+    ("release", "embedding.precision"),
+    ("release", "embedding.query_prefix"),
+    ("release", "embedding.passage_prefix"),
     ("deployment", "embedding.precision"),
     ("deployment", "embedding.query_prefix"),
     ("deployment", "embedding.passage_prefix"),
