@@ -125,8 +125,13 @@ def check_bundle_model(bundle: Path, original: Path, *, trusted: bool) -> None:
         ModelError: the model cannot be read, or its vectors for texts of some length are others than the original's.
     """
     facts = read_manifest(bundle).model
-    prefixes = {"query_prefix": facts.query_prefix, "passage_prefix": facts.passage_prefix}
-    evaluated = Encoder.load(original, Embedding(precision="fp32", trust_remote_code=trusted, **prefixes))
+    embedding = Embedding(
+        precision="fp32",
+        query_prefix=facts.query_prefix,
+        passage_prefix=facts.passage_prefix,
+        trust_remote_code=trusted,
+    )
+    evaluated = Encoder.load(original, embedding)
     least = read_back(evaluated, bundle / "model", trusted=trusted)
     logger.info("sentence-transformers reads the released model back: least cosines %s", least)
 
