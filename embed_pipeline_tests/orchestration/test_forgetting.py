@@ -286,6 +286,7 @@ def test_each_traced_column_finds_the_rows_of_the_document(name, column):
     assert frame.select(forgetting.comes_from(name, traces)).to_series().to_list() == [False, True]
 
 
+@pytest.mark.slow
 def test_a_text_that_another_file_holds_stays(prepared):
     project, _ = prepared
     documents = project.table("documents")
