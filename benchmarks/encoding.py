@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without", default="", help="leave out the forms with this in their names, such as bf16")
     parser.add_argument("--threads", type=int, default=0, help="1: by processor time, fit for a machine that is shared")
-    parser.add_argument("--before", type=Path, help="sources of an earlier version, to be timed beside this one")
+    parser.add_argument("--before", type=Path, help="sources of an earlier version, to be timed in turns with this one")
     parser.add_argument("--store", type=Path, help="with --before: store of a finished run, to be evaluated by both")
     arguments = parser.parse_args()
     if arguments.before:
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def keep(found: dict[str, Any]) -> None:
-    """Put ``found`` beside what was measured otherwise."""
+    """Add ``found`` to what was measured before."""
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(kept | found, indent=2) + "\n", encoding="utf-8")
@@ -278,7 +278,7 @@ def rank(system: System, ids: list[str], data: Labelled) -> dict[str, list[str]]
 def compare(
     systems: list[System], rankings: dict[str, dict[str, list[str]]], data: Labelled, passages: int
 ) -> list[dict[str, Any]]:
-    """Every system's figures beside those of the reference."""
+    """Every system's figures next to those of the reference."""
     reference = next(system for system in systems if system.name == REFERENCE)
     slowest = statistics.median(reference.seconds)
     scores = {
@@ -310,7 +310,7 @@ def compare(
 
 
 def best(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The fastest of ours that keeps to each bound, beside the speed-up wanted of it."""
+    """The fastest of ours that keeps to each bound, and the speed-up wanted of it."""
     mine = [row for row in rows if not row["system"].startswith("SentenceTransformer")]
     kept = {
         **{f"least cosine {least}": (wanted, _with_cosine(mine, least)) for least, wanted in COSINES.items()},

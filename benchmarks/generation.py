@@ -76,7 +76,7 @@ def run(settings: Settings, only: int = 0) -> tuple[dict[str, Any], Selection]:
     seconds = processor_seconds = calls = cached = rejected = 0.0
     for batch in load_batches(settings.paths.store):
         documents, _ = clean_documents(read_documents(batch, settings)[0], batch, settings)
-        segments = split_segments(documents, settings.corpus, encoder.count_tokens, max_tokens=encoder.max_tokens)
+        segments = split_segments(documents, settings.corpus, encoder.count_tokens, max_tokens=encoder.passage_tokens)
         artifacts = extract_artifacts(batch.name, segments, settings).artifacts
         titles = dict(documents.select("document_id", "title").iter_rows())
         begun, computed = time.monotonic(), time.process_time()

@@ -71,7 +71,7 @@ def _run(settings: Settings, encoder: Encoder, stub: Stub) -> int:
     cut_batches(settings)
     for batch in load_batches(settings.paths.store):
         documents, _ = read_documents(batch, settings)
-        segments = split_segments(documents, settings.corpus, encoder.count_tokens)
+        segments = split_segments(documents, settings.corpus, encoder.count_tokens, max_tokens=encoder.passage_tokens)
         artifacts = extract_artifacts(batch.name, segments, settings).artifacts
         titles = dict(documents.select("document_id", "title").iter_rows())
         made = generate_pairs(batch.name, segments, artifacts, titles, settings, lambda: encoder)

@@ -99,7 +99,10 @@ def measure() -> UnitCosts:
         started = time.perf_counter()
         cut_batches(settings)
         frames = [read_documents(batch, settings)[0] for batch in load_batches(settings.paths.store)]
-        pieces = [split_segments(frame, settings.corpus, encoder.count_tokens) for frame in frames]
+        pieces = [
+            split_segments(frame, settings.corpus, encoder.count_tokens, max_tokens=encoder.passage_tokens)
+            for frame in frames
+        ]
         reading = time.perf_counter() - started
         documents, segments = pl.concat(frames), pl.concat(pieces)
         count = documents.height
