@@ -90,7 +90,6 @@ def scan_folder(folder: Path, corpus: Corpus) -> Scan:
         raise CorpusError(message)
     files: list[SourceFile] = []
     skipped: Counter[str] = Counter()
-    suffixes = tuple(suffix.lower() for suffix in corpus.suffixes)
     pending = [os.fspath(folder)]
     start = len(os.path.join(pending[0], ""))  # noqa: PTH118 - entries are named by text, a million of them
     seen = 0
@@ -103,7 +102,7 @@ def scan_folder(folder: Path, corpus: Corpus) -> Scan:
             if entry.is_dir(follow_symlinks=False):
                 pending.append(entry.path)
                 continue
-            found = _look_at(entry, start, suffixes)
+            found = _look_at(entry, start, corpus.suffixes)
             if isinstance(found, SourceFile):
                 files.append(found)
             else:
@@ -177,7 +176,6 @@ def scan_url(url: str, corpus: Corpus) -> Scan:
     files: list[SourceFile] = []
     skipped: Counter[str] = Counter()
     unasked: list[tuple[str, str]] = []
-    suffixes = tuple(suffix.lower() for suffix in corpus.suffixes)
     with _explained_access(url):
         system, root = _open_filesystem(url)
         for seen, entry in enumerate(_listed_entries(system, root), start=1):
@@ -190,7 +188,7 @@ def scan_url(url: str, corpus: Corpus) -> Scan:
                 continue
             if not path or "?" in path or "#" in path or "//" in path:
                 skipped["odd name"] += 1
-            elif not path.lower().endswith(suffixes):
+            elif not path.lower().endswith(corpus.suffixes):
                 skipped[other_suffix(name)] += 1
             elif entry.get("size") is None:
                 unasked.append((path, name))

@@ -29,7 +29,6 @@ from embed_pipeline.settings import Auto, Embedding
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Encoder", "Kind"]
 
 _Rows = Sequence[NDArray[np.int32]]
 

@@ -16,16 +16,6 @@ from typing import TYPE_CHECKING, Any
 from embed_pipeline.embedding.families import ModelError, adapt
 from embed_pipeline.settings import Embedding
 
-__all__ = [
-    "PACKAGED",
-    "ModelError",
-    "base_model_name",
-    "load_model",
-    "refuse_foreign_code",
-    "resolve_model",
-    "torch_device",
-]
-
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 

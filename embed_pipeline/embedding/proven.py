@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend, Floats
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.models import ModelError, torch_device
+from embed_pipeline.embedding.families import ModelError
+from embed_pipeline.embedding.models import torch_device
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 from embed_pipeline.machine import processor, usable_cores

@@ -27,6 +27,7 @@ from embed_pipeline.llm.budget import Budget, Usage
 from embed_pipeline.llm.dialect import Dialect, Wording
 from embed_pipeline.llm.embedded import embedded_server, model_file
 from embed_pipeline.llm.gathering import gather_all
+from embed_pipeline.llm.prompts import read_prompt
 from embed_pipeline.llm.store import Answer, ResponseStore, request_key
 from embed_pipeline.llm.transport import Transport
 from embed_pipeline.progress import progress
@@ -216,6 +217,28 @@ class LLMClient:
         }
         key = request_key(request)
         return await self._answer((key, key), "/completions", Wording(self._dialect, request), parts=parts)
+
+    async def judge(
+        self,
+        prompt: str,
+        asked: str,
+        answer: type[T],
+        *,
+        seed: int,
+        known: Mapping[str, Mapping[str, Any]] | None = None,
+        about: str = "",
+    ) -> Structured[T]:
+        """Ask the judge by a prompt file, at temperature 0; the other arguments are those of :meth:`structured`.
+
+        Raises:
+            InvalidAnswer, AnswersCut, RequestFailed, EndpointError, BudgetExhausted, ResponseStoreError: as
+                :meth:`structured`.
+        """
+        messages = [{"role": "system", "content": read_prompt(prompt)}, {"role": "user", "content": asked}]
+        model = self._llm.judge_model
+        return await self.structured(
+            messages, answer, temperature=0.0, seed=seed, known=known, model=model, about=about
+        )
 
     async def structured(
         self,

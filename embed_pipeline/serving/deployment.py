@@ -17,7 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embed_pipeline import tables
-from embed_pipeline.embedding.encoder import Encoder, Kind
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.families import Kind
 from embed_pipeline.embedding.proven import cosines_of
 from embed_pipeline.embedding.search import search
 from embed_pipeline.progress import Bar, progress

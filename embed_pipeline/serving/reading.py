@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend
-from embed_pipeline.embedding.encoder import Kind
+from embed_pipeline.embedding.families import Kind
 from embed_pipeline.serving.request import Truncate
 from embed_pipeline.serving.serving_errors import ServingError, invalid
 

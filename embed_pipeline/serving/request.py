@@ -19,7 +19,7 @@ import numpy as np
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
-from embed_pipeline.embedding.encoder import Kind
+from embed_pipeline.embedding.families import Kind
 from embed_pipeline.serving.serving_errors import RequestError, invalid
 
 _BEARER = b"bearer "

@@ -19,7 +19,7 @@ import numpy as np
 
 from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, OnnxBackend
 from embed_pipeline.embedding.openvino_backend import GROUP_SIZES, OpenVinoBackend, OpenVinoPrecision
 from embed_pipeline.embedding.proven import least_cosine, proof_texts, time_in_turns

@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.release.manifest import BundleError, ReleaseError
 from embed_pipeline.release.releases import RELEASES, current_version, release_folder
 from embed_pipeline.serving.application import create_application

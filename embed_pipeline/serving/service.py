@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from embed_pipeline.embedding.encoder import Kind
+from embed_pipeline.embedding.families import Kind
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.machine import usable_cores
 from embed_pipeline.release.bundle import BASE_FOLDER

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from embed_pipeline.llm.answers import InvalidAnswer, exactly
 from embed_pipeline.llm.client import LLMClient
-from embed_pipeline.llm.prompts import delimit, plain_label, read_prompt
+from embed_pipeline.llm.prompts import delimit, plain_label
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.injections import remove_instructions
 from embed_pipeline.text.words import content_words, words
@@ -174,26 +174,27 @@ async def ask_judge(
     """
 
     async def ask(pair: Mapping[str, Any]) -> Judgement | NoVerdict:
-        texts = {f"S{n}": remove_instructions(segments[key]) for n, key in enumerate(pair["segment_ids"], start=1)}
-        stated = json.dumps({"question": pair["question"], "answer": pair["answer"]}, ensure_ascii=False)
-        messages = [
-            {"role": "system", "content": read_prompt("judge.md")},
-            {"role": "user", "content": f"{delimit(texts)}\n\nPair: {stated}"},
-        ]
+        texts = _labelled(pair, segments)
         try:
-            answer = await client.structured(
-                messages,
-                JudgeAnswer,
-                temperature=0.0,
-                seed=settings.seed,
-                model=settings.llm.judge_model,
-                about=f"pair {pair['qa_id']}",
+            answer = await client.judge(
+                "judge.md", _stated(pair, texts), JudgeAnswer, seed=settings.seed, about=f"pair {pair['qa_id']}"
             )
         except InvalidAnswer as error:
             return NoVerdict(pair["qa_id"], error.reason, str(error), error.raw)
         return answer.value.verdict()
 
     return await client.gather(pairs, ask, label=label, unit="pairs")
+
+
+def _labelled(pair: Mapping[str, Any], segments: Mapping[str, str]) -> dict[str, str]:
+    """Label to text of a pair's segments, as the judge is shown them."""
+    return {f"S{number}": remove_instructions(segments[key]) for number, key in enumerate(pair["segment_ids"], start=1)}
+
+
+def _stated(pair: Mapping[str, Any], texts: dict[str, str]) -> str:
+    """A pair with its segments, as the judge is asked about it."""
+    stated = json.dumps({"question": pair["question"], "answer": pair["answer"]}, ensure_ascii=False)
+    return f"{delimit(texts)}\n\nPair: {stated}"
 
 
 class SegmentNeed(BaseModel):
@@ -251,24 +252,19 @@ async def ask_hops_needed(
     """
 
     async def ask(pair: Mapping[str, Any]) -> bool | InvalidAnswer:
-        labels = [f"S{number}" for number in range(1, len(pair["segment_ids"]) + 1)]
-        texts = [remove_instructions(segments[key]) for key in pair["segment_ids"]]
-        stated = json.dumps({"question": pair["question"], "answer": pair["answer"]}, ensure_ascii=False)
-        messages = [
-            {"role": "system", "content": read_prompt("hops.md")},
-            {"role": "user", "content": f"{delimit(dict(zip(labels, texts, strict=True)))}\n\nPair: {stated}"},
-        ]
+        texts = _labelled(pair, segments)
+        labels = list(texts)
+        known: dict[str, dict[str, Any]] = {
+            "NeedsAnswer.segments": exactly(len(labels)),
+            "SegmentNeed.segment": {"enum": labels},
+        }
         try:
-            got = await client.structured(
-                messages,
+            got = await client.judge(
+                "hops.md",
+                _stated(pair, texts),
                 NeedsAnswer,
-                temperature=0.0,
                 seed=settings.seed,
-                known={
-                    "NeedsAnswer.segments": exactly(len(labels)),
-                    "SegmentNeed.segment": {"enum": labels},
-                },
-                model=settings.llm.judge_model,
+                known=known,
                 about=f"pair {pair['qa_id']}",
             )
         except InvalidAnswer as error:

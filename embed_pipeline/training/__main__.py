@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.settings import SettingsError, load_settings
 from embed_pipeline.training.task import TrainingError, is_first_process
 from embed_pipeline.training.train import stored_task, train_seeds

@@ -18,7 +18,7 @@ from embed_pipeline.embedding.models import refuse_foreign_code, torch_device
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient, open_client
 from embed_pipeline.llm.gathering import run_interruptibly
-from embed_pipeline.llm.prompts import CROSS_CHECK_PROMPTS, delimit, read_prompt
+from embed_pipeline.llm.prompts import CROSS_CHECK_PROMPTS, delimit
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.candidates import similarity_ceiling
 
@@ -140,18 +140,9 @@ class JudgeCheck:
             return await client.gather(asked, ask, label="Checking negatives", unit="pairs")
 
     async def _judge(self, client: LLMClient, question: str, passage: str) -> bool:
-        messages = [
-            {"role": "system", "content": read_prompt(*CROSS_CHECK_PROMPTS)},
-            {"role": "user", "content": f"{delimit({'S1': passage})}\n\nQuestion: {question}"},
-        ]
+        asked = f"{delimit({'S1': passage})}\n\nQuestion: {question}"
         try:
-            answer = await client.structured(
-                messages,
-                AnswerVerdict,
-                temperature=0.0,
-                seed=self._settings.seed,
-                model=self._settings.llm.judge_model,
-            )
+            answer = await client.judge(*CROSS_CHECK_PROMPTS, asked, AnswerVerdict, seed=self._settings.seed)
         except InvalidAnswer as error:
             logger.warning("cross-check of a negative: no verdict on %r: %s", question, error)
             return False

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from embed_pipeline import tables
-from embed_pipeline.embedding.encoder import Kind
+from embed_pipeline.embedding.families import Kind
 from embed_pipeline.embedding.search import Floats
 from embed_pipeline.settings import Settings, TrainingData
 from embed_pipeline.training_data.candidates import (

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from embed_pipeline.embedding.backend import EncoderConfig
-from embed_pipeline.embedding.models import ModelError, load_model
+from embed_pipeline.embedding.families import ModelError
+from embed_pipeline.embedding.models import load_model
 
 
 @pytest.mark.slow

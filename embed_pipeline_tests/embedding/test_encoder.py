@@ -13,7 +13,8 @@ import pytest
 from embed_pipeline.embedding import token_batches
 from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.models import ModelError, load_model
+from embed_pipeline.embedding.families import ModelError
+from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Embedding
 
 WORDS = "the a python statement function class value object how does it work in practice".split()

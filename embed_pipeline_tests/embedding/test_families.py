@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.families import TASKS, max_tokens_of, route_of, static_embedding
+from embed_pipeline.embedding.families import TASKS, ModelError, max_tokens_of, route_of, static_embedding
 from embed_pipeline.embedding.model_folder import check_model_folder, read_back, write_model_folder
-from embed_pipeline.embedding.models import ModelError, load_model
+from embed_pipeline.embedding.models import load_model
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.onnx_export import OnnxExportError, export_onnx
 from embed_pipeline.settings import Embedding, Release

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed_pipeline.embedding.models import ModelError, base_model_name, load_model, resolve_model
+from embed_pipeline.embedding.families import ModelError
+from embed_pipeline.embedding.models import base_model_name, load_model, resolve_model
 from embed_pipeline.settings import Embedding
 
 CPU = Embedding(device="cpu")

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 
 

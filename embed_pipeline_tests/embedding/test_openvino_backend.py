@@ -12,7 +12,7 @@ import pytest
 
 from embed_pipeline.embedding import openvino_backend
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 

@@ -14,7 +14,7 @@ import pytest
 
 from embed_pipeline.embedding import onnx_export, proven
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 from embed_pipeline.embedding.proven import CorpusBackend, choose_backend, cosines_of, open_base_encoder, proof_texts

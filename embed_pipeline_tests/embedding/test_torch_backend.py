@@ -13,7 +13,7 @@ import torch
 from embed_pipeline.embedding import packing, torch_backend
 from embed_pipeline.embedding.backend import EncoderConfig
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.settings import Embedding
 

@@ -16,7 +16,8 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
-from embed_pipeline.embedding.encoder import Encoder, Kind
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.families import Kind
 from embed_pipeline.embedding.onnx_export import export_onnx
 from embed_pipeline.release.bundle import Lineage, write_bundle
 from embed_pipeline.release.releases import promote

@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
 from embed_pipeline.training.distillation import candidates_of, score_candidates, to_scale

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from embed_pipeline.embedding.models import ModelError
+from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data import negatives as negatives_module
 from embed_pipeline.training_data.audit import negatives_failures
