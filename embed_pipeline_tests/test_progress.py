@@ -17,8 +17,8 @@ def test_a_line_says_count_rate_and_time_left(monkeypatch):
 
 def test_without_a_terminal_it_is_logged(monkeypatch, caplog):
     monkeypatch.setattr(module, "LOG_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr(logging.getLogger("embed_pipeline"), "propagate", True)
-    with caplog.at_level(logging.INFO, "embed_pipeline.progress"), progress("encode", 2, "texts") as bar:
+    listen(monkeypatch, caplog)
+    with progress("encode", 2, "texts") as bar:
         bar.advance()
         bar.advance(note="done")
     assert [line.split(",")[0] for line in caplog.messages[:2]] == ["encode: 1/2 texts", "encode: 2/2 texts"]
@@ -26,8 +26,16 @@ def test_without_a_terminal_it_is_logged(monkeypatch, caplog):
     assert caplog.messages[2].startswith("encode: 2 texts in")
 
 
-def test_often_is_not_logged(caplog):
-    with caplog.at_level(logging.INFO, "embed_pipeline.progress"), progress("encode", 100, "texts") as bar:
+def test_often_is_not_logged(monkeypatch, caplog):
+    listen(monkeypatch, caplog)
+    with progress("encode", 100, "texts") as bar:
         for _ in range(100):
             bar.advance()
     assert caplog.messages == []
+
+
+def listen(monkeypatch, caplog):
+    """Capture this module's lines alone, whatever handlers other tests left on its logger."""
+    logger = logging.Logger("progress", logging.INFO)
+    logger.addHandler(caplog.handler)
+    monkeypatch.setattr(module, "logger", logger)
