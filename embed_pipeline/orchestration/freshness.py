@@ -40,7 +40,13 @@ _LABELLED = ("corpus", "qa_dataset", "hard_negatives")
 _WARNED_WHEN_OLD = ("corpus", "deployment")
 
 
-def fingerprint(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, key: dg.AssetKey, batch: str | None) -> str:
+def fingerprint(
+    instance: dg.DagsterInstance,
+    assets: dg.AssetsDefinition,
+    key: dg.AssetKey,
+    batch: str | None,
+    read: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Hash of the asset's code version, its table's form and the newest data version of everything that it reads.
 
     Args:
@@ -48,11 +54,13 @@ def fingerprint(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, key: 
         assets: the definition of the asset.
         key: the asset.
         batch: its partition; None for an unpartitioned one, which reads all batches of its partitioned inputs.
+        read: input to the version of it that the step read, where that need not be the newest.
     """
     table = tables.TABLES.get(key.path[-1])
     parts = [str(assets.code_versions_by_key.get(key)), table.form if table else ""]
     for dependency in sorted(assets.asset_deps[key], key=str):
-        versions = data_versions(instance, dependency)
+        name = dependency.path[-1]
+        versions = {None: read[name]} if name in read else data_versions(instance, dependency)
         wanted = [batch] if batch is not None and batch in versions else sorted(versions, key=str)
         parts += [f"{dependency.to_user_string()} {part} {versions[part]}" for part in wanted]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

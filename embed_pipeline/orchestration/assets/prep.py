@@ -11,6 +11,7 @@ from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import follow
 from embed_pipeline.orchestration.presentation import counts, described, figures, picture, shown_table
+from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.audit import HARDEST_COLUMNS, audit_negatives, ratio_histogram
 from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
@@ -44,6 +45,7 @@ def dataset_split(
 @dg.asset(
     **described("hard_negatives", GROUP, {"pytorch"}),
     pool="gpu",
+    deps=[QA_REVIEWS],
     automation_condition=follow("dataset_split"),
 )
 def hard_negatives(
@@ -55,7 +57,8 @@ def hard_negatives(
 ) -> dg.Output[Any]:
     """Mine the most similar wrong segments under the ceiling for every training question."""
     with explained():
-        questions = training_questions(qa_dataset, dataset_split, corpus, settings)
+        reviews = Reviews.of(settings.paths.root)
+        questions = training_questions(qa_dataset, dataset_split, corpus, settings, reviewed=reviews.verdicts)
         encoder = open_base_encoder(settings, corpus["text"])
         frame = mine_hard_negatives(questions, corpus, settings, encoder)
     audit = audit_negatives(frame, corpus, settings)
@@ -70,7 +73,7 @@ def hard_negatives(
         "hardest": shown_table(HARDEST_COLUMNS, audit.hardest),
         **figures({"origins": audit.origins}),
     }
-    return stored(context, frame, settings, metadata=facts)
+    return stored(context, frame, settings, metadata=facts, read=reviews.version)
 
 
 @dg.asset(**described("training_examples", GROUP, {"python"}), automation_condition=follow("hard_negatives"))

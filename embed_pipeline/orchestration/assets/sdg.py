@@ -33,6 +33,7 @@ from embed_pipeline.orchestration.presentation import (
     shown_table,
     traced_pairs,
 )
+from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
@@ -242,6 +243,7 @@ def corpus(
 @dg.multi_asset(
     outs={name: _out(name, {"python"}, follow_batches("corpus")) for name in ("qa_dataset", "qa_decisions")},
     ins={"qa_pairs": all_batches(), "qa_scores": all_batches()},
+    deps=[QA_REVIEWS],
 )
 def qa_dataset(
     context: dg.AssetExecutionContext,
@@ -250,10 +252,11 @@ def qa_dataset(
     qa_scores: dict[str, pl.DataFrame],
     corpus: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
-    """Accept the pairs over the thresholds, one of each question; add those of the other sources and of labels."""
+    """Accept the pairs over the thresholds, or that people accept; add those of the other sources and of labels."""
     with explained():
+        reviews = Reviews.of(settings.paths.root)
         encoder = open_base_encoder(settings, corpus["text"])
-        selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder)
+        selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder, reviewed=reviews.verdicts)
         dataset = collect_pairs(selection.dataset, corpus, settings)
     asked = selection.dataset["segment_ids"].explode().drop_nulls().n_unique()
     sources = dataset.select(source=pl.coalesce("batch", "label_set", "origin"))
@@ -267,6 +270,7 @@ def qa_dataset(
         "hops": picture(counts(dataset["hop_count"], "hops"), "accepted pairs by hops"),
         "traced": traced_pairs(dataset, corpus),
     }
-    yield stored(context, dataset, settings, asset="qa_dataset", metadata={**facts, **shapes})
+    read = reviews.version
+    yield stored(context, dataset, settings, asset="qa_dataset", metadata={**facts, **shapes}, read=read)
     reasons = figures({"reasons": _counts(selection.decisions, "reason")})
-    yield stored(context, selection.decisions, settings, asset="qa_decisions", metadata=reasons)
+    yield stored(context, selection.decisions, settings, asset="qa_decisions", metadata=reasons, read=read)
