@@ -37,7 +37,7 @@ class ReviewError(ValueError):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReviewVerdict:
     """What people's words on a pair come to, the newest before older ones.
 
     Attributes:
@@ -140,19 +140,19 @@ def read_reviews(root: UPath) -> pl.DataFrame | None:
     return pl.concat(parts).unique("review_id", maintain_order=True).sort(_ORDER)
 
 
-def fold_reviews(reviews: pl.DataFrame | None) -> dict[str, Verdict]:
+def fold_reviews(reviews: pl.DataFrame | None) -> dict[str, ReviewVerdict]:
     """Pair to what people's words on it come to.
 
     Args:
         reviews: frame of :data:`tables.QA_REVIEWS`; None: there is none.
     """
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, ReviewVerdict] = {}
     for row in [] if reviews is None else reviews.sort(_ORDER).iter_rows(named=True):
-        verdicts[row["qa_id"]] = _after(verdicts.get(row["qa_id"], Verdict()), row)
+        verdicts[row["qa_id"]] = _after(verdicts.get(row["qa_id"], ReviewVerdict()), row)
     return verdicts
 
 
-def _after(before: Verdict, row: Mapping[str, Any]) -> Verdict:
+def _after(before: ReviewVerdict, row: Mapping[str, Any]) -> ReviewVerdict:
     who = row["reviewer"]
     match row["action"]:
         case "accept":
@@ -165,12 +165,12 @@ def _after(before: Verdict, row: Mapping[str, Any]) -> Verdict:
         case "positive":
             return replace(before, positives=before.positives | {row["segment_id"]}, reviewer=who)
         case "withdraw":
-            return Verdict(reviewer=who)
+            return ReviewVerdict(reviewer=who)
         case _:
             return before
 
 
-def apply_edits(pairs: pl.DataFrame, verdicts: Mapping[str, Verdict]) -> pl.DataFrame:
+def apply_edits(pairs: pl.DataFrame, verdicts: Mapping[str, ReviewVerdict]) -> pl.DataFrame:
     """``pairs`` (with qa_id, question and answer) in the words that people gave them."""
     edits = {
         name: {key: text for key, one in verdicts.items() if (text := getattr(one, name)) is not None}

@@ -13,7 +13,7 @@ from embed_pipeline import tables
 from embed_pipeline.reviews import (
     ReviewError,
     ReviewJournal,
-    Verdict,
+    ReviewVerdict,
     apply_edits,
     export_reviews,
     fold_reviews,
@@ -38,24 +38,27 @@ def frame(*said: dict[str, str]) -> pl.DataFrame:
 @pytest.mark.parametrize(
     ("said", "verdict"),
     [
-        ([{"action": "accept"}], Verdict(accepted=True, reviewer="Eva")),
-        ([{"action": "accept"}, {"action": "reject", "reviewer": "Ivo"}], Verdict(accepted=False, reviewer="Ivo")),
-        ([{"action": "comment", "comment": "hm"}], Verdict()),
+        ([{"action": "accept"}], ReviewVerdict(accepted=True, reviewer="Eva")),
+        (
+            [{"action": "accept"}, {"action": "reject", "reviewer": "Ivo"}],
+            ReviewVerdict(accepted=False, reviewer="Ivo"),
+        ),
+        ([{"action": "comment", "comment": "hm"}], ReviewVerdict()),
         (
             [{"action": "edit", "question": "B?"}, {"action": "edit", "answer": "C"}],
-            Verdict(accepted=True, question="B?", answer="C", reviewer="Eva"),
+            ReviewVerdict(accepted=True, question="B?", answer="C", reviewer="Eva"),
         ),
         (
             [{"action": "edit", "question": "B?"}, {"action": "reject"}],
-            Verdict(accepted=False, question="B?", reviewer="Eva"),
+            ReviewVerdict(accepted=False, question="B?", reviewer="Eva"),
         ),
         (
             [{"action": "positive", "segment_id": "s1"}, {"action": "positive", "segment_id": "s2"}],
-            Verdict(positives=frozenset({"s1", "s2"}), reviewer="Eva"),
+            ReviewVerdict(positives=frozenset({"s1", "s2"}), reviewer="Eva"),
         ),
         (
             [{"action": "accept"}, {"action": "positive", "segment_id": "s1"}, {"action": "withdraw"}],
-            Verdict(reviewer="Eva"),
+            ReviewVerdict(reviewer="Eva"),
         ),
     ],
 )
@@ -101,10 +104,10 @@ def test_several_writers_add_and_nothing_is_overwritten(tmp_path):
 def test_pairs_get_the_words_that_people_gave_them():
     pairs = material.pairs(material.pair_row("q1", "A?", "s1"), material.pair_row("q2", "B?", "s2"))
     edited = apply_edits(
-        pairs, {"q1": Verdict(accepted=True, question="New?"), "q2": Verdict(accepted=True, answer="New.")}
+        pairs, {"q1": ReviewVerdict(accepted=True, question="New?"), "q2": ReviewVerdict(accepted=True, answer="New.")}
     )
     assert edited.select("question", "answer").rows() == [("New?", pairs["answer"][0]), ("B?", "New.")]
-    assert apply_edits(pairs, {"q1": Verdict(accepted=True)}).equals(pairs)
+    assert apply_edits(pairs, {"q1": ReviewVerdict(accepted=True)}).equals(pairs)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])

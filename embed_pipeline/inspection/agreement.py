@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from embed_pipeline.enumerations import CRITERIA
-from embed_pipeline.reviews import Verdict
+from embed_pipeline.reviews import ReviewVerdict
 from embed_pipeline.settings import Gates, Synthesis
 
 SCORES = (*CRITERIA, "overall")
@@ -97,7 +97,7 @@ class Curve:
 
 
 def judged_pairs(
-    scores: pl.DataFrame, decisions: pl.DataFrame, verdicts: Mapping[str, Verdict], synthesis: Synthesis
+    scores: pl.DataFrame, decisions: pl.DataFrame, verdicts: Mapping[str, ReviewVerdict], synthesis: Synthesis
 ) -> pl.DataFrame:
     """Every judged pair with what each rule says (``min_clarity`` and so on, true: it passes) and what people say.
 

@@ -29,7 +29,7 @@ from embed_pipeline.inspection.pair_index import STATES, CurrentIndex, verdict_w
 from embed_pipeline.inspection.pair_query import CHOICES, PAGE_SIZES, RANGES, SORTS, PairQuery, QueryError
 from embed_pipeline.inspection.provenance import Provenance, raw_responses
 from embed_pipeline.lineage import LineageError, Model, stored_tables
-from embed_pipeline.reviews import ReviewError, ReviewJournal, Verdict, fold_reviews, read_reviews, review_row
+from embed_pipeline.reviews import ReviewError, ReviewJournal, ReviewVerdict, fold_reviews, read_reviews, review_row
 from embed_pipeline.serving.connections import GuardedProtocol, HostMiddleware, bind
 from embed_pipeline.serving.request import is_loopback
 from embed_pipeline.settings import Settings
@@ -130,7 +130,7 @@ class Inspector:
         if rejected is not None:
             return self._page("reject.html", reject=rejected[0], sources=rejected[1], **common)
         detail = provenance.pair(qa_id)
-        verdict = self._verdicts().get(qa_id, Verdict())
+        verdict = self._verdicts().get(qa_id, ReviewVerdict())
         return self._page(
             "pair.html",
             detail=detail,
@@ -262,7 +262,7 @@ class Inspector:
         if foreign or elsewhere or not hmac.compare_digest(token.encode(), self._token.encode()):
             raise HTTPException(403, "this correction does not come from a page of this inspector; load the page again")
 
-    def _verdicts(self) -> dict[str, Verdict]:
+    def _verdicts(self) -> dict[str, ReviewVerdict]:
         return fold_reviews(read_reviews(self._root))
 
     def _provenance(self) -> Provenance:

@@ -22,7 +22,7 @@ from embed_pipeline import tables
 from embed_pipeline.enumerations import CRITERIA, GENERATED
 from embed_pipeline.inspection.pair_query import CHOICES, RANGES, PairQuery
 from embed_pipeline.lineage import ReadTable, stored_tables
-from embed_pipeline.reviews import Verdict, apply_edits, fold_reviews, read_reviews
+from embed_pipeline.reviews import ReviewVerdict, apply_edits, fold_reviews, read_reviews
 from embed_pipeline.storage import list_folder, table_path, version_of
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ _WARMED = ("question", "document")
 
 
 @dataclass(frozen=True)
-class Bar:
+class CountedValue:
     """A value, or a part of a range, and how many of the pairs have it; ``least`` and ``below`` bound a part."""
 
     label: str
@@ -82,8 +82,8 @@ class Page:
     rows: list[Row]
     total: int
     everything: int
-    choices: dict[str, list[Bar]]
-    ranges: dict[str, list[Bar]]
+    choices: dict[str, list[CountedValue]]
+    ranges: dict[str, list[CountedValue]]
 
 
 @dataclass
@@ -117,7 +117,7 @@ class PairIndex:
             index._order(column, descending=False)
         return index
 
-    def with_reviews(self, verdicts: Mapping[str, Verdict]) -> PairIndex:
+    def with_reviews(self, verdicts: Mapping[str, ReviewVerdict]) -> PairIndex:
         """This index, made without reviews, with what people said: all else stays as it is."""
         edited = any(one.question is not None or one.answer is not None for one in verdicts.values())
         frame = self.frame.drop("review").join(_reviewed(verdicts), on="qa_id", how="left", maintain_order="left")
@@ -177,14 +177,14 @@ class PairIndex:
             masks["segment"] = frame["segment_ids"].list.contains(query.segment)
         return masks
 
-    def _values(self, name: str, kept: pl.Series, query: PairQuery) -> list[Bar]:
+    def _values(self, name: str, kept: pl.Series, query: PairQuery) -> list[CountedValue]:
         counted = self.frame[name].filter(kept).value_counts(sort=True)
         chosen = query.chosen.get(name, ())
         found = {"none" if value is None else str(value): count for value, count in counted.iter_rows()}
         found |= {value: 0 for value in chosen if value not in found}
-        return [Bar(value, count, value in chosen) for value, count in found.items()]
+        return [CountedValue(value, count, value in chosen) for value, count in found.items()]
 
-    def _parts(self, name: str, kept: pl.Series, query: PairQuery) -> list[Bar]:
+    def _parts(self, name: str, kept: pl.Series, query: PairQuery) -> list[CountedValue]:
         ends = RANGES[name][1]
         counts = dict(self.frame[f"{name} part"].filter(kept).value_counts().iter_rows())
         if not any(count for part, count in counts.items() if part is not None):
@@ -193,7 +193,7 @@ class PairIndex:
         bars = []
         for part, low in enumerate(ends[:-1]):
             below = None if part == len(ends) - 2 else ends[part + 1]
-            bars.append(Bar(_part_label(ends, part), counts.get(part, 0), now == (low, below), low, below))
+            bars.append(CountedValue(_part_label(ends, part), counts.get(part, 0), now == (low, below), low, below))
         return bars
 
     def _order(self, column: str, *, descending: bool) -> pl.Series:
@@ -293,13 +293,13 @@ def _segment_documents(read: ReadTable) -> pl.DataFrame:
     return segments.select("segment_id", "document_id").unique("segment_id").collect()
 
 
-def _reviewed(reviews: Mapping[str, Verdict]) -> pl.DataFrame:
+def _reviewed(reviews: Mapping[str, ReviewVerdict]) -> pl.DataFrame:
     rows = [(key, verdict_word(one)) for key, one in reviews.items()]
     frame = pl.DataFrame(rows, schema={"qa_id": pl.String, "review": pl.String}, orient="row")
     return frame.with_columns(pl.col("review").cast(pl.Categorical))
 
 
-def verdict_word(verdict: Verdict) -> str:
+def verdict_word(verdict: ReviewVerdict) -> str:
     """What people's words on a pair come to, in a word."""
     edited = verdict.question is not None or verdict.answer is not None
     if verdict.accepted is None:

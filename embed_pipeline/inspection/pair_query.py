@@ -40,7 +40,7 @@ RANGES: Mapping[str, tuple[str, tuple[float, ...]]] = MappingProxyType(
         "bm25_rank": ("Rank under BM25, in its batch", _RANK),
         "grounding": ("Grounding", _SHARE),
         "lexical_overlap": ("Lexical overlap", _SHARE),
-        "hop_need": ("Hop need", _SHARE),
+        "hop_need": ("HopSources need", _SHARE),
     }
 )
 """Columns of numbers that can be filtered by a least value and one that they stay below: title and ends of bars."""

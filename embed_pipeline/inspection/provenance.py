@@ -50,7 +50,7 @@ class SourceText:
 
 
 @dataclass(frozen=True)
-class Hop:
+class HopSources:
     """A hop, and the segments that it needs; ``missing`` are those that are stored no more."""
 
     number: int
@@ -75,7 +75,7 @@ class PairDetail:
     """
 
     trace: Trace
-    hops: list[Hop]
+    hops: list[HopSources]
     positives: list[tuple[SourceText, float]]
     negatives: list[tuple[SourceText, float]]
     answering: list[str]
@@ -122,7 +122,7 @@ class Provenance:
             return [(_shown_other(others.get(key), key, pair["question"]), value) for key, value in pairs]
 
         hops = [
-            Hop(
+            HopSources(
                 hop["hop_number"],
                 hop["summary"],
                 [shown(key, [hop["summary"], *support]) for key in hop["segment_ids"] if key in segments],

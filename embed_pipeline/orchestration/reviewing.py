@@ -9,7 +9,7 @@ from upath import UPath
 from embed_pipeline import tables
 from embed_pipeline.orchestration.freshness import DATA_VERSION, data_versions
 from embed_pipeline.orchestration.presentation import OWNERS, column_schema
-from embed_pipeline.reviews import Verdict, fold_reviews, read_reviews
+from embed_pipeline.reviews import ReviewVerdict, fold_reviews, read_reviews
 
 QA_REVIEWS = dg.AssetKey(tables.QA_REVIEWS.name)
 qa_reviews = dg.AssetSpec(
@@ -31,7 +31,7 @@ class Reviews:
         version: table to the version that was read; empty where nobody has reviewed anything.
     """
 
-    verdicts: Mapping[str, Verdict]
+    verdicts: Mapping[str, ReviewVerdict]
     version: Mapping[str, str]
 
     @classmethod

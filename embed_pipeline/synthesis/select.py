@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.enumerations import CRITERIA, GENERATED
-from embed_pipeline.reviews import Verdict, apply_edits
+from embed_pipeline.reviews import ReviewVerdict, apply_edits
 from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.synthesis.score import measure_round_trip
 
@@ -36,7 +36,7 @@ def select_pairs(
     settings: Settings,
     encoder: Encoder,
     *,
-    reviewed: Mapping[str, Verdict] = MappingProxyType({}),
+    reviewed: Mapping[str, ReviewVerdict] = MappingProxyType({}),
 ) -> Selection:
     """Decide on every pair whose source segments are all in the present corpus.
 
@@ -66,7 +66,7 @@ def select_pairs(
     joined = apply_edits(joined, reviewed)
     texts = dict(corpus.select("segment_id", "text").iter_rows())
     trip = measure_round_trip(joined["question"].to_list(), joined["segment_ids"].to_list(), texts, encoder)
-    said = [reviewed.get(qa_id, Verdict()) for qa_id in joined["qa_id"]]
+    said = [reviewed.get(qa_id, ReviewVerdict()) for qa_id in joined["qa_id"]]
     failures = [
         _failure(row, rank, settings.synthesis) if verdict.accepted is None else _refusal(verdict)
         for row, rank, verdict in zip(joined.iter_rows(named=True), trip.ranks, said, strict=True)
@@ -87,7 +87,7 @@ def select_pairs(
     return Selection(tables.validate(accepted, tables.QA_DATASET), decisions)
 
 
-def _refusal(verdict: Verdict) -> tuple[str, str] | None:
+def _refusal(verdict: ReviewVerdict) -> tuple[str, str] | None:
     """What a person decided, in place of the rules."""
     return None if verdict.accepted else ("reviewer", f"rejected by {verdict.reviewer}")
 

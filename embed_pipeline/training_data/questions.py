@@ -12,7 +12,7 @@ from typing import NamedTuple
 import polars as pl
 
 from embed_pipeline.enumerations import Augmentation
-from embed_pipeline.reviews import Verdict
+from embed_pipeline.reviews import ReviewVerdict
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.words import content_words, words
 from embed_pipeline.training_data.labels import read_labels
@@ -41,7 +41,7 @@ def training_questions(
     corpus: pl.DataFrame,
     settings: Settings,
     *,
-    reviewed: Mapping[str, Verdict] = MappingProxyType({}),
+    reviewed: Mapping[str, ReviewVerdict] = MappingProxyType({}),
 ) -> pl.DataFrame:
     """The train questions and their positives; under ``augment_below`` examples also augmented ones.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -30,14 +31,10 @@ def correcting(tmp_path):
         yield client
 
 
-def token(client: httpx.Client) -> str:
-    return re.search(r'name="token" value="([^"]+)"', client.get("/pairs/q2aa").text)[1]
-
-
-def send(
-    client: httpx.Client, qa_id: str = "q2aa", headers: dict[str, str] | None = None, **fields: str
-) -> httpx.Response:
-    return client.post(f"/pairs/{qa_id}/reviews", data={"token": token(client), **fields}, headers=headers or {})
+def send(client: httpx.Client, qa_id: str = "q2aa", *, of: str = "q2aa", headers: Any = None, **fields: str) -> Any:
+    """Send a correction with the token of the page of a pair."""
+    token = re.search(r'name="token" value="([^"]+)"', client.get(f"/pairs/{of}").text)[1]
+    return client.post(f"/pairs/{qa_id}/reviews", data={"token": token, **fields}, headers=headers or {})
 
 
 @pytest.mark.parametrize("page", PAGES)

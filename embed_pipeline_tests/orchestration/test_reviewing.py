@@ -41,6 +41,7 @@ def stale(instance, definitions, settings):
     return {asset for _, asset, state, _ in rows if state == "stale"}
 
 
+@pytest.mark.slow
 def test_a_correction_makes_stale_what_honours_it(settings, definitions):
     root = UPath(settings.paths.store)
     with dg.DagsterInstance.ephemeral() as instance:

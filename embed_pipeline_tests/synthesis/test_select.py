@@ -10,7 +10,7 @@ import pytest
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.enumerations import CRITERIA
-from embed_pipeline.reviews import Verdict
+from embed_pipeline.reviews import ReviewVerdict
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.select import Selection, select_pairs
 from embed_pipeline_tests.synthesis import material
@@ -23,7 +23,7 @@ def _select(
     pairs: list[dict[str, Any]],
     scores: list[dict[str, Any]],
     corpus: pl.DataFrame | None = None,
-    reviewed: dict[str, Verdict] | None = None,
+    reviewed: dict[str, ReviewVerdict] | None = None,
     **synthesis: Any,
 ) -> Selection:
     batches = sorted({row["batch"] for row in pairs})
@@ -137,10 +137,10 @@ def test_what_people_decided_holds_instead_of_every_rule(encoder: Encoder) -> No
         material.score_row("q4", relevance=1.0),
     ]  # fmt: skip
     reviewed = {
-        "q1": Verdict(accepted=False, reviewer="Eva"),
-        "q2": Verdict(accepted=True, question="Who comes to change it?", reviewer="Ivo"),
-        "q3": Verdict(accepted=True, reviewer="Eva"),
-        "q4": Verdict(positives=frozenset({"s1"}), reviewer="Eva"),
+        "q1": ReviewVerdict(accepted=False, reviewer="Eva"),
+        "q2": ReviewVerdict(accepted=True, question="Who comes to change it?", reviewer="Ivo"),
+        "q3": ReviewVerdict(accepted=True, reviewer="Eva"),
+        "q4": ReviewVerdict(positives=frozenset({"s1"}), reviewer="Eva"),
     }
     selection = _select(encoder, rows, scores, reviewed=reviewed)
     told = {row["qa_id"]: (row["accepted"], row["reason"], row["detail"]) for row in selection.decisions.to_dicts()}
@@ -157,6 +157,6 @@ def test_what_people_decided_holds_instead_of_every_rule(encoder: Encoder) -> No
 def test_a_pair_that_people_accept_comes_before_its_better_scored_copies(encoder: Encoder) -> None:
     rows = [material.pair_row(f"q{n}", LAMP, f"s{n}") for n in (1, 2, 3)]
     scores = [material.score_row(f"q{n}", overall=7.0 + n / 2) for n in (1, 2, 3)]
-    reviewed = {name: Verdict(accepted=True, reviewer="Eva") for name in ("q1", "q2")}
+    reviewed = {name: ReviewVerdict(accepted=True, reviewer="Eva") for name in ("q1", "q2")}
     selection = _select(encoder, rows, scores, reviewed=reviewed)
     assert _reasons(selection) == {"q1": "accepted", "q2": "accepted", "q3": "duplicate"}

@@ -6,7 +6,7 @@ from collections import Counter
 
 import polars as pl
 
-from embed_pipeline.reviews import Verdict
+from embed_pipeline.reviews import ReviewVerdict
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset
@@ -118,7 +118,7 @@ def test_a_marked_answer_is_a_positive_where_training_may_read_it_and_else_no_ne
     held = next(key for key in sorted(sides) if sides[key] == "test")
     source = dict(qa.select("qa_id", "segment_ids").iter_rows())
     marked = frozenset({"d39.md#0", source[held][0], "gone"})
-    verdicts = {one: Verdict(positives=marked), held: Verdict(positives=frozenset({"d38.md#0"}))}
+    verdicts = {one: ReviewVerdict(positives=marked), held: ReviewVerdict(positives=frozenset({"d38.md#0"}))}
     found = {row["qa_id"]: row for row in training_questions(qa, split, corpus, options, reviewed=verdicts).to_dicts()}
     assert found[one]["positive_segment_ids"] == sorted([*source[one], "d39.md#0"])
     assert found[one]["other_answer_ids"] == [source[held][0]]
