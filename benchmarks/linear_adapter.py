@@ -67,7 +67,7 @@ def measure(asked: QuerySet, corpus: Passages, settings: Settings) -> dict[str, 
     queries = encoder.encode([asked.queries[query] for query in asked.ids], "query")
     started = time.monotonic()
     matrix = fit_adapter(
-        encoder, corpus.texts, corpus.ids, dense_weight=settings.evaluation.hybrid_dense_weight, seed=settings.seed
+        encoder, corpus.texts, corpus.ids, dense_weight=settings.training.teacher_dense_weight, seed=settings.seed
     )
     seconds = round(time.monotonic() - started)
     base = score(asked, corpus.ids, queries, passages)

@@ -34,6 +34,7 @@ SPLIT_REASONS = ("", "given", "spans_sides", "repeats_test", "repeats_dev")
 FILE_PROBLEMS = ("empty", "not_text", "too_large", "unreadable", "changed_since_batch", "in_part")
 COPY_KINDS = ("duplicate", "near_duplicate")
 
-SYSTEMS = ("base", "tuned", "bm25", "hybrid")
+SYSTEMS = ("base", "tuned", "bm25", "hybrid_base", "hybrid_tuned")
+HYBRIDS = ("hybrid_base", "hybrid_tuned")
 METRICS = ("nDCG", "Recall", "Precision", "MAP", "MRR")
 OUTCOMES = ("won", "lost", "same")

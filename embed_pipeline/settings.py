@@ -554,6 +554,8 @@ class Training(Group):
     hub name."""
     teacher_weight: float = decides(0.5, TRAINING, gt=0, le=100)
     """Weight of the teacher's loss relative to InfoNCE."""
+    teacher_dense_weight: Share = decides(0.65, TRAINING, "finetuned_model")
+    """Weight of the dense z-score in the hybrid that the linear adapter and a ``hybrid`` teacher follow."""
     precision: Literal["auto", "fp32", "bf16"] = decides("auto", TRAINING)
     """Arithmetic of training; auto: bf16 on GPUs that have it and processors with AMX, else fp32."""
     micro_batch_size: Positive | Auto = runs("auto")
@@ -599,9 +601,9 @@ class Evaluation(Group):
     """BEIR folders of queries people wrote; one that is absent, or knows no document here, is left out and named."""
     bootstrap_samples: int = decides(2000, *_MEASURED, ge=100, le=1_000_000)
     """Resamples behind every confidence interval."""
-    hybrid_dense_weight: Share = decides(0.65, *_MEASURED, TRAINING, "finetuned_model")
-    """Weight of the dense z-score in the BM25 + dense hybrid, which is also what the linear adapter and a ``hybrid``
-    teacher follow."""
+    hybrid_dense_weight: Share | Auto = decides("auto", *_MEASURED)
+    """Weight of the dense z-score in the hybrids of BM25 with the base and with the tuned model; auto: for each, the
+    most dense one within a standard error of the best on the dev questions."""
 
     @model_validator(mode="after")
     def _has_ten(self) -> Evaluation:

@@ -20,6 +20,7 @@ from embed_pipeline.enumerations import (
     CRITERIA,
     DECISIONS,
     FILE_PROBLEMS,
+    HYBRIDS,
     METRICS,
     ORIGINS,
     OUTCOMES,
@@ -564,6 +565,22 @@ RETRIEVAL_EVALUATION = Table(
         _real("difference_high", "Upper end of that interval."),
     ),
     key=("query_set", "slice", "system", "metric", "k"),
+    stage="eval",
+)
+
+FUSION_WEIGHTS = Table(
+    "fusion_weights",
+    "nDCG@10 of BM25 fused with each model, at each dense weight and by reciprocal ranks; empty without dev questions.",
+    (
+        _text("query_set", "`dev`, on which the weights are chosen, or a set that they are checked on."),
+        _one_of("system", HYBRIDS, "The model that is fused with BM25."),
+        _text("fusion", "The dense weight, or `RRF`."),
+        _real("dense_weight", "Weight of the dense z-score; null: by reciprocal ranks.", nullable=True),
+        _count("queries", "Queries measured: all, or a sample of 500."),
+        _share("ndcg_10", "Mean nDCG@10."),
+        Column("chosen", pl.Boolean(), "True at the weight that the evaluation's hybrid has."),
+    ),
+    key=("query_set", "system", "fusion"),
     stage="eval",
 )
 

@@ -12,6 +12,7 @@ import polars as pl
 from embed_pipeline.enumerations import SYSTEMS
 from embed_pipeline.escaping import as_markdown
 from embed_pipeline.evaluation import plots
+from embed_pipeline.evaluation.adoption import LABELS
 from embed_pipeline.evaluation.query_sets import GENERATED
 from embed_pipeline.evaluation.retrieval import Comparison
 from embed_pipeline.evaluation.significance import Verdict
@@ -104,12 +105,15 @@ def write_report(
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
     environment.filters["plain"] = as_markdown
     bars = plots.headline_bars(comparison.metrics)
+    fused = comparison.fusions["query_set"].unique(maintain_order=True).to_list()
     values: dict[str, Any] = {
         "sections": [_section(comparison, name) for name in comparison.verdicts],
         "warnings": comparison.warnings,
         "context": dict(context),
         "gate": list(gate),
-        "systems": plots.LABELS,
+        "systems": LABELS,
+        "advice": comparison.advice,
+        "fusions": {name: plots.data_uri(plots.fusion_curves(comparison.fusions, name)) for name in fused},
         "bars": plots.data_uri(bars),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +202,7 @@ def _summary_row(ndcg: dict[str, object], recall: dict[str, object]) -> list[str
     changed = f"{ndcg['difference']:+.4f} ({ndcg['difference_low']:+.4f} to {ndcg['difference_high']:+.4f})"
     return [
         f"{ndcg['query_set']} ({ndcg['queries']})",
-        str(ndcg["system"]),
+        LABELS[str(ndcg["system"])],
         f"{ndcg['value']:.4f}",
         f"{recall['value']:.4f}",
         "" if ndcg["system"] == "base" else changed,

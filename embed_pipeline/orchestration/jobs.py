@@ -42,7 +42,7 @@ _MEANING = {
     "sdg": "Read a batch of documents, have questions written and judged, and put together the accepted pairs.",
     "prep": "Split, mine hard negatives, unroll to training examples.",
     "finetune": "Fine-tune the base model and register the candidate.",
-    "eval": "Compare the tuned model with its base, BM25 and the hybrid.",
+    "eval": "Compare the tuned model with its base, BM25 and their hybrids.",
     "export": "Export to ONNX (and TensorRT), verify, bundle.",
     "deploy": "Serve the release, verify it through the endpoint, make it the champion.",
 }

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from embed_pipeline.embedding.backend import CONFIG_FILE
 from embed_pipeline.embedding.encoder import Encoder
@@ -22,6 +22,7 @@ from embed_pipeline.embedding.model_folder import read_back
 from embed_pipeline.release.manifest import (
     MANIFEST_FILE,
     BundleError,
+    Hybrid,
     Manifest,
     ModelFacts,
     bundle_files,
@@ -55,6 +56,7 @@ class Lineage:
         version: version of the release.
         created_from: data version of each table and model that it was made from.
         metrics: evaluation figures, as they are to be shown: name to number, or name to name to number.
+        hybrid: fusion of BM25 with the tuned model and with the base.
         parity: figures of the parity gate (``Parity.as_dict``).
         mlflow: run and model version.
         matryoshka_dimensions: shorter lengths that the vectors were trained to be cut to.
@@ -63,6 +65,7 @@ class Lineage:
     version: str
     created_from: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    hybrid: Mapping[Literal["tuned", "base"], Hybrid] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     mlflow: Mapping[str, Any] = field(default_factory=dict)
     matryoshka_dimensions: tuple[int, ...] = ()
@@ -95,7 +98,14 @@ def write_bundle(
     for name, folder in {EXPORT_FOLDERS["fp32"]: onnx_folder, **(beside or {})}.items():
         shutil.copytree(folder, output / name, ignore=shutil.ignore_patterns("*.cache"))
     _clean_model(output / "model", facts)
-    card = model_card(facts, lineage.version, lineage.metrics, lineage.parity, lineage.created_from)
+    card = model_card(
+        facts,
+        lineage.version,
+        metrics=lineage.metrics,
+        hybrid=lineage.hybrid.get("tuned"),
+        parity=lineage.parity,
+        created_from=lineage.created_from,
+    )
     for path in (output / CARD_FILE, output / "model" / CARD_FILE):
         path.write_text(card, encoding="utf-8")
     manifest = Manifest(
@@ -103,6 +113,7 @@ def write_bundle(
         created_from=dict(lineage.created_from),
         model=facts,
         metrics=dict(lineage.metrics),
+        hybrid=dict(lineage.hybrid),
         parity=dict(lineage.parity),
         mlflow=dict(lineage.mlflow),
         files={name: file_hash(output / name) for name in bundle_files(output)},

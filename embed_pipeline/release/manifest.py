@@ -34,6 +34,22 @@ class ModelFacts(BaseModel):
     matryoshka_dimensions: list[int] = []
 
 
+class Hybrid(BaseModel):
+    """How BM25 and one model are fused for this corpus, as it was chosen on the dev questions.
+
+    Attributes:
+        dense_weight: share of the z-score of the model's scores; the rest is that of BM25's.
+        ndcg_10: nDCG@10 on the dev questions.
+        reciprocal_ranks_ndcg_10: the same with the two rankings fused by reciprocal ranks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dense_weight: float = Field(ge=0, le=1)
+    ndcg_10: float
+    reciprocal_ranks_ndcg_10: float
+
+
 class Manifest(BaseModel):
     """The contents of ``manifest.json``.
 
@@ -43,6 +59,7 @@ class Manifest(BaseModel):
         created_from: data version of each table and model that it was made from.
         model: what a client must know.
         metrics: evaluation figures.
+        hybrid: fusion of BM25 with the tuned model and with the base; empty without dev questions to choose it on.
         parity: figures of the export's parity gate.
         mlflow: run and model version.
         files: sha256 of every other file, by path relative to the bundle.
@@ -55,6 +72,7 @@ class Manifest(BaseModel):
     created_from: dict[str, str] = {}
     model: ModelFacts
     metrics: dict[str, Any] = {}
+    hybrid: dict[Literal["tuned", "base"], Hybrid] = {}
     parity: dict[str, Any] = {}
     mlflow: dict[str, Any] = {}
     files: dict[str, str]

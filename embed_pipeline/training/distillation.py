@@ -58,7 +58,7 @@ def score_candidates(examples: Examples, corpus_texts: Sequence[str], settings: 
     cosines = {(q, p): float(questions[q] @ passages[p]) for q, own in candidates.items() for p in own}
     if settings.training.teacher == HYBRID:
         vectors = encoder.encode(corpus_texts, "passage", label="Encoding segments for the teacher")
-        weight = settings.evaluation.hybrid_dense_weight
+        weight = settings.training.teacher_dense_weight
         scores = _hybrid(examples, candidates, corpus_texts, (questions, vectors), weight)
     else:
         scores = _cross_encoder(settings.training.teacher, examples, candidates, settings)

@@ -230,7 +230,7 @@ def _add_adapter(
             Encoder.of(model, embedding),
             task.corpus[1],
             task.documents or task.corpus[0],
-            dense_weight=settings.evaluation.hybrid_dense_weight,
+            dense_weight=settings.training.teacher_dense_weight,
             seed=settings.seed,
             dimensions=settings.training.matryoshka_dimensions,
         )

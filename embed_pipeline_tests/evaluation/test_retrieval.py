@@ -11,7 +11,7 @@ import pytest
 from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
 from embed_pipeline.evaluation.retrieval import Comparison, compare
 from embed_pipeline.settings import Settings
-from embed_pipeline.tables import QUESTION_RESULTS, RETRIEVAL_EVALUATION, validate
+from embed_pipeline.tables import FUSION_WEIGHTS, QUESTION_RESULTS, RETRIEVAL_EVALUATION, validate
 from embed_pipeline_tests.evaluation import material
 from embed_pipeline_tests.tiny import write_tiny_model
 
@@ -26,7 +26,8 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def comparison(tiny_model: Path, other_model: Path) -> Comparison:
     sets = [material.generated(), material.labelled()]
-    return compare(tiny_model, other_model, material.corpus(), sets, SETTINGS)
+    dev = dataclasses.replace(material.generated(), name="dev")
+    return compare(tiny_model, other_model, material.corpus(), sets, SETTINGS, dev=dev)
 
 
 def figure(frame: pl.DataFrame, **where: object) -> dict[str, float]:
@@ -36,7 +37,9 @@ def figure(frame: pl.DataFrame, **where: object) -> dict[str, float]:
 def test_every_metric_of_every_system_is_there_with_slices(comparison: Comparison) -> None:
     validate(comparison.metrics, RETRIEVAL_EVALUATION)
     validate(comparison.questions, QUESTION_RESULTS)
-    generated, people = 3 * 4 * 5 * 6, 4 * 5 * 6
+    validate(comparison.fusions, FUSION_WEIGHTS)
+    assert comparison.fusions["query_set"].unique().sort().to_list() == ["dev", "generated", "people"]
+    generated, people = 3 * 5 * 5 * 6, 5 * 5 * 6
     assert comparison.metrics.height == generated + people
     assert set(comparison.verdicts) == {"generated", "people"}
     base = comparison.metrics.filter(system="base")
@@ -53,6 +56,14 @@ def test_a_question_that_is_its_passage_is_found_by_every_dense_model(comparison
     for system in ("base", "tuned"):
         found = figure(comparison.metrics, query_set="generated", slice="all", system=system, metric="nDCG", k=10)
         assert found["value"] == pytest.approx(1.0)
+
+
+def test_the_hybrids_rank_by_the_weights_that_dev_chose(comparison: Comparison) -> None:
+    for name in ("generated", "people"):
+        for system in ("hybrid_base", "hybrid_tuned"):
+            chosen = figure(comparison.fusions, query_set=name, system=system, chosen=True)
+            found = figure(comparison.metrics, query_set=name, slice="all", system=system, metric="nDCG", k=10)
+            assert found["value"] == pytest.approx(chosen["ndcg_10"])
 
 
 def test_differences_are_tuned_less_base(comparison: Comparison) -> None:

@@ -1,4 +1,4 @@
-"""The fine-tuned model against its base, BM25 and the hybrid, on generated and on people's questions."""
+"""The fine-tuned model against its base, BM25 and its hybrids, on generated and on people's questions."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ import polars as pl
 
 from embed_pipeline.embedding.models import base_model_name
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
-from embed_pipeline.evaluation.plots import headline_bars, recall_curves
+from embed_pipeline.evaluation.plots import fusion_curves, headline_bars, recall_curves
 from embed_pipeline.evaluation.query_sets import generated_set, labelled_set, modification_times, with_document_slices
 from embed_pipeline.evaluation.report import SUMMARY_COLUMNS, headline_rows, write_report
 from embed_pipeline.evaluation.retrieval import Comparison, compare
@@ -30,7 +30,7 @@ GROUP = "4_eval"
 @dg.multi_asset(
     outs={
         name: dg.AssetOut(**described(name, GROUP, {"pytorch", "mlflow"}))
-        for name in ("retrieval_evaluation", "question_results")
+        for name in ("retrieval_evaluation", "question_results", "fusion_weights")
     },
     ins={"documents": all_batches()},
     op_tags=GPU_STEP,
@@ -53,7 +53,9 @@ def retrieval_evaluation(
         known = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
         sets = [with_document_slices(query_set, corpus, times) for query_set in known]
         vectors = settings.paths.store / "vectors"
-        comparison = compare(settings.embedding.model, finetuned_model, corpus, sets, settings, vectors=vectors)
+        dev = generated_set(qa_dataset, dataset_split, "dev")
+        models = settings.embedding.model, finetuned_model
+        comparison = compare(*models, corpus, sets, settings, dev=dev, vectors=vectors)
         record = read_record(finetuned_model)
     gate = release_failures(comparison.metrics, settings.gates) + forgetting_failures(record, settings.forgetting)
     run_id = newest_metadata(context.instance, "finetuned_model", "mlflow_run_id")
@@ -68,6 +70,9 @@ def retrieval_evaluation(
     shown = {"gate": "; ".join(gate) or "passed", "report": dg.MetadataValue.path(str(page)), **_shown(comparison)}
     yield stored(context, comparison.metrics, settings, asset="retrieval_evaluation", metadata=shown)
     yield stored(context, comparison.questions, settings, asset="question_results")
+    fused = comparison.fusions["query_set"].unique(maintain_order=True)
+    curves = {name: picture(fusion_curves(comparison.fusions, name), name) for name in fused}
+    yield stored(context, comparison.fusions, settings, asset="fusion_weights", metadata=curves)
 
 
 def _track(run: TrackedRun, comparison: Comparison, reports: tuple[Path, Path], links: dict[str, str]) -> None:
@@ -83,6 +88,7 @@ def _shown(comparison: Comparison) -> dict[str, Any]:
     """Tables, verdicts and pictures for the asset's page."""
     metadata: dict[str, Any] = {
         "comparison": shown_table(SUMMARY_COLUMNS, headline_rows(comparison.metrics)),
+        "deploy": shown_list(comparison.advice),
         "headline": picture(headline_bars(comparison.metrics), "nDCG@10"),
         **{f"verdict_{name}": verdict.sentence for name, verdict in comparison.verdicts.items()},
         **{f"recall_{name}": picture(recall_curves(comparison.metrics, name), name) for name in comparison.verdicts},

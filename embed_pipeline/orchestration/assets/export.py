@@ -5,7 +5,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import polars as pl
@@ -26,7 +26,7 @@ from embed_pipeline.release.bundle import (
     check_bundle_model,
     write_bundle,
 )
-from embed_pipeline.release.manifest import ReleaseError
+from embed_pipeline.release.manifest import Hybrid, ReleaseError
 from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
 from embed_pipeline.release.precision import measured_precisions, precision_failures, write_precision
 from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailable, build_engine
@@ -36,6 +36,7 @@ from embed_pipeline.training.record import declared_dimensions, read_record
 logger = logging.getLogger(__name__)
 
 GROUP = "5_export"
+_HYBRIDS: dict[Literal["tuned", "base"], str] = {"tuned": "hybrid_tuned", "base": "hybrid_base"}
 
 
 @dg.asset(
@@ -154,6 +155,7 @@ def release(
     base_onnx_model: Path,
     tensorrt_engine: Path,
     retrieval_evaluation: pl.DataFrame,
+    fusion_weights: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Bundle what passed the gates; a model that is not better, or an export that differs, is refused."""
     parity = read_parity(onnx_model)
@@ -176,6 +178,7 @@ def release(
             version=f"v{version}-{digest[:8]}",
             created_from=made_from,
             metrics=_headline(retrieval_evaluation),
+            hybrid=_hybrids(fusion_weights),
             parity={name: value for name, value in parity.as_dict().items() if name != "worst"},
             mlflow={"model": settings.tracking.registered_model, "version": version},
             matryoshka_dimensions=declared_dimensions(finetuned_model),
@@ -220,6 +223,20 @@ def _headline(metrics: pl.DataFrame) -> dict[str, Any]:
     for row in rows.to_dicts():
         table.setdefault(row["query_set"], {}).setdefault(row["system"], {})[f"{row['metric']}@10"] = row["value"]
     return table
+
+
+def _hybrids(weights: pl.DataFrame) -> dict[Literal["tuned", "base"], Hybrid]:
+    """The fusion of BM25 with each model that was chosen on the dev questions."""
+    dev = weights.filter(query_set="dev")
+    found: dict[Literal["tuned", "base"], Hybrid] = {}
+    for model, system in _HYBRIDS.items():
+        of_model = dev.filter(system=system)
+        for row in of_model.filter("chosen").to_dicts():
+            by_ranks = of_model.filter(fusion="RRF")["ndcg_10"].item()
+            found[model] = Hybrid(
+                dense_weight=row["dense_weight"], ndcg_10=row["ndcg_10"], reciprocal_ranks_ndcg_10=by_ranks
+            )
+    return found
 
 
 def _shown(parity: Parity) -> dict[str, Any]:
