@@ -90,6 +90,34 @@ def lineage(qa_id: Annotated[str, typer.Argument(help="The pair's id, or its fir
 
 
 @app.command()
+def adopt(
+    sample: Annotated[
+        Path | None,
+        typer.Argument(help="Texts and vectors of your index: Parquet (text, vector) or .npz (texts, vectors)."),
+    ] = None,
+) -> None:
+    """Say what the release that is served asks of an existing index, and check a sample of one against the base."""
+    from embed_pipeline.embedding.encoder import Encoder
+    from embed_pipeline.release.existing_index import check_index, read_sample, steps
+    from embed_pipeline.release.manifest import read_manifest
+    from embed_pipeline.release.releases import current_bundle
+
+    settings = load_settings()
+    found = read_sample(sample) if sample else None
+    for sentence in steps(read_manifest(current_bundle(settings.paths))):
+        _say(f"- {sentence}")
+    if found is None:
+        return
+    checked = check_index(*found, Encoder.load(settings.embedding.model, settings.embedding))
+    _say(f"{checked.texts} texts of the index: least cosine to the base's vectors {checked.least_cosine:.5f}")
+    if checked.others:
+        _fail(
+            f"{len(checked.others)} of them are not the base's, the furthest {checked.others[0][:80]!r}: the index was "
+            "filled with another model, another prefix, or texts that were cut otherwise"
+        )
+
+
+@app.command()
 def dataset(
     form: Annotated[DatasetFormat, typer.Argument(metavar="FORMAT", help="beir, sentence-transformers or nemo.")],
     folder: Annotated[Path, typer.Argument(help="Where to write; an earlier export there is replaced.")],

@@ -110,7 +110,8 @@ def compare(
     weights = choose_weights(fusions[dev.name] if dev else None, settings)
     results = [_evaluate(search, weights, settings) for search in searches[: len(sets)]]
     rows = [row for name, scores in fusions.items() for row in fusion_rows(name, scores, weights)]
-    return _comparison(results, sources[: len(sets)], FUSION_WEIGHTS.frame(rows), settings)
+    same = all(np.array_equal(search.collection.base, search.collection.tuned) for search in searches)
+    return _comparison(results, sources[: len(sets)], FUSION_WEIGHTS.frame(rows), settings, same_passages=same)
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,8 @@ def _comparison(
     sources: Sequence[tuple[Passages, tuple[str, ...]]],
     fusions: pl.DataFrame,
     settings: Settings,
+    *,
+    same_passages: bool,
 ) -> Comparison:
     metrics: list[dict[str, object]] = []
     questions: list[dict[str, object]] = []
@@ -230,7 +233,7 @@ def _comparison(
         fusions=fusions,
         verdicts=verdicts,
         advice=advise(results, settings),
-        warnings=cautions_of(results, verdicts, answers),
+        warnings=cautions_of(results, verdicts, answers, same_passages=same_passages),
         passages=passages,
         answers=answers,
     )

@@ -56,6 +56,7 @@ class Lineage:
         version: version of the release.
         created_from: data version of each table and model that it was made from.
         metrics: evaluation figures, as they are to be shown: name to number, or name to name to number.
+        passage_vectors: whose vectors passages have, the base model's or the tuned model's own.
         hybrid: fusion of BM25 with the tuned model and with the base.
         parity: figures of the parity gate (``Parity.as_dict``).
         mlflow: run and model version.
@@ -65,6 +66,7 @@ class Lineage:
     version: str
     created_from: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    passage_vectors: Literal["own", "base"] = "own"
     hybrid: Mapping[Literal["tuned", "base"], Hybrid] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     mlflow: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +104,7 @@ def write_bundle(
         facts,
         lineage.version,
         metrics=lineage.metrics,
+        passage_vectors=lineage.passage_vectors,
         hybrid=lineage.hybrid.get("tuned"),
         parity=lineage.parity,
         created_from=lineage.created_from,
@@ -113,6 +116,7 @@ def write_bundle(
         created_from=dict(lineage.created_from),
         model=facts,
         metrics=dict(lineage.metrics),
+        passage_vectors=lineage.passage_vectors,
         hybrid=dict(lineage.hybrid),
         parity=dict(lineage.parity),
         mlflow=dict(lineage.mlflow),

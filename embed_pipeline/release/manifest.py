@@ -59,6 +59,7 @@ class Manifest(BaseModel):
         created_from: data version of each table and model that it was made from.
         model: what a client must know.
         metrics: evaluation figures.
+        passage_vectors: ``base``: passages have the base model's vectors, bit for bit; ``own``: they have others.
         hybrid: fusion of BM25 with the tuned model and with the base; empty without dev questions to choose it on.
         parity: figures of the export's parity gate.
         mlflow: run and model version.
@@ -72,6 +73,7 @@ class Manifest(BaseModel):
     created_from: dict[str, str] = {}
     model: ModelFacts
     metrics: dict[str, Any] = {}
+    passage_vectors: Literal["own", "base"] = "own"
     hybrid: dict[Literal["tuned", "base"], Hybrid] = {}
     parity: dict[str, Any] = {}
     mlflow: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import dagster as dg
 import polars as pl
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_export import export_onnx
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.query_sets import QuerySet, generated_set
@@ -26,6 +27,7 @@ from embed_pipeline.release.bundle import (
     check_bundle_model,
     write_bundle,
 )
+from embed_pipeline.release.existing_index import keeps_passages
 from embed_pipeline.release.manifest import Hybrid, ReleaseError
 from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
 from embed_pipeline.release.precision import measured_precisions, precision_failures, write_precision
@@ -178,6 +180,7 @@ def release(
             version=f"v{version}-{digest[:8]}",
             created_from=made_from,
             metrics=_headline(retrieval_evaluation),
+            passage_vectors=_passage_vectors(finetuned_model, settings),
             hybrid=_hybrids(fusion_weights),
             parity={name: value for name, value in parity.as_dict().items() if name != "worst"},
             mlflow={"model": settings.tracking.registered_model, "version": version},
@@ -223,6 +226,16 @@ def _headline(metrics: pl.DataFrame) -> dict[str, Any]:
     for row in rows.to_dicts():
         table.setdefault(row["query_set"], {}).setdefault(row["system"], {})[f"{row['metric']}@10"] = row["value"]
     return table
+
+
+def _passage_vectors(model: Path, settings: Settings) -> Literal["own", "base"]:
+    """Whose vectors passages have; where only queries were tuned it is proven that they are the base's."""
+    if settings.training.sides == "both":
+        return "own"
+    base, tuned = (Encoder.load(name, settings.embedding) for name in (settings.embedding.model, model))
+    if not keeps_passages(base, tuned):
+        raise ReleaseError("not released: training.sides is query, but passages have other vectors than the base's")
+    return "base"
 
 
 def _hybrids(weights: pl.DataFrame) -> dict[Literal["tuned", "base"], Hybrid]:
