@@ -45,7 +45,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "onnx_precisions": Method(2, ("release", "embedding")),
         "base_onnx_model": Method(2, ("release", "embedding")),
         "tensorrt_engine": Method(1, ("release",)),
-        "release": Method(2, ("release",)),
+        "release": Method(3, ("release",)),
         "champion_comparison": Method(1, ("evaluation", "embedding")),
         "deployment": Method(1, ("serving", "embedding")),
     }
