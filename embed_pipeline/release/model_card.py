@@ -123,7 +123,7 @@ def _table(title: str, values: Mapping[str, Any], empty: str) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names joined by dots, values in Markdown, numbers rounded; lists (such as the worst texts) stay in the manifest."""
+    """Names joined by dots, values in Markdown, numbers rounded; lists, as of the worst texts, stay in the manifest."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
