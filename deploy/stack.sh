@@ -66,8 +66,10 @@ restore() {
         exit 1
     fi
     docker compose up --detach --wait postgres
+    # Databases and their users are made by the first start.
     for database in dagster mlflow; do
         docker compose exec --no-TTY postgres pg_restore --username=pipeline --exit-on-error --clean --if-exists \
+            --no-owner --role="$([[ $database == mlflow ]] && echo mlflow || echo pipeline)" \
             --dbname="$database" <"$folder/$database.dump"
     done
     in_volume store "$folder" tar --extract --file=/backup/store.tar --directory=/volume
