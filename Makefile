@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SPREAD := --numprocesses logical --maxprocesses 4 --dist worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast ui check lint format install constraints methods
+.PHONY: demo test test-fast ui check lint format install constraints methods audit sbom nightly
 
 demo: install  ## sample documents to a tuned, exported, verified model
 	$(BIN)/embed-pipeline sample python
@@ -31,6 +31,15 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: install  ## known holes in what is pinned
+	PYTHON=$(BIN)/python deploy/dependencies.sh audit
+
+sbom:  ## what the images that were built are made of
+	deploy/dependencies.sh sbom
+
+nightly:  ## what is too long for each change: known holes, real clients, the containers
+	deploy/nightly.sh
 
 methods: install  ## record the code that makes the assets, once the versions in embed_pipeline/methods.py are right
 	$(BIN)/python -m embed_pipeline_tests.record_methods

@@ -6,8 +6,10 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -40,6 +42,10 @@ err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 _DATABASE_MODULES = {"sqlite3", "sqlalchemy", "psycopg2"}
 _INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""
+_GRACE_SECONDS = 1.5
+"""What is at work when a signal comes has so long to end by itself."""
+_KEPT = "interrupted; what was finished is kept, and the same command goes on from there"
+_ending = threading.Lock()
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
 
@@ -301,13 +307,17 @@ def run(*, force: Force = False, keep: Keep = False) -> None:
 def serve(
     bundle: Annotated[Path | None, typer.Option(help="Release bundle; default the one in use.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default serving.port.")] = None,
+    *,
+    wait: Annotated[bool, typer.Option("--wait", help="Before the first release, wait for it.")] = False,
 ) -> None:
     """Serve a release behind an OpenAI-compatible endpoint."""
-    from embed_pipeline.release.releases import current_bundle
+    from embed_pipeline.release.releases import current_bundle, current_version
     from embed_pipeline.serving.server import serve as serve_bundle
 
     settings = load_settings()
-    serve_bundle(bundle or current_bundle(settings.paths), settings, port=port)
+    if bundle is None and not (wait and current_version(settings.paths) is None):
+        bundle = current_bundle(settings.paths)
+    serve_bundle(bundle, settings, port=port)
 
 
 @app.command()
@@ -352,17 +362,16 @@ def _say(line: str) -> None:
 def _runner() -> Iterator[StageRunner]:
     """Settings first, so that a wrong one is refused before Dagster loads."""
     settings = load_settings()
-    from embed_pipeline.definitions import defs
-    from embed_pipeline.orchestration.resources import open_instance
-    from embed_pipeline.orchestration.runs import StageRunner
+    with _ended_when_told():
+        from embed_pipeline.definitions import defs
+        from embed_pipeline.orchestration.resources import open_instance
+        from embed_pipeline.orchestration.runs import StageRunner
 
-    with open_instance(settings.paths.store) as instance:
-        yield StageRunner(defs, instance, settings)
+        with open_instance(settings.paths.store) as instance:
+            yield StageRunner(defs, instance, settings)
 
 
 def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str, Any] | None = None) -> None:
-    import time
-
     started = time.monotonic()
     outcome = runner.run(name, force=force, config=config)
     seconds = time.monotonic() - started
@@ -401,18 +410,69 @@ def main() -> None:
     """Run the command; what the product, the machine or a database refuses is one sentence and exit status 1."""
     try:
         app(_settings_first(sys.argv[1:]), standalone_mode=True)
+    except SystemExit as ended:
+        # Typer's for Ctrl-C.
+        if ended.code == _INTERRUPTED:
+            _end_interrupted(_KEPT)
+        raise
     except KeyboardInterrupt:
-        _fail("interrupted; what was finished is kept, and the same command goes on from there", status=_INTERRUPTED)
+        _end_interrupted(_KEPT)
     except Exception as error:
         said = _explained(error)
         if said is None:
             raise
         if type(error).__name__ == "StageInterrupted":
-            # Taking down an interpreter that holds torch takes seconds, and everything is stored.
-            _print_error(said)
-            sys.stdout.flush()
-            os._exit(_INTERRUPTED)
+            _end_interrupted(said)
         _fail(said)
+
+
+@contextmanager
+def _ended_when_told() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM end this process soon, whatever it computes at that moment.
+
+    A step is interrupted when the interpreter has its turn, and Dagster waits until it has ended; a product of large
+    matrices or the loading of a model may take a minute. The kernel hands a signal's number to the thread started
+    here at once.
+    """
+    numbers, handed_on = os.pipe()
+    os.set_blocking(handed_on, False)
+
+    def watch() -> None:
+        while (told := os.read(numbers, 1)) and told[0] not in {signal.SIGINT, signal.SIGTERM}:
+            pass
+        os.close(numbers)
+        if told:
+            time.sleep(_GRACE_SECONDS)
+            _end_interrupted(_KEPT)
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler), signal.set_wakeup_fd(handed_on)
+    threading.Thread(target=watch, name="interruption", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.set_wakeup_fd(before[1])
+        os.close(handed_on)
+
+
+def _end_interrupted(said: str) -> NoReturn:
+    """Say so and end at once, and every child with it.
+
+    Whatever is stored is put in place whole, so that no moment is a wrong one; the run is recorded as failed by the
+    next command, and taking down an interpreter that holds torch would take seconds.
+    """
+    if not _ending.acquire(blocking=False):
+        # Another thread is at it.
+        threading.Event().wait()
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    err.show_cursor()
+    _print_error(said)
+    sys.stdout.flush()
+    os._exit(_INTERRUPTED)
 
 
 def _fail(message: str, *, status: int = 1) -> NoReturn:

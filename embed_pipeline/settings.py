@@ -785,6 +785,8 @@ class Orchestration(Group):
     """Steps of one run at a time; steps that use the GPU always run one by one."""
     gpus: int = runs(0, ge=0, le=64)
     """GPUs that the Docker and Kubernetes executors give to each GPU-tagged step."""
+    container_hours: float = runs(72, ge=0.1, le=8760)
+    """The Docker executor's containers of ended runs and steps are removed after so many hours, with their logs."""
     automatic: bool = runs(False)  # noqa: FBT003 - a default
     """The document sensor, the automation of the cheap stages and the training schedule run from the start; else they
     wait to be switched on in the UI."""

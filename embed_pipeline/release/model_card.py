@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from embed_pipeline.escaping import as_markdown
 from embed_pipeline.release.manifest import Hybrid, ModelFacts
 
 CARD_FILE = "README.md"
@@ -23,7 +25,7 @@ tags:
 
 # Text embedding model, release {version}
 
-Tuned from `{base_model}` for retrieval over one collection of documents. It turns a text of at most
+Tuned from {base_code} for retrieval over one collection of documents. It turns a text of at most
 {max_tokens} tokens into a unit vector of {dimensions} numbers; the inner product of two vectors is their
 cosine similarity.
 
@@ -114,7 +116,9 @@ def model_card(
 ) -> str:
     """The card as Markdown with the front matter that model hubs read."""
     return _CARD.format(
-        base_model=facts.base_model,
+        # A JSON string is a YAML one: what a name holds ends no line of the front matter.
+        base_model=json.dumps(facts.base_model),
+        base_code=as_markdown(facts.base_model),
         version=version,
         max_tokens=facts.max_tokens,
         dimensions=facts.dimensions,
@@ -130,20 +134,21 @@ def model_card(
 
 
 def _code(prefix: str) -> str:
-    return f"`{prefix}`" if prefix else "nothing"
+    # Not shown on one line as other text is: the blank at its end is part of it.
+    return as_markdown(repr(prefix), in_table=True) if prefix else "nothing"
 
 
 def _table(title: str, values: Mapping[str, Any], empty: str) -> str:
-    rows = [f"| {name} | {value} |" for name, value in _flat(values)]
+    rows = [f"| {as_markdown(name, in_table=True)} | {value} |" for name, value in _flat(values)]
     return "\n".join([f"| {title} | value |", "|---|---|", *rows]) if rows else empty
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names joined by dots, numbers rounded; lists (such as the worst texts) stay in the manifest."""
+    """Names joined by dots, values in Markdown, numbers rounded; lists, as of the worst texts, stay in the manifest."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, float):
             yield f"{prefix}{name}", f"{value:.6g}"
         elif isinstance(value, str | int):
-            yield f"{prefix}{name}", str(value).replace("|", "\\|").replace("\n", " ")
+            yield f"{prefix}{name}", as_markdown(str(value), in_table=True)
