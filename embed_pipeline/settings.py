@@ -346,6 +346,15 @@ class LLM(Group):
     """Price of a million prompt tokens; the embedded model costs nothing."""
     price_per_million_completion_tokens: float = runs(0, ge=0)
     """Price of a million completion tokens."""
+    batch: bool = runs(False)  # noqa: FBT003 - a default
+    """Ask by the endpoint's Batch API (``/files`` and ``/batches``, as OpenAI has them): slower, and cheaper. An
+    interrupted run picks its batches up where it left them."""
+    batch_discount: Share = runs(0.5)
+    """How much cheaper a request is in a batch, as a share of its price."""
+    batch_requests: Positive = runs(50_000)
+    """Most requests of one batch."""
+    batch_megabytes: float = runs(100, gt=0)
+    """Largest file of one batch, in millions of bytes."""
 
     @field_validator("base_url")
     @classmethod
@@ -354,6 +363,12 @@ class LLM(Group):
             message = "must be an address that begins with http:// or https://, such as http://host:8000/v1"
             raise ValueError(message)
         return value
+
+    @model_validator(mode="after")
+    def _batches_need_an_endpoint(self) -> LLM:
+        if self.batch and self.base_url is None:
+            raise ValueError("llm.batch is true and llm.base_url is none: the embedded server takes no batches")
+        return self
 
     @property
     def embedded(self) -> bool:
@@ -366,10 +381,12 @@ class Synthesis(Group):
 
     path: Auto | Literal["completion", "structured"] = decides("auto", "document_artifacts", "qa_pairs")
     """How the model is asked: by few-shot completion, which suits base and very small models, or for JSON by schema,
-    which suits models that follow instructions. auto: completion for the embedded model, structured at an endpoint."""
-    judge: Auto | Literal["measured", "asked"] = decides("auto", "qa_scores")
-    """Who scores the pairs: measures (round trip, grounding, form), or the judge model by a rubric. auto: measured for
-    the embedded model, asked at an endpoint."""
+    which suits models that follow instructions. auto: completion for the packaged model; for any other, what a trial on
+    a few segments shows to yield more distinct valid questions."""
+    judge: Auto | Literal["measured", "asked", "both"] = decides("auto", "qa_scores")
+    """Who scores the pairs: measures (round trip, grounding, form), the judge model by a rubric, or both, whose scores
+    are kept and must pass alike. auto: measured for the packaged model; any other is asked if a trial on a few pairs
+    and planted bad ones shows that it can judge."""
     questions_per_segment: int = decides(2, "qa_pairs", ge=1, le=20)
     """Single-hop questions asked of every segment that is long enough."""
     questions_per_document: Positive | None = decides(None, "qa_pairs")
@@ -856,13 +873,13 @@ class Settings(Group):
 
     @property
     def structured(self) -> bool:
-        """True where the model is asked for JSON by schema, false where it completes texts."""
+        """True where the model is asked for JSON by schema, false where it completes texts; auto: as is usual."""
         return not self.llm.embedded if self.synthesis.path == "auto" else self.synthesis.path == "structured"
 
     @property
     def asks_judge(self) -> bool:
-        """True where a model judges the pairs, false where they are measured."""
-        return not self.llm.embedded if self.synthesis.judge == "auto" else self.synthesis.judge == "asked"
+        """True where a model judges the pairs, false where they are measured only; auto: as is usual."""
+        return not self.llm.embedded if self.synthesis.judge == "auto" else self.synthesis.judge != "measured"
 
     @model_validator(mode="after")
     def _changes_the_base(self) -> Settings:

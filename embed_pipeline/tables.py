@@ -389,6 +389,14 @@ QA_SCORES = Table(
         *(_text(f"{name}_justification", f"Why that score: {name}.") for name in CRITERIA),
         _OVERALL,
         _text("judge", "Who spoke: `measured`, or the judge model's name."),
+        *(
+            _score(
+                f"measured_{name}",
+                f"1-10: {name} as measured, next to the judge's; null: one judge spoke.",
+                nullable=True,
+            )
+            for name in (*_CRITERION_MEANING, "overall")
+        ),
         _number(
             "dense_rank",
             _FROM_ONE,

@@ -68,7 +68,7 @@ class _Signals:
 def score_pairs(
     batch: str, pairs: pl.DataFrame, segments: pl.DataFrame, settings: Settings, encoder: Encoder
 ) -> Scoring:
-    """Judge every pair: by the judge model or by measure, as ``synthesis.judge`` says.
+    """Judge every pair: by the judge model, by measure or by both, as ``synthesis.judge`` says.
 
     Args:
         batch: name of the batch.
@@ -89,9 +89,11 @@ def score_pairs(
     verdicts: list[Judgement | NoVerdict]
     asked: dict[str, bool | InvalidAnswer] = {}
     rejects: list[Reject] = []
+    measured = _measured_verdicts(pairs, signals, settings)
+    second = measured if settings.synthesis.judge == "both" else [None] * len(measured)
     if not settings.asks_judge:
         judge, usage = MEASURED, Usage()
-        verdicts = list(_measured_verdicts(pairs, signals, settings))
+        verdicts = list(measured)
     else:
         judge = settings.llm.judge_model or generator_name(settings.llm)
         verdicts, asked, rejects, usage = run_interruptibly(_asked_verdicts(pairs, texts, settings))
@@ -105,8 +107,8 @@ def score_pairs(
             rejects.append(_reject(pair, hops_needed.reason, str(hops_needed), hops_needed.raw))
         else:
             signs = _signs(signals, index)
-            rows.append({"qa_id": pair["qa_id"], "batch": batch, **_scores(verdict), "judge": judge, **signs,
-                         "hops_needed": hops_needed})  # fmt: skip
+            rows.append({"qa_id": pair["qa_id"], "batch": batch, **_scores(verdict), "judge": judge,
+                         **_measured_scores(second[index]), **signs, "hops_needed": hops_needed})  # fmt: skip
     made_by = {"generator": judge, "prompt_version": prompt_version(*JUDGE_PROMPTS)}
     rejected = tables.REJECTED_PAIRS.frame(reject_rows(rejects, batch, made_by))
     return Scoring(tables.QA_SCORES.frame(rows), rejected, usage)
@@ -122,6 +124,12 @@ def _scores(verdict: Judgement) -> dict[str, Any]:
         **{f"{n}_justification": j for n, j in zip(CRITERIA, verdict.justifications, strict=True)},
         "overall": round(verdict.overall, 4),
     }
+
+
+def _measured_scores(verdict: Judgement | None) -> dict[str, float | None]:
+    """What is measured next to the judge's scores; nulls where only one of them speaks."""
+    scores = (None,) * (len(CRITERIA) + 1) if verdict is None else (*verdict.scores, round(verdict.overall, 4))
+    return {f"measured_{name}": score for name, score in zip((*CRITERIA, "overall"), scores, strict=True)}
 
 
 def _signs(signals: _Signals, index: int) -> dict[str, Any]:

@@ -36,8 +36,9 @@ def select_pairs(
 ) -> Selection:
     """Decide on every pair whose source segments are all in the present corpus.
 
-    The first rule that a pair fails is its reason: a score under its threshold, a hop that is not needed, a round-trip
-    rank over the corpus above ``max_round_trip_rank``, or a better-scored pair that asks the same.
+    The first rule that a pair fails is its reason: a score under its threshold (where both judges spoke, either's), a
+    hop that is not needed, a round-trip rank over the corpus above ``max_round_trip_rank``, or a better-scored pair
+    that asks the same.
 
     Args:
         pairs: frame of :data:`tables.QA_PAIRS` for each batch.
@@ -81,8 +82,9 @@ def _failure(row: Mapping[str, Any], rank: int, synthesis: Synthesis) -> tuple[s
     """The first rule that a pair fails, as (reason, detail)."""
     for name in (*CRITERIA, "overall"):
         bound = getattr(synthesis, f"min_{name}")
-        if row[name] < bound:
-            return name, f"{row[name]:g}, bound {bound:g}"
+        for said, score in (("", row[name]), ("measured ", row[f"measured_{name}"])):
+            if score is not None and score < bound:
+                return name, f"{said}{score:g}, bound {bound:g}"
     if not row["hops_needed"]:
         return "hop_not_needed", f"one of {row['hop_count']} hops is not, says {row['judge']}; need {row['hop_need']:g}"
     if rank > synthesis.max_round_trip_rank:

@@ -113,6 +113,11 @@ class PromptCall:
     requests: tuple[RequestedQuestion, ...]
     seed: int
 
+    @property
+    def segment_ids(self) -> tuple[str, ...]:
+        """The segments, in the order of their labels."""
+        return tuple(source.segment_id for source in self.sources.values())
+
 
 def plan_calls(tasks: Sequence[QuestionTask]) -> list[PromptCall]:
     """Put the single-hop tasks of a document together, a few to a call; a multi-hop task is a call of its own."""
@@ -191,12 +196,28 @@ def known_of(call: PromptCall, synthesis: Synthesis) -> dict[str, dict[str, Any]
 def _about(call: PromptCall) -> str:
     """The documents and segments of a call, for messages."""
     documents = sorted({source.document_id for source in call.sources.values()})
-    segments = ", ".join(source.segment_id for source in call.sources.values())
-    return f"document {' and '.join(documents)} (segments {segments})"
+    return f"document {' and '.join(documents)} (segments {', '.join(call.segment_ids)})"
 
 
 async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
-    """Ask for the questions of all tasks; a call that the model's context does not hold is made in halves.
+    """Ask for the questions of all tasks.
+
+    Raises:
+        EndpointError, BudgetExhausted, TooManyFailures: from the client.
+    """
+    return await ask_calls(work_order(plan_calls(tasks), settings.seed), settings, client)
+
+
+async def ask_calls(
+    calls: Sequence[PromptCall], settings: Settings, client: LLMClient, *, label: str = "Writing questions"
+) -> Generated:
+    """Make the calls; one that the model's context does not hold, or whose answer is cut, is made in halves.
+
+    Args:
+        calls: from :func:`plan_calls`.
+        settings: sampling, hops and complexity.
+        client: the endpoint.
+        label: what the progress shows.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -215,11 +236,10 @@ async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: L
                 about=_about(call),
             )
         except InvalidAnswer as error:
-            if error.reason == "prompt_too_long" and len(call.requests) > 1:
+            if error.reason in {"prompt_too_long", "cut_at_length"} and len(call.requests) > 1:
                 first, second = [await ask(half) for half in _halves(call)]
                 return Generated(first.pairs + second.pairs, first.rejects + second.rejects)
-            ids = tuple(source.segment_id for source in call.sources.values())
-            return Generated([], [Reject(ids, error.reason, str(error), error.raw)])
+            return Generated([], [Reject(call.segment_ids, error.reason, str(error), error.raw)])
         found = sort_answer(answer.value, call, settings.synthesis.max_hops)
         accepted[0] += len(found.pairs)
         accepted[1] += len(call.requests)
@@ -228,9 +248,7 @@ async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: L
     def note() -> str:
         return f"{accepted[0] / max(1, accepted[1]):.0%} valid"
 
-    results = await client.gather(
-        work_order(plan_calls(tasks), settings.seed), ask, label="Writing questions", unit="calls", note=note
-    )
+    results = await client.gather(calls, ask, label=label, unit="calls", note=note)
     return Generated(
         [pair for result in results for pair in result.pairs],
         [reject for result in results for reject in result.rejects],
@@ -239,8 +257,7 @@ async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: L
 
 def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int) -> Generated:
     """Take the pairs that keep the rules; the others are rejects, and so is a request that got none."""
-    every = tuple(source.segment_id for source in call.sources.values())
-    found = Generated([], [Reject(every, "invalid_pair", problem, raw) for raw, problem in answer.malformed])
+    found = Generated([], [Reject(call.segment_ids, "invalid_pair", problem, raw) for raw, problem in answer.malformed])
     unanswered = dict(enumerate(call.requests, start=1))
     for item in answer.pairs:
         request = unanswered.pop(item.request, None)

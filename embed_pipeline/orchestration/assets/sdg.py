@@ -38,6 +38,7 @@ from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
+from embed_pipeline.synthesis.trial import choose_judge, choose_path
 from embed_pipeline.text.languages import dominant_language
 from embed_pipeline.training_data.labels import with_labelled_passages
 from embed_pipeline.training_data.pair_sources import collect_pairs
@@ -59,6 +60,11 @@ def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.A
 def _asked_about(segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     """The segments that the language model is asked about: none where no source of pairs is generated."""
     return segments if settings.training_data.generates else segments.clear()
+
+
+def _titles(documents: pl.DataFrame) -> dict[str, str]:
+    """Document id to title."""
+    return dict(documents.select("document_id", "title").iter_rows())
 
 
 def _characters(documents: pl.DataFrame) -> int:
@@ -135,13 +141,18 @@ def segments(
     pool="llm",
 )
 def document_artifacts(
-    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], segments: pl.DataFrame
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    documents: pl.DataFrame,
+    segments: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Find what each document is about."""
+    asked = _asked_about(segments, settings)
     with explained(context):
         forget_answers(settings.paths)
-        found = extract_artifacts(chosen_batch(context), _asked_about(segments, settings), settings)
-    usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped)})
+        path = choose_path(asked, _titles(documents), settings)
+        found = extract_artifacts(chosen_batch(context), asked, path.applied(settings))
+    usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped), **path.facts()})
     return stored(context, found.artifacts, settings, metadata={**_counts(found.artifacts, "kind"), **usage})
 
 
@@ -161,20 +172,21 @@ def qa_pairs(
     document_artifacts: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Have questions written about every segment, and about groups of neighbours."""
-    titles = dict(documents.select("document_id", "title").iter_rows())
+    titles = _titles(documents)
     asked = _asked_about(segments, settings)
     with explained(context):
         forget_answers(settings.paths)
+        path = choose_path(asked, titles, settings)
         made = generate_pairs(
             chosen_batch(context),
             asked,
             document_artifacts,
             titles,
-            settings,
+            path.applied(settings),
             lambda: open_base_encoder(settings, segments["text"]),
         )
     shapes = {"hops": picture(counts(made.pairs["hop_count"], "hops"), "pairs by number of hops")}
-    usage = figures({"usage": asdict(made.usage), "query_types": _counts(made.pairs, "query_type")})
+    usage = figures({"usage": asdict(made.usage), "query_types": _counts(made.pairs, "query_type"), **path.facts()})
     yield stored(context, made.pairs, settings, asset="qa_pairs", metadata={**usage, **shapes})
     reasons = figures({"reasons": _counts(made.rejects, "reason")})
     yield stored(context, made.rejects, settings, asset="rejected_pairs", metadata=reasons)
@@ -195,9 +207,10 @@ def qa_scores(
     with explained(context):
         forget_answers(settings.paths)
         encoder = open_base_encoder(settings, segments["text"])
-        scoring = score_pairs(chosen_batch(context), qa_pairs, segments, settings, encoder)
+        judge = choose_judge(qa_pairs, segments, settings)
+        scoring = score_pairs(chosen_batch(context), qa_pairs, segments, judge.applied(settings), encoder)
     shown = {"scores": picture(score_histograms(scoring.scores), "scores by criterion")}
-    usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge")})
+    usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge"), **judge.facts()})
     yield stored(
         context, scoring.scores, settings, asset="qa_scores", metadata={**_means(scoring.scores), **shown, **usage}
     )
