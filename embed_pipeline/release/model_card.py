@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from embed_pipeline.enumerations import Context
 from embed_pipeline.release.manifest import ModelFacts
+from embed_pipeline.text.passages import MOST_CHARACTERS
 
 CARD_FILE = "README.md"
 
@@ -31,6 +33,8 @@ cosine similarity.
 |---|---|
 | query | {query_prefix} |
 | passage | {passage_prefix} |
+
+{passage_context}
 
 ## Evaluation
 
@@ -86,6 +90,16 @@ and mined negatives.
 """
 
 
+_CONTEXTS: Mapping[Context, str] = {
+    "none": "A passage is its text alone, without the title of its document.",
+    "title": "A passage is the title of its document, a blank line, and its text; the prefix comes before all of it. A "
+    f"title of more than {MOST_CHARACTERS} characters is cut after a word.",
+    "path": "A passage is the title of its document and the headings above it, joined by ` > `, a blank line, and its "
+    f"text; the prefix comes before all of it. Of more than {MOST_CHARACTERS} characters, headings after the title are "
+    "left out, the outermost first.",
+}
+
+
 def model_card(
     facts: ModelFacts,
     version: str,
@@ -101,6 +115,7 @@ def model_card(
         dimensions=facts.dimensions,
         query_prefix=_code(facts.query_prefix),
         passage_prefix=_code(facts.passage_prefix),
+        passage_context=_CONTEXTS[facts.passage_context],
         query_text=repr(f"{facts.query_prefix}what is a context manager?"),
         metrics=_table("measure", metrics, "No figures were recorded."),
         lineage=_table("made from", created_from, "No data versions were recorded."),
