@@ -133,10 +133,11 @@ def dataset(
     from embed_pipeline.storage import read_table, table_path
     from embed_pipeline.training_data.dataset_export import export_dataset
 
-    root = load_settings().paths.root
+    settings = load_settings()
+    root, context = settings.paths.root, settings.embedding.context
     named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
     qa, split, corpus, negatives = (read_table(table_path(root, table.name), table) for table in named)
-    export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives)
+    export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives, context=context)
     _say(f"{qa.height} questions on {corpus.height} segments in {folder}")
 
 

@@ -14,6 +14,7 @@ Style = Literal["question", "keywords", "symptom", "paraphrase"]
 Augmentation = Literal["keywords", "title", "heading", "link", "crop"]
 Origin = Literal["generated", "labelled", Augmentation]
 Side = Literal["train", "dev", "test"]
+Context = Literal["none", "title", "path"]
 ArtifactKind = Literal["concept", "entity", "relation", "procedure", "condition", "figure"]
 
 QUERY_TYPES: tuple[QueryType, ...] = get_args(QueryType)

@@ -48,7 +48,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from embed_pipeline.enumerations import REASONING_TYPES, STYLES, Augmentation
+from embed_pipeline.enumerations import REASONING_TYPES, STYLES, Augmentation, Context
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -282,6 +282,11 @@ class Corpus(Group):
     """Time that reading one file may take; of a PDF the pages that fit are kept, another file is set aside."""
     word_comments: bool = decides(False, "documents")  # noqa: FBT003 - a default
     """Read the comments of Word files too, after the text."""
+    language: Annotated[str, Field(pattern="^(auto|[a-z]{2})$")] = decides(
+        "auto", "corpus", "qa_pairs", "qa_scores", "qa_dataset", "hard_negatives", TRAINING, *_MEASURED
+    )
+    """Language of documents and questions, as an ISO 639-1 code such as ``de``: its stop words, stems and forms of
+    questions hold; auto: of the corpus that of most of its text, of a question its own."""
     boilerplate_share: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = decides(0.3, "documents", "corpus")
     """Lines that this share of the documents has are boilerplate (menus, page heads and feet, licences): a paragraph of
     such lines stays in the first document and is taken out of the others; off: nothing is."""
@@ -510,6 +515,9 @@ class Embedding(Group):
     """Text before every query; auto: what the model's own configuration says."""
     passage_prefix: str = decides("auto", *_ENCODED, *_MEASURED, *_EXPORTED)
     """Text before every passage; auto: what the model's own configuration says."""
+    context: Context = decides("none", *_ENCODED, *_MEASURED, "onnx_model", "onnx_precisions", "release")
+    """What is put before a segment's text wherever it is embedded: nothing, its document's title, or the title and the
+    headings above it (path). Part of the release: clients must do the same to their passages (docs/operations.md)."""
     precision: Literal["fp32", "bf16"] = decides("fp32", *_ENCODED, *_MEASURED, *_EXPORTED)
     """Arithmetic of encoding; that of training is ``training.precision``."""
     trust_remote_code: bool = runs(False)  # noqa: FBT003 - a default

@@ -32,10 +32,17 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class Passages:
-    """What is searched: ids and texts, in the same order."""
+    """What is searched, in one order.
+
+    Attributes:
+        ids: ids of the passages.
+        texts: their texts as they are searched.
+        said: their texts without context, by which copies are known; empty: ``texts``.
+    """
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

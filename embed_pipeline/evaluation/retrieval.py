@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import choose_backend
 from embed_pipeline.embedding.search import BM25
-from embed_pipeline.enumerations import SYSTEMS
+from embed_pipeline.enumerations import SYSTEMS, Context
 from embed_pipeline.evaluation.adoption import advise
 from embed_pipeline.evaluation.cautions import cautions_of
 from embed_pipeline.evaluation.fusion import Scores, choose_weights, fusion_rows, measure_fusions
@@ -23,6 +23,7 @@ from embed_pipeline.evaluation.ranking import Collection, SetResult, rank_set, s
 from embed_pipeline.evaluation.significance import Verdict, bootstrap_intervals, judge
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import FUSION_WEIGHTS, QUESTION_RESULTS, RETRIEVAL_EVALUATION
+from embed_pipeline.text.passages import passage_texts
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
@@ -63,6 +64,7 @@ def compare(
     *,
     dev: QuerySet | None = None,
     vectors: Path | None = None,
+    base_context: Context | None = None,
 ) -> Comparison:
     """Evaluate the tuned model against its base, BM25, and BM25 with each of them, on the same passages.
 
@@ -74,30 +76,30 @@ def compare(
         settings: groups ``embedding`` and ``evaluation``, and the seed.
         dev: questions about ``corpus`` on which the hybrids' weights are chosen; None or empty: they are not.
         vectors: folder with the vectors of earlier stages; None: everything is encoded.
+        base_context: what is put before a segment's text under the base; None: what ``embedding.context`` says.
 
     Raises:
         EvaluationError: there is no query set, one is empty or named twice, there is nothing to search, or a
             judged passage is not in what is searched.
         ModelError: a model cannot be loaded.
     """
-    _check_sets(sets)
-    asked = [*sets, dev] if dev else sets
-    main = corpus.sort("segment_id")
-    sources: list[tuple[Passages, tuple[str, ...]]] = []
-    for query_set in asked:
-        own = query_set.corpus
-        passages = own or Passages(tuple(main["segment_id"]), tuple(main["text"]))
-        sources.append((passages, passages.ids if own else tuple(main["path"])))
+    asked = [*sets, dev] if dev else list(sets)
+    context = settings.embedding.context
+    sources = searched_by(asked, corpus, context)
+    before = sources if base_context in {None, context} else searched_by(asked, corpus, base_context or context)
     texts = (text for passages, _ in sources for text in passages.texts)
     chosen = choose_backend([base, tuned], texts, settings)
     encoded = {
-        system: _encode(system, chosen.open(model, vectors), sources, asked)
-        for system, model in (("base", base), ("tuned", tuned))
+        system: _encode(system, chosen.open(model, vectors), searched, asked)
+        for system, model, searched in (("base", base, before), ("tuned", tuned, sources))
     }
-    lexical = {passages.ids: BM25(passages.texts) for passages, _ in sources}
+    lexical: dict[tuple[str, ...], BM25] = {}
+    for query_set, (passages, _) in zip(asked, sources, strict=True):
+        language = "auto" if query_set.corpus else settings.corpus.language
+        lexical[passages.ids] = lexical.get(passages.ids) or BM25(passages.texts, language)
     searches = [
         _Search(
-            query_set,
+            _with_identical_texts(query_set, passages),
             Collection(passages.ids, passages.texts, documents, of_base[0], of_tuned[0], lexical[passages.ids]),
             base=of_base[1],
             tuned=of_tuned[1],
@@ -127,6 +129,38 @@ class _Search:
         return measure_fusions(self.query_set, self.collection, self.base, self.tuned, settings)
 
 
+def searched_by(
+    sets: Sequence[QuerySet], corpus: pl.DataFrame, context: Context
+) -> list[tuple[Passages, tuple[str, ...]]]:
+    """What is searched for each set, and the document that each passage belongs to.
+
+    Raises:
+        EvaluationError: there is no query set, one is empty or named twice, there is nothing to search, or a judged
+            passage is not in what is searched.
+    """
+    _check_sets(sets)
+    main = corpus.sort("segment_id")
+    ours = Passages(tuple(main["segment_id"]), tuple(passage_texts(main, context)), tuple(main["text"]))
+    sources: list[tuple[Passages, tuple[str, ...]]] = []
+    for query_set in sets:
+        own = query_set.corpus
+        passages = own or ours
+        if not passages.ids:
+            message = f"query set {query_set.name!r} has no passages to search"
+            raise EvaluationError(message)
+        documents = passages.ids if own else tuple(main["path"])
+        known = set(documents if query_set.unit == "document" else passages.ids)
+        for query in query_set.ids:
+            missing = set(query_set.qrels[query]) - known
+            if missing:
+                message = (
+                    f"query set {query_set.name!r}: query {query!r} is answered by {min(missing)!r}, not in the corpus"
+                )
+                raise EvaluationError(message)
+        sources.append((passages, documents))
+    return sources
+
+
 def _check_sets(sets: Sequence[QuerySet]) -> None:
     if not sets:
         message = "there is no query set to evaluate on"
@@ -148,9 +182,6 @@ def _encode(
     corpora: dict[tuple[str, ...], Floats] = {}
     encoded = []
     for query_set, (passages, _) in zip(sets, sources, strict=True):
-        if not passages.ids:
-            message = f"query set {query_set.name!r} has no passages to search"
-            raise EvaluationError(message)
         if passages.ids not in corpora:
             corpora[passages.ids] = encoder.encode(passages.texts, "passage", label=f"Encoding passages ({system})")
         texts = [query_set.queries[query] for query in query_set.ids]
@@ -161,34 +192,26 @@ def _encode(
 
 def _evaluate(search: _Search, dense_weights: tuple[float, float], settings: Settings) -> SetResult:
     query_set, collection = search.query_set, search.collection
-    known = set(collection.documents if query_set.unit == "document" else collection.ids)
-    for query in query_set.ids:
-        missing = set(query_set.qrels[query]) - known
-        if missing:
-            message = (
-                f"query set {query_set.name!r}: query {query!r} is answered by {min(missing)!r}, not in the corpus"
-            )
-            raise EvaluationError(message)
-    whole = _with_identical_texts(query_set, collection)
     evaluation = settings.evaluation
     ranked = rank_set(
-        whole,
+        query_set,
         collection,
         search.base,
         search.tuned,
         depth=max(evaluation.cutoffs),
         dense_weights=dense_weights,
     )
-    scores = {system: score_rankings(ranked[system].rankings, whole.qrels, evaluation.cutoffs) for system in SYSTEMS}
-    return SetResult(whole, ranked, scores)
+    qrels, cutoffs = query_set.qrels, evaluation.cutoffs
+    scores = {system: score_rankings(ranked[system].rankings, qrels, cutoffs) for system in SYSTEMS}
+    return SetResult(query_set, ranked, scores)
 
 
-def _with_identical_texts(query_set: QuerySet, collection: Collection) -> QuerySet:
+def _with_identical_texts(query_set: QuerySet, passages: Passages) -> QuerySet:
     """The set with every copy of an answering passage judged like it: the same text is the same answer."""
     if query_set.unit == "document":
         return query_set
     copies: dict[str, list[str]] = {}
-    for passage, text in zip(collection.ids, collection.texts, strict=True):
+    for passage, text in zip(passages.ids, passages.said or passages.texts, strict=True):
         copies.setdefault(text, []).append(passage)
     same = {passage: group for group in copies.values() if len(group) > 1 for passage in group}
     if not same:

@@ -19,6 +19,7 @@ from embed_pipeline.embedding.backend import CONFIG_FILE
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.families import DIMENSIONS_KEY
 from embed_pipeline.embedding.model_folder import read_back
+from embed_pipeline.enumerations import Context
 from embed_pipeline.release.manifest import (
     MANIFEST_FILE,
     BundleError,
@@ -43,6 +44,8 @@ BASE_FOLDER = "base_onnx"
 """Folder of the base model's export."""
 ENGINE_FOLDER = "tensorrt"
 
+# Facts that the configuration of an export does not hold.
+_NOT_EXPORTED = frozenset({"matryoshka_dimensions", "passage_context"})
 _PROMPTS_FILE = "config_sentence_transformers.json"
 # What training leaves beside a model and no runtime loads.
 _LEFT_OUT = ("checkpoint-*", "runs", "eval", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.tmp", ".*", CARD_FILE)
@@ -61,6 +64,7 @@ class Lineage:
         parity: figures of the parity gate (``Parity.as_dict``).
         mlflow: run and model version.
         matryoshka_dimensions: shorter lengths that the vectors were trained to be cut to.
+        passage_context: what is put before a passage's text.
     """
 
     version: str
@@ -71,6 +75,7 @@ class Lineage:
     parity: Mapping[str, Any] = field(default_factory=dict)
     mlflow: Mapping[str, Any] = field(default_factory=dict)
     matryoshka_dimensions: tuple[int, ...] = ()
+    passage_context: Context = "none"
 
 
 def write_bundle(
@@ -156,8 +161,9 @@ def _facts(onnx_folder: Path, lineage: Lineage) -> ModelFacts:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return ModelFacts(
-            **{name: config[name] for name in ModelFacts.model_fields if name != "matryoshka_dimensions"},
+            **{name: config[name] for name in ModelFacts.model_fields if name not in _NOT_EXPORTED},
             matryoshka_dimensions=list(lineage.matryoshka_dimensions),
+            passage_context=lineage.passage_context,
         )
     except (OSError, ValueError, KeyError) as error:
         message = f"{path} does not describe an export: {error}"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from embed_pipeline.enumerations import Context
 from embed_pipeline.storage import file_hash
 
 MANIFEST_FILE = "manifest.json"
@@ -22,7 +23,11 @@ class BundleError(ValueError):
 
 
 class ModelFacts(BaseModel):
-    """What a client of the model must know."""
+    """What a client of the model must know.
+
+    ``passage_context`` is what is put before a passage's text, by the rule of :mod:`embed_pipeline.text.passages`;
+    ``passage_prefix`` is put before both.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,6 +35,7 @@ class ModelFacts(BaseModel):
     max_tokens: int = Field(ge=1)
     query_prefix: str
     passage_prefix: str
+    passage_context: Context = "none"
     base_model: str
     matryoshka_dimensions: list[int] = []
 

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from embed_pipeline.enumerations import Context
 from embed_pipeline.escaping import as_markdown
 from embed_pipeline.release.manifest import Hybrid, ModelFacts
+from embed_pipeline.text.passages import MOST_CHARACTERS
 
 CARD_FILE = "README.md"
 
@@ -33,6 +35,8 @@ cosine similarity.
 |---|---|
 | query | {query_prefix} |
 | passage | {passage_prefix} |
+
+{passage_context}
 
 {index}
 
@@ -104,6 +108,16 @@ _INDEX = {
 _NOT_FUSED = "There were no dev questions to choose the weight of a fusion on."
 
 
+_CONTEXTS: Mapping[Context, str] = {
+    "none": "A passage is its text alone, without the title of its document.",
+    "title": "A passage is the title of its document, a blank line, and its text; the prefix comes before all of it. A "
+    f"title of more than {MOST_CHARACTERS} characters is cut after a word.",
+    "path": "A passage is the title of its document and the headings above it, joined by ` > `, a blank line, and its "
+    f"text; the prefix comes before all of it. Of more than {MOST_CHARACTERS} characters, headings after the title are "
+    "left out, the outermost first.",
+}
+
+
 def model_card(
     facts: ModelFacts,
     version: str,
@@ -124,6 +138,7 @@ def model_card(
         dimensions=facts.dimensions,
         query_prefix=_code(facts.query_prefix),
         passage_prefix=_code(facts.passage_prefix),
+        passage_context=_CONTEXTS[facts.passage_context],
         query_text=repr(f"{facts.query_prefix}what is a context manager?"),
         metrics=_table("measure", metrics, "No figures were recorded."),
         lineage=_table("made from", created_from, "No data versions were recorded."),

@@ -206,11 +206,12 @@ def comparison_texts(bundle: Path, manifest: Manifest, corpus: UPath) -> list[st
     """
     # Only what is compared needs dataframes.
     from embed_pipeline import tables
+    from embed_pipeline.text.passages import passage_texts
 
     measured = [folder for folder in EXPORT_FOLDERS.values() if f"{folder}/{PARITY_FILE}" in manifest.files]
     worst = [text.text for folder in measured for text in read_parity(bundle / folder).worst if text.text.strip()]
     try:
-        passages = read_table(corpus, tables.CORPUS)["text"].to_list()
+        passages = passage_texts(read_table(corpus, tables.CORPUS), manifest.model.passage_context)
     except (FileNotFoundError, StorageError) as error:
         # A bundle may be served where no corpus is; without any text nothing is proven.
         logger.info("no corpus to prove a backend on: %s", error)

@@ -15,6 +15,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.enumerations import CRITERIA, GENERATED
 from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.synthesis.score import measure_round_trip
+from embed_pipeline.text.passages import passages_by_id
 
 ACCEPTED = "accepted"
 
@@ -59,7 +60,15 @@ def select_pairs(
     if joined.is_empty():
         return Selection(tables.QA_DATASET.empty(), tables.QA_DECISIONS.empty())
     texts = dict(corpus.select("segment_id", "text").iter_rows())
-    trip = measure_round_trip(joined["question"].to_list(), joined["segment_ids"].to_list(), texts, encoder)
+    passages = passages_by_id(corpus, settings.embedding.context)
+    trip = measure_round_trip(
+        joined["question"].to_list(),
+        joined["segment_ids"].to_list(),
+        texts,
+        encoder,
+        passages=passages,
+        language=settings.corpus.language,
+    )
     failures = [
         _failure(row, rank, settings.synthesis)
         for row, rank in zip(joined.iter_rows(named=True), trip.ranks, strict=True)

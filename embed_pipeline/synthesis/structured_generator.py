@@ -21,6 +21,7 @@ from embed_pipeline.llm.prompts import delimit, plain_label, read_prompt
 from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem, form_problem
 from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, work_order
+from embed_pipeline.text.languages import AUTO
 from embed_pipeline.text.words import words
 
 PAIRS_PER_CALL = 8
@@ -240,7 +241,7 @@ async def ask_calls(
                 first, second = [await ask(half) for half in _halves(call)]
                 return Generated(first.pairs + second.pairs, first.rejects + second.rejects)
             return Generated([], [Reject(call.segment_ids, error.reason, str(error), error.raw)])
-        found = sort_answer(answer.value, call, settings.synthesis.max_hops)
+        found = sort_answer(answer.value, call, settings.synthesis.max_hops, settings.corpus.language)
         accepted[0] += len(found.pairs)
         accepted[1] += len(call.requests)
         return found
@@ -255,7 +256,7 @@ async def ask_calls(
     )
 
 
-def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int) -> Generated:
+def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int, language: str = AUTO) -> Generated:
     """Take the pairs that keep the rules; the others are rejects, and so is a request that got none."""
     found = Generated([], [Reject(call.segment_ids, "invalid_pair", problem, raw) for raw, problem in answer.malformed])
     unanswered = dict(enumerate(call.requests, start=1))
@@ -264,7 +265,7 @@ def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int) -> Generat
         labels = request.labels if request else tuple(call.sources)
         known = {call.sources[label].segment_id: call.sources[label].document_id for label in labels}
         pair = _pair(item, call)
-        problem = _not_as_asked(item, request) or _form(pair) or find_problem(pair, known, max_hops)
+        problem = _not_as_asked(item, request) or _form(pair, language) or find_problem(pair, known, max_hops)
         if problem is None:
             found.pairs.append(pair)
         else:
@@ -294,11 +295,11 @@ def _not_as_asked(item: PairAnswer, request: RequestedQuestion | None) -> tuple[
     return None
 
 
-def _form(pair: Pair) -> tuple[str, str] | None:
+def _form(pair: Pair, language: str) -> tuple[str, str] | None:
     """Forms that no language excuses; the others are left to the judge."""
     if copies_prompt(pair.question):
         return "copies_prompt", "the question is a sentence of the prompt"
-    problem = form_problem(pair.question, pair.style)
+    problem = form_problem(pair.question, pair.style, language)
     return (problem, "form of the question") if problem in _FORMS_REFUSED else None
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
 from embed_pipeline.progress import progress
+from embed_pipeline.text.languages import AUTO
 from embed_pipeline.text.markdown import replace_headings
 from embed_pipeline.text.words import sentences
 from embed_pipeline.training.loss import follow_distribution
@@ -59,6 +60,7 @@ def fit_adapter(
     seed: int,
     dimensions: Sequence[int] = (),
     sides: Sides = "both",
+    language: str = AUTO,
 ) -> Floats:
     """Fit the map to the teacher's rankings of ``texts``.
 
@@ -70,6 +72,7 @@ def fit_adapter(
         seed: of the samples and of the order of the batches.
         dimensions: shorter lengths that vectors may be cut to; the divergence is the mean over all lengths.
         sides: ``both`` are mapped, or the ``query`` side alone.
+        language: ``corpus.language``.
 
     Returns:
         float32 (d, d), what is added to the identity: a vector ``v`` becomes ``v + v @ map``.
@@ -84,7 +87,8 @@ def fit_adapter(
     queries, own = sentence_queries(passages, groups, generator)
     query_vectors = encoder.encode(queries, "query", label="Encoding sentences")
     passage_vectors = encoder.encode(passages, "passage", label="Encoding segments for the adapter")
-    target = teacher_scores(queries, passages, (query_vectors, passage_vectors), own, groups, dense_weight=dense_weight)
+    encoded = (query_vectors, passage_vectors)
+    target = teacher_scores(queries, passages, encoded, own, groups, dense_weight=dense_weight, language=language)
     lengths = sorted({*dimensions, passage_vectors.shape[1]})
     tensors = (torch.from_numpy(array).to(encoder.backend.device) for array in (query_vectors, passage_vectors, target))
     return _fit(*tensors, lengths=lengths, generator=generator, sides=sides)
@@ -137,6 +141,7 @@ def teacher_scores(
     groups: Integers,
     *,
     dense_weight: float,
+    language: str = AUTO,
 ) -> Floats:
     """The teacher's scores, float32 (queries, passages), NaN at a query's own segments.
 
@@ -149,9 +154,10 @@ def teacher_scores(
         own: for each query, the positions of the segments that are not ranked for it.
         groups: a number for each segment, equal for those of one document.
         dense_weight: share of the dense z-score in the hybrid.
+        language: ``corpus.language``.
     """
     query_vectors, vectors = encoded
-    bm25, neighbours = BM25(passages), _nearest_of_other_documents(vectors, groups)
+    bm25, neighbours = BM25(passages, language), _nearest_of_other_documents(vectors, groups)
     smoothed = _unit(_smooth(vectors, neighbours))
     scores = np.empty((len(queries), len(passages)), np.float32)
     spreads = np.empty((len(queries), 2))

@@ -98,7 +98,7 @@ def select(task: TrainingTask, seeds: Sequence[SeedResult], output: Path) -> Tra
         ModelError: a model cannot be loaded.
     """
     embedding = task.settings.embedding.model_copy(update={"precision": seeds[0].precision})
-    dev_measure = DevMeasure(task.dev, task.corpus, seed=task.settings.seed) if task.dev else None
+    dev_measure = DevMeasure.of(task)
     dev: Measure | None = (lambda model: dev_measure(model, embedding)) if dev_measure else None
     general = _general_measure(task, embedding)
     choice = _best_on_dev(task, seeds, dev)
@@ -235,6 +235,7 @@ def _add_adapter(
             seed=settings.seed,
             dimensions=settings.training.matryoshka_dimensions,
             sides=settings.training.sides,
+            language=settings.corpus.language,
         )
     except TrainingError as error:
         if settings.adapter.share != "auto":

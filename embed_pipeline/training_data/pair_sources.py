@@ -179,7 +179,7 @@ def collect_pairs(generated: pl.DataFrame, corpus: pl.DataFrame, settings: Setti
     if "structure" in options.sources:
         frames.append(structural_pairs(corpus, settings))
     if options.label_sets:
-        frames.append(labelled_pairs(read_labels(options.label_sets, corpus), corpus))
+        frames.append(labelled_pairs(read_labels(options.label_sets, corpus, settings.embedding.context), corpus))
     return tables.validate(pl.concat(frames).sort("qa_id"), tables.QA_DATASET)
 
 

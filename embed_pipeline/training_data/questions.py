@@ -54,7 +54,8 @@ def training_questions(qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFra
     """
     labelled = {}
     if settings.training_data.label_sets:
-        labelled = {label.qa_id: label.negatives for label in read_labels(settings.training_data.label_sets, corpus)}
+        found = read_labels(settings.training_data.label_sets, corpus, settings.embedding.context)
+        labelled = {label.qa_id: label.negatives for label in found}
     train = split.filter(pl.col("split") == TRAIN).select("qa_id")
     rows = [
         _TrainingQuestion(row["qa_id"], row["origin"], row["question"], sorted(set(row["segment_ids"])), negatives)

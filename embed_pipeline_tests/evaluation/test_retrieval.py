@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
-from embed_pipeline.evaluation.retrieval import Comparison, compare
+from embed_pipeline.evaluation.retrieval import Comparison, compare, searched_by
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import FUSION_WEIGHTS, QUESTION_RESULTS, RETRIEVAL_EVALUATION, validate
 from embed_pipeline_tests.evaluation import material
@@ -121,3 +121,36 @@ def test_inputs_that_cannot_be_evaluated_are_named(tiny_model: Path) -> None:
         evaluate(material.generated(), material.generated())
     with pytest.raises(EvaluationError, match="'q' is answered by 's99'"):
         evaluate(QuerySet("x", {"q": "a"}, {"q": {"s99": 1}}))
+
+
+def with_context(context: str) -> Settings:
+    return SETTINGS.model_copy(update={"embedding": SETTINGS.embedding.model_copy(update={"context": context})})
+
+
+def test_segments_are_searched_with_their_context_and_own_corpora_as_they_are() -> None:
+    own = QuerySet("own", {"q": "python"}, {"q": {"d1": 1}}, corpus=Passages(("d1", "d2"), ("python", "list")))
+    (ours, documents), (theirs, _) = searched_by([material.generated(), own], material.corpus(), "title")
+    assert ours.texts[3] == f"object\n\n{ours.said[3]}"
+    assert documents[3] == "object.md"
+    assert theirs == own.corpus
+
+
+def test_the_same_text_under_two_titles_is_the_same_answer(tiny_model: Path) -> None:
+    asked = QuerySet("generated", {"q": "value the same text"}, {"q": {"s19": 1}})
+    found = compare(tiny_model, tiny_model, material.corpus(), [asked], with_context("title"))
+    assert figure(found.metrics, system="base", metric="Recall", k=20)["value"] == 1.0
+    assert found.questions["base_rank"].to_list() == [1]
+
+
+def test_each_release_is_measured_with_its_own_context(tiny_model: Path) -> None:
+    sets = [material.generated(), material.labelled()]
+    plain = compare(tiny_model, tiny_model, material.corpus(), sets, SETTINGS)
+    titled = compare(tiny_model, tiny_model, material.corpus(), sets, with_context("title"))
+    mixed = compare(tiny_model, tiny_model, material.corpus(), sets, with_context("title"), base_context="none")
+
+    def ranks(comparison: Comparison, system: str) -> list[float]:
+        return comparison.metrics.filter(system=system, slice="all")["value"].to_list()
+
+    assert ranks(plain, "base") != ranks(titled, "base")
+    assert ranks(mixed, "base") == ranks(plain, "base")
+    assert ranks(mixed, "tuned") == ranks(titled, "tuned")

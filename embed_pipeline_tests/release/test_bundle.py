@@ -173,3 +173,16 @@ def test_a_full_folder_and_a_folder_that_is_no_model_are_refused(bundle, tiny_ex
         write_bundle(tmp_path / "new", model=tmp_path, onnx_folder=tiny_export, lineage=LINEAGE)
     with pytest.raises(BundleError, match=r"embedding_config\.json"):
         write_bundle(tmp_path / "new", model=bundle / "model", onnx_folder=tmp_path, lineage=LINEAGE)
+
+
+@pytest.mark.parametrize(("context", "says"), [("none", "its text alone"), ("path", "the headings above it")])
+def test_a_release_says_what_belongs_before_a_passage(tiny_model, tiny_export, tmp_path, context, says):
+    bundle = tmp_path / "bundle"
+    lineage = replace(LINEAGE, passage_context=context)
+    write_bundle(bundle, model=tiny_model, onnx_folder=tiny_export, lineage=lineage)
+    assert read_manifest(bundle).model.passage_context == context
+    assert says in (bundle / "README.md").read_text(encoding="utf-8")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["model"]["passage_context"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert read_manifest(bundle).model.passage_context == "none", "a release of before"

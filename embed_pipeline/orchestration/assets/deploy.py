@@ -50,8 +50,15 @@ def champion_comparison(
         with explained():
             own = [labelled_set(folder, corpus) for folder in settings.evaluation.query_sets]
             sets = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
-            champion = (served, current_bundle(settings.paths) / "model")
-            frame = compare_with_champion(champion, (candidate.version, release / "model"), corpus, sets, settings)
+            bundle = current_bundle(settings.paths)
+            frame = compare_with_champion(
+                (served, bundle / "model"),
+                (candidate.version, release / "model"),
+                corpus,
+                sets,
+                settings,
+                champion_context=read_manifest(bundle).model.passage_context,
+            )
     reasons = promotion_failures(frame, settings.gates)
     if reasons:
         record_refusal(context, mlflow.tracker(), candidate, served, reasons)

@@ -33,6 +33,7 @@ from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, r
 from embed_pipeline.release.precision import measured_precisions, precision_failures, write_precision
 from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailable, build_engine
 from embed_pipeline.settings import Settings
+from embed_pipeline.text.passages import passages_by_id
 from embed_pipeline.training.record import declared_dimensions, read_record
 
 logger = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ def release(
             parity={name: value for name, value in parity.as_dict().items() if name != "worst"},
             mlflow={"model": settings.tracking.registered_model, "version": version},
             matryoshka_dimensions=declared_dimensions(finetuned_model),
+            passage_context=settings.embedding.context,
         )
         manifest = write_bundle(staged, model=finetuned_model, onnx_folder=onnx_model, lineage=lineage, beside=beside)
         check_bundle_model(staged, finetuned_model, trusted=settings.embedding.trust_remote_code)
@@ -198,7 +200,7 @@ def _measured(original: Path, export: Path, corpus: pl.DataFrame, test: QuerySet
     parity = measure_parity(
         original,
         export,
-        dict(corpus.select("segment_id", "text").iter_rows()),
+        passages_by_id(corpus, settings.embedding.context),
         test.queries,
         test.qrels,
         embedding=settings.embedding,

@@ -12,6 +12,7 @@ from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import follow
 from embed_pipeline.orchestration.presentation import counts, described, figures, picture, shown_table
 from embed_pipeline.settings import Settings
+from embed_pipeline.text.passages import passage_texts
 from embed_pipeline.training_data.audit import HARDEST_COLUMNS, audit_negatives, ratio_histogram
 from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
 from embed_pipeline.training_data.questions import training_questions
@@ -56,7 +57,7 @@ def hard_negatives(
     """Mine the most similar wrong segments under the ceiling for every training question."""
     with explained():
         questions = training_questions(qa_dataset, dataset_split, corpus, settings)
-        encoder = open_base_encoder(settings, corpus["text"])
+        encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
         frame = mine_hard_negatives(questions, corpus, settings, encoder)
     audit = audit_negatives(frame, corpus, settings)
     suspected = audit.false_negatives.rate

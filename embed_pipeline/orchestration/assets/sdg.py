@@ -39,7 +39,8 @@ from embed_pipeline.synthesis.generate import generate_pairs
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
 from embed_pipeline.synthesis.trial import choose_judge, choose_path
-from embed_pipeline.text.languages import dominant_language
+from embed_pipeline.text.languages import AUTO, dominant_language
+from embed_pipeline.text.passages import passage_texts, with_titles
 from embed_pipeline.training_data.labels import with_labelled_passages
 from embed_pipeline.training_data.pair_sources import collect_pairs
 
@@ -125,6 +126,7 @@ def segments(
             encoder.count_tokens,
             max_tokens=encoder.passage_tokens,
             count_unknown=encoder.count_unknown,
+            context=settings.embedding.context,
         )
     facts = {
         "longest_allowed": longest_segment(settings.corpus, encoder.passage_tokens),
@@ -173,7 +175,8 @@ def qa_pairs(
 ) -> Iterator[dg.Output[Any]]:
     """Have questions written about every segment, and about groups of neighbours."""
     titles = _titles(documents)
-    asked = _asked_about(segments, settings)
+    titled = with_titles(segments, documents)
+    asked = _asked_about(titled, settings)
     with explained(context):
         forget_answers(settings.paths)
         path = choose_path(asked, titles, settings)
@@ -183,7 +186,7 @@ def qa_pairs(
             document_artifacts,
             titles,
             path.applied(settings),
-            lambda: open_base_encoder(settings, segments["text"]),
+            lambda: open_base_encoder(settings, passage_texts(titled, settings.embedding.context)),
         )
     shapes = {"hops": picture(counts(made.pairs["hop_count"], "hops"), "pairs by number of hops")}
     usage = figures({"usage": asdict(made.usage), "query_types": _counts(made.pairs, "query_type"), **path.facts()})
@@ -201,14 +204,16 @@ def qa_scores(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
     qa_pairs: pl.DataFrame,
+    documents: pl.DataFrame,
     segments: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Score every pair, and measure whether its question finds its sources."""
     with explained(context):
         forget_answers(settings.paths)
-        encoder = open_base_encoder(settings, segments["text"])
-        judge = choose_judge(qa_pairs, segments, settings)
-        scoring = score_pairs(chosen_batch(context), qa_pairs, segments, judge.applied(settings), encoder)
+        titled = with_titles(segments, documents)
+        encoder = open_base_encoder(settings, passage_texts(titled, settings.embedding.context))
+        judge = choose_judge(qa_pairs, titled, settings)
+        scoring = score_pairs(chosen_batch(context), qa_pairs, titled, judge.applied(settings), encoder)
     shown = {"scores": picture(score_histograms(scoring.scores), "scores by criterion")}
     usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge"), **judge.facts()})
     yield stored(
@@ -242,12 +247,14 @@ def corpus(
         if recurring:
             remember_lines(settings.paths.root, recurring)
         if labelled:
-            frame = with_labelled_passages(frame, labelled, _base_encoder(settings).count_tokens)
+            count_tokens = _base_encoder(settings).count_tokens
+            frame = with_labelled_passages(frame, labelled, count_tokens, settings.embedding.context)
     unfinished = sorted(documents.keys() - segments.keys())
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
     facts |= figures({"batches": len(segments), "batches_left_out": unfinished})
     facts |= {"boilerplate_for_later_batches": len(recurring)}
-    facts |= figures({"language": dominant_language(frame["text"].to_list())})
+    language = settings.corpus.language
+    facts |= figures({"language": dominant_language(frame["text"].to_list()) if language == AUTO else language})
     yield stored(context, frame, settings, asset="corpus", metadata=facts)
     yield stored(context, left_out, settings, asset="left_out_documents", metadata=_counts(left_out, "reason"))
 
@@ -265,7 +272,7 @@ def qa_dataset(
 ) -> Iterator[dg.Output[Any]]:
     """Accept the pairs over the thresholds, one of each question; add those of the other sources and of labels."""
     with explained():
-        encoder = open_base_encoder(settings, corpus["text"])
+        encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
         selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder)
         dataset = collect_pairs(selection.dataset, corpus, settings)
     asked = selection.dataset["segment_ids"].explode().drop_nulls().n_unique()
