@@ -12,6 +12,7 @@ import polars as pl
 from embed_pipeline.enumerations import SYSTEMS
 from embed_pipeline.escaping import as_markdown
 from embed_pipeline.evaluation import plots
+from embed_pipeline.evaluation.base_comparison import COLUMNS, comparison_rows
 from embed_pipeline.evaluation.query_sets import GENERATED
 from embed_pipeline.evaluation.retrieval import Comparison
 from embed_pipeline.evaluation.significance import Verdict
@@ -77,7 +78,11 @@ class Section:
 
 
 def write_report(
-    comparison: Comparison, folder: Path, context: Mapping[str, object], gate: Sequence[str] = ()
+    comparison: Comparison,
+    folder: Path,
+    context: Mapping[str, object],
+    gate: Sequence[str] = (),
+    candidates: pl.DataFrame | None = None,
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into ``folder``.
 
@@ -88,6 +93,7 @@ def write_report(
         folder: made where it is absent.
         context: facts to print, label to value, such as models, data versions and dates.
         gate: why the tuned model may not be released, a sentence each; empty: it may.
+        candidates: table ``base_comparison``; None or empty: candidates for the base were not compared.
 
     Returns:
         Paths of the HTML page and of the Markdown file.
@@ -111,7 +117,14 @@ def write_report(
         "gate": list(gate),
         "systems": plots.LABELS,
         "bars": plots.data_uri(bars),
+        "candidates": None,
     }
+    if candidates is not None and candidates.height:
+        values["candidates"] = {
+            "columns": COLUMNS,
+            "rows": comparison_rows(candidates),
+            "bars": plots.data_uri(plots.candidate_bars(candidates)),
+        }
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "report.html", folder / "report.md"
     for path in paths:

@@ -72,17 +72,11 @@ def compare(
             judged passage is not in what is searched.
         ModelError: a model cannot be loaded.
     """
-    _check_sets(sets)
-    main = corpus.sort("segment_id")
-    sources: list[tuple[Passages, tuple[str, ...]]] = []
-    for query_set in sets:
-        own = query_set.corpus
-        passages = own or Passages(tuple(main["segment_id"]), tuple(main["text"]))
-        sources.append((passages, passages.ids if own else tuple(main["path"])))
+    sources = searched_by(sets, corpus)
     texts = (text for passages, _ in sources for text in passages.texts)
     chosen = choose_backend([base, tuned], texts, settings)
     encoded = {
-        system: _encode(system, chosen.open(model, vectors), sources, sets)
+        system: encode_sets(system, chosen.open(model, vectors), sources, sets)
         for system, model in (("base", base), ("tuned", tuned))
     }
     lexical = {passages.ids: BM25(passages.texts) for passages, _ in sources}
@@ -115,16 +109,42 @@ def _check_sets(sets: Sequence[QuerySet]) -> None:
             raise EvaluationError(message)
 
 
-def _encode(
+def searched_by(sets: Sequence[QuerySet], corpus: pl.DataFrame) -> list[tuple[Passages, tuple[str, ...]]]:
+    """What is searched for each set, and the document that each passage belongs to.
+
+    Raises:
+        EvaluationError: there is no query set, one is empty or named twice, there is nothing to search, or a judged
+            passage is not in what is searched.
+    """
+    _check_sets(sets)
+    main = corpus.sort("segment_id")
+    sources: list[tuple[Passages, tuple[str, ...]]] = []
+    for query_set in sets:
+        own = query_set.corpus
+        passages = own or Passages(tuple(main["segment_id"]), tuple(main["text"]))
+        if not passages.ids:
+            message = f"query set {query_set.name!r} has no passages to search"
+            raise EvaluationError(message)
+        documents = passages.ids if own else tuple(main["path"])
+        known = set(documents if query_set.unit == "document" else passages.ids)
+        for query in query_set.ids:
+            missing = set(query_set.qrels[query]) - known
+            if missing:
+                message = (
+                    f"query set {query_set.name!r}: query {query!r} is answered by {min(missing)!r}, not in the corpus"
+                )
+                raise EvaluationError(message)
+        sources.append((passages, documents))
+    return sources
+
+
+def encode_sets(
     system: str, encoder: Encoder, sources: Sequence[tuple[Passages, tuple[str, ...]]], sets: Sequence[QuerySet]
 ) -> list[tuple[Floats, Floats]]:
     """Passage and query vectors of every set; a corpus that sets share is encoded once."""
     corpora: dict[tuple[str, ...], Floats] = {}
     encoded = []
     for query_set, (passages, _) in zip(sets, sources, strict=True):
-        if not passages.ids:
-            message = f"query set {query_set.name!r} has no passages to search"
-            raise EvaluationError(message)
         if passages.ids not in corpora:
             corpora[passages.ids] = encoder.encode(passages.texts, "passage", label=f"Encoding passages ({system})")
         texts = [query_set.queries[query] for query in query_set.ids]
@@ -136,15 +156,7 @@ def _encode(
 def _evaluate(
     query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats, settings: Settings
 ) -> SetResult:
-    known = set(collection.documents if query_set.unit == "document" else collection.ids)
-    for query in query_set.ids:
-        missing = set(query_set.qrels[query]) - known
-        if missing:
-            message = (
-                f"query set {query_set.name!r}: query {query!r} is answered by {min(missing)!r}, not in the corpus"
-            )
-            raise EvaluationError(message)
-    whole = _with_identical_texts(query_set, collection)
+    whole = with_identical_texts(query_set, Passages(collection.ids, collection.texts))
     evaluation = settings.evaluation
     ranked = rank_set(
         whole,
@@ -158,12 +170,12 @@ def _evaluate(
     return SetResult(whole, ranked, scores)
 
 
-def _with_identical_texts(query_set: QuerySet, collection: Collection) -> QuerySet:
+def with_identical_texts(query_set: QuerySet, passages: Passages) -> QuerySet:
     """The set with every copy of an answering passage judged like it: the same text is the same answer."""
     if query_set.unit == "document":
         return query_set
     copies: dict[str, list[str]] = {}
-    for passage, text in zip(collection.ids, collection.texts, strict=True):
+    for passage, text in zip(passages.ids, passages.texts, strict=True):
         copies.setdefault(text, []).append(passage)
     same = {passage: group for group in copies.values() if len(group) > 1 for passage in group}
     if not same:
