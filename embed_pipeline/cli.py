@@ -65,7 +65,7 @@ def estimate() -> None:
     from embed_pipeline.synthesis.estimate import estimate_folder
 
     settings = load_settings()
-    found = estimate_folder(settings, Encoder.load(settings.embedding.model, settings.embedding))
+    found = estimate_folder(settings, Encoder.load(settings.embedding.reading_model, settings.embedding))
     table = Table("stage", "calls", "from the store", "prompt tokens", "completion tokens", "cost", "minutes")
     for stage in (*found.stages, found.total):
         table.add_row(

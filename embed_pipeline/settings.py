@@ -509,8 +509,17 @@ class TrainingData(Group):
 class Embedding(Group):
     """The base encoder, and how texts are encoded for mining and evaluation."""
 
-    model: str = decides("packaged", *_ENCODED, "retrieval_evaluation", "onnx_model", "base_onnx_model")
-    """Base model: ``packaged`` (all-MiniLM-L6-v2 from its wheel), a sentence-transformers folder, or a hub name."""
+    model: str = decides(
+        "packaged", *_ENCODED, "base_comparison", "retrieval_evaluation", "onnx_model", "base_onnx_model"
+    )
+    """Base model: ``packaged`` (all-MiniLM-L6-v2 from its wheel), a sentence-transformers folder, or a hub name. auto:
+    the best of ``candidates`` within ``max_gigaflops``."""
+    candidates: tuple[str, ...] = decides((), "base_comparison")
+    """Base models to compare before a training, each named as ``model`` is: on your own labelled sets and the generated
+    test questions, as retrieval_evaluation measures them (table base_comparison)."""
+    max_gigaflops: float = decides(30, "base_comparison", gt=0)
+    """``model`` = auto takes no candidate that needs more than so many billion operations for a text of 128 tokens: one
+    of MiniLM's size needs 3, one of base size 22, one of large size 80."""
     query_prefix: str = decides("auto", *_ENCODED, *_MEASURED, *_EXPORTED)
     """Text before every query; auto: what the model's own configuration says."""
     passage_prefix: str = decides("auto", *_ENCODED, *_MEASURED, *_EXPORTED)
@@ -531,6 +540,21 @@ class Embedding(Group):
     batch_tokens: Positive | Auto = runs("auto")
     """Tokens in one encoding batch, padding included; auto: 1,024 on a CPU, 512 on each of its cores, 65,536 on a GPU.
     """
+
+    @property
+    def reading_model(self) -> str:
+        """What cuts documents and measures their questions: ``model``, or the first candidate before one is chosen."""
+        return self.candidates[0] if self.model == "auto" else self.model
+
+    @model_validator(mode="after")
+    def _names_candidates(self) -> Embedding:
+        if self.model == "auto" and not self.candidates:
+            message = "model is auto and candidates names no model to choose from"
+            raise ValueError(message)
+        if "auto" in self.candidates or len({*self.candidates}) < len(self.candidates):
+            message = f"candidates are {list(self.candidates)}; each must be a model, and named once"
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _exports_are_exact(self) -> Embedding:
@@ -660,11 +684,12 @@ class Release(Group):
 class Serving(Group):
     """The HTTP endpoint."""
 
-    backend: Literal["auto", "onnx", "openvino", "torch"] = decides("onnx", "deployment")
-    """What computes: onnxruntime or OpenVINO with an export of the bundle, torch with its model; auto: the fastest."""
+    backend: Literal["auto", "onnx", "openvino", "torch", "tensorrt"] = decides("onnx", "deployment")
+    """What computes: onnxruntime (on a GPU where it is built for one) or OpenVINO with an export of the bundle, torch
+    with its model, TensorRT with its engine or, through onnxruntime, with its fp16 export; auto: the fastest."""
     precision: Literal["auto", "fp32", "int8", "fp16", "bf16"] = decides("fp32", "deployment")
     """Arithmetic that is served; auto: the fastest on this machine of those that may be. onnxruntime has no bf16, torch
-    no int8 and fp16 on a GPU alone, OpenVINO no fp16."""
+    no int8 and fp16 on a GPU alone, OpenVINO no fp16, TensorRT fp16 alone."""
     host: str = runs("127.0.0.1")
     """Address to listen on."""
     port: Annotated[int, Field(ge=1, le=65535)] | Auto = runs(8000)
@@ -708,7 +733,9 @@ class Serving(Group):
 
     @model_validator(mode="after")
     def _has_a_backend(self) -> Serving:
-        if (self.backend, self.precision) in {("onnx", "bf16"), ("torch", "int8"), ("openvino", "fp16")}:
+        impossible = {("onnx", "bf16"), ("torch", "int8"), ("openvino", "fp16")}
+        impossible |= {("tensorrt", precision) for precision in ("fp32", "int8", "bf16")}
+        if (self.backend, self.precision) in impossible:
             message = f"precision is {self.precision}, which backend = {self.backend} does not compute"
             raise ValueError(message)
         return self
@@ -776,8 +803,8 @@ class Gates(Group):
     min_export_top10_overlap: Share = gates(0.99)
     """Least mean overlap of the ten best passages, exported against original."""
     min_proven_cosine: float = gates(0.999, gt=0, le=1)
-    """OpenVINO, and torch in half precision, are served only where their vectors come so near those of the fp32 export,
-    least cosine, on texts of the corpus when the endpoint starts."""
+    """OpenVINO, TensorRT, and torch in half precision, are served only where their vectors come so near those of the
+    fp32 export, least cosine, on texts of the corpus when the endpoint starts."""
     min_int8_top10_overlap: Share = gates(0.8)
     """Least mean overlap of the ten best passages in a deployment's check, where int8 is served."""
     min_champion_gain: float = gates(0.0, ge=-1, le=1)
@@ -916,6 +943,10 @@ class Settings(Group):
         """MLflow tracking URI: the one set, or SQLite in the store."""
         return self.tracking.uri or f"sqlite:///{(self.paths.store / 'mlflow.db').resolve()}"
 
+    def with_base(self, model: str) -> Settings:
+        """These settings with the base model that was chosen."""
+        return self.model_copy(update={"embedding": self.embedding.model_copy(update={"model": model})})
+
     def flat(self) -> dict[str, Any]:
         """Every effective value under its ``group.name``, JSON-ready, for run records; passwords in URLs are masked."""
         return _leaves(json.loads(_URL_PASSWORD.sub(r"\1***@", self.model_dump_json())))
@@ -924,6 +955,9 @@ class Settings(Group):
         """Short hash of the settings that decide ``asset``, or a part of it: for code versions and fingerprints."""
         parts = {asset, *PARTS.get(asset, ())}
         values = _leaves(self.model_dump(mode="json"))
+        if asset != "base_comparison":
+            # Which model is chosen is an input of what is made with it.
+            values["embedding.model"] = self.embedding.reading_model
         chosen = {setting.name: values[setting.name] for setting in self.definitions() if parts & {*setting.assets}}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 

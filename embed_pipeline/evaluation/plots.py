@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from embed_pipeline.enumerations import HYBRIDS
@@ -107,6 +109,34 @@ def fusion_curves(weights: pl.DataFrame, query_set: str) -> bytes:
     axes.set_xlabel("dense weight (0: BM25 alone, 1: the model alone)")
     axes.set_ylabel("nDCG@10")
     axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+    return _png(figure)
+
+
+def candidate_bars(frame: pl.DataFrame) -> bytes:
+    """nDCG@10 of every candidate for the base on every query set, with its 95 % interval: a PNG.
+
+    Args:
+        frame: table ``base_comparison``.
+    """
+    sets, models = (frame[name].unique(maintain_order=True).to_list() for name in ("query_set", "model"))
+    figure, axes = _figure(2.4 + 2.6 * len(sets), 3.5)
+    width = 0.8 / len(models)
+    colors = [_COLORS[name] for name in ("tuned", "bm25", "hybrid_base", "base")]
+    for place, model in enumerate(models):
+        rows = [
+            frame.row(by_predicate=(pl.col("model") == model) & (pl.col("query_set") == n), named=True) for n in sets
+        ]
+        at = [index + (place - (len(models) - 1) / 2) * width for index in range(len(sets))]
+        values = [row["ndcg_10"] for row in rows]
+        ends = [
+            [row["ndcg_10"] - row["ndcg_10_low"] for row in rows],
+            [row["ndcg_10_high"] - row["ndcg_10"] for row in rows],
+        ]
+        axes.bar(at, values, width * 0.9, color=colors[place % len(colors)], label=Path(model).name, zorder=2)
+        axes.errorbar(at, values, yerr=np.maximum(ends, 0), fmt="none", color=_INK, capsize=3, linewidth=1, zorder=3)
+    axes.set_xticks(range(len(sets)), sets)
+    axes.set_ylabel("nDCG@10, untuned")
+    axes.legend(frameon=False, labelcolor=_INK, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return _png(figure)
 
 

@@ -86,7 +86,7 @@ def rank_set(
         depth: length of each ranking.
         dense_weights: share of the dense z-score in the hybrid with the base and in that with the tuned model.
     """
-    ranker = _UnitRanker(collection, by_document=query_set.unit == "document")
+    ranker = _UnitRanker(collection.ids, collection.documents, by_document=query_set.unit == "document")
     ranked = {system: Ranked() for system in SYSTEMS}
     with progress(f"Ranking {query_set.name}", len(query_set), "queries") as bar:
         for query, dense, lexical in _score_rows(query_set, collection, base, tuned):
@@ -114,7 +114,7 @@ def rank_fusions(
     Returns:
         (hybrid, name of the fusion) to query id to item ids, best first.
     """
-    ranker = _UnitRanker(collection, by_document=query_set.unit == "document")
+    ranker = _UnitRanker(collection.ids, collection.documents, by_document=query_set.unit == "document")
     ranked = {(hybrid, fusion): Ranked() for hybrid in HYBRIDS for fusion in FUSIONS}
     with progress(f"Ranking {query_set.name} by every fusion", len(query_set), "queries") as bar:
         for query, dense, lexical in _score_rows(query_set, collection, base, tuned):
@@ -124,6 +124,28 @@ def rank_fusions(
                     ranker.rank(ranked[hybrid, fusion], query, scores, depth, lexical=False)
             bar.advance()
     return {key: found.rankings for key, found in ranked.items()}
+
+
+def rank_by_model(
+    query_set: QuerySet, ids: Sequence[str], documents: Sequence[str], passages: Floats, queries: Floats, *, depth: int
+) -> dict[str, list[str]]:
+    """One model's rankings: query id to item ids, best first.
+
+    Args:
+        query_set: the queries, in the order of ``query_set.ids``.
+        ids: passage ids.
+        documents: path of the document that each passage belongs to.
+        passages: unit vectors of the passages, float32 (passages, d).
+        queries: unit vectors of the queries, float32 (queries, d).
+        depth: length of each ranking.
+    """
+    ranker, ranked = _UnitRanker(ids, documents, by_document=query_set.unit == "document"), Ranked()
+    size = max(1, _BLOCK_BYTES // (4 * len(ids)))
+    for start in range(0, len(queries), size):
+        block = queries[start : start + size] @ passages.T
+        for query, scores in zip(query_set.ids[start : start + size], block, strict=True):
+            ranker.rank(ranked, query, scores, depth, lexical=False)
+    return ranked.rankings
 
 
 def _reciprocal_ranks(dense: Floats, lexical: Floats) -> Floats:
@@ -153,11 +175,11 @@ def _score_rows(
 class _UnitRanker:
     """Turns passage scores into rankings of segments or of documents, as the query set asks."""
 
-    def __init__(self, collection: Collection, *, by_document: bool) -> None:
-        self._ids = collection.ids
+    def __init__(self, ids: Sequence[str], documents: Sequence[str], *, by_document: bool) -> None:
+        self._ids = ids
         self._by_document = by_document
         if by_document:
-            names, self._document_of = np.unique(np.asarray(collection.documents, dtype=object), return_inverse=True)
+            names, self._document_of = np.unique(np.asarray(documents, dtype=object), return_inverse=True)
             self._names: list[str] = [str(name) for name in names]
             self._order = np.argsort(self._document_of, kind="stable")
             self._starts = np.searchsorted(self._document_of[self._order], np.arange(len(names)))

@@ -13,6 +13,7 @@ from embed_pipeline.enumerations import SYSTEMS
 from embed_pipeline.escaping import as_markdown
 from embed_pipeline.evaluation import plots
 from embed_pipeline.evaluation.adoption import LABELS
+from embed_pipeline.evaluation.base_comparison import COLUMNS, comparison_rows
 from embed_pipeline.evaluation.query_sets import GENERATED
 from embed_pipeline.evaluation.retrieval import Comparison
 from embed_pipeline.evaluation.significance import Verdict
@@ -78,7 +79,11 @@ class Section:
 
 
 def write_report(
-    comparison: Comparison, folder: Path, context: Mapping[str, object], gate: Sequence[str] = ()
+    comparison: Comparison,
+    folder: Path,
+    context: Mapping[str, object],
+    gate: Sequence[str] = (),
+    candidates: pl.DataFrame | None = None,
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into ``folder``.
 
@@ -89,6 +94,7 @@ def write_report(
         folder: made where it is absent.
         context: facts to print, label to value, such as models, data versions and dates.
         gate: why the tuned model may not be released, a sentence each; empty: it may.
+        candidates: table ``base_comparison``; None or empty: candidates for the base were not compared.
 
     Returns:
         Paths of the HTML page and of the Markdown file.
@@ -115,7 +121,14 @@ def write_report(
         "advice": comparison.advice,
         "fusions": {name: plots.data_uri(plots.fusion_curves(comparison.fusions, name)) for name in fused},
         "bars": plots.data_uri(bars),
+        "candidates": None,
     }
+    if candidates is not None and candidates.height:
+        values["candidates"] = {
+            "columns": COLUMNS,
+            "rows": comparison_rows(candidates),
+            "bars": plots.data_uri(plots.candidate_bars(candidates)),
+        }
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "report.html", folder / "report.md"
     for path in paths:

@@ -90,7 +90,7 @@ def compare(
     texts = (text for passages, _ in sources for text in passages.texts)
     chosen = choose_backend([base, tuned], texts, settings)
     encoded = {
-        system: _encode(system, chosen.open(model, vectors), searched, asked)
+        system: encode_sets(system, chosen.open(model, vectors), searched, asked)
         for system, model, searched in (("base", base, before), ("tuned", tuned, sources))
     }
     lexical: dict[tuple[str, ...], BM25] = {}
@@ -99,7 +99,7 @@ def compare(
         lexical[passages.ids] = lexical.get(passages.ids) or BM25(passages.texts, language)
     searches = [
         _Search(
-            _with_identical_texts(query_set, passages),
+            with_identical_texts(query_set, passages),
             Collection(passages.ids, passages.texts, documents, of_base[0], of_tuned[0], lexical[passages.ids]),
             base=of_base[1],
             tuned=of_tuned[1],
@@ -175,7 +175,7 @@ def _check_sets(sets: Sequence[QuerySet]) -> None:
             raise EvaluationError(message)
 
 
-def _encode(
+def encode_sets(
     system: str, encoder: Encoder, sources: Sequence[tuple[Passages, tuple[str, ...]]], sets: Sequence[QuerySet]
 ) -> list[tuple[Floats, Floats]]:
     """Passage and query vectors of every set; a corpus that sets share is encoded once."""
@@ -206,7 +206,7 @@ def _evaluate(search: _Search, dense_weights: tuple[float, float], settings: Set
     return SetResult(query_set, ranked, scores)
 
 
-def _with_identical_texts(query_set: QuerySet, passages: Passages) -> QuerySet:
+def with_identical_texts(query_set: QuerySet, passages: Passages) -> QuerySet:
     """The set with every copy of an answering passage judged like it: the same text is the same answer."""
     if query_set.unit == "document":
         return query_set

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -132,7 +133,9 @@ def train_in_processes(settings: Settings) -> None:
     count = settings.training.processes
     options = ["--standalone", "--nproc-per-node", str(count)]
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", _MODULE]
-    done = subprocess.run(command, check=False)  # noqa: S603 - this very interpreter and module
+    # With the base that was chosen.
+    environment = os.environ | settings.as_environment(["embedding"])
+    done = subprocess.run(command, check=False, env=environment)  # noqa: S603 - this very interpreter and module
     if done.returncode:
         message = f"training in {count} processes ended with status {done.returncode}; the log above says why"
         raise TrainingError(message)

@@ -146,22 +146,30 @@ def with_labelled_passages(
     return pl.concat([corpus, added]).sort("path", "position")
 
 
-def read_labels(labelled: Sequence[Path], corpus: pl.DataFrame, context: Context = "none") -> list[Label]:
+def read_labels(
+    labelled: Sequence[Path],
+    corpus: pl.DataFrame,
+    context: Context = "none",
+    *,
+    left_out: pl.DataFrame | None = None,
+) -> list[Label]:
     """All labels over a corpus that holds their passages.
 
     An id names a passage of the label's own set, a segment, or the path of a document: then the document's segment
-    that shares most content words with the question answers it. What is not there is left out and counted in the log,
-    and so is a question that keeps no positive.
+    that shares most content words with the question answers it. The path of a copy that the corpus leaves out stands
+    for the document that stayed. What is not there is left out and counted in the log, and so is a question that keeps
+    no positive.
 
     Args:
         labelled: the label sets.
         corpus: what :func:`with_labelled_passages` returned.
         context: ``embedding.context``: a text of a label may be a segment's as it is embedded.
+        left_out: table ``left_out_documents``; None: nothing was left out.
 
     Raises:
         LabelsError: a set cannot be read, or nothing that one names is in the corpus.
     """
-    lookup = _SegmentLookup(corpus, context)
+    lookup = _SegmentLookup(corpus, context, left_out)
     labels: list[Label] = []
     for label_set in _read_label_sets(labelled):
         missing: list[str] = []
@@ -388,7 +396,7 @@ def _labelled_passages(label_set: LabelSet) -> Iterator[tuple[str, str]]:
 class _SegmentLookup:
     """Finds the segments that labels name: by text, by segment id, by path."""
 
-    def __init__(self, corpus: pl.DataFrame, context: Context) -> None:
+    def __init__(self, corpus: pl.DataFrame, context: Context, left_out: pl.DataFrame | None) -> None:
         ordered = corpus.sort("path", "position")
         self._texts: dict[str, str] = dict(ordered.select("segment_id", "text").iter_rows())
         self._passages = passages_by_id(ordered, context)
@@ -399,6 +407,10 @@ class _SegmentLookup:
             self._by_path.setdefault(path, []).append(segment)
         for segment, passage in self._passages.items():
             self._by_text.setdefault(passage.strip(), segment)
+        copies = tables.LEFT_OUT_DOCUMENTS.empty() if left_out is None else left_out
+        for path, stayed in copies.select("path", "duplicate_of").iter_rows():
+            if stayed in self._by_path:
+                self._by_path.setdefault(path, self._by_path[stayed])
 
     def label(self, label_set: LabelSet, raw: RawLabel, missing: list[str]) -> Label:
         """The label over segments; what is not in the corpus is added to ``missing``."""

@@ -32,7 +32,13 @@ SCHEMA = {
 }
 
 
-def training_questions(qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> pl.DataFrame:
+def training_questions(
+    qa: pl.DataFrame,
+    split: pl.DataFrame,
+    corpus: pl.DataFrame,
+    settings: Settings,
+    left_out: pl.DataFrame | None = None,
+) -> pl.DataFrame:
     """The train questions and their positives; under ``augment_below`` examples also augmented ones.
 
     An example is a question with one positive. Augmentation goes through ``training_data.augmentations`` in order
@@ -45,6 +51,7 @@ def training_questions(qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFra
         split: frame of :data:`tables.DATASET_SPLIT`.
         corpus: frame of :data:`tables.CORPUS`.
         settings: the bounds and the seed.
+        left_out: frame of :data:`tables.LEFT_OUT_DOCUMENTS`; None: nothing was left out.
 
     Returns:
         Frame of qa_id, origin, question, positive_segment_ids (sorted) and labelled_negative_ids, sorted by qa_id.
@@ -54,8 +61,9 @@ def training_questions(qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFra
     """
     labelled = {}
     if settings.training_data.label_sets:
-        found = read_labels(settings.training_data.label_sets, corpus, settings.embedding.context)
-        labelled = {label.qa_id: label.negatives for label in found}
+        options = settings.training_data
+        labels = read_labels(options.label_sets, corpus, settings.embedding.context, left_out=left_out)
+        labelled = {label.qa_id: label.negatives for label in labels}
     train = split.filter(pl.col("split") == TRAIN).select("qa_id")
     rows = [
         _TrainingQuestion(row["qa_id"], row["origin"], row["question"], sorted(set(row["segment_ids"])), negatives)

@@ -11,11 +11,17 @@ import polars as pl
 from embed_pipeline.embedding.models import base_model_name
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.plots import fusion_curves, headline_bars, recall_curves
-from embed_pipeline.evaluation.query_sets import generated_set, labelled_set, modification_times, with_document_slices
+from embed_pipeline.evaluation.query_sets import (
+    generated_set,
+    known_sets,
+    modification_times,
+    with_document_slices,
+)
 from embed_pipeline.evaluation.report import SUMMARY_COLUMNS, headline_rows, write_report
 from embed_pipeline.evaluation.retrieval import Comparison, compare
 from embed_pipeline.orchestration.assets.finetune import dagster_links
 from embed_pipeline.orchestration.executors import GPU_STEP
+from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import described, picture, shown_list, shown_table
@@ -40,17 +46,21 @@ def retrieval_evaluation(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
     mlflow: MLflow,
+    tables: dg.ResourceParam[ParquetIOManager],
+    base_model: pl.DataFrame,
     finetuned_model: Path,
     corpus: pl.DataFrame,
+    left_out_documents: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
     documents: dict[str, pl.DataFrame],
 ) -> Iterator[dg.Output[Any]]:
     """Compare, write the report, and add the figures to the training's MLflow run."""
+    settings = settings.with_base(base_model["model"].item())
     times = modification_times(documents)
     with explained():
-        own = [labelled_set(folder, corpus) for folder in settings.evaluation.query_sets]
-        known = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
+        folders = settings.evaluation.query_sets
+        known = known_sets(qa_dataset, dataset_split, corpus, left_out_documents, folders)
         sets = [with_document_slices(query_set, corpus, times) for query_set in known]
         vectors = settings.paths.store / "vectors"
         dev = generated_set(qa_dataset, dataset_split, "dev")
@@ -60,7 +70,9 @@ def retrieval_evaluation(
     gate = release_failures(comparison.metrics, settings.gates) + forgetting_failures(record, settings.forgetting)
     run_id = newest_metadata(context.instance, "finetuned_model", "mlflow_run_id")
     facts = {**_training_facts(record), "Dagster run": context.run_id, "MLflow run": run_id or "none"}
-    page, text = _report(comparison, settings, facts, gate)
+    # Shown without depending on it: what it says of time differs from one measurement to the next.
+    candidates = tables.read_previous("base_comparison")
+    page, text = _report(comparison, settings, facts, gate, candidates)
     if run_id:
         with mlflow.tracker().run("", {}, run_id=run_id) as run:
             _track(run, comparison, (page, text), dagster_links(context.run_id, settings))
@@ -98,13 +110,19 @@ def _shown(comparison: Comparison) -> dict[str, Any]:
     return metadata
 
 
-def _report(comparison: Comparison, settings: Settings, facts: dict[str, str], gate: list[str]) -> tuple[Path, Path]:
+def _report(
+    comparison: Comparison,
+    settings: Settings,
+    facts: dict[str, str],
+    gate: list[str],
+    candidates: pl.DataFrame | None,
+) -> tuple[Path, Path]:
     context = {
         "base model": base_model_name(settings.embedding),
         **facts,
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-    return write_report(comparison, settings.paths.store / "reports", context, gate)
+    return write_report(comparison, settings.paths.store / "reports", context, gate, candidates)
 
 
 def _training_facts(record: dict[str, Any]) -> dict[str, str]:

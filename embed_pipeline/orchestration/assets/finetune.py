@@ -44,12 +44,14 @@ def finetuned_model(
     config: FinetuneConfig,
     settings: dg.ResourceParam[Settings],
     mlflow: MLflow,
+    base_model: pl.DataFrame,
     training_examples: pl.DataFrame,
     corpus: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Fine-tune the base model and register the result as the candidate."""
+    settings = settings.with_base(base_model["model"].item())
     if config.anew:
         shutil.rmtree(work_folder(settings), ignore_errors=True)
     staged = stage_folder(settings.paths.store / "models", "finetuned_model")

@@ -51,7 +51,7 @@ _LINES_SHOWN = 50
 
 
 def _base_encoder(settings: Settings) -> Encoder:
-    return Encoder.load(settings.embedding.model, settings.embedding)
+    return Encoder.load(settings.embedding.reading_model, settings.embedding)
 
 
 def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.AssetOut:
@@ -269,12 +269,13 @@ def qa_dataset(
     qa_pairs: dict[str, pl.DataFrame],
     qa_scores: dict[str, pl.DataFrame],
     corpus: pl.DataFrame,
+    left_out_documents: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Accept the pairs over the thresholds, one of each question; add those of the other sources and of labels."""
     with explained():
         encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
         selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder)
-        dataset = collect_pairs(selection.dataset, corpus, settings)
+        dataset = collect_pairs(selection.dataset, corpus, settings, left_out_documents)
     asked = selection.dataset["segment_ids"].explode().drop_nulls().n_unique()
     sources = dataset.select(source=pl.coalesce("batch", "label_set", "origin"))
     facts = {
