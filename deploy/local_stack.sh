@@ -29,7 +29,7 @@ port=${LOCAL_STACK_PORT:-15430}
 
 export DAGSTER_HOME=$folder/home POSTGRES_HOST=127.0.0.1 POSTGRES_USER=pipeline POSTGRES_PASSWORD=local
 export LOCAL_STACK_FOLDER=$folder LOCAL_STACK_PORT=$port PYTHONPATH=$here PYTHONUNBUFFERED=1
-export HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true
+export HF_HUB_OFFLINE=1 MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_POSTGRES_PASSWORD=local
 
 as_owner() { # Postgres refuses to run as root
     if [[ $(id -u) == 0 ]]; then runuser -u postgres -- "$@"; else "$@"; fi
@@ -76,7 +76,7 @@ start() {
     endpoint) launch endpoint "$bin/python" "$here/deploy/week.py" endpoint "$folder" ;;
     mlflow)
         launch mlflow "$bin/mlflow" server --host 127.0.0.1 --port $((port + 2)) --workers 1 \
-            --backend-store-uri "postgresql+psycopg2://pipeline:local@127.0.0.1:$port/mlflow" \
+            --backend-store-uri "postgresql+psycopg2://mlflow:local@127.0.0.1:$port/mlflow" \
             --artifacts-destination "$folder/mlflow" --allowed-hosts "localhost:*,127.0.0.1:*"
         ;;
     code)

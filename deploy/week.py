@@ -63,7 +63,7 @@ def prepare(folder: Path, **changed: str) -> None:
     lines = [f'{name}="{value}"' for name, value in {**project.environment, "OMP_NUM_THREADS": "1"}.items()]
     (folder / "environment").write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = yaml.safe_load((HERE / "dagster.yaml").read_text(encoding="utf-8"))
-    del config["run_launcher"]
+    del config["run_launcher"], config["run_monitoring"]["max_resume_run_attempts"]
     config["storage"]["postgres"]["postgres_db"]["port"] = port
     config["compute_logs"]["config"]["base_dir"] = str(folder / "home" / "logs")
     config["local_artifact_storage"]["config"]["base_dir"] = str(folder / "home")

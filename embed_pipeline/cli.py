@@ -6,9 +6,12 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
+from importlib import metadata, resources
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -40,8 +43,16 @@ err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 _DATABASE_MODULES = {"sqlite3", "sqlalchemy", "psycopg2"}
 _INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""
+_GRACE_SECONDS = 1.5
+"""What is at work when a signal comes has so long to end by itself."""
+_KEPT = "interrupted; what was finished is kept, and the same command goes on from there"
+_ending = threading.Lock()
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
+
+
+# Imported name to the extra that installs it; every other missing module comes with the extra pipeline.
+_EXTRAS = {"onnxruntime": "serve", "openvino": "openvino", "gguf": "embedded", "xllamacpp": "embedded", "peft": "lora"}
 
 
 class DatasetFormat(StrEnum):
@@ -53,13 +64,32 @@ class DatasetFormat(StrEnum):
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where; it is created if it does not exist.")] = Path(),
+) -> None:
+    """Write a new project: settings with comments, Dagster's files, a documents folder and .gitignore."""
+    templates = {
+        ".gitignore" if file.name == "gitignore" else file.name: file.read_bytes()
+        for file in (resources.files("embed_pipeline") / "project_files").iterdir()
+    }
+    taken = sorted(name for name in templates if (folder / name).exists())
+    if taken:
+        _fail(f"{folder} already has {', '.join(taken)}; remove them, or name another folder")
+    (folder / "data" / "documents").mkdir(parents=True, exist_ok=True)
+    for name, content in sorted(templates.items()):
+        (folder / name).write_bytes(content)
+        _say(f"wrote {folder / name}")
+    _say(f"Next: put documents into {folder / 'data' / 'documents'}, read embed_pipeline.toml, then embed-pipeline run")
+
+
+@app.command()
 def estimate() -> None:
     """Predict calls, tokens, cost and time of the next sdg run; nothing is sent and nothing is stored."""
     from embed_pipeline.embedding.encoder import Encoder
     from embed_pipeline.synthesis.estimate import estimate_folder
 
     settings = load_settings()
-    found = estimate_folder(settings, Encoder.load(settings.embedding.model, settings.embedding))
+    found = estimate_folder(settings, Encoder.load(settings.embedding.reading_model, settings.embedding))
     table = Table("stage", "calls", "from the store", "prompt tokens", "completion tokens", "cost", "minutes")
     for stage in (*found.stages, found.total):
         table.add_row(
@@ -90,6 +120,34 @@ def lineage(qa_id: Annotated[str, typer.Argument(help="The pair's id, or its fir
 
 
 @app.command()
+def adopt(
+    sample: Annotated[
+        Path | None,
+        typer.Argument(help="Texts and vectors of your index: Parquet (text, vector) or .npz (texts, vectors)."),
+    ] = None,
+) -> None:
+    """Say what the release that is served asks of an existing index, and check a sample of one against the base."""
+    from embed_pipeline.embedding.encoder import Encoder
+    from embed_pipeline.release.existing_index import check_index, read_sample, steps
+    from embed_pipeline.release.manifest import read_manifest
+    from embed_pipeline.release.releases import current_bundle
+
+    settings = load_settings()
+    found = read_sample(sample) if sample else None
+    for sentence in steps(read_manifest(current_bundle(settings.paths))):
+        _say(f"- {sentence}")
+    if found is None:
+        return
+    checked = check_index(*found, Encoder.load(settings.embedding.model, settings.embedding))
+    _say(f"{checked.texts} texts of the index: least cosine to the base's vectors {checked.least_cosine:.5f}")
+    if checked.others:
+        _fail(
+            f"{len(checked.others)} of them are not the base's, the furthest {checked.others[0][:80]!r}: the index was "
+            "filled with another model, another prefix, or texts that were cut otherwise"
+        )
+
+
+@app.command()
 def dataset(
     form: Annotated[DatasetFormat, typer.Argument(metavar="FORMAT", help="beir, sentence-transformers or nemo.")],
     folder: Annotated[Path, typer.Argument(help="Where to write; an earlier export there is replaced.")],
@@ -99,10 +157,11 @@ def dataset(
     from embed_pipeline.storage import read_table, table_path
     from embed_pipeline.training_data.dataset_export import export_dataset
 
-    root = load_settings().paths.root
+    settings = load_settings()
+    root, context = settings.paths.root, settings.embedding.context
     named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
     qa, split, corpus, negatives = (read_table(table_path(root, table.name), table) for table in named)
-    export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives)
+    export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives, context=context)
     _say(f"{qa.height} questions on {corpus.height} segments in {folder}")
 
 
@@ -189,12 +248,21 @@ def upgrade() -> None:
         _say(line)
 
 
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's signature
+    if value:
+        typer.echo(metadata.version("embed-pipeline"))
+        raise typer.Exit
+
+
 @app.callback()
 def configure(
     config: Annotated[Path | None, typer.Option(help="Settings file; default embed_pipeline.toml here.")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.NAME=VALUE", help="A setting.")] = None,
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    version: Annotated[  # noqa: ARG001 - typer calls its function
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Take settings from the command line into the environment, where every process of a run finds them."""
     if config is not None:
@@ -273,13 +341,17 @@ def run(*, force: Force = False, keep: Keep = False) -> None:
 def serve(
     bundle: Annotated[Path | None, typer.Option(help="Release bundle; default the one in use.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default serving.port.")] = None,
+    *,
+    wait: Annotated[bool, typer.Option("--wait", help="Before the first release, wait for it.")] = False,
 ) -> None:
     """Serve a release behind an OpenAI-compatible endpoint."""
-    from embed_pipeline.release.releases import current_bundle
+    from embed_pipeline.release.releases import current_bundle, current_version
     from embed_pipeline.serving.server import serve as serve_bundle
 
     settings = load_settings()
-    serve_bundle(bundle or current_bundle(settings.paths), settings, port=port)
+    if bundle is None and not (wait and current_version(settings.paths) is None):
+        bundle = current_bundle(settings.paths)
+    serve_bundle(bundle, settings, port=port)
 
 
 @app.command()
@@ -372,17 +444,16 @@ def _say(line: str) -> None:
 def _runner() -> Iterator[StageRunner]:
     """Settings first, so that a wrong one is refused before Dagster loads."""
     settings = load_settings()
-    from embed_pipeline.definitions import defs
-    from embed_pipeline.orchestration.resources import open_instance
-    from embed_pipeline.orchestration.runs import StageRunner
+    with _ended_when_told():
+        from embed_pipeline.definitions import defs
+        from embed_pipeline.orchestration.resources import open_instance
+        from embed_pipeline.orchestration.runs import StageRunner
 
-    with open_instance(settings.paths.store) as instance:
-        yield StageRunner(defs, instance, settings)
+        with open_instance(settings.paths.store) as instance:
+            yield StageRunner(defs, instance, settings)
 
 
 def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str, Any] | None = None) -> None:
-    import time
-
     started = time.monotonic()
     outcome = runner.run(name, force=force, config=config)
     seconds = time.monotonic() - started
@@ -421,18 +492,69 @@ def main() -> None:
     """Run the command; what the product, the machine or a database refuses is one sentence and exit status 1."""
     try:
         app(_settings_first(sys.argv[1:]), standalone_mode=True)
+    except SystemExit as ended:
+        # Typer's for Ctrl-C.
+        if ended.code == _INTERRUPTED:
+            _end_interrupted(_KEPT)
+        raise
     except KeyboardInterrupt:
-        _fail("interrupted; what was finished is kept, and the same command goes on from there", status=_INTERRUPTED)
+        _end_interrupted(_KEPT)
     except Exception as error:
         said = _explained(error)
         if said is None:
             raise
         if type(error).__name__ == "StageInterrupted":
-            # Taking down an interpreter that holds torch takes seconds, and everything is stored.
-            _print_error(said)
-            sys.stdout.flush()
-            os._exit(_INTERRUPTED)
+            _end_interrupted(said)
         _fail(said)
+
+
+@contextmanager
+def _ended_when_told() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM end this process soon, whatever it computes at that moment.
+
+    A step is interrupted when the interpreter has its turn, and Dagster waits until it has ended; a product of large
+    matrices or the loading of a model may take a minute. The kernel hands a signal's number to the thread started
+    here at once.
+    """
+    numbers, handed_on = os.pipe()
+    os.set_blocking(handed_on, False)
+
+    def watch() -> None:
+        while (told := os.read(numbers, 1)) and told[0] not in {signal.SIGINT, signal.SIGTERM}:
+            pass
+        os.close(numbers)
+        if told:
+            time.sleep(_GRACE_SECONDS)
+            _end_interrupted(_KEPT)
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler), signal.set_wakeup_fd(handed_on)
+    threading.Thread(target=watch, name="interruption", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.set_wakeup_fd(before[1])
+        os.close(handed_on)
+
+
+def _end_interrupted(said: str) -> NoReturn:
+    """Say so and end at once, and every child with it.
+
+    Whatever is stored is put in place whole, so that no moment is a wrong one; the run is recorded as failed by the
+    next command, and taking down an interpreter that holds torch would take seconds.
+    """
+    if not _ending.acquire(blocking=False):
+        # Another thread is at it.
+        threading.Event().wait()
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    err.show_cursor()
+    _print_error(said)
+    sys.stdout.flush()
+    os._exit(_INTERRUPTED)
 
 
 def _fail(message: str, *, status: int = 1) -> NoReturn:
@@ -448,6 +570,10 @@ def _explained(error: BaseException) -> str | None:
     """An error of the product, the machine or a database in a sentence; None: it is a fault of this program."""
     if type(error).__module__.startswith("embed_pipeline."):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("embed_pipeline"):
+        module = error.name.partition(".")[0]
+        extra = _EXTRAS.get(module, "pipeline")
+        return f"{module} is not installed, and this command needs it: pip install 'embed-pipeline[{extra}]'"
     cause: BaseException | None = error
     while cause is not None:
         module = type(cause).__module__.partition(".")[0]

@@ -14,6 +14,7 @@ Style = Literal["question", "keywords", "symptom", "paraphrase"]
 Augmentation = Literal["keywords", "title", "heading", "link", "crop"]
 Origin = Literal["generated", "labelled", Augmentation]
 Side = Literal["train", "dev", "test"]
+Context = Literal["none", "title", "path"]
 ArtifactKind = Literal["concept", "entity", "relation", "procedure", "condition", "figure"]
 
 QUERY_TYPES: tuple[QueryType, ...] = get_args(QueryType)
@@ -35,6 +36,7 @@ SPLIT_REASONS = ("", "given", "spans_sides", "repeats_test", "repeats_dev")
 FILE_PROBLEMS = ("empty", "not_text", "too_large", "unreadable", "changed_since_batch", "in_part")
 COPY_KINDS = ("duplicate", "near_duplicate")
 
-SYSTEMS = ("base", "tuned", "bm25", "hybrid")
+SYSTEMS = ("base", "tuned", "bm25", "hybrid_base", "hybrid_tuned")
+HYBRIDS = ("hybrid_base", "hybrid_tuned")
 METRICS = ("nDCG", "Recall", "Precision", "MAP", "MRR")
 OUTCOMES = ("won", "lost", "same")

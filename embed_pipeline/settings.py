@@ -49,7 +49,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from embed_pipeline.enumerations import REASONING_TYPES, STYLES, Augmentation
+from embed_pipeline.enumerations import REASONING_TYPES, STYLES, Augmentation, Context
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -283,6 +283,11 @@ class Corpus(Group):
     """Time that reading one file may take; of a PDF the pages that fit are kept, another file is set aside."""
     word_comments: bool = decides(False, "documents")  # noqa: FBT003 - a default
     """Read the comments of Word files too, after the text."""
+    language: Annotated[str, Field(pattern="^(auto|[a-z]{2})$")] = decides(
+        "auto", "corpus", "qa_pairs", "qa_scores", "qa_dataset", "hard_negatives", TRAINING, *_MEASURED
+    )
+    """Language of documents and questions, as an ISO 639-1 code such as ``de``: its stop words, stems and forms of
+    questions hold; auto: of the corpus that of most of its text, of a question its own."""
     boilerplate_share: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = decides(0.3, "documents", "corpus")
     """Lines that this share of the documents has are boilerplate (menus, page heads and feet, licences): a paragraph of
     such lines stays in the first document and is taken out of the others; off: nothing is."""
@@ -347,6 +352,15 @@ class LLM(Group):
     """Price of a million prompt tokens; the embedded model costs nothing."""
     price_per_million_completion_tokens: float = runs(0, ge=0)
     """Price of a million completion tokens."""
+    batch: bool = runs(False)  # noqa: FBT003 - a default
+    """Ask by the endpoint's Batch API (``/files`` and ``/batches``, as OpenAI has them): slower, and cheaper. An
+    interrupted run picks its batches up where it left them."""
+    batch_discount: Share = runs(0.5)
+    """How much cheaper a request is in a batch, as a share of its price."""
+    batch_requests: Positive = runs(50_000)
+    """Most requests of one batch."""
+    batch_megabytes: float = runs(100, gt=0)
+    """Largest file of one batch, in millions of bytes."""
 
     @field_validator("base_url")
     @classmethod
@@ -355,6 +369,12 @@ class LLM(Group):
             message = "must be an address that begins with http:// or https://, such as http://host:8000/v1"
             raise ValueError(message)
         return value
+
+    @model_validator(mode="after")
+    def _batches_need_an_endpoint(self) -> LLM:
+        if self.batch and self.base_url is None:
+            raise ValueError("llm.batch is true and llm.base_url is none: the embedded server takes no batches")
+        return self
 
     @property
     def embedded(self) -> bool:
@@ -367,10 +387,12 @@ class Synthesis(Group):
 
     path: Auto | Literal["completion", "structured"] = decides("auto", "document_artifacts", "qa_pairs")
     """How the model is asked: by few-shot completion, which suits base and very small models, or for JSON by schema,
-    which suits models that follow instructions. auto: completion for the embedded model, structured at an endpoint."""
-    judge: Auto | Literal["measured", "asked"] = decides("auto", "qa_scores")
-    """Who scores the pairs: measures (round trip, grounding, form), or the judge model by a rubric. auto: measured for
-    the embedded model, asked at an endpoint."""
+    which suits models that follow instructions. auto: completion for the packaged model; for any other, what a trial on
+    a few segments shows to yield more distinct valid questions."""
+    judge: Auto | Literal["measured", "asked", "both"] = decides("auto", "qa_scores")
+    """Who scores the pairs: measures (round trip, grounding, form), the judge model by a rubric, or both, whose scores
+    are kept and must pass alike. auto: measured for the packaged model; any other is asked if a trial on a few pairs
+    and planted bad ones shows that it can judge."""
     questions_per_segment: int = decides(2, "qa_pairs", ge=1, le=20)
     """Single-hop questions asked of every segment that is long enough."""
     questions_per_document: Positive | None = decides(None, "qa_pairs")
@@ -488,12 +510,24 @@ class TrainingData(Group):
 class Embedding(Group):
     """The base encoder, and how texts are encoded for mining and evaluation."""
 
-    model: str = decides("packaged", *_ENCODED, "retrieval_evaluation", "onnx_model", "base_onnx_model")
-    """Base model: ``packaged`` (all-MiniLM-L6-v2 from its wheel), a sentence-transformers folder, or a hub name."""
+    model: str = decides(
+        "packaged", *_ENCODED, "base_comparison", "retrieval_evaluation", "onnx_model", "base_onnx_model"
+    )
+    """Base model: ``packaged`` (all-MiniLM-L6-v2 from its wheel), a sentence-transformers folder, or a hub name. auto:
+    the best of ``candidates`` within ``max_gigaflops``."""
+    candidates: tuple[str, ...] = decides((), "base_comparison")
+    """Base models to compare before a training, each named as ``model`` is: on your own labelled sets and the generated
+    test questions, as retrieval_evaluation measures them (table base_comparison)."""
+    max_gigaflops: float = decides(30, "base_comparison", gt=0)
+    """``model`` = auto takes no candidate that needs more than so many billion operations for a text of 128 tokens: one
+    of MiniLM's size needs 3, one of base size 22, one of large size 80."""
     query_prefix: str = decides("auto", *_ENCODED, *_MEASURED, *_EXPORTED)
     """Text before every query; auto: what the model's own configuration says."""
     passage_prefix: str = decides("auto", *_ENCODED, *_MEASURED, *_EXPORTED)
     """Text before every passage; auto: what the model's own configuration says."""
+    context: Context = decides("none", *_ENCODED, *_MEASURED, "onnx_model", "onnx_precisions", "release")
+    """What is put before a segment's text wherever it is embedded: nothing, its document's title, or the title and the
+    headings above it (path). Part of the release: clients must do the same to their passages (docs/operations.md)."""
     precision: Literal["fp32", "bf16"] = decides("fp32", *_ENCODED, *_MEASURED, *_EXPORTED)
     """Arithmetic of encoding; that of training is ``training.precision``."""
     trust_remote_code: bool = runs(False)  # noqa: FBT003 - a default
@@ -507,6 +541,21 @@ class Embedding(Group):
     batch_tokens: Positive | Auto = runs("auto")
     """Tokens in one encoding batch, padding included; auto: 1,024 on a CPU, 512 on each of its cores, 65,536 on a GPU.
     """
+
+    @property
+    def reading_model(self) -> str:
+        """What cuts documents and measures their questions: ``model``, or the first candidate before one is chosen."""
+        return self.candidates[0] if self.model == "auto" else self.model
+
+    @model_validator(mode="after")
+    def _names_candidates(self) -> Embedding:
+        if self.model == "auto" and not self.candidates:
+            message = "model is auto and candidates names no model to choose from"
+            raise ValueError(message)
+        if "auto" in self.candidates or len({*self.candidates}) < len(self.candidates):
+            message = f"candidates are {list(self.candidates)}; each must be a model, and named once"
+            raise ValueError(message)
+        return self
 
     @model_validator(mode="after")
     def _exports_are_exact(self) -> Embedding:
@@ -522,6 +571,9 @@ class Training(Group):
     contrastive: bool = decides(True, TRAINING)  # noqa: FBT003 - a default
     """Train on the questions; false: the base's weights stay and ``adapter.share`` alone, which needs no questions,
     makes the model."""
+    sides: Literal["both", "query"] = decides("both", TRAINING, "finetuned_model", "retrieval_evaluation", "release")
+    """What is tuned: queries and passages alike, or the query side alone. Passages then keep the base's vectors, so an
+    index that was filled with the base stays valid."""
     loss_temperature: float = decides(0.02, TRAINING, gt=0, le=1)
     """InfoNCE temperature."""
     epochs: Annotated[float, Field(gt=0, le=100)] | Auto = decides("auto", TRAINING)
@@ -555,6 +607,8 @@ class Training(Group):
     hub name."""
     teacher_weight: float = decides(0.5, TRAINING, gt=0, le=100)
     """Weight of the teacher's loss relative to InfoNCE."""
+    teacher_dense_weight: Share = decides(0.65, TRAINING, "finetuned_model")
+    """Weight of the dense z-score in the hybrid that the linear adapter and a ``hybrid`` teacher follow."""
     precision: Literal["auto", "fp32", "bf16"] = decides("auto", TRAINING)
     """Arithmetic of training; auto: bf16 on GPUs that have it and processors with AMX, else fp32."""
     micro_batch_size: Positive | Auto = runs("auto")
@@ -600,9 +654,9 @@ class Evaluation(Group):
     """BEIR folders of queries people wrote; one that is absent, or knows no document here, is left out and named."""
     bootstrap_samples: int = decides(2000, *_MEASURED, ge=100, le=1_000_000)
     """Resamples behind every confidence interval."""
-    hybrid_dense_weight: Share = decides(0.65, *_MEASURED, TRAINING, "finetuned_model")
-    """Weight of the dense z-score in the BM25 + dense hybrid, which is also what the linear adapter and a ``hybrid``
-    teacher follow."""
+    hybrid_dense_weight: Share | Auto = decides("auto", *_MEASURED)
+    """Weight of the dense z-score in the hybrids of BM25 with the base and with the tuned model; auto: for each, the
+    most dense one within a standard error of the best on the dev questions."""
 
     @model_validator(mode="after")
     def _has_ten(self) -> Evaluation:
@@ -631,11 +685,12 @@ class Release(Group):
 class Serving(Group):
     """The HTTP endpoint."""
 
-    backend: Literal["auto", "onnx", "openvino", "torch"] = decides("onnx", "deployment")
-    """What computes: onnxruntime or OpenVINO with an export of the bundle, torch with its model; auto: the fastest."""
+    backend: Literal["auto", "onnx", "openvino", "torch", "tensorrt"] = decides("onnx", "deployment")
+    """What computes: onnxruntime (on a GPU where it is built for one) or OpenVINO with an export of the bundle, torch
+    with its model, TensorRT with its engine or, through onnxruntime, with its fp16 export; auto: the fastest."""
     precision: Literal["auto", "fp32", "int8", "fp16", "bf16"] = decides("fp32", "deployment")
     """Arithmetic that is served; auto: the fastest on this machine of those that may be. onnxruntime has no bf16, torch
-    no int8 and fp16 on a GPU alone, OpenVINO no fp16."""
+    no int8 and fp16 on a GPU alone, OpenVINO no fp16, TensorRT fp16 alone."""
     host: str = runs("127.0.0.1")
     """Address to listen on."""
     port: Annotated[int, Field(ge=1, le=65535)] | Auto = runs(8000)
@@ -679,7 +734,9 @@ class Serving(Group):
 
     @model_validator(mode="after")
     def _has_a_backend(self) -> Serving:
-        if (self.backend, self.precision) in {("onnx", "bf16"), ("torch", "int8"), ("openvino", "fp16")}:
+        impossible = {("onnx", "bf16"), ("torch", "int8"), ("openvino", "fp16")}
+        impossible |= {("tensorrt", precision) for precision in ("fp32", "int8", "bf16")}
+        if (self.backend, self.precision) in impossible:
             message = f"precision is {self.precision}, which backend = {self.backend} does not compute"
             raise ValueError(message)
         return self
@@ -749,8 +806,8 @@ class Gates(Group):
     min_export_top10_overlap: Share = gates(0.99)
     """Least mean overlap of the ten best passages, exported against original."""
     min_proven_cosine: float = gates(0.999, gt=0, le=1)
-    """OpenVINO, and torch in half precision, are served only where their vectors come so near those of the fp32 export,
-    least cosine, on texts of the corpus when the endpoint starts."""
+    """OpenVINO, TensorRT, and torch in half precision, are served only where their vectors come so near those of the
+    fp32 export, least cosine, on texts of the corpus when the endpoint starts."""
     min_int8_top10_overlap: Share = gates(0.8)
     """Least mean overlap of the ten best passages in a deployment's check, where int8 is served."""
     min_champion_gain: float = gates(0.0, ge=-1, le=1)
@@ -813,6 +870,8 @@ class Orchestration(Group):
     """Steps of one run at a time; steps that use the GPU always run one by one."""
     gpus: int = runs(0, ge=0, le=64)
     """GPUs that the Docker and Kubernetes executors give to each GPU-tagged step."""
+    container_hours: float = runs(72, ge=0.1, le=8760)
+    """The Docker executor's containers of ended runs and steps are removed after so many hours, with their logs."""
     automatic: bool = runs(False)  # noqa: FBT003 - a default
     """The document sensor, the automation of the cheap stages and the training schedule run from the start; else they
     wait to be switched on in the UI."""
@@ -883,13 +942,13 @@ class Settings(Group):
 
     @property
     def structured(self) -> bool:
-        """True where the model is asked for JSON by schema, false where it completes texts."""
+        """True where the model is asked for JSON by schema, false where it completes texts; auto: as is usual."""
         return not self.llm.embedded if self.synthesis.path == "auto" else self.synthesis.path == "structured"
 
     @property
     def asks_judge(self) -> bool:
-        """True where a model judges the pairs, false where they are measured."""
-        return not self.llm.embedded if self.synthesis.judge == "auto" else self.synthesis.judge == "asked"
+        """True where a model judges the pairs, false where they are measured only; auto: as is usual."""
+        return not self.llm.embedded if self.synthesis.judge == "auto" else self.synthesis.judge != "measured"
 
     @model_validator(mode="after")
     def _changes_the_base(self) -> Settings:
@@ -918,6 +977,10 @@ class Settings(Group):
         """MLflow tracking URI: the one set, or SQLite in the store."""
         return self.tracking.uri or f"sqlite:///{(self.paths.store / 'mlflow.db').resolve()}"
 
+    def with_base(self, model: str) -> Settings:
+        """These settings with the base model that was chosen."""
+        return self.model_copy(update={"embedding": self.embedding.model_copy(update={"model": model})})
+
     def flat(self) -> dict[str, Any]:
         """Every effective value under its ``group.name``, JSON-ready, for run records; passwords in URLs are masked."""
         return _leaves(json.loads(_URL_PASSWORD.sub(r"\1***@", self.model_dump_json())))
@@ -926,6 +989,9 @@ class Settings(Group):
         """Short hash of the settings that decide ``asset``, or a part of it: for code versions and fingerprints."""
         parts = {asset, *PARTS.get(asset, ())}
         values = _leaves(self.model_dump(mode="json"))
+        if asset != "base_comparison":
+            # Which model is chosen is an input of what is made with it.
+            values["embedding.model"] = self.embedding.reading_model
         chosen = {setting.name: values[setting.name] for setting in self.definitions() if parts & {*setting.assets}}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -20,6 +20,7 @@ from embed_pipeline.enumerations import (
     CRITERIA,
     DECISIONS,
     FILE_PROBLEMS,
+    HYBRIDS,
     METRICS,
     ORIGINS,
     OUTCOMES,
@@ -389,6 +390,14 @@ QA_SCORES = Table(
         *(_text(f"{name}_justification", f"Why that score: {name}.") for name in CRITERIA),
         _OVERALL,
         _text("judge", "Who spoke: `measured`, or the judge model's name."),
+        *(
+            _score(
+                f"measured_{name}",
+                f"1-10: {name} as measured, next to the judge's; null: one judge spoke.",
+                nullable=True,
+            )
+            for name in (*_CRITERION_MEANING, "overall")
+        ),
         _number(
             "dense_rank",
             _FROM_ONE,
@@ -526,6 +535,38 @@ DATASET_SPLIT = Table(
     sources={"paths": ("corpus.path",), "group_id": ("corpus.text",), "split": ("qa_dataset.side",)},
 )
 
+BASE_COMPARISON = Table(
+    "base_comparison",
+    "The candidates for the base model, untuned, on every query set; empty where embedding.candidates names none.",
+    (
+        _text("model", "The candidate, as it is named in the settings."),
+        _text("query_set", "`generated` for the held-out questions, else the labelled set's name."),
+        _count("queries", "Queries measured."),
+        _real("ndcg_10", "nDCG@10, 0 to 1."),
+        _real("ndcg_10_low", "Lower end of its bootstrap 95 % interval."),
+        _real("ndcg_10_high", "Upper end of that interval."),
+        _real("recall_10", "Recall@10, 0 to 1."),
+        _real("recall_10_low", "Lower end of its bootstrap 95 % interval."),
+        _real("recall_10_high", "Upper end of that interval."),
+        _count("dimensions", "Length of a vector."),
+        _count("max_tokens", "Longest text that it reads, in its own tokens."),
+        _share("cut_segments", "Share of the searched passages that are longer, so that their ends are not read."),
+        _real("megabytes", "Size of its weights on disk in fp32, as it would be released."),
+        _real("gigaflops", "Billions of operations for a text of 128 tokens: what a vector costs."),
+        _real("vectors_per_second", "Passages encoded a second when it was measured, on that machine."),
+        Column("chosen", pl.Boolean(), "True where it is the base that is trained."),
+    ),
+    key=("model", "query_set"),
+    stage="prep",
+)
+
+BASE_MODEL = Table(
+    "base_model",
+    "The base model that is trained: embedding.model, or the candidate chosen where that is auto.",
+    (_text("model", "As it is named in the settings."),),
+    stage="prep",
+)
+
 HARD_NEGATIVES = Table(
     "hard_negatives",
     "For each training question its positives and the most similar wrong segments under the ceiling.",
@@ -591,6 +632,22 @@ RETRIEVAL_EVALUATION = Table(
         _real("difference_high", "Upper end of that interval."),
     ),
     key=("query_set", "slice", "system", "metric", "k"),
+    stage="eval",
+)
+
+FUSION_WEIGHTS = Table(
+    "fusion_weights",
+    "nDCG@10 of BM25 fused with each model, at each dense weight and by reciprocal ranks; empty without dev questions.",
+    (
+        _text("query_set", "`dev`, on which the weights are chosen, or a set that they are checked on."),
+        _one_of("system", HYBRIDS, "The model that is fused with BM25."),
+        _text("fusion", "The dense weight, or `RRF`."),
+        _real("dense_weight", "Weight of the dense z-score; null: by reciprocal ranks.", nullable=True),
+        _count("queries", "Queries measured: all, or a sample of 500."),
+        _share("ndcg_10", "Mean nDCG@10."),
+        Column("chosen", pl.Boolean(), "True at the weight that the evaluation's hybrid has."),
+    ),
+    key=("query_set", "system", "fusion"),
     stage="eval",
 )
 
@@ -674,6 +731,8 @@ TABLES: dict[str, Table] = {
         QA_DATASET,
         QA_DECISIONS,
         DATASET_SPLIT,
+        BASE_COMPARISON,
+        BASE_MODEL,
         HARD_NEGATIVES,
         TRAINING_EXAMPLES,
         RETRIEVAL_EVALUATION,

@@ -58,7 +58,7 @@ class Project:
         return process.returncode, output
 
 
-def small_project(root: Path, model: Path, base_url: str, **settings: str) -> Project:
+def small_project(root: Path, model: Path | str, base_url: str, **settings: str) -> Project:
     """A project of twelve documents on a tiny base model and a stub endpoint; ``stage__name="value"`` adds settings."""
     values = {
         "PATHS__DOCUMENTS": str(root / "documents"),

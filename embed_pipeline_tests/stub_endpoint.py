@@ -97,6 +97,7 @@ def stub_endpoint(
     rate_limit: float | None = None,
     script: Sequence[Step] = (),
     port: int = 0,
+    host: str = "127.0.0.1",
 ) -> Iterator[Stub]:
     """Serve ``/v1/chat/completions`` and ``/v1/completions`` while the block runs.
 
@@ -106,8 +107,9 @@ def stub_endpoint(
         rate_limit: requests a second, counted in whole seconds; more are refused with 429 and ``Retry-After: 1``.
         script: what the first requests get instead.
         port: where to listen; 0: any free port.
+        host: address to listen on.
     """
-    listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+    listener = socket.create_server((host, port), backlog=1024)
     stub = Stub(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
     server = _Server(stub, responder, latency, rate_limit, deque(script))
     loop = asyncio.new_event_loop()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
 from embed_pipeline import cli, tables
+from embed_pipeline.settings import load_settings
 
 KEPT = "run the same command again; what was stored before is whole"
 
@@ -99,3 +102,26 @@ def test_a_blank_key_is_refused_at_the_start(run, tmp_path, key):
     status, _, err = run("serve", "--bundle", str(bundle), SERVING_API_KEY=key, SERVING__PORT="auto")
     assert status == 1
     is_one_sentence(err, "EMBED_PIPELINE_SERVING_API_KEY is set and blank")
+
+
+def test_init_writes_a_project_and_overwrites_nothing(run, tmp_path):
+    status, out, _ = run("init", "new")
+    project = tmp_path / "new"
+    assert status == 0
+    assert "put documents into new/data/documents" in out
+    assert {path.name for path in project.iterdir()} == {
+        ".gitignore", "dagster.yaml", "data", "embed_pipeline.toml", "requirements-weights.txt", "workspace.yaml",
+    }  # fmt: skip
+    settings = project / "embed_pipeline.toml"
+    assert load_settings(settings) == load_settings(), "what it sets is commented out"
+    settings.write_text(re.sub(r"^# ([a-z_]+ = )", r"\1", settings.read_text(), flags=re.MULTILINE))
+    assert load_settings(settings).llm.max_cost == 20, "its examples are settings"
+    status, _, err = run("init", "new")
+    assert status == 1
+    is_one_sentence(err, "new already has .gitignore", "name another folder")
+
+
+@pytest.mark.parametrize("name", ["dagster.yaml", "workspace.yaml", "requirements-weights.txt"])
+def test_a_new_project_gets_the_files_of_this_one(name):
+    root = Path(cli.__file__).parents[1]
+    assert (root / "embed_pipeline" / "project_files" / name).read_bytes() == (root / name).read_bytes()

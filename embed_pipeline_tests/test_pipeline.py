@@ -22,6 +22,7 @@ from embed_pipeline.tracking import Tracker
 from embed_pipeline_tests.manuals import MANUALS
 from embed_pipeline_tests.project import Project, small_project, well_behaved, write_document
 from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
+from embed_pipeline_tests.tiny import write_tiny_model
 
 pytestmark = pytest.mark.slow
 KEY = "sk-test-4f9d1c7be2"
@@ -40,7 +41,10 @@ def content_of(project: Project, names=TABLES) -> dict[str, str]:
 def finished(tiny_model, tmp_path_factory):
     """A project after a whole run, and the stub that answered it."""
     with stub_endpoint(well_behaved) as stub:
-        project = small_project(tmp_path_factory.mktemp("finished"), tiny_model, stub.base_url)
+        root = tmp_path_factory.mktemp("finished")
+        other = write_tiny_model(root / "models" / "other", dimensions=48, seed=9)
+        candidates = f"{tiny_model},{other}"
+        project = small_project(root, "auto", stub.base_url, embedding__candidates=candidates)
         project.environment["EMBED_PIPELINE_LLM_API_KEY"] = KEY
         status, output = project.command("run")
         assert status == 0, output
@@ -59,6 +63,20 @@ def test_documents_become_a_verified_release(finished):
     for export in ("onnx", "base_onnx"):
         assert (project.store / "release" / version / export / "model.onnx").is_file()
     assert (project.store / "reports" / "report.html").is_file()
+
+
+def test_the_best_candidate_is_the_base_of_all_that_follows(finished):
+    project, _, _ = finished
+    compared = project.table("base_comparison").sort("ndcg_10", descending=True)
+    assert set(compared["query_set"]) == {"generated"}
+    (chosen,) = project.table("base_model")["model"]
+    assert compared.filter("chosen")["model"].to_list() == [chosen]
+    assert compared["ndcg_10"].max() == compared.filter("chosen")["ndcg_10"].item()
+    version = (project.store / "release" / "current").read_text().strip()
+    manifest = json.loads((project.store / "release" / version / "manifest.json").read_text())
+    assert manifest["model"]["base_model"] == Path(chosen).name
+    assert manifest["model"]["dimensions"] == compared.filter("chosen")["dimensions"].item()
+    assert "Candidates for the base" in (project.store / "reports" / "report.md").read_text()
 
 
 def test_the_endpoint_was_asked_with_the_key_and_the_key_is_nowhere_else(finished):

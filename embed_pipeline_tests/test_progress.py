@@ -36,6 +36,8 @@ def test_often_is_not_logged(monkeypatch, caplog):
 
 def listen(monkeypatch, caplog):
     """Capture this module's lines alone, whatever handlers other tests left on its logger."""
-    logger = logging.Logger("progress", logging.INFO)
-    logger.addHandler(caplog.handler)
+    logger = logging.getLogger("a_test_of_progress")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [caplog.handler]
     monkeypatch.setattr(module, "logger", logger)

@@ -34,6 +34,8 @@ OTHERS: dict[str, Any] = {
     "synthesis.path": "structured",
     "synthesis.judge": "asked",
     "embedding.model": "packaged ",
+    "embedding.context": "title",
+    "corpus.language": "de",
     "synthesis.reasoning_types": {"factual": 1},
     "synthesis.styles": {"question": 1},
     "orchestration.training_cron": "5 4 * * *",

@@ -24,7 +24,9 @@ from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, clean_
 _LEAST_RULES, _MOST_RULES = 4, 2000
 _UNMAPPED_SHARE = 0.2
 _SAMPLED_LETTERS = 300
-_HYPHENS = ("\x02", "\ufffe", "\u00ad")
+_SOFT_HYPHEN = "\u00ad"
+# What pdfium gives for a hyphen at the end of a line, and the soft one.
+_HYPHENS = ("\x02", "\ufffe", _SOFT_HYPHEN)
 _CID = re.compile(r"\(cid:\d{1,6}\)")
 _UNTITLED = re.compile(
     r"\W*(?:untitled|anonymous|unspecified|document ?\d*|title|slide 1|powerpoint presentation|microsoft word\b.*"
@@ -229,15 +231,19 @@ def _paragraphs(lines: Sequence[_Line], outline: dict[str, int]) -> Iterator[lis
 
 
 def _text(lines: Sequence[_Line]) -> str:
-    """A paragraph on one line where its lines fill the column; others stay lines. Hyphens at line ends go."""
+    """A paragraph on one line where its lines fill the column; others stay lines.
+
+    The hyphen of a divided word goes; one before a capital or a digit stays, as in ``Jean-Luc`` and ``pages 3-5``.
+    """
     right = max(line.right for line in lines)
     left = min(line.left for line in lines)
     text, full = "", False
     for line in lines:
         said = line.text
-        is_compound = text.endswith("-") and text[-2:-1].isalpha() and said[:1].islower()
-        if text.endswith(_HYPHENS) or is_compound:
-            text = text[:-1]
+        if text.endswith((*_HYPHENS, "-")):
+            before = text[-2:-1]
+            is_divided = text.endswith(_SOFT_HYPHEN) or (before.isalpha() and said[:1].islower())
+            text = text[:-1] + ("" if is_divided else "-" if before.isalnum() else "- ")
         elif text:
             text += " " if full else "\n"
         text += said

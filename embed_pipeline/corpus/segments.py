@@ -8,6 +8,7 @@ part of the text.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,13 @@ import regex
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.enumerations import Context
 from embed_pipeline.settings import Corpus
 from embed_pipeline.text.blocks import Block, from_rows, table_head
 from embed_pipeline.text.injections import split_instructions
+from embed_pipeline.text.passages import PATH_SEPARATOR, context_of, with_context
+
+logger = logging.getLogger(__name__)
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
 
@@ -96,6 +101,7 @@ def split_segments(
     *,
     max_tokens: int | None,
     count_unknown: TokenCounter | None = None,
+    context: Context = "none",
 ) -> pl.DataFrame:
     """Cut every document that is not deleted.
 
@@ -108,6 +114,7 @@ def split_segments(
         count_tokens: tokens of each text under the encoder's tokenizer, without special tokens.
         max_tokens: longest passage that the encoder reads whole, without prefix and special tokens; None: any.
         count_unknown: tokens of each text that stand for unknown words; None: the tokenizer knows every word.
+        context: what is put before a segment's text in what is embedded; a segment leaves room for it.
 
     Returns:
         Frame of :data:`tables.SEGMENTS`, sorted by document id and position.
@@ -119,8 +126,20 @@ def split_segments(
     rows = []
     distinct = documents.filter(~pl.col("deleted")).unique("document_id", keep="first", maintain_order=True)
     for document in distinct.sort("document_id").iter_rows(named=True):
-        text = document["text"]
-        spans = _pack(_atoms(text, from_rows(document["blocks"]), limit, count_tokens), limit)
+        text, blocks = document["text"], from_rows(document["blocks"])
+        room = limit
+        if context != "none" and max_tokens is not None:
+            taken = _context_tokens(document["title"], blocks, context, count_tokens)
+            room = min(limit, max(_LEAST_TOKENS, max_tokens - taken))
+            if max_tokens - taken < _LEAST_TOKENS:
+                logger.warning(
+                    "%s: its title and headings leave fewer than %d of the %d tokens that the encoder reads; "
+                    "the ends of its segments may not be read",
+                    document["path"],
+                    _LEAST_TOKENS,
+                    max_tokens,
+                )
+        spans = _pack(_atoms(text, blocks, room, count_tokens), room)
         texts = [span.header + text[span.start : span.end] for span in spans]
         unknown = count_unknown(texts) if count_unknown else [0] * len(texts)
         counted = zip(texts, count_tokens(texts), unknown, spans, strict=True)
@@ -132,7 +151,7 @@ def split_segments(
                     "document_id": document["document_id"],
                     "batch": document["batch"],
                     "position": position,
-                    "heading_path": " > ".join(span.path),
+                    "heading_path": PATH_SEPARATOR.join(span.path),
                     "text": piece,
                     "token_count": tokens,
                     "unknown_tokens": unknown_tokens,
@@ -141,6 +160,17 @@ def split_segments(
                 }
             )
     return tables.SEGMENTS.frame(rows)
+
+
+def _context_tokens(title: str, blocks: Sequence[Block], context: Context, count_tokens: TokenCounter) -> int:
+    """Tokens of the longest context that a segment of a document can get."""
+    path: list[Block] = []
+    paths = {""}
+    for heading in (block for block in blocks if block.kind == "heading"):
+        path = [above for above in path if above.level < heading.level] + [heading]
+        paths.add(PATH_SEPARATOR.join(block.text for block in path))
+    contexts = {context_of(title, one, context) for one in paths}
+    return max(count_tokens([with_context(one, "") for one in sorted(contexts)]))
 
 
 def _atoms(text: str, blocks: Sequence[Block], limit: int, count_tokens: TokenCounter) -> list[_Atom]:

@@ -36,25 +36,30 @@ class OnnxBackend(Backend):
 
     runtime = "onnxruntime"
 
-    def __init__(self, onnx_folder: Path, threads: int = 0) -> None:
+    def __init__(
+        self, onnx_folder: Path, threads: int = 0, *, provider: tuple[str, dict[str, str]] | None = None
+    ) -> None:
         """Open ``onnx_folder``.
 
         Args:
             onnx_folder: holds ``model.onnx``, ``tokenizer.json`` and ``embedding_config.json``.
             threads: cores that compute; 0: all of them.
+            provider: name and options of an execution provider of a GPU, to be used before CUDA's; None: CUDA's alone,
+                where there is one.
 
         Raises:
-            ModelError: a file is missing or cannot be read, or the model's data lies outside the folder.
+            ModelError: a file is missing or cannot be read, the model's data lies outside the folder, or ``provider``
+                does not start.
         """
         super().__init__(EncoderConfig.read(onnx_folder))
         self._path = path = onnx_folder / MODEL_FILE
-        self._on_all_cores = self._on_one_core = _open_session(path, threads or usable_cores())
+        self._on_all_cores = self._on_one_core = _open_session(path, threads or usable_cores(), provider)
         self.device = "cuda" if _CUDA in self._on_all_cores.get_providers() else "cpu"
         self.lanes = 1 if self.on_gpu else lanes_for(path, threads)
         if self.lanes > 1:
             self._on_one_core = _open_session(path, 1)
         if (onnx_folder / QUERY_FOLDER).is_dir():
-            self.query_side = OnnxBackend(onnx_folder / QUERY_FOLDER, threads)
+            self.query_side = OnnxBackend(onnx_folder / QUERY_FOLDER, threads, provider=provider)
 
     @cached_property
     def identity(self) -> str:
@@ -141,7 +146,9 @@ def check_export(path: Path) -> None:
         raise ModelError(message) from error
 
 
-def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _open_session(
+    path: Path, threads: int, provider: tuple[str, dict[str, str]] | None = None
+) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     check_export(path)
@@ -162,12 +169,17 @@ def _open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
         onnxruntime.preload_dlls()
         # TF32 would cost the digits that the parity gate asks for.
         providers.insert(0, (_CUDA, {"use_tf32": "0"}))
+    if provider is not None:
+        providers.insert(0, provider)
     session = onnxruntime.InferenceSession(
         str(path),
         sess_options=options,
         providers=providers,
         disabled_optimizers=None if has_cuda else list(_SLOW_FUSIONS),
     )
+    if provider is not None and provider[0] not in session.get_providers():
+        message = f"onnxruntime cannot start {provider[0]} for {path}"
+        raise ModelError(message)
     if has_cuda and _CUDA not in session.get_providers():
         logger.warning("onnxruntime was built for a GPU and cannot use one here; %s runs on the processor", path)
     return session

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from embed_pipeline.embedding.backend import Backend, Floats
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.families import ModelError
+from embed_pipeline.embedding.families import Kind, ModelError
 from embed_pipeline.embedding.models import torch_device
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
@@ -84,12 +84,14 @@ class CorpusBackend:
 
 
 def open_base_encoder(settings: Settings, passages: Iterable[str]) -> Encoder:
-    """The base model on the backend chosen for ``passages``; vectors of whole calls are kept in the store.
+    """The base model, or the first candidate before one is chosen, on the backend chosen for ``passages``.
+
+    Vectors of whole calls are kept in the store.
 
     Raises:
         ModelError: as :func:`choose_backend`.
     """
-    model = settings.embedding.model
+    model = settings.embedding.reading_model
     return choose_backend([model], passages, settings).open(model, settings.paths.store / "vectors")
 
 
@@ -144,7 +146,7 @@ class _Export:
     def __init__(self, model: str | Path, original: Encoder, folder: Path) -> None:
         self.folder = folder
         self._model, self._original = model, original
-        self._expected: Floats | None = None
+        self._expected: dict[Kind, Floats] | None = None
         self._machine = _machine()
         known: dict[str, Any] = {}
         if (folder / _PROOF_FILE).is_file():
@@ -171,7 +173,7 @@ class _Export:
         """
         if name not in self._cosines:
             if self._expected is None:
-                self._expected = self._original.encode(texts, "passage")
+                self._expected = proof_vectors(self._original, texts)
             self._cosines[name] = least_cosine(_open(name, self.folder), texts, self._expected)
             self._write()
         found = self._cosines[name]
@@ -262,20 +264,32 @@ def _versions(*packages: str) -> str:
 
 def proof_texts(passages: Iterable[str]) -> list[str]:
     """Some of ``passages``, evenly over their lengths, whole and as short as queries; the same on every call."""
-    ordered = sorted({text for text in passages if text.strip()}, key=lambda text: (len(text), text))
-    places = np.linspace(0, len(ordered) - 1, min(PROOF_PASSAGES, len(ordered))).astype(int)
-    chosen = [ordered[place] for place in places]
+    chosen = spread_by_length(passages, PROOF_PASSAGES)
     short = [" ".join(text.split()[:_QUERY_WORDS]) for text in chosen]
     return list(dict.fromkeys(text for pair in zip(chosen, short, strict=True) for text in pair))
 
 
-def least_cosine(backend: Backend, texts: Sequence[str], expected: Floats) -> float:
-    """Least cosine of the vectors that ``backend`` gives to those ``expected`` of ``texts``, encoded as passages.
+def spread_by_length(texts: Iterable[str], most: int) -> list[str]:
+    """At most ``most`` of ``texts`` that are not blank, evenly over their lengths; the same on every call."""
+    ordered = sorted({text for text in texts if text.strip()}, key=lambda text: (len(text), text))
+    places = np.linspace(0, len(ordered) - 1, min(most, len(ordered))).astype(int)
+    return [ordered[place] for place in places]
+
+
+def proof_vectors(original: Encoder, texts: Sequence[str]) -> dict[Kind, Floats]:
+    """What another backend is held to: vectors of ``texts`` as passages, and as queries if those take another way."""
+    kinds: tuple[Kind, ...] = ("passage",) if original.backend.query_side is None else ("passage", "query")
+    return {kind: original.encode(texts, kind) for kind in kinds}
+
+
+def least_cosine(backend: Backend, texts: Sequence[str], expected: Mapping[Kind, Floats]) -> float:
+    """Least cosine of the vectors that ``backend`` gives ``texts`` to those ``expected`` of :func:`proof_vectors`.
 
     Raises:
         ModelError: it gives a vector that is not finite.
     """
-    return float(cosines_of(Encoder(backend).encode(texts, "passage"), expected).min())
+    encoder = Encoder(backend)
+    return min(float(cosines_of(encoder.encode(texts, kind), vectors).min()) for kind, vectors in expected.items())
 
 
 def cosines_of(left: Floats, right: Floats) -> NDArray[np.float64]:

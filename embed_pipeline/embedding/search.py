@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.text.languages import dominant_language, index_terms
+from embed_pipeline.text.languages import AUTO, dominant_language, index_terms
 
 if TYPE_CHECKING:
     import torch
@@ -102,10 +102,14 @@ def search(queries: Floats, corpus: Floats, k: int) -> Hits:
 
 
 class BM25:
-    """Lexical search over ``texts`` (BM25 as Lucene computes it), by the words of the language that most are in."""
+    """Lexical search over ``texts`` (BM25 as Lucene computes it), by the words of their language."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], language: str = AUTO) -> None:
         """Index ``texts``.
+
+        Args:
+            texts: at least one.
+            language: ``corpus.language``; auto: the language that most of them are in.
 
         Raises:
             ValueError: there are no texts.
@@ -116,7 +120,7 @@ class BM25:
         import bm25s
 
         self._size = len(texts)
-        self.language = dominant_language(texts)
+        self.language = dominant_language(texts) if language == AUTO else language
         self._index = bm25s.BM25(method="lucene")
         self._index.index(index_terms(texts, self.language), show_progress=False)
 

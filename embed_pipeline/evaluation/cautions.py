@@ -22,7 +22,11 @@ _WORD = re.compile(r"[^\W\d_]{4,}")
 
 
 def cautions_of(
-    results: Sequence[SetResult], verdicts: Mapping[str, Verdict], answers: Mapping[tuple[str, str], str]
+    results: Sequence[SetResult],
+    verdicts: Mapping[str, Verdict],
+    answers: Mapping[tuple[str, str], str],
+    *,
+    same_passages: bool,
 ) -> list[str]:
     """Sentences of warning, the gravest first.
 
@@ -30,6 +34,7 @@ def cautions_of(
         results: every query set, ranked and scored.
         verdicts: verdict of each query set.
         answers: (query set, query id) to the text of a passage that answers it.
+        same_passages: whether passages have the same vectors under both models.
     """
     cautions = _only_on_generated(verdicts)
     for result in results:
@@ -45,8 +50,14 @@ def cautions_of(
                 f"{name}: {shared:.0%} of the questions' words occur in the passage that answers them; such questions "
                 "are easier than people's and favour BM25"
             )
-    cautions.extend(_score_shift(result) for result in results[:1])
-    return [caution for caution in cautions if caution]
+    if same_passages:
+        cautions.append("passages keep the base model's vectors: an index that was filled with the base stays valid")
+    else:
+        cautions.append(
+            "embed the whole corpus again for the tuned model: its vectors are not comparable with the base model's"
+        )
+    cautions.extend(shift for shift in map(_score_shift, results[:1]) if shift)
+    return cautions
 
 
 def _only_on_generated(verdicts: Mapping[str, Verdict]) -> list[str]:
@@ -78,7 +89,7 @@ def _shared_words(result: SetResult, answers: Mapping[tuple[str, str], str]) -> 
 
 
 def _score_shift(result: SetResult) -> str:
-    """That the corpus must be embedded again, and the threshold under the tuned model that is as precise as before."""
+    """The threshold under the tuned model that is as precise as one before; empty: it is the same."""
     systems = {}
     for system in ("base", "tuned"):
         ranked = result.ranked[system]
@@ -86,14 +97,13 @@ def _score_shift(result: SetResult) -> str:
         scores = np.asarray([ranked.first_scores[query] for query in ids])
         right = np.asarray([ranked.rankings[query][0] in result.query_set.qrels[query] for query in ids])
         systems[system] = (scores, right)
-    reindex = "embed the whole corpus again for the tuned model: its vectors are not comparable with the base model's"
     old = float(np.median(systems["base"][0]))
     precision = float(systems["base"][1][systems["base"][0] >= old].mean())
     new = threshold_at(*systems["tuned"], precision=precision)
     if new is None or abs(new - old) < _SHIFT:
-        return reindex
+        return ""
     return (
-        f"{reindex}; similarity scores shift too: a threshold of {old:.2f} under the base is as precise "
+        f"similarity scores shift: a threshold of {old:.2f} under the base is as precise "
         f"({precision:.0%} of first hits right) as {new:.2f} under the tuned model"
     )
 

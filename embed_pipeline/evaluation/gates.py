@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from embed_pipeline.enumerations import Context
 from embed_pipeline.evaluation.query_sets import GENERATED, QuerySet
 from embed_pipeline.evaluation.retrieval import compare
 from embed_pipeline.settings import Forgetting, Gates, Settings
@@ -80,6 +81,8 @@ def compare_with_champion(
     corpus: pl.DataFrame,
     sets: Sequence[QuerySet],
     settings: Settings,
+    *,
+    champion_context: Context | None = None,
 ) -> pl.DataFrame:
     """Measure two releases on the same queries and passages.
 
@@ -89,6 +92,7 @@ def compare_with_champion(
         corpus: table ``corpus``.
         sets: the frozen test questions and the labelled sets.
         settings: groups ``embedding`` and ``evaluation``, and the seed.
+        champion_context: what is put before a segment's text under the champion; None: what ``embedding.context`` says.
 
     Returns:
         Table ``champion_comparison``, a row for each query set.
@@ -97,7 +101,8 @@ def compare_with_champion(
         EvaluationError: as :func:`.retrieval.compare`.
         ModelError: a release cannot be loaded.
     """
-    found = headline(compare(champion[1], candidate[1], corpus, sets, settings).metrics)
+    compared = compare(champion[1], candidate[1], corpus, sets, settings, base_context=champion_context)
+    found = headline(compared.metrics)
     return CHAMPION_COMPARISON.frame(
         [
             {

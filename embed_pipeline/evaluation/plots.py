@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
+from embed_pipeline.enumerations import HYBRIDS
+from embed_pipeline.evaluation.adoption import LABELS
 from embed_pipeline.evaluation.gates import headline
 
 if TYPE_CHECKING:
@@ -16,9 +20,14 @@ if TYPE_CHECKING:
 
 Curve = Sequence[tuple[int, float]]
 
-LABELS = {"base": "base", "tuned": "tuned", "bm25": "BM25", "hybrid": "BM25 + base"}
 # Okabe and Ito's palette, which people of every colour vision can tell apart, on white and on dark alike.
-_COLORS = {"base": "#7f8c9b", "tuned": "#0072b2", "bm25": "#e69f00", "hybrid": "#009e73"}
+_COLORS = {
+    "base": "#7f8c9b",
+    "tuned": "#0072b2",
+    "bm25": "#e69f00",
+    "hybrid_base": "#009e73",
+    "hybrid_tuned": "#cc79a7",
+}
 _INK = "#5b6470"
 _GRID = "#9aa4b033"
 _DPI = 130
@@ -61,11 +70,11 @@ def headline_bars(metrics: pl.DataFrame) -> bytes:
     """nDCG@10 of every system on every query set, with the 95 % interval of the difference to the base: a PNG."""
     found = headline(metrics)
     sets = list(dict.fromkeys(query_set for query_set, _ in found))
-    figure, axes = _figure(1.8 + 2.6 * len(sets), 3.5)
-    width = 0.2
+    figure, axes = _figure(1.8 + 3.0 * len(sets), 3.5)
+    width = 0.8 / len(LABELS)
     for place, (system, label) in enumerate(LABELS.items()):
         rows = [found[name, system] for name in sets]
-        at = [index + (place - 1.5) * width for index in range(len(sets))]
+        at = [index + (place - (len(LABELS) - 1) / 2) * width for index in range(len(sets))]
         values = [row["value"] for row in rows]
         axes.bar(at, values, width * 0.9, color=_COLORS[system], label=label, zorder=2)
         for x, value, row in zip(at, values, rows, strict=True):
@@ -77,6 +86,57 @@ def headline_bars(metrics: pl.DataFrame) -> bytes:
     axes.set_xticks(range(len(sets)), sets)
     axes.set_ylabel("nDCG@10")
     axes.legend(frameon=False, labelcolor=_INK, ncols=len(LABELS), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _png(figure)
+
+
+def fusion_curves(weights: pl.DataFrame, query_set: str) -> bytes:
+    """nDCG@10 of BM25 with each model at every dense weight on one query set, the weights chosen marked: a PNG.
+
+    Args:
+        weights: table ``fusion_weights``.
+        query_set: its name.
+    """
+    figure, axes = _figure(5.6, 3.2)
+    for hybrid in HYBRIDS:
+        rows = weights.filter(query_set=query_set, system=hybrid)
+        curve = rows.drop_nulls("dense_weight").sort("dense_weight")
+        color, label = _COLORS[hybrid], LABELS[hybrid]
+        axes.plot(curve["dense_weight"], curve["ndcg_10"], color=color, linewidth=2, label=label)
+        ranks = rows.filter(fusion="RRF")["ndcg_10"].item()
+        axes.axhline(ranks, color=color, linewidth=1, linestyle=":", label=f"{label}, by reciprocal ranks")
+        for row in curve.filter("chosen").to_dicts():
+            axes.plot(row["dense_weight"], row["ndcg_10"], marker="o", color=color)
+    axes.set_xlabel("dense weight (0: BM25 alone, 1: the model alone)")
+    axes.set_ylabel("nDCG@10")
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+    return _png(figure)
+
+
+def candidate_bars(frame: pl.DataFrame) -> bytes:
+    """nDCG@10 of every candidate for the base on every query set, with its 95 % interval: a PNG.
+
+    Args:
+        frame: table ``base_comparison``.
+    """
+    sets, models = (frame[name].unique(maintain_order=True).to_list() for name in ("query_set", "model"))
+    figure, axes = _figure(2.4 + 2.6 * len(sets), 3.5)
+    width = 0.8 / len(models)
+    colors = [_COLORS[name] for name in ("tuned", "bm25", "hybrid_base", "base")]
+    for place, model in enumerate(models):
+        rows = [
+            frame.row(by_predicate=(pl.col("model") == model) & (pl.col("query_set") == n), named=True) for n in sets
+        ]
+        at = [index + (place - (len(models) - 1) / 2) * width for index in range(len(sets))]
+        values = [row["ndcg_10"] for row in rows]
+        ends = [
+            [row["ndcg_10"] - row["ndcg_10_low"] for row in rows],
+            [row["ndcg_10_high"] - row["ndcg_10"] for row in rows],
+        ]
+        axes.bar(at, values, width * 0.9, color=colors[place % len(colors)], label=Path(model).name, zorder=2)
+        axes.errorbar(at, values, yerr=np.maximum(ends, 0), fmt="none", color=_INK, capsize=3, linewidth=1, zorder=3)
+    axes.set_xticks(range(len(sets)), sets)
+    axes.set_ylabel("nDCG@10, untuned")
+    axes.legend(frameon=False, labelcolor=_INK, loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return _png(figure)
 
 

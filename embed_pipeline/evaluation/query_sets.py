@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -32,10 +32,17 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class Passages:
-    """What is searched: ids and texts, in the same order."""
+    """What is searched, in one order.
+
+    Attributes:
+        ids: ids of the passages.
+        texts: their texts as they are searched.
+        said: their texts without context, by which copies are known; empty: ``texts``.
+    """
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,15 +96,36 @@ def generated_set(qa: pl.DataFrame, split: pl.DataFrame, side: str) -> QuerySet:
     )
 
 
-def labelled_set(folder: Path, corpus: pl.DataFrame) -> QuerySet | None:
+def known_sets(
+    qa: pl.DataFrame, split: pl.DataFrame, corpus: pl.DataFrame, left_out: pl.DataFrame, folders: Sequence[Path]
+) -> list[QuerySet]:
+    """The generated test questions, and people's own sets that judge documents of the corpus.
+
+    Args:
+        qa: table ``qa_dataset``.
+        split: table ``dataset_split``.
+        corpus: table ``corpus``.
+        left_out: table ``left_out_documents``.
+        folders: ``evaluation.query_sets``.
+
+    Raises:
+        LabelsError: as :func:`labelled_set`.
+    """
+    own = (labelled_set(folder, corpus, left_out) for folder in folders)
+    return [generated_set(qa, split, "test"), *(found for found in own if found is not None)]
+
+
+def labelled_set(folder: Path, corpus: pl.DataFrame, left_out: pl.DataFrame | None = None) -> QuerySet | None:
     """The test questions of a BEIR folder (:mod:`embed_pipeline.beir`).
 
-    Without ``corpus.jsonl`` the judged ids are paths of documents in ``corpus``; judgements on documents that are not
-    there are left out and counted in the log.
+    Without ``corpus.jsonl`` the judged ids are paths of documents in ``corpus``, or of copies that it leaves out, whose
+    judgements hold for the document that stayed; judgements on documents that are not there are left out and counted
+    in the log.
 
     Args:
         folder: the BEIR folder; its name is the set's name.
         corpus: table ``corpus``.
+        left_out: table ``left_out_documents``; None: nothing was left out.
 
     Returns:
         The set, or None (and a line in the log) where the folder is absent or judges no document of the corpus.
@@ -111,10 +139,14 @@ def labelled_set(folder: Path, corpus: pl.DataFrame) -> QuerySet | None:
     found = read_beir(folder, ("test",))
     passages = None if found.passages is None else Passages(tuple(found.passages), tuple(found.passages.values()))
     known = set(corpus["path"].unique().to_list()) if found.passages is None else found.passages.keys()
-    judged = {
-        query: {item: grade for item, grade in judgements.grades.items() if grade > 0}
-        for query, judgements in found.judged["test"].items()
-    }
+    stayed = {} if passages or left_out is None else dict(left_out.select("path", "duplicate_of").iter_rows())
+    judged: Qrels = {}
+    for query, judgements in found.judged["test"].items():
+        grades = judged.setdefault(query, {})
+        for item, grade in judgements.grades.items():
+            if grade > 0:
+                kept = stayed.get(item, item)
+                grades[kept] = max(grade, grades.get(kept, grade))
     qrels, unknown = _judgements_on(known, judged)
     if unknown:
         logger.warning("labelled queries %s: %d judgements are on documents not in the corpus", folder.name, unknown)

@@ -1,4 +1,7 @@
-"""Rankings of every system for a query set (base, tuned, BM25, hybrid), and their metrics through ir-measures."""
+"""Rankings of every system for a query set, and their metrics through ir-measures.
+
+The systems are base, tuned, BM25, and BM25's hybrids with both.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
-from embed_pipeline.enumerations import METRICS, SYSTEMS
+from embed_pipeline.enumerations import HYBRIDS, METRICS, SYSTEMS
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.progress import progress
 
 Floats = NDArray[np.float32]
 _BLOCK_BYTES = 64 * 1024 * 1024
+
+RANK_CONSTANT = 60
+_FUSED_RANKS = 1000
+FUSIONS: Mapping[str, float | None] = {
+    **{f"{share / 100:.2f}": share / 100 for share in range(100, -1, -5)},
+    "RRF": None,
+}
+"""How BM25 is fused with a dense model: name to dense weight, the most dense first; None: by reciprocal ranks."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,13 @@ class Ranked:
 
 
 def rank_set(
-    query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats, *, depth: int, dense_weight: float
+    query_set: QuerySet,
+    collection: Collection,
+    base: Floats,
+    tuned: Floats,
+    *,
+    depth: int,
+    dense_weights: tuple[float, float],
 ) -> dict[str, Ranked]:
     """Rank the collection for every query under every system.
 
@@ -67,22 +84,84 @@ def rank_set(
         base: the queries under the base model, float32 (queries, d), unit rows.
         tuned: the queries under the tuned model, float32 (queries, d'), unit rows.
         depth: length of each ranking.
-        dense_weight: share of the dense z-score in the hybrid.
+        dense_weights: share of the dense z-score in the hybrid with the base and in that with the tuned model.
     """
-    ranker = _UnitRanker(collection, by_document=query_set.unit == "document")
+    ranker = _UnitRanker(collection.ids, collection.documents, by_document=query_set.unit == "document")
     ranked = {system: Ranked() for system in SYSTEMS}
     with progress(f"Ranking {query_set.name}", len(query_set), "queries") as bar:
-        for query, rows in _score_rows(query_set, collection, base, tuned, dense_weight):
+        for query, dense, lexical in _score_rows(query_set, collection, base, tuned):
+            rows = {"base": dense[0], "tuned": dense[1], "bm25": lexical}
+            for hybrid, row, weight in zip(HYBRIDS, dense, dense_weights, strict=True):
+                rows[hybrid] = hybrid_scores(row, lexical, weight)
             for system, scores in rows.items():
                 ranker.rank(ranked[system], query, scores, depth, lexical=system == "bm25")
             bar.advance()
     return ranked
 
 
+def rank_fusions(
+    query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats, *, depth: int
+) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """Rank the collection for every query by each of :data:`FUSIONS` of BM25 with the base and with the tuned model.
+
+    Args:
+        query_set: the queries, in the order of ``query_set.ids``.
+        collection: what is searched.
+        base: the queries under the base model, float32 (queries, d), unit rows.
+        tuned: the queries under the tuned model, float32 (queries, d'), unit rows.
+        depth: length of each ranking.
+
+    Returns:
+        (hybrid, name of the fusion) to query id to item ids, best first.
+    """
+    ranker = _UnitRanker(collection.ids, collection.documents, by_document=query_set.unit == "document")
+    ranked = {(hybrid, fusion): Ranked() for hybrid in HYBRIDS for fusion in FUSIONS}
+    with progress(f"Ranking {query_set.name} by every fusion", len(query_set), "queries") as bar:
+        for query, dense, lexical in _score_rows(query_set, collection, base, tuned):
+            for hybrid, row in zip(HYBRIDS, dense, strict=True):
+                for fusion, weight in FUSIONS.items():
+                    scores = _reciprocal_ranks(row, lexical) if weight is None else hybrid_scores(row, lexical, weight)
+                    ranker.rank(ranked[hybrid, fusion], query, scores, depth, lexical=False)
+            bar.advance()
+    return {key: found.rankings for key, found in ranked.items()}
+
+
+def rank_by_model(
+    query_set: QuerySet, ids: Sequence[str], documents: Sequence[str], passages: Floats, queries: Floats, *, depth: int
+) -> dict[str, list[str]]:
+    """One model's rankings: query id to item ids, best first.
+
+    Args:
+        query_set: the queries, in the order of ``query_set.ids``.
+        ids: passage ids.
+        documents: path of the document that each passage belongs to.
+        passages: unit vectors of the passages, float32 (passages, d).
+        queries: unit vectors of the queries, float32 (queries, d).
+        depth: length of each ranking.
+    """
+    ranker, ranked = _UnitRanker(ids, documents, by_document=query_set.unit == "document"), Ranked()
+    size = max(1, _BLOCK_BYTES // (4 * len(ids)))
+    for start in range(0, len(queries), size):
+        block = queries[start : start + size] @ passages.T
+        for query, scores in zip(query_set.ids[start : start + size], block, strict=True):
+            ranker.rank(ranked, query, scores, depth, lexical=False)
+    return ranked.rankings
+
+
+def _reciprocal_ranks(dense: Floats, lexical: Floats) -> Floats:
+    """Sum of the reciprocal ranks of each passage in two rankings (Cormack and others 2009), each 1,000 deep."""
+    fused = np.zeros_like(dense)
+    for scores in (dense, lexical):
+        best = top_indices(scores, min(_FUSED_RANKS, len(scores)))
+        best = best[scores[best] > 0] if scores is lexical else best
+        fused[best] += 1 / (RANK_CONSTANT + np.arange(1, len(best) + 1, dtype=np.float32))
+    return fused
+
+
 def _score_rows(
-    query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats, dense_weight: float
-) -> Iterator[tuple[str, dict[str, Floats]]]:
-    """Query id and its scores of all passages, float32 (passages,), under each system."""
+    query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats
+) -> Iterator[tuple[str, tuple[Floats, Floats], Floats]]:
+    """Query id and its scores of all passages, float32 (passages,): under base and tuned model, and under BM25."""
     size = max(1, _BLOCK_BYTES // (4 * len(collection.ids)))
     ids = query_set.ids
     for start in range(0, len(ids), size):
@@ -90,18 +169,17 @@ def _score_rows(
         tuned_block = tuned[start : start + size] @ collection.tuned.T
         for row, query in enumerate(ids[start : start + size]):
             lexical = collection.bm25.scores(query_set.queries[query])
-            hybrid = hybrid_scores(base_block[row], lexical, dense_weight)
-            yield query, {"base": base_block[row], "tuned": tuned_block[row], "bm25": lexical, "hybrid": hybrid}
+            yield query, (base_block[row], tuned_block[row]), lexical
 
 
 class _UnitRanker:
     """Turns passage scores into rankings of segments or of documents, as the query set asks."""
 
-    def __init__(self, collection: Collection, *, by_document: bool) -> None:
-        self._ids = collection.ids
+    def __init__(self, ids: Sequence[str], documents: Sequence[str], *, by_document: bool) -> None:
+        self._ids = ids
         self._by_document = by_document
         if by_document:
-            names, self._document_of = np.unique(np.asarray(collection.documents, dtype=object), return_inverse=True)
+            names, self._document_of = np.unique(np.asarray(documents, dtype=object), return_inverse=True)
             self._names: list[str] = [str(name) for name in names]
             self._order = np.argsort(self._document_of, kind="stable")
             self._starts = np.searchsorted(self._document_of[self._order], np.arange(len(names)))

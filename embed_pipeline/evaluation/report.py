@@ -12,6 +12,8 @@ import polars as pl
 from embed_pipeline.enumerations import SYSTEMS
 from embed_pipeline.escaping import as_markdown
 from embed_pipeline.evaluation import plots
+from embed_pipeline.evaluation.adoption import LABELS
+from embed_pipeline.evaluation.base_comparison import COLUMNS, comparison_rows
 from embed_pipeline.evaluation.query_sets import GENERATED
 from embed_pipeline.evaluation.retrieval import Comparison
 from embed_pipeline.evaluation.significance import Verdict
@@ -77,7 +79,11 @@ class Section:
 
 
 def write_report(
-    comparison: Comparison, folder: Path, context: Mapping[str, object], gate: Sequence[str] = ()
+    comparison: Comparison,
+    folder: Path,
+    context: Mapping[str, object],
+    gate: Sequence[str] = (),
+    candidates: pl.DataFrame | None = None,
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into ``folder``.
 
@@ -88,6 +94,7 @@ def write_report(
         folder: made where it is absent.
         context: facts to print, label to value, such as models, data versions and dates.
         gate: why the tuned model may not be released, a sentence each; empty: it may.
+        candidates: table ``base_comparison``; None or empty: candidates for the base were not compared.
 
     Returns:
         Paths of the HTML page and of the Markdown file.
@@ -104,14 +111,24 @@ def write_report(
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
     environment.filters["plain"] = as_markdown
     bars = plots.headline_bars(comparison.metrics)
+    fused = comparison.fusions["query_set"].unique(maintain_order=True).to_list()
     values: dict[str, Any] = {
         "sections": [_section(comparison, name) for name in comparison.verdicts],
         "warnings": comparison.warnings,
         "context": dict(context),
         "gate": list(gate),
-        "systems": plots.LABELS,
+        "systems": LABELS,
+        "advice": comparison.advice,
+        "fusions": {name: plots.data_uri(plots.fusion_curves(comparison.fusions, name)) for name in fused},
         "bars": plots.data_uri(bars),
+        "candidates": None,
     }
+    if candidates is not None and candidates.height:
+        values["candidates"] = {
+            "columns": COLUMNS,
+            "rows": comparison_rows(candidates),
+            "bars": plots.data_uri(plots.candidate_bars(candidates)),
+        }
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "report.html", folder / "report.md"
     for path in paths:
@@ -198,7 +215,7 @@ def _summary_row(ndcg: dict[str, object], recall: dict[str, object]) -> list[str
     changed = f"{ndcg['difference']:+.4f} ({ndcg['difference_low']:+.4f} to {ndcg['difference_high']:+.4f})"
     return [
         f"{ndcg['query_set']} ({ndcg['queries']})",
-        str(ndcg["system"]),
+        LABELS[str(ndcg["system"])],
         f"{ndcg['value']:.4f}",
         f"{recall['value']:.4f}",
         "" if ndcg["system"] == "base" else changed,

@@ -1,4 +1,4 @@
-"""Base against tuned, with BM25 and the hybrid: every metric on every query set, with intervals and verdicts."""
+"""Base against tuned, BM25, and its hybrids with both: every metric on every query set, with intervals and verdicts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import choose_backend
 from embed_pipeline.embedding.search import BM25
-from embed_pipeline.enumerations import SYSTEMS
+from embed_pipeline.enumerations import SYSTEMS, Context
+from embed_pipeline.evaluation.adoption import advise
 from embed_pipeline.evaluation.cautions import cautions_of
+from embed_pipeline.evaluation.fusion import Scores, choose_weights, fusion_rows, measure_fusions
 from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
 from embed_pipeline.evaluation.ranking import Collection, SetResult, rank_set, score_rankings
 from embed_pipeline.evaluation.significance import Verdict, bootstrap_intervals, judge
 from embed_pipeline.settings import Settings
-from embed_pipeline.tables import QUESTION_RESULTS, RETRIEVAL_EVALUATION
+from embed_pipeline.tables import FUSION_WEIGHTS, QUESTION_RESULTS, RETRIEVAL_EVALUATION
+from embed_pipeline.text.passages import passage_texts
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
@@ -34,7 +37,9 @@ class Comparison:
     Attributes:
         metrics: table ``retrieval_evaluation``.
         questions: table ``question_results``.
+        fusions: table ``fusion_weights``.
         verdicts: tuned against base on nDCG@10, for each query set.
+        advice: what to deploy, a sentence for each set of people's questions.
         warnings: what a reader should know before trusting or using the figures, a sentence each.
         passages: text of every passage that a model ranked first, by id.
         answers: (query set, query id) to the text of one passage that answers it, where the unit is the segment.
@@ -42,7 +47,9 @@ class Comparison:
 
     metrics: pl.DataFrame
     questions: pl.DataFrame
+    fusions: pl.DataFrame
     verdicts: dict[str, Verdict]
+    advice: list[str]
     warnings: list[str]
     passages: dict[str, str]
     answers: dict[tuple[str, str], str]
@@ -55,9 +62,11 @@ def compare(
     sets: Sequence[QuerySet],
     settings: Settings,
     *,
+    dev: QuerySet | None = None,
     vectors: Path | None = None,
+    base_context: Context | None = None,
 ) -> Comparison:
-    """Evaluate the tuned model against its base, BM25, and BM25 with the base, on the same passages.
+    """Evaluate the tuned model against its base, BM25, and BM25 with each of them, on the same passages.
 
     Args:
         base: the base model, as ``embedding.model`` names it.
@@ -65,40 +74,91 @@ def compare(
         corpus: table ``corpus``: all of its segments are searched, but for sets that bring a corpus of their own.
         sets: query sets with different names, none of them empty.
         settings: groups ``embedding`` and ``evaluation``, and the seed.
+        dev: questions about ``corpus`` on which the hybrids' weights are chosen; None or empty: they are not.
         vectors: folder with the vectors of earlier stages; None: everything is encoded.
+        base_context: what is put before a segment's text under the base; None: what ``embedding.context`` says.
 
     Raises:
         EvaluationError: there is no query set, one is empty or named twice, there is nothing to search, or a
             judged passage is not in what is searched.
         ModelError: a model cannot be loaded.
     """
-    _check_sets(sets)
-    main = corpus.sort("segment_id")
-    sources: list[tuple[Passages, tuple[str, ...]]] = []
-    for query_set in sets:
-        own = query_set.corpus
-        passages = own or Passages(tuple(main["segment_id"]), tuple(main["text"]))
-        sources.append((passages, passages.ids if own else tuple(main["path"])))
+    asked = [*sets, dev] if dev else list(sets)
+    context = settings.embedding.context
+    sources = searched_by(asked, corpus, context)
+    before = sources if base_context in {None, context} else searched_by(asked, corpus, base_context or context)
     texts = (text for passages, _ in sources for text in passages.texts)
     chosen = choose_backend([base, tuned], texts, settings)
     encoded = {
-        system: _encode(system, chosen.open(model, vectors), sources, sets)
-        for system, model in (("base", base), ("tuned", tuned))
+        system: encode_sets(system, chosen.open(model, vectors), searched, asked)
+        for system, model, searched in (("base", base, before), ("tuned", tuned, sources))
     }
-    lexical = {passages.ids: BM25(passages.texts) for passages, _ in sources}
-    results = []
-    for place, (query_set, (passages, documents)) in enumerate(zip(sets, sources, strict=True)):
-        pairs = {system: encoded[system][place] for system in encoded}
-        collection = Collection(
-            ids=passages.ids,
-            texts=passages.texts,
-            documents=documents,
-            base=pairs["base"][0],
-            tuned=pairs["tuned"][0],
-            bm25=lexical[passages.ids],
+    lexical: dict[tuple[str, ...], BM25] = {}
+    for query_set, (passages, _) in zip(asked, sources, strict=True):
+        language = "auto" if query_set.corpus else settings.corpus.language
+        lexical[passages.ids] = lexical.get(passages.ids) or BM25(passages.texts, language)
+    searches = [
+        _Search(
+            with_identical_texts(query_set, passages),
+            Collection(passages.ids, passages.texts, documents, of_base[0], of_tuned[0], lexical[passages.ids]),
+            base=of_base[1],
+            tuned=of_tuned[1],
         )
-        results.append(_evaluate(query_set, collection, pairs["base"][1], pairs["tuned"][1], settings))
-    return _comparison(results, sources, settings)
+        for query_set, (passages, documents), of_base, of_tuned in zip(
+            asked, sources, encoded["base"], encoded["tuned"], strict=True
+        )
+    ]
+    fusions = {search.query_set.name: search.fusions(settings) for search in searches} if dev else {}
+    weights = choose_weights(fusions[dev.name] if dev else None, settings)
+    results = [_evaluate(search, weights, settings) for search in searches[: len(sets)]]
+    rows = [row for name, scores in fusions.items() for row in fusion_rows(name, scores, weights)]
+    same = all(np.array_equal(search.collection.base, search.collection.tuned) for search in searches)
+    return _comparison(results, sources[: len(sets)], FUSION_WEIGHTS.frame(rows), settings, same_passages=same)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A query set, what is searched for it, and its queries under both models, float32 (queries, d)."""
+
+    query_set: QuerySet
+    collection: Collection
+    base: Floats
+    tuned: Floats
+
+    def fusions(self, settings: Settings) -> Scores:
+        return measure_fusions(self.query_set, self.collection, self.base, self.tuned, settings)
+
+
+def searched_by(
+    sets: Sequence[QuerySet], corpus: pl.DataFrame, context: Context
+) -> list[tuple[Passages, tuple[str, ...]]]:
+    """What is searched for each set, and the document that each passage belongs to.
+
+    Raises:
+        EvaluationError: there is no query set, one is empty or named twice, there is nothing to search, or a judged
+            passage is not in what is searched.
+    """
+    _check_sets(sets)
+    main = corpus.sort("segment_id")
+    ours = Passages(tuple(main["segment_id"]), tuple(passage_texts(main, context)), tuple(main["text"]))
+    sources: list[tuple[Passages, tuple[str, ...]]] = []
+    for query_set in sets:
+        own = query_set.corpus
+        passages = own or ours
+        if not passages.ids:
+            message = f"query set {query_set.name!r} has no passages to search"
+            raise EvaluationError(message)
+        documents = passages.ids if own else tuple(main["path"])
+        known = set(documents if query_set.unit == "document" else passages.ids)
+        for query in query_set.ids:
+            missing = set(query_set.qrels[query]) - known
+            if missing:
+                message = (
+                    f"query set {query_set.name!r}: query {query!r} is answered by {min(missing)!r}, not in the corpus"
+                )
+                raise EvaluationError(message)
+        sources.append((passages, documents))
+    return sources
 
 
 def _check_sets(sets: Sequence[QuerySet]) -> None:
@@ -115,16 +175,13 @@ def _check_sets(sets: Sequence[QuerySet]) -> None:
             raise EvaluationError(message)
 
 
-def _encode(
+def encode_sets(
     system: str, encoder: Encoder, sources: Sequence[tuple[Passages, tuple[str, ...]]], sets: Sequence[QuerySet]
 ) -> list[tuple[Floats, Floats]]:
     """Passage and query vectors of every set; a corpus that sets share is encoded once."""
     corpora: dict[tuple[str, ...], Floats] = {}
     encoded = []
     for query_set, (passages, _) in zip(sets, sources, strict=True):
-        if not passages.ids:
-            message = f"query set {query_set.name!r} has no passages to search"
-            raise EvaluationError(message)
         if passages.ids not in corpora:
             corpora[passages.ids] = encoder.encode(passages.texts, "passage", label=f"Encoding passages ({system})")
         texts = [query_set.queries[query] for query in query_set.ids]
@@ -133,37 +190,28 @@ def _encode(
     return encoded
 
 
-def _evaluate(
-    query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats, settings: Settings
-) -> SetResult:
-    known = set(collection.documents if query_set.unit == "document" else collection.ids)
-    for query in query_set.ids:
-        missing = set(query_set.qrels[query]) - known
-        if missing:
-            message = (
-                f"query set {query_set.name!r}: query {query!r} is answered by {min(missing)!r}, not in the corpus"
-            )
-            raise EvaluationError(message)
-    whole = _with_identical_texts(query_set, collection)
+def _evaluate(search: _Search, dense_weights: tuple[float, float], settings: Settings) -> SetResult:
+    query_set, collection = search.query_set, search.collection
     evaluation = settings.evaluation
     ranked = rank_set(
-        whole,
+        query_set,
         collection,
-        base,
-        tuned,
+        search.base,
+        search.tuned,
         depth=max(evaluation.cutoffs),
-        dense_weight=evaluation.hybrid_dense_weight,
+        dense_weights=dense_weights,
     )
-    scores = {system: score_rankings(ranked[system].rankings, whole.qrels, evaluation.cutoffs) for system in SYSTEMS}
-    return SetResult(whole, ranked, scores)
+    qrels, cutoffs = query_set.qrels, evaluation.cutoffs
+    scores = {system: score_rankings(ranked[system].rankings, qrels, cutoffs) for system in SYSTEMS}
+    return SetResult(query_set, ranked, scores)
 
 
-def _with_identical_texts(query_set: QuerySet, collection: Collection) -> QuerySet:
+def with_identical_texts(query_set: QuerySet, passages: Passages) -> QuerySet:
     """The set with every copy of an answering passage judged like it: the same text is the same answer."""
     if query_set.unit == "document":
         return query_set
     copies: dict[str, list[str]] = {}
-    for passage, text in zip(collection.ids, collection.texts, strict=True):
+    for passage, text in zip(passages.ids, passages.said or passages.texts, strict=True):
         copies.setdefault(text, []).append(passage)
     same = {passage: group for group in copies.values() if len(group) > 1 for passage in group}
     if not same:
@@ -176,7 +224,12 @@ def _with_identical_texts(query_set: QuerySet, collection: Collection) -> QueryS
 
 
 def _comparison(
-    results: Sequence[SetResult], sources: Sequence[tuple[Passages, tuple[str, ...]]], settings: Settings
+    results: Sequence[SetResult],
+    sources: Sequence[tuple[Passages, tuple[str, ...]]],
+    fusions: pl.DataFrame,
+    settings: Settings,
+    *,
+    same_passages: bool,
 ) -> Comparison:
     metrics: list[dict[str, object]] = []
     questions: list[dict[str, object]] = []
@@ -197,8 +250,16 @@ def _comparison(
         if result.query_set.unit == "segment":
             answers.update({(name, query): texts[min(rel)] for query, rel in result.query_set.qrels.items()})
     frame = RETRIEVAL_EVALUATION.frame(metrics)
-    warnings = cautions_of(results, verdicts, answers)
-    return Comparison(frame, QUESTION_RESULTS.frame(questions), verdicts, warnings, passages, answers)
+    return Comparison(
+        metrics=frame,
+        questions=QUESTION_RESULTS.frame(questions),
+        fusions=fusions,
+        verdicts=verdicts,
+        advice=advise(results, settings),
+        warnings=cautions_of(results, verdicts, answers, same_passages=same_passages),
+        passages=passages,
+        answers=answers,
+    )
 
 
 def _metric_rows(result: SetResult, settings: Settings) -> list[dict[str, object]]:
@@ -210,7 +271,8 @@ def _metric_rows(result: SetResult, settings: Settings) -> list[dict[str, object
         differences = part - part[0]
         flat = differences.transpose(1, 0, 2).reshape(len(chosen), -1)
         lows, highs = bootstrap_intervals(flat, settings.evaluation.bootstrap_samples, settings.seed)
-        figures = (part.mean(axis=1), differences.mean(axis=1), lows.reshape(4, -1), highs.reshape(4, -1))
+        ends = (each.reshape(len(SYSTEMS), -1) for each in (lows, highs))
+        figures = (part.mean(axis=1), differences.mean(axis=1), *ends)
         for s, system in enumerate(SYSTEMS):
             for c, (metric, k) in enumerate(columns):
                 value, difference, low, high = (float(figure[s, c]) for figure in figures)

@@ -120,6 +120,9 @@ def judged_pairs(
     joined = (
         scores.unique("qa_id", keep="last").join(ranks, on="qa_id", how="inner").join(people, on="qa_id", how="left")
     )
+    # Where both judges spoke, a threshold holds for either's score.
+    lower = [pl.min_horizontal(name, f"measured_{name}").alias(name) for name in SCORES]
+    joined = joined.with_columns(lower)
     rules = [(pl.col(name) >= getattr(synthesis, f"min_{name}")).alias(f"min_{name}") for name in SCORES]
     rank = (pl.col("rank") <= synthesis.max_round_trip_rank).alias("max_round_trip_rank")
     return joined.select("qa_id", *SCORES, "rank", "people", *rules, rank, "hops_needed")

@@ -14,6 +14,8 @@ _SCHEMA_INSTRUCTION = (
     "Answer with one JSON object and nothing else: no explanation, no code fence. It must follow this JSON schema:\n"
 )
 _MAX_PROBLEM_CHARACTERS = 2000
+ITEM_REASONS = frozenset({"refused", "prompt_too_long", "prompt_filtered", "prompt_refused", "request_failed"})
+"""Reasons of an :class:`InvalidAnswer` that say nothing about what the model can do."""
 T = TypeVar("T", bound=BaseModel)
 _STRUCTURE_ERRORS = ("missing", "extra_forbidden", "literal_error", "enum")
 _STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +35,12 @@ CREATE TABLE IF NOT EXISTS responses (
     stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
 ) WITHOUT ROWID
 """
+_CALL_COLUMNS = {
+    "source": "TEXT", "kind": "TEXT", "repeated": "INTEGER", "characters": "INTEGER", "seconds": "REAL", "ended": "REAL"
+}  # fmt: skip
+"""Columns of the calls, null in rows of earlier versions."""
+_DECISIONS = "CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+_MOST_CALLS = 2000
 
 
 class ResponseStoreError(RuntimeError):
@@ -51,6 +57,7 @@ class Answer:
         prompt_tokens: tokens of the request.
         completion_tokens: tokens of the answer.
         cached: True when it came from the store.
+        seconds: how long the endpoint took; None where that was not measured.
     """
 
     text: str
@@ -58,11 +65,48 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cached: bool = False
+    seconds: float | None = field(default=None, compare=False)
 
     @property
     def complete(self) -> bool:
         """False for what an earlier version stored and no model said: a provider's error, or nothing."""
         return self.finish_reason not in FAILED_REASONS and (bool(self.text) or self.finish_reason in SILENT_REASONS)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a request was: stored with its answer, so that the next run can be estimated.
+
+    Attributes:
+        source: the model and the endpoint that it was asked at.
+        kind: name of the answer's type, or ``completion``.
+        repeated: True where an earlier answer to the same question could not be used.
+        characters: length of the prompt.
+    """
+
+    source: str
+    kind: str
+    repeated: bool
+    characters: int
+
+
+@dataclass(frozen=True)
+class TimedCall(Call):
+    """A stored call and what came of it.
+
+    Attributes:
+        prompt_tokens: tokens of the request.
+        completion_tokens: tokens of the answer.
+        seconds: how long the endpoint took.
+        ended: when the answer came, in seconds since the epoch.
+        questions: pairs in the answer, where pairs were asked for.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    ended: float
+    questions: int
 
 
 def request_key(request: dict[str, Any]) -> str:
@@ -130,13 +174,14 @@ class ResponseStore:
             raise self._unusable(f"the row {key} does not match its checksum")
         return Answer(row[0], row[1], row[2], row[3], cached=True)
 
-    def put(self, key: str, answer: Answer, *, replace: bool = False) -> Answer:
+    def put(self, key: str, answer: Answer, *, replace: bool = False, call: Call | None = None) -> Answer:
         """Store an answer so that it survives the death of this process; the first answer to a request stays.
 
         Args:
             key: the request's key.
             answer: what came.
             replace: have it take the place of an earlier answer.
+            call: what the request was.
 
         Returns:
             The answer that stays: another process's, if that came first.
@@ -145,14 +190,48 @@ class ResponseStore:
             ResponseStoreError: if the file cannot be written or turns out damaged.
         """
         values = (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens)
+        about = (call.source, call.kind, call.repeated, call.characters) if call else (None,) * 4
         clash = "REPLACE" if replace else "IGNORE"
         stored = self._execute(
             f"INSERT OR {clash} INTO responses"  # noqa: S608 - one of two words
-            " (key, text, finish_reason, prompt_tokens, completion_tokens, checksum)"
-            " VALUES (?, ?, ?, ?, ?, ?) RETURNING key",
-            (key, *values, _checksum(key, values)),
+            " (key, text, finish_reason, prompt_tokens, completion_tokens, checksum,"
+            " source, kind, repeated, characters, seconds, ended)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING key",
+            (key, *values, _checksum(key, values), *about, answer.seconds, time.time()),
         )
         return answer if stored else self.get(key) or answer
+
+    def calls(self, source: str) -> list[TimedCall]:
+        """The latest timed calls of a model at an endpoint, at most 2,000, in the order in which they ended.
+
+        Raises:
+            ResponseStoreError: if the file turns out damaged.
+        """
+        rows = self._rows(
+            "SELECT source, kind, repeated, characters, prompt_tokens, completion_tokens, seconds, ended,"
+            """ (length(text) - length(replace(text, '"question"', ''))) / length('"question"')"""
+            " FROM responses WHERE source = ? AND seconds IS NOT NULL ORDER BY ended DESC, key LIMIT ?",
+            (source, _MOST_CALLS),
+        )
+        return [TimedCall(row[0], row[1], bool(row[2]), *row[3:]) for row in reversed(rows)]
+
+    def decision(self, key: str) -> str | None:
+        """What was decided under a key, or None.
+
+        Raises:
+            ResponseStoreError: if the file turns out damaged.
+        """
+        row = self._execute("SELECT value FROM decisions WHERE key = ?", (key,))
+        return None if row is None else str(row[0])
+
+    def decide(self, key: str, value: str) -> str:
+        """Keep a decision and return the one that holds: another process's, if that came first.
+
+        Raises:
+            ResponseStoreError: if the file cannot be written or turns out damaged.
+        """
+        self._execute("INSERT OR IGNORE INTO decisions (key, value) VALUES (?, ?)", (key, value))
+        return self.decision(key) or value
 
     def texts(self) -> list[str]:
         """Every stored answer.
@@ -160,11 +239,7 @@ class ResponseStore:
         Raises:
             ResponseStoreError: if the file turns out damaged.
         """
-        try:
-            with self._lock:
-                return [row[0] for row in self._database.execute("SELECT text FROM responses")]
-        except sqlite3.Error as error:
-            raise self._unusable(error) from error
+        return [str(row[0]) for row in self._rows("SELECT text FROM responses", ())]
 
     def remove_where(self, is_meant: Callable[[str], bool]) -> int:
         """Remove every answer whose text ``is_meant``, and return how many. The file keeps no trace of them.
@@ -212,7 +287,20 @@ class ResponseStore:
         self._write_ahead()
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute(_SCHEMA)
+        self._database.execute(_DECISIONS)
+        self._add_columns()
         self._database.execute(f"PRAGMA user_version = {_FORMAT}")
+
+    def _add_columns(self) -> None:
+        """Add the columns that a file of an earlier version lacks; another process may do so at the same time."""
+        there = {row[1] for row in self._database.execute("PRAGMA table_info(responses)")}
+        for name, kind in _CALL_COLUMNS.items():
+            if name not in there:
+                try:
+                    self._database.execute(f"ALTER TABLE responses ADD COLUMN {name} {kind}")
+                except sqlite3.OperationalError as error:
+                    if "duplicate column" not in str(error):
+                        raise
 
     def _write_ahead(self) -> None:
         """Switch to WAL mode, which SQLite refuses at once, without its busy timeout, while another process writes."""
@@ -228,12 +316,15 @@ class ResponseStore:
                 return
 
     def _execute(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        rows = self._rows(statement, values)
+        return rows[0] if rows else None
+
+    def _rows(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
             with self._lock:
-                rows: list[tuple[Any, ...]] = self._database.execute(statement, values).fetchall()
+                return self._database.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise self._unusable(error) from error
-        return rows[0] if rows else None
 
     def _unusable(self, problem: object) -> ResponseStoreError:
         what = " ".join(str(problem).split())

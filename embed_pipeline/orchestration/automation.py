@@ -4,6 +4,8 @@ Nothing of it runs until ``orchestration.automatic`` is set or it is switched on
 """
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +28,8 @@ _LOOK_SECONDS = 30
 LOOK_FILES = 5000
 LOOK_BYTES = 500_000_000
 RUNS_PER_LOOK = 50
+STACK_LABEL = "embed_pipeline.stack"
+"""Label of the containers of runs and steps: the stack that they belong to."""
 _PARTITIONS = str(document_batches.name)
 _PER_BATCH = [assets for assets in STAGES["sdg"] if assets.partitions_def is not None]
 _OVERALL = [assets for name in ("sdg", "prep") for assets in STAGES[name] if assets.partitions_def is None]
@@ -217,4 +221,33 @@ def all_sensors(settings: Settings) -> list[dg.SensorDefinition]:
 
 def all_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     """The schedules, as the settings want them."""
-    return [training_schedule(settings.orchestration)]
+    options = settings.orchestration
+    return [training_schedule(options), *([container_schedule(options)] if options.executor == "docker" else [])]
+
+
+def container_schedule(options: Orchestration) -> dg.ScheduleDefinition:
+    """The schedule that removes the containers of ended runs and steps, once a day."""
+
+    @dg.op
+    def ended_containers(context: dg.OpExecutionContext) -> None:
+        """Remove those that have ended and were made over ``orchestration.container_hours`` ago, with their logs."""
+        import docker
+
+        stack = os.environ["STACK"]
+        filters = {"label": f"{STACK_LABEL}={stack}", "until": f"{math.ceil(options.container_hours * 60)}m"}
+        pruned = docker.from_env().containers.prune(filters=filters)
+        removed = pruned.get("ContainersDeleted") or []
+        context.log.info("%d containers removed", len(removed))
+
+    @dg.job(executor_def=dg.in_process_executor, description="Removes the containers of ended runs and steps.")
+    def remove_containers() -> None:
+        ended_containers()
+
+    return dg.ScheduleDefinition(
+        name="containers",
+        job=remove_containers,
+        cron_schedule="17 4 * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Removes the containers of ended runs and steps after orchestration.container_hours.",
+    )

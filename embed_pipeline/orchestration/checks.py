@@ -47,26 +47,29 @@ def none_of(failures: Sequence[str], figures: Mapping[str, float | None], *, har
 def _figure(
     value: float,
     bound: float,
+    setting: str,
     *,
     passed: bool,
     name: str | None = None,
     hard: bool = False,
     **metadata: Any,  # noqa: ANN401 - any metadata
 ) -> dg.AssetCheckResult:
-    """A value held against its bound; ``hard``: a failure is an error, else a warning."""
+    """A value held against the bound that ``setting`` gives; ``hard``: a failure is an error, else a warning."""
     return dg.AssetCheckResult(
         check_name=name,
         passed=passed,
         severity=dg.AssetCheckSeverity.ERROR if hard else dg.AssetCheckSeverity.WARN,
-        description=f"{value:.4g}, bound {bound:.4g}",
+        description=f"{value:.4g}, bound {setting} = {bound:.4g}",
         metadata={"value": value, "bound": bound, **metadata},
     )
 
 
-def _measured(check: quality.Check, *, name: str | None = None, hard: bool = False) -> dg.AssetCheckResult:
+def _measured(
+    check: quality.Check, setting: str, *, name: str | None = None, hard: bool = False
+) -> dg.AssetCheckResult:
     """A check of the generated set, with the worst examples."""
     worst = shown_table(check.worst.columns, check.worst.rows())
-    return _figure(check.value, check.bound, passed=check.passed, name=name, hard=hard, worst=worst)
+    return _figure(check.value, check.bound, setting, passed=check.passed, name=name, hard=hard, worst=worst)
 
 
 @dg.asset_check(
@@ -78,25 +81,42 @@ def encoder_knows_the_words(
     settings: dg.ResourceParam[Settings], corpus: pl.DataFrame, segments: dict[str, pl.DataFrame]
 ) -> dg.AssetCheckResult:
     """A warning where the encoder was not made for the documents' language."""
-    return _measured(quality.unknown_words(unknown_words(corpus, segments), settings.gates))
+    return _measured(quality.unknown_words(unknown_words(corpus, segments), settings.gates), "gates.max_unknown_tokens")
 
 
 _NOTHING_GENERATED = "no pairs are generated: training_data.sources"
-_MEASURES: Mapping[str, tuple[str, bool]] = MappingProxyType(
+_MEASURES: Mapping[str, tuple[str, str, bool]] = MappingProxyType(
     {
-        "enough_accepted_pairs": ("Enough accepted pairs to train on.", True),
-        "acceptance_rate": ("The generator's questions are good enough to be worth training on.", True),
-        "yield_per_document": ("Every document yields pairs: accepted ones for each.", False),
-        "segment_coverage": ("Questions cover the documents: share of segments with an accepted question.", False),
-        "asked_mix": ("Query types, reasoning types and hop counts come in the shares asked for.", False),
-        "duplicate_rate": ("The generator seldom asks the same question twice.", False),
+        "enough_accepted_pairs": ("min_accepted_pairs", "Enough accepted pairs to train on.", True),
+        "acceptance_rate": (
+            "min_acceptance_rate",
+            "The generator's questions are good enough to be worth training on.",
+            True,
+        ),
+        "yield_per_document": (
+            "min_pairs_per_document",
+            "Every document yields pairs: accepted ones for each.",
+            False,
+        ),
+        "segment_coverage": (
+            "min_segment_coverage",
+            "Questions cover the documents: share of segments with an accepted question.",
+            False,
+        ),
+        "asked_mix": (
+            "max_share_deviation",
+            "Query types, reasoning types and hop counts come in the shares asked for.",
+            False,
+        ),
+        "duplicate_rate": ("max_duplicate_rate", "The generator seldom asks the same question twice.", False),
         "round_trip_rate": (
+            "min_round_trip_rate",
             "Questions lead back to their sources: share of pairs that find all in the ten best.",
             False,
         ),
     }
 )
-"""Check of the generated set to what it says, and whether a failure is an error that blocks (else a warning)."""
+"""Check of the generated set to its bound in ``gates``, what it says, and whether a failure is an error that blocks."""
 
 
 @dg.multi_asset_check(
@@ -109,7 +129,7 @@ _MEASURES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             description=meaning,
             blocking=hard,
         )
-        for name, (meaning, hard) in _MEASURES.items()
+        for name, (_, meaning, hard) in _MEASURES.items()
     ],
     ins={
         "qa_dataset": dg.AssetIn("qa_dataset"),
@@ -122,12 +142,13 @@ def generated_set(
 ) -> Iterable[dg.AssetCheckResult]:
     """The bounds of the generated set, in one step: each of them alone would take a process of its own.
 
-    All but the first are about what a language model wrote, apart from pairs of other sources and their passages.
+    All but the first are about what a language model wrote, apart from pairs of other sources and their passages. Where
+    people's labels or the documents' structure are all there is, few pairs are a warning.
     """
-    gates = settings.gates
+    gates, generates = settings.gates, settings.training_data.generates
     enough = quality.accepted_pairs(qa_dataset, qa_decisions, gates)
-    yield _measured(enough, name="enough_accepted_pairs", hard=True)
-    if not settings.training_data.generates:
+    yield _measured(enough, "gates.min_accepted_pairs", name="enough_accepted_pairs", hard=generates)
+    if not generates:
         for name in _MEASURES.keys() - {"enough_accepted_pairs"}:
             yield dg.AssetCheckResult(passed=True, check_name=name, description=_NOTHING_GENERATED)
         return
@@ -142,7 +163,8 @@ def generated_set(
         "round_trip_rate": quality.round_trip_rate(qa_decisions, gates),
     }
     for name, check in measured.items():
-        yield _measured(check, name=name, hard=_MEASURES[name][1])
+        setting, _, hard = _MEASURES[name]
+        yield _measured(check, f"gates.{setting}", name=name, hard=hard)
 
 
 @dg.asset_check(
@@ -159,7 +181,7 @@ def mean_scores(
     scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
     if scores.is_empty():
         return dg.AssetCheckResult(passed=True, description="no pair was judged")
-    return _measured(quality.mean_scores(scores, qa_decisions, settings.gates))
+    return _measured(quality.mean_scores(scores, qa_decisions, settings.gates), "gates.min_mean_score")
 
 
 @dg.asset_check(
@@ -241,7 +263,7 @@ def negatives_suffice(settings: dg.ResourceParam[Settings], hard_negatives: pl.D
     """``gates.min_negative_coverage``."""
     share = full_share(hard_negatives, settings.training_data.num_negatives)
     bound = settings.gates.min_negative_coverage
-    return _figure(share, bound, passed=share >= bound)
+    return _figure(share, bound, "gates.min_negative_coverage", passed=share >= bound)
 
 
 @dg.asset_check(

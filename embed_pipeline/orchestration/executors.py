@@ -17,6 +17,9 @@ from embed_pipeline.settings import Orchestration
 
 GPU_TAG = "embed_pipeline/gpu"
 """Steps with this tag are the ones that a GPU is given to."""
+_STEP_STOP_SECONDS = 15
+"""A step that is told to end is killed after so long. The steps of a run are ended one after the other, within the
+``stop_timeout`` of the run itself (``deploy/dagster.yaml``)."""
 GPU_STEP: Mapping[str, str] = MappingProxyType({GPU_TAG: "true"})
 """Tags of a step that uses a GPU where there is one: ``orchestration.gpus`` of them in a container or a pod."""
 
@@ -28,7 +31,8 @@ def stage_executor(orchestration: Orchestration, assets: Iterable[dg.AssetsDefin
         "tag_concurrency_limits": [{"key": GPU_TAG, "value": "true", "limit": 1}],
     }
     if orchestration.executor == "docker":
-        return gpu_docker_executor(gpus=orchestration.gpus, tag=GPU_TAG).configured(limits)
+        stopping = {"container_kwargs": {"stop_timeout": _STEP_STOP_SECONDS}}
+        return gpu_docker_executor(gpus=orchestration.gpus, tag=GPU_TAG).configured({**limits, **stopping})
     if orchestration.executor == "kubernetes":
         from dagster_k8s import k8s_job_executor
 

@@ -73,7 +73,17 @@ TRACED_COLUMNS: Mapping[str, Mapping[str, Identity]] = MappingProxyType(
     }
 )
 """Table to the columns, ids or lists of ids, by which its rows are known to come from a document."""
-UNTRACED_TABLES = frozenset({"boilerplate", "retrieval_evaluation", "champion_comparison", "deployment"})
+UNTRACED_TABLES = frozenset(
+    {
+        "boilerplate",
+        "base_comparison",
+        "base_model",
+        "retrieval_evaluation",
+        "fusion_weights",
+        "champion_comparison",
+        "deployment",
+    }
+)
 """Tables whose rows come from no single document: figures, and lines that many documents share."""
 _ASIDE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {

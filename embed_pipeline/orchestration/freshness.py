@@ -114,6 +114,9 @@ def code_version(step: str, settings: Settings) -> str:
         parts.append(prompt_version(*_PROMPTS[step]))
     if step in _LABELLED:
         parts.append(labels_version(settings))
+    if step == "base_comparison" and settings.embedding.candidates:
+        # Without candidates, what they would be measured by decides nothing.
+        parts.append(settings.digest("retrieval_evaluation"))
     return "-".join(parts)
 
 

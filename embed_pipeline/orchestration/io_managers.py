@@ -76,6 +76,18 @@ class ParquetIOManager(dg.UPathIOManager):
         path = self._with_extension(self._base_path / name)
         return read_table(path, tables.TABLES[name]) if self.path_exists(path) else None
 
+    def read_stored(self, name: str) -> pl.DataFrame:
+        """An unpartitioned table that an asset depends on without loading it every time.
+
+        Raises:
+            StorageError: it was never materialized, or the file is damaged or of another schema.
+        """
+        found = self.read_previous(name)
+        if found is None:
+            message = f"{name} is not there yet; materialize it first"
+            raise StorageError(message)
+        return found
+
     def load_partitions(self, context: dg.InputContext) -> Any:  # noqa: ANN401 - a frame, or frames by batch
         """One batch's table, or for a fan-in (metadata ``by_batch``) a dict of them, however many there are."""
         if not (context.definition_metadata or {}).get("by_batch"):

@@ -15,7 +15,7 @@ from embed_pipeline.orchestration.assets.export import (
     tensorrt_engine,
 )
 from embed_pipeline.orchestration.assets.finetune import finetuned_model
-from embed_pipeline.orchestration.assets.prep import dataset_split, hard_negatives, training_examples
+from embed_pipeline.orchestration.assets.prep import base_comparison, dataset_split, hard_negatives, training_examples
 from embed_pipeline.orchestration.assets.sdg import (
     corpus,
     document_artifacts,
@@ -29,7 +29,7 @@ from embed_pipeline.orchestration.assets.sdg import (
 STAGES: Mapping[str, Sequence[dg.AssetsDefinition]] = MappingProxyType(
     {
         "sdg": (documents, segments, document_artifacts, qa_pairs, qa_scores, corpus, qa_dataset),
-        "prep": (dataset_split, hard_negatives, training_examples),
+        "prep": (dataset_split, base_comparison, hard_negatives, training_examples),
         "finetune": (finetuned_model,),
         "eval": (retrieval_evaluation,),
         "export": (onnx_model, onnx_precisions, base_onnx_model, tensorrt_engine, release),
@@ -40,9 +40,9 @@ STAGES: Mapping[str, Sequence[dg.AssetsDefinition]] = MappingProxyType(
 
 _MEANING = {
     "sdg": "Read a batch of documents, have questions written and judged, and put together the accepted pairs.",
-    "prep": "Split, mine hard negatives, unroll to training examples.",
+    "prep": "Split, compare candidates for the base, mine hard negatives, unroll to training examples.",
     "finetune": "Fine-tune the base model and register the candidate.",
-    "eval": "Compare the tuned model with its base, BM25 and the hybrid.",
+    "eval": "Compare the tuned model with its base, BM25 and their hybrids.",
     "export": "Export to ONNX (and TensorRT), verify, bundle.",
     "deploy": "Serve the release, verify it through the endpoint, make it the champion.",
 }

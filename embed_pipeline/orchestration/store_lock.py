@@ -7,12 +7,17 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 COMMAND_TAG = "embed_pipeline/command"
 """Tag of a run that a command executes in its own process: the stage."""
 _STORE_TAG = "embed_pipeline/store"
+_LOCK = ".lock"
+# Who only looks whether the lock is held holds it for an instant.
+_LOCK_SECONDS = 0.5
+_ABANDONED = "the command running it exited unexpectedly; run it again"
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -35,7 +40,7 @@ def locked_store(instance: dg.DagsterInstance, store: Path) -> Iterator[None]:
     """
     store.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(store / ".lock").acquire(timeout=0):
+        with FileLock(store / _LOCK).acquire(timeout=_LOCK_SECONDS):
             close_abandoned(instance, store)
             yield
     except Timeout as error:
@@ -44,8 +49,29 @@ def locked_store(instance: dg.DagsterInstance, store: Path) -> Iterator[None]:
 
 
 def command_tags(stage: str, store: Path) -> dict[str, str]:
-    """Tags of a run of the command ``stage`` on a store."""
-    return {COMMAND_TAG: stage, _STORE_TAG: str(store.resolve())}
+    """Tags of a run of the command ``stage`` on a store; nobody but the command runs it again."""
+    return {COMMAND_TAG: stage, _STORE_TAG: str(store.resolve()), MAX_RETRIES_TAG: "0"}
+
+
+def close_if_abandoned(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Record the run of a command as failed where nobody holds its store's lock any more; returns whether it was.
+
+    For processes beside the command that see its store; where they do not, the run is taken to go on.
+    """
+    store = Path(run.tags[_STORE_TAG])
+    if not store.is_dir():
+        return False
+    try:
+        with FileLock(store / _LOCK).acquire(timeout=0):
+            pass
+    except Timeout:
+        return False
+    # A command records the end of its run before it lets the lock go.
+    now = instance.get_run_by_id(run.run_id)
+    if now is None or now.is_finished:
+        return False
+    instance.report_run_failed(now, _ABANDONED)
+    return True
 
 
 def close_abandoned(instance: dg.DagsterInstance, store: Path) -> list[str]:
@@ -61,7 +87,7 @@ def close_abandoned(instance: dg.DagsterInstance, store: Path) -> list[str]:
     closed = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
         if COMMAND_TAG in run.tags and (own or run.tags.get(_STORE_TAG) == here):
-            instance.report_run_failed(run, "the command running it exited unexpectedly; run it again")
+            instance.report_run_failed(run, _ABANDONED)
             logger.warning("run %s of %s was abandoned; it is recorded as failed", run.run_id, run.job_name)
             closed.append(run.run_id)
     _free_slots_of_ended_runs(instance)

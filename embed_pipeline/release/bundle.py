@@ -13,15 +13,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from embed_pipeline.embedding.backend import CONFIG_FILE
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.families import DIMENSIONS_KEY
 from embed_pipeline.embedding.model_folder import read_back
+from embed_pipeline.enumerations import Context
 from embed_pipeline.release.manifest import (
     MANIFEST_FILE,
     BundleError,
+    Hybrid,
     Manifest,
     ModelFacts,
     bundle_files,
@@ -42,6 +44,8 @@ BASE_FOLDER = "base_onnx"
 """Folder of the base model's export."""
 ENGINE_FOLDER = "tensorrt"
 
+# Facts that the configuration of an export does not hold.
+_NOT_EXPORTED = frozenset({"matryoshka_dimensions", "passage_context"})
 _PROMPTS_FILE = "config_sentence_transformers.json"
 # What training leaves beside a model and no runtime loads.
 _LEFT_OUT = ("checkpoint-*", "runs", "eval", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.tmp", ".*", CARD_FILE)
@@ -55,17 +59,23 @@ class Lineage:
         version: version of the release.
         created_from: data version of each table and model that it was made from.
         metrics: evaluation figures, as they are to be shown: name to number, or name to name to number.
+        passage_vectors: whose vectors passages have, the base model's or the tuned model's own.
+        hybrid: fusion of BM25 with the tuned model and with the base.
         parity: figures of the parity gate (``Parity.as_dict``).
         mlflow: run and model version.
         matryoshka_dimensions: shorter lengths that the vectors were trained to be cut to.
+        passage_context: what is put before a passage's text.
     """
 
     version: str
     created_from: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    passage_vectors: Literal["own", "base"] = "own"
+    hybrid: Mapping[Literal["tuned", "base"], Hybrid] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     mlflow: Mapping[str, Any] = field(default_factory=dict)
     matryoshka_dimensions: tuple[int, ...] = ()
+    passage_context: Context = "none"
 
 
 def write_bundle(
@@ -95,7 +105,15 @@ def write_bundle(
     for name, folder in {EXPORT_FOLDERS["fp32"]: onnx_folder, **(beside or {})}.items():
         shutil.copytree(folder, output / name, ignore=shutil.ignore_patterns("*.cache"))
     _clean_model(output / "model", facts)
-    card = model_card(facts, lineage.version, lineage.metrics, lineage.parity, lineage.created_from)
+    card = model_card(
+        facts,
+        lineage.version,
+        metrics=lineage.metrics,
+        passage_vectors=lineage.passage_vectors,
+        hybrid=lineage.hybrid.get("tuned"),
+        parity=lineage.parity,
+        created_from=lineage.created_from,
+    )
     for path in (output / CARD_FILE, output / "model" / CARD_FILE):
         path.write_text(card, encoding="utf-8")
     manifest = Manifest(
@@ -103,6 +121,8 @@ def write_bundle(
         created_from=dict(lineage.created_from),
         model=facts,
         metrics=dict(lineage.metrics),
+        passage_vectors=lineage.passage_vectors,
+        hybrid=dict(lineage.hybrid),
         parity=dict(lineage.parity),
         mlflow=dict(lineage.mlflow),
         files={name: file_hash(output / name) for name in bundle_files(output)},
@@ -141,8 +161,9 @@ def _facts(onnx_folder: Path, lineage: Lineage) -> ModelFacts:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return ModelFacts(
-            **{name: config[name] for name in ModelFacts.model_fields if name != "matryoshka_dimensions"},
+            **{name: config[name] for name in ModelFacts.model_fields if name not in _NOT_EXPORTED},
             matryoshka_dimensions=list(lineage.matryoshka_dimensions),
+            passage_context=lineage.passage_context,
         )
     except (OSError, ValueError, KeyError) as error:
         message = f"{path} does not describe an export: {error}"

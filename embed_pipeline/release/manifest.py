@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from embed_pipeline.enumerations import Context
 from embed_pipeline.storage import file_hash
 
 MANIFEST_FILE = "manifest.json"
@@ -22,7 +23,11 @@ class BundleError(ValueError):
 
 
 class ModelFacts(BaseModel):
-    """What a client of the model must know."""
+    """What a client of the model must know.
+
+    ``passage_context`` is what is put before a passage's text, by the rule of :mod:`embed_pipeline.text.passages`;
+    ``passage_prefix`` is put before both.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,8 +35,25 @@ class ModelFacts(BaseModel):
     max_tokens: int = Field(ge=1)
     query_prefix: str
     passage_prefix: str
+    passage_context: Context = "none"
     base_model: str
     matryoshka_dimensions: list[int] = []
+
+
+class Hybrid(BaseModel):
+    """How BM25 and one model are fused for this corpus, as it was chosen on the dev questions.
+
+    Attributes:
+        dense_weight: share of the z-score of the model's scores; the rest is that of BM25's.
+        ndcg_10: nDCG@10 on the dev questions.
+        reciprocal_ranks_ndcg_10: the same with the two rankings fused by reciprocal ranks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dense_weight: float = Field(ge=0, le=1)
+    ndcg_10: float
+    reciprocal_ranks_ndcg_10: float
 
 
 class Manifest(BaseModel):
@@ -43,6 +65,8 @@ class Manifest(BaseModel):
         created_from: data version of each table and model that it was made from.
         model: what a client must know.
         metrics: evaluation figures.
+        passage_vectors: ``base``: passages have the base model's vectors, bit for bit; ``own``: they have others.
+        hybrid: fusion of BM25 with the tuned model and with the base; empty without dev questions to choose it on.
         parity: figures of the export's parity gate.
         mlflow: run and model version.
         files: sha256 of every other file, by path relative to the bundle.
@@ -55,6 +79,8 @@ class Manifest(BaseModel):
     created_from: dict[str, str] = {}
     model: ModelFacts
     metrics: dict[str, Any] = {}
+    passage_vectors: Literal["own", "base"] = "own"
+    hybrid: dict[Literal["tuned", "base"], Hybrid] = {}
     parity: dict[str, Any] = {}
     mlflow: dict[str, Any] = {}
     files: dict[str, str]

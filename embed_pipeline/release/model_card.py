@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from embed_pipeline.release.manifest import ModelFacts
+from embed_pipeline.enumerations import Context
+from embed_pipeline.escaping import as_markdown
+from embed_pipeline.release.manifest import Hybrid, ModelFacts
+from embed_pipeline.text.passages import MOST_CHARACTERS
 
 CARD_FILE = "README.md"
 
@@ -23,7 +27,7 @@ tags:
 
 # Text embedding model, release {version}
 
-Tuned from `{base_model}` for retrieval over one collection of documents. It turns a text of at most
+Tuned from {base_code} for retrieval over one collection of documents. It turns a text of at most
 {max_tokens} tokens into a unit vector of {dimensions} numbers; the inner product of two vectors is their
 cosine similarity.
 
@@ -32,9 +36,17 @@ cosine similarity.
 | query | {query_prefix} |
 | passage | {passage_prefix} |
 
+{passage_context}
+
+{index}
+
 ## Evaluation
 
 {metrics}
+
+## Together with BM25
+
+{hybrid}
 
 ## How to load it
 
@@ -85,44 +97,73 @@ and mined negatives.
 {parity}
 """
 
+_FUSED = """\
+For this collection, {dense_weight:.2f} times the z-score of the cosine plus {lexical_weight:.2f} times the z-score of
+BM25 was chosen on generated dev questions, where nDCG@10 is then {ndcg_10:.3f}; by reciprocal ranks (constant 60) it is
+{reciprocal_ranks_ndcg_10:.3f}. `docs/hybrid.md` of embed-pipeline has the settings for common search engines."""
+_INDEX = {
+    "base": "Passages have the vectors of `{base_model}`, bit for bit: an index that was filled with it stays valid.",
+    "own": "Its vectors are not comparable with those of `{base_model}`: every passage has to be embedded again.",
+}
+_NOT_FUSED = "There were no dev questions to choose the weight of a fusion on."
+
+
+_CONTEXTS: Mapping[Context, str] = {
+    "none": "A passage is its text alone, without the title of its document.",
+    "title": "A passage is the title of its document, a blank line, and its text; the prefix comes before all of it. A "
+    f"title of more than {MOST_CHARACTERS} characters is cut after a word.",
+    "path": "A passage is the title of its document and the headings above it, joined by ` > `, a blank line, and its "
+    f"text; the prefix comes before all of it. Of more than {MOST_CHARACTERS} characters, headings after the title are "
+    "left out, the outermost first.",
+}
+
 
 def model_card(
     facts: ModelFacts,
     version: str,
+    *,
     metrics: Mapping[str, Any],
+    passage_vectors: Literal["own", "base"],
+    hybrid: Hybrid | None,
     parity: Mapping[str, Any],
     created_from: Mapping[str, str],
 ) -> str:
     """The card as Markdown with the front matter that model hubs read."""
     return _CARD.format(
-        base_model=facts.base_model,
+        # A JSON string is a YAML one: what a name holds ends no line of the front matter.
+        base_model=json.dumps(facts.base_model),
+        base_code=as_markdown(facts.base_model),
         version=version,
         max_tokens=facts.max_tokens,
         dimensions=facts.dimensions,
         query_prefix=_code(facts.query_prefix),
         passage_prefix=_code(facts.passage_prefix),
+        passage_context=_CONTEXTS[facts.passage_context],
         query_text=repr(f"{facts.query_prefix}what is a context manager?"),
         metrics=_table("measure", metrics, "No figures were recorded."),
         lineage=_table("made from", created_from, "No data versions were recorded."),
+        index=_INDEX[passage_vectors].format(base_model=facts.base_model),
+        hybrid=_FUSED.format(**hybrid.model_dump(), lexical_weight=1 - hybrid.dense_weight) if hybrid else _NOT_FUSED,
         parity=_table("export against original", parity, "The export's parity was not recorded."),
     )
 
 
 def _code(prefix: str) -> str:
-    return f"`{prefix}`" if prefix else "nothing"
+    # Not shown on one line as other text is: the blank at its end is part of it.
+    return as_markdown(repr(prefix), in_table=True) if prefix else "nothing"
 
 
 def _table(title: str, values: Mapping[str, Any], empty: str) -> str:
-    rows = [f"| {name} | {value} |" for name, value in _flat(values)]
+    rows = [f"| {as_markdown(name, in_table=True)} | {value} |" for name, value in _flat(values)]
     return "\n".join([f"| {title} | value |", "|---|---|", *rows]) if rows else empty
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names joined by dots, numbers rounded; lists (such as the worst texts) stay in the manifest."""
+    """Names joined by dots, values in Markdown, numbers rounded; lists, as of the worst texts, stay in the manifest."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, float):
             yield f"{prefix}{name}", f"{value:.6g}"
         elif isinstance(value, str | int):
-            yield f"{prefix}{name}", str(value).replace("|", "\\|").replace("\n", " ")
+            yield f"{prefix}{name}", as_markdown(str(value), in_table=True)

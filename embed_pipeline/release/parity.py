@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.proven import cosines_of
 from embed_pipeline.embedding.search import Hits, search
 from embed_pipeline.release.manifest import ReleaseError
@@ -107,7 +107,7 @@ def read_parity(onnx_folder: Path) -> Parity:
 
 def measure_parity(
     model: Path,
-    onnx_folder: Path,
+    export: Backend,
     corpus: Mapping[str, str],
     queries: Mapping[str, str],
     qrels: Mapping[str, Mapping[str, int]],
@@ -119,7 +119,7 @@ def measure_parity(
 
     Args:
         model: the original, a sentence-transformers folder.
-        onnx_folder: the export, as :func:`~embed_pipeline.embedding.onnx_export.export_onnx` writes it.
+        export: the export, opened.
         corpus: passage id to text.
         queries: query id to text.
         qrels: query id to relevant passage ids with their grade, for some or all of the queries.
@@ -135,7 +135,7 @@ def measure_parity(
         message = f"parity needs passages, queries and qrels: got {len(corpus)}, {len(queries)}, {len(judged)} that fit"
         raise ReleaseError(message)
     original = Encoder.load(model, embedding.model_copy(update={"precision": "fp32"}), vectors)
-    exported = Encoder(OnnxBackend(onnx_folder), embedding.batch_tokens, vectors)
+    exported = Encoder(export, embedding.batch_tokens, vectors)
     if (original.dimensions, original.max_tokens) != (exported.dimensions, exported.max_tokens):
         message = (
             f"the export has {exported.dimensions} dimensions and {exported.max_tokens} tokens, "

@@ -91,6 +91,11 @@ def precision_failures(precision: Precision, parity: Parity, settings: Settings)
     return []
 
 
+def engine_failures(parity: Parity, settings: Settings) -> list[str]:
+    """What of a TensorRT engine misses its bound, that of fp16, a sentence each; empty: it may be released."""
+    return [f"TensorRT engine, {failure}" for failure in precision_failures("fp16", parity, settings)]
+
+
 def mixed_precision(path: Path) -> onnx.ModelProto:
     """The graph at ``path`` with ``HALF_OPERATORS`` in fp16 and the rest in fp32; inputs and output as before.
 

@@ -7,53 +7,32 @@ is parsed: matrix products in fp16, normalisation, softmax and pooling in fp32.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
-import re
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from typing import Any
 
 from embed_pipeline.embedding.backend import CONFIG_FILE
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, sides_of
+from embed_pipeline.embedding.tensorrt_backend import (
+    ENGINE_CONFIG_FILE,
+    ENGINE_FILE,
+    INPUTS,
+    Profile,
+    TensorRTUnavailable,
+    require_tensorrt,
+)
 from embed_pipeline.release.manifest import ReleaseError
+from embed_pipeline.release.parity import PARITY_FILE
 from embed_pipeline.release.precision import mixed_precision
 from embed_pipeline.storage import file_hash
 
 logger = logging.getLogger(__name__)
 
-ENGINE_CONFIG_FILE = "engine.json"
 TIMING_CACHE_FILE = "timing.cache"
 UNAVAILABLE_FILE = "not_built.txt"
 """In place of an engine: the reason why this machine cannot build one."""
-INPUTS = ("input_ids", "attention_mask")
-
-
-class TensorRTUnavailable(RuntimeError):  # noqa: N818 - a state of the machine, not a fault
-    """This machine cannot build an engine; the message is the plain reason."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Shapes that the engine is built for: (batch, sequence) at least, best and at most."""
-
-    least: tuple[int, int]
-    best: tuple[int, int]
-    most: tuple[int, int]
-
-    @classmethod
-    def covering(cls, max_tokens: int, batch_tokens: int) -> Profile:
-        """From one token to the model's limit; at most as many rows as ``batch_tokens`` holds at that limit.
-
-        Raises:
-            ReleaseError: a value is below 1.
-        """
-        if max_tokens < 1 or batch_tokens < 1:
-            message = f"max_tokens is {max_tokens} and batch_tokens {batch_tokens}; both must be at least 1"
-            raise ReleaseError(message)
-        rows = max(1, batch_tokens // max_tokens)
-        return cls(least=(1, 1), best=(max(1, rows // 2), max(1, max_tokens // 2)), most=(rows, max_tokens))
 
 
 def build_engine(
@@ -61,8 +40,9 @@ def build_engine(
 ) -> Path:
     """Build the engine of ``onnx_folder`` into ``output`` and return the engine file.
 
-    The file is named for the GPU and the TensorRT version, since it runs on no other; ``engine.json`` beside it
-    says the shapes it takes and the hash of the graph it was built from.
+    The folder is one that NVIDIA's embedding NIM takes: ``model.plan`` and the tokenizer. ``engine.json`` says the GPU
+    and the TensorRT version that the engine runs on, which are no others than those here, the shapes that it takes and
+    the hash of the graph that it was built from.
 
     Args:
         onnx_folder: the export.
@@ -84,7 +64,10 @@ def build_engine(
     graph = mixed_precision(onnx_folder / MODEL_FILE).SerializeToString()
     cache = timing_cache or output / TIMING_CACHE_FILE
     engine = build_serialized(trt, graph, profile, cache)
-    path = output / engine_name(gpu, str(trt.__version__))
+    shutil.copytree(
+        onnx_folder, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(f"{MODEL_FILE}*", PARITY_FILE)
+    )
+    path = output / ENGINE_FILE
     path.write_bytes(engine)
     facts = {
         "engine": path.name,
@@ -99,28 +82,6 @@ def build_engine(
     (output / ENGINE_CONFIG_FILE).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     logger.info("built %s (%d bytes)", path.name, len(engine))
     return path
-
-
-def require_tensorrt() -> tuple[Any, str]:
-    """The tensorrt module and the GPU's name.
-
-    Raises:
-        TensorRTUnavailable: ``no NVIDIA GPU`` or ``tensorrt is not installed``.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        message = "no NVIDIA GPU"
-        raise TensorRTUnavailable(message)
-    if importlib.util.find_spec("tensorrt") is None:
-        message = "tensorrt is not installed"
-        raise TensorRTUnavailable(message)
-    return importlib.import_module("tensorrt"), str(torch.cuda.get_device_name())
-
-
-def engine_name(gpu: str, version: str) -> str:
-    """File name of an engine: ``model-nvidia-h100-80gb-hbm3-trt10.9.0.engine``."""
-    return f"model-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}-trt{version}.engine"
 
 
 def build_serialized(trt: Any, graph: bytes, profile: Profile, timing_cache: Path) -> bytes:  # noqa: ANN401 - a module

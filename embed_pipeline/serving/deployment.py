@@ -27,6 +27,7 @@ from embed_pipeline.serving.connections import free_port
 from embed_pipeline.serving.process import RunningEndpoint, keep_endpoint, kept_endpoint, served_release, start_endpoint
 from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Settings, serving_api_key
+from embed_pipeline.text.passages import passage_texts
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -90,12 +91,13 @@ def deploy(
         BundleError: ``bundle`` is not a bundle.
         ModelError: the original model cannot be loaded.
     """
-    passages = _sample(corpus.sort("segment_id")["text"].to_list(), settings.seed)
+    manifest = read_manifest(bundle)
+    passages = _sample(passage_texts(corpus.sort("segment_id"), manifest.model.passage_context), settings.seed)
     asked = _sample(sorted(set(queries)), settings.seed)
     if not passages or not asked:
         message = f"a deployment is verified with passages and queries, got {len(passages)} and {len(asked)}"
         raise ServingError(message)
-    version, store, serving = read_manifest(bundle).version, settings.paths.store, settings.serving
+    version, store, serving = manifest.version, settings.paths.store, settings.serving
     if (url := settings.deployment.endpoint_url) is not None:
         found = verify_deployment(url.rstrip("/"), bundle, passages, asked, settings)
         return _row(version, url, found, left_running=True)

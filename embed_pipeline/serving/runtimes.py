@@ -1,9 +1,9 @@
 """Which form of a released model is served: the fastest on this machine of those that are proven good enough.
 
 The release has proven the exports that onnxruntime computes (:mod:`embed_pipeline.release.parity`). What OpenVINO
-computes, or torch in half precision, depends on the processor or GPU as well, so it is compared with the fp32 export
-where it is served: on texts of the corpus, whole and as short as queries, and on those that the release found its
-exports to differ in most. The layout is that of :mod:`embed_pipeline.release.bundle`.
+or TensorRT computes, or torch in half precision, depends on the processor or GPU as well, so it is compared with the
+fp32 export where it is served: on texts of the corpus, whole and as short as queries, and on those that the release
+found its exports to differ in most. The layout is that of :mod:`embed_pipeline.release.bundle`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ import numpy as np
 
 from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.families import ModelError
+from embed_pipeline.embedding.families import Kind, ModelError
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, OnnxBackend
 from embed_pipeline.embedding.openvino_backend import GROUP_SIZES, OpenVinoBackend, OpenVinoPrecision
-from embed_pipeline.embedding.proven import least_cosine, proof_texts, time_in_turns
+from embed_pipeline.embedding.proven import least_cosine, proof_texts, proof_vectors, time_in_turns
+from embed_pipeline.embedding.tensorrt_backend import (
+    ENGINE_FILE,
+    TensorRTBackend,
+    TensorRTProviderBackend,
+    TensorRTUnavailable,
+)
 from embed_pipeline.embedding.torch_backend import Precision, TorchBackend
 from embed_pipeline.machine import torch_multiplies
-from embed_pipeline.release.bundle import EXPORT_FOLDERS
+from embed_pipeline.release.bundle import ENGINE_FOLDER, EXPORT_FOLDERS
 from embed_pipeline.release.manifest import Manifest
 from embed_pipeline.release.parity import PARITY_FILE, read_parity
 from embed_pipeline.serving.serving_errors import ServingError
@@ -90,6 +96,7 @@ def open_export(bundle: Path, manifest: Manifest, settings: Settings) -> ServedE
         *(("onnx", precision, opener.open_onnx) for precision in EXPORT_FOLDERS),
         *(("openvino", precision, opener.open_openvino) for precision in OPENVINO_PRECISIONS),
         *(("torch", precision, opener.open_torch) for precision in TORCH_PRECISIONS),
+        ("tensorrt", "fp16", opener.open_tensorrt),
     ]
     exports: list[ServedExport] = []
     refused: list[str] = []
@@ -171,6 +178,28 @@ class _Opener:
         export = ServedExport(backend, precision)
         return export if precision == "fp32" else self._prove(export)
 
+    def open_tensorrt(self, precision: str) -> ServedExport:
+        """The engine of the bundle where it is for this GPU, else the fp16 export through onnxruntime's provider."""
+        half = EXPORT_FOLDERS["fp16"]
+        openings: list[Callable[[], Backend]] = []
+        refused: list[str] = []
+        if f"{ENGINE_FOLDER}/{ENGINE_FILE}" in self._manifest.files:
+            openings.append(lambda: TensorRTBackend(self._bundle / ENGINE_FOLDER))
+        else:
+            refused.append(f"it holds no {ENGINE_FOLDER}/{ENGINE_FILE}")
+        if has_export(self._manifest, half):
+            engines = self._settings.paths.store / "engines" / self._manifest.version
+            openings.append(lambda: TensorRTProviderBackend(self._bundle / half, engines))
+        else:
+            refused.append(f"it holds no {half}/{MODEL_FILE}, see release.precisions")
+        for opening in openings:
+            try:
+                return self._prove(ServedExport(opening(), precision))
+            except (TensorRTUnavailable, ModelError, _RefusedError) as error:
+                refused.append(str(error))
+        message = f"{precision} with tensorrt: {'; '.join(refused)}"
+        raise _RefusedError(message)
+
     def _prove(self, export: ServedExport) -> ServedExport:
         """``export``, where it gives the vectors of the fp32 export, as near as the settings want them."""
         texts, bound = self._texts, self._settings.gates.min_proven_cosine
@@ -194,8 +223,8 @@ class _Opener:
         return comparison_texts(self._bundle, self._manifest, table_path(self._settings.paths.root, "corpus"))
 
     @cached_property
-    def _expected(self) -> Floats:
-        return Encoder(OnnxBackend(self._exported, threads=self._threads)).encode(self._texts, "passage")
+    def _expected(self) -> dict[Kind, Floats]:
+        return proof_vectors(Encoder(OnnxBackend(self._exported, threads=self._threads)), self._texts)
 
 
 def comparison_texts(bundle: Path, manifest: Manifest, corpus: UPath) -> list[str]:
@@ -206,11 +235,12 @@ def comparison_texts(bundle: Path, manifest: Manifest, corpus: UPath) -> list[st
     """
     # Only what is compared needs dataframes.
     from embed_pipeline import tables
+    from embed_pipeline.text.passages import passage_texts
 
     measured = [folder for folder in EXPORT_FOLDERS.values() if f"{folder}/{PARITY_FILE}" in manifest.files]
     worst = [text.text for folder in measured for text in read_parity(bundle / folder).worst if text.text.strip()]
     try:
-        passages = read_table(corpus, tables.CORPUS)["text"].to_list()
+        passages = passage_texts(read_table(corpus, tables.CORPUS), manifest.model.passage_context)
     except (FileNotFoundError, StorageError) as error:
         # A bundle may be served where no corpus is; without any text nothing is proven.
         logger.info("no corpus to prove a backend on: %s", error)

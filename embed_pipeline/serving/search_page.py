@@ -47,6 +47,7 @@ class Index:
         models: those models.
         version: version of the stored corpus (:func:`embed_pipeline.storage.version_of`).
         corpus: the segments indexed.
+        texts: what is embedded of each, as the release's models were trained.
         segments: segments in the whole corpus.
         vectors: for each model float32 (segments, dimensions), filled but for ``missing`` and as far as ``done`` says.
         missing: segments to embed; the others' vectors are those of the index before.
@@ -57,6 +58,7 @@ class Index:
     models: tuple[ServedModel, ...]
     version: str
     corpus: pl.DataFrame
+    texts: list[str]
     segments: int
     vectors: list[NDArray[np.float32]]
     missing: list[int]
@@ -141,7 +143,7 @@ class Search:
         return await asyncio.get_running_loop().run_in_executor(self._service.executor, function, *arguments)
 
     async def _build(self, index: Index) -> None:
-        texts = index.corpus["text"].to_list()
+        texts = index.texts
         try:
             for model, vectors in zip(index.models, index.vectors, strict=True):
                 for start in range(0, len(index.missing), _INDEXED_AT_ONCE):
@@ -170,21 +172,23 @@ class Search:
 def _begin(models: tuple[ServedModel, ...], path: UPath, before: Index | None) -> Index:
     """An index of the stored corpus, with the vectors that a whole index under the same models has of its texts."""
     from embed_pipeline import tables
+    from embed_pipeline.text.passages import passage_texts
 
     version = _stored_version(path)
     corpus = read_table(path, tables.CORPUS)
     shown = corpus.head(MAX_SEGMENTS)
+    texts = passage_texts(shown, models[0].manifest.model.passage_context)
     vectors = [np.zeros((shown.height, model.dimensions), dtype=np.float32) for model in models]
     places: dict[str, int] = {}
     if before is not None and before.models == models and before.done == before.total:
-        places = {text: place for place, text in enumerate(before.corpus["text"])}
-    known = [(place, places[text]) for place, text in enumerate(shown["text"]) if text in places]
+        places = {text: place for place, text in enumerate(before.texts)}
+    known = [(place, places[text]) for place, text in enumerate(texts) if text in places]
     if known and before is not None:
         new, old = (list(part) for part in zip(*known, strict=True))
         for target, source in zip(vectors, before.vectors, strict=True):
             target[new] = source[old]
     missing = sorted(set(range(shown.height)) - {place for place, _ in known})
-    return Index(models, version, shown, corpus.height, vectors, missing, done=len(known) * len(models))
+    return Index(models, version, shown, texts, corpus.height, vectors, missing, done=len(known) * len(models))
 
 
 def _stored_version(path: UPath) -> str:

@@ -19,7 +19,7 @@ import uvicorn
 
 from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.release.manifest import BundleError, ReleaseError
-from embed_pipeline.release.releases import RELEASES, current_version, release_folder
+from embed_pipeline.release.releases import RELEASES, current_bundle, current_version, release_folder
 from embed_pipeline.serving.application import create_application
 from embed_pipeline.serving.connections import GuardedProtocol, bind
 from embed_pipeline.serving.request import is_loopback
@@ -36,16 +36,18 @@ _TURN_SECONDS = 0.0005
 _NOTICE_SECONDS = 0.5
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _REPEAT_SECONDS = 60.0
+_FIRST_RELEASE_SECONDS = 1.0
 LOAD_ERRORS = (BundleError, ModelError, ReleaseError, ServingError)
 """What may be wrong with a release; anything else is a fault of this program."""
 
 
-def serve(bundle: Path, settings: Settings, *, port: int | None = None) -> None:
+def serve(bundle: Path | None, settings: Settings, *, port: int | None = None) -> None:
     """Serve the release in ``bundle`` until SIGTERM or SIGINT, then finish what is in flight and return.
 
     Args:
         bundle: the release bundle; its files are checked against its hashes first. One of the store is followed:
-            when another becomes current (:func:`embed_pipeline.release.releases.promote`), that one is served.
+            when another becomes current (:func:`embed_pipeline.release.releases.promote`), that one is served. None:
+            the store has no release yet; until there is one, requests are answered with 503.
         settings: address, limits and the model's name.
         port: instead of ``serving.port``.
 
@@ -71,8 +73,8 @@ class EmbeddingServer(uvicorn.Server):
         url: base URL of the endpoint.
     """
 
-    def __init__(self, bundle: Path, service: Service, listener: socket.socket) -> None:
-        """Prepare to serve ``bundle`` on ``listener``."""
+    def __init__(self, bundle: Path | None, service: Service, listener: socket.socket) -> None:
+        """Prepare to serve ``bundle``, or the store's first release, on ``listener``."""
         host, port = listener.getsockname()[:2]
         loopback = is_loopback(host)
         if not loopback and service.api_key is None:
@@ -97,7 +99,7 @@ class EmbeddingServer(uvicorn.Server):
         )
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._bundle, self._service, self._listener = bundle, service, listener
-        self._follower = Follower.of(service, bundle)
+        self._follower: Follower | None = None
         self._failure: ServingError | None = None
         self._loop_errors = LoopErrors()
         self._drain_since: float | None = None
@@ -115,7 +117,7 @@ class EmbeddingServer(uvicorn.Server):
             self.run(sockets=[self._listener])
         finally:
             loading.join()
-            if self._follower is not None and self._failure is None:
+            if self._follower is not None:
                 self._follower.stop()
             self._service.close()
         if self._failure is not None:
@@ -152,17 +154,36 @@ class EmbeddingServer(uvicorn.Server):
 
     def _load(self) -> None:
         try:
-            self._service.load(self._bundle)
+            bundle = self._bundle or self._first_release()
+            if bundle is None:
+                return
+            follower = Follower.of(self._service, bundle)
+            self._service.load(bundle)
         except LOAD_ERRORS as error:
-            self._failure = ServingError(f"{self._bundle} cannot be served: {error}")
+            self._failure = ServingError(f"{self._bundle or 'the first release'} cannot be served: {error}")
             self.should_exit = True
             return
         except BaseException:
             # A fault of this program: better no endpoint than one that never becomes ready.
             self.should_exit = True
             raise
-        if self._follower is not None:
-            self._follower.start()
+        if follower is not None:
+            self._follower = follower
+            follower.start()
+
+    def _first_release(self) -> Path | None:
+        """The store's first release, once there is one; None: told to stop before.
+
+        Raises:
+            BundleError: what names the current release is damaged.
+        """
+        paths = self._service.settings.paths
+        logger.info("there is no release in %s yet; waiting for the first", paths.root / RELEASES)
+        while current_version(paths) is None:
+            if self._service.draining:
+                return None
+            time.sleep(_FIRST_RELEASE_SECONDS)
+        return current_bundle(paths)
 
 
 class LoopErrors:

@@ -121,14 +121,15 @@ async def _ask_all(
     batch: str, segments: pl.DataFrame, settings: Settings, dropped: Counter[str]
 ) -> tuple[list[dict[str, Any]], Usage]:
     async with open_client(settings.llm, settings.paths.responses) as client:
-        return await ask_artifacts(batch, segments, settings, client, dropped), client.usage
+        return await ask_artifacts(batch, plan_windows(segments), settings, client, dropped), client.usage
 
 
 async def ask_artifacts(
-    batch: str, segments: pl.DataFrame, settings: Settings, client: LLMClient, dropped: Counter[str]
+    batch: str, windows: list[Window], settings: Settings, client: LLMClient, dropped: Counter[str]
 ) -> list[dict[str, Any]]:
-    """Have every document read; rows of :data:`tables.DOCUMENT_ARTIFACTS`, what is left out counted in ``dropped``.
+    """Have windows of documents read; rows of :data:`tables.DOCUMENT_ARTIFACTS`.
 
+    What is left out is counted in ``dropped``.
     A window that the model's context does not hold is read in halves.
 
     Raises:
@@ -156,7 +157,7 @@ async def ask_artifacts(
             return []
         return _borne_out(answer.value, window, batch, client.generator, dropped)
 
-    results = await client.gather(plan_windows(segments), ask, label="Reading documents for artifacts", unit="calls")
+    results = await client.gather(windows, ask, label="Reading documents for artifacts", unit="calls")
     return [row for result in results for row in result]
 
 

@@ -88,7 +88,7 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
                 ids = tuple(source.segment_id for source in task.sources)
                 found.rejects.append(Reject(ids, error.reason, str(error), error.raw))
                 continue
-            _sort(opening, answer.text, task, spec, found, idf)
+            _sort(opening, answer.text, task, spec, found, idf, settings.corpus.language)
         accepted[0] += len(found.pairs)
         accepted[1] += len(task.specs)
         return found
@@ -137,25 +137,31 @@ def _parts(sources: tuple[Source, ...]) -> tuple[str, str]:
 
 
 def _sort(  # noqa: PLR0917 - a candidate and its context
-    opening: str, text: str, task: QuestionTask, spec: QuestionSpec, found: Generated, idf: Mapping[str, float]
+    opening: str,
+    text: str,
+    task: QuestionTask,
+    spec: QuestionSpec,
+    found: Generated,
+    idf: Mapping[str, float],
+    language: str,
 ) -> None:
     """Put a candidate among the pairs or the rejects of ``found``."""
     question = _SPACED_MARK.sub(r"\1", " ".join(f"{opening} {text}".split()))
     # What a multi-hop question begins with holds its subjects.
     short = keywords(text if len(task.sources) == 1 else question)
-    pair = _pair(question, short if spec.style == "keywords" else "", task.sources, idf)
+    pair = _pair(question, short if spec.style == "keywords" else "", task.sources, idf, language)
     ids = tuple(source.segment_id for source in task.sources)
     known = {source.segment_id: source.document_id for source in task.sources}
-    problem = _problem(question, task.sources, found) or find_problem(pair, known, len(task.sources))
+    problem = _problem(question, task.sources, found, language) or find_problem(pair, known, len(task.sources))
     if problem is None:
         found.pairs.append(pair)
     else:
         found.rejects.append(Reject(ids, *problem, f"{opening} {text}"))
 
 
-def _problem(question: str, sources: tuple[Source, ...], found: Generated) -> tuple[str, str] | None:
+def _problem(question: str, sources: tuple[Source, ...], found: Generated, language: str) -> tuple[str, str] | None:
     """The first thing wrong with a question as (reason, detail); None where nothing is."""
-    form = form_problem(question)
+    form = form_problem(question, language=language)
     if form is not None:
         return form, "form of the question"
     if any(question.lower() == pair.question.lower() for pair in found.pairs):
@@ -170,14 +176,14 @@ def _problem(question: str, sources: tuple[Source, ...], found: Generated) -> tu
     return ("source_not_asked_about", ", ".join(missing)) if missing else None
 
 
-def _pair(question: str, short: str, sources: tuple[Source, ...], idf: Mapping[str, float]) -> Pair:
+def _pair(question: str, short: str, sources: tuple[Source, ...], idf: Mapping[str, float], language: str) -> Pair:
     """The pair that a question makes; ``short``: its keywords, used in its place where they make a query."""
     summaries = [supporting_sentence(question, source.text, idf) for source in sources]
     hops = tuple(Hop((source.segment_id,), summary) for source, summary in zip(sources, summaries, strict=True))
     reasoning = reasoning_of(question) if len(sources) == 1 else "relational"
     complexity = min(5, len(sources) + (reasoning not in {"factual", "temporal"}))
     kind = "multi_hop" if len(sources) > 1 else ("structural" if reasoning == "procedural" else "contextual")
-    style = "keywords" if form_problem(short, "keywords") is None else "question"
+    style = "keywords" if form_problem(short, "keywords", language) is None else "question"
     said = short if style == "keywords" else question
     return Pair(said, " ".join(summaries), kind, reasoning, complexity, hops, style)
 

@@ -38,6 +38,7 @@ from embed_pipeline.synthesis.judge import (
 from embed_pipeline.synthesis.pairs import Generated, pair_row
 from embed_pipeline.synthesis.plan import QuestionTask, askable_sources
 from embed_pipeline.synthesis.structured_generator import ask_questions
+from embed_pipeline.text.passages import with_titles
 
 ARTIFACTS_TOKENS = 350
 """Completion tokens of one artifact pass, of one pair, of one verdict and of one segment's word on a hop."""
@@ -111,7 +112,7 @@ def estimate(
     """Predict the cost of artifacts, questions and judging over some batches; nothing is sent and nothing written.
 
     Args:
-        segments: frame of :data:`tables.SEGMENTS` for each batch.
+        segments: frame of :data:`tables.SEGMENTS` for each batch, with titles where ``embedding.context`` needs them.
         titles: document id to title.
         settings: the product's settings.
         load_encoder: gives the base encoder, called only where multi-hop questions are wanted.
@@ -143,7 +144,14 @@ def estimate_folder(settings: Settings, encoder: Encoder) -> Estimate:
         for batch in load_batches(paths.store):
             documents, _ = clean_documents(read_documents(batch, aside)[0], batch, aside)
             titles.update(documents.select("document_id", "title").iter_rows())
-            cut = split_segments(documents, settings.corpus, encoder.count_tokens, max_tokens=encoder.passage_tokens)
+            cut = split_segments(
+                documents,
+                settings.corpus,
+                encoder.count_tokens,
+                max_tokens=encoder.passage_tokens,
+                context=settings.embedding.context,
+            )
+            cut = with_titles(cut, documents)
             segments[batch.name] = cut if settings.training_data.generates else cut.clear()
     return estimate(segments, titles, settings, lambda: encoder)
 

@@ -25,6 +25,7 @@ from embed_pipeline.synthesis.plan import (
     plan_single_hop,
 )
 from embed_pipeline.synthesis.structured_generator import ask_questions
+from embed_pipeline.text.passages import passages_by_id
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
 
     Args:
         batch: name of the batch.
-        segments: frame of :data:`tables.SEGMENTS`.
+        segments: frame of :data:`tables.SEGMENTS`, with titles where ``embedding.context`` needs them.
         artifacts: frame of :data:`tables.DOCUMENT_ARTIFACTS`.
         titles: document id to title.
         settings: the product's settings.
@@ -89,9 +90,9 @@ def plan_tasks(
     if not wanted or len(sources) == 1:
         return tasks
     # All texts in the order of the later searches, whose vectors these then are.
-    texts = segments.sort("segment_id")["text"].unique(maintain_order=True).to_list()
+    text_of = passages_by_id(segments.sort("segment_id"), settings.embedding.context)
+    texts = list(dict.fromkeys(text_of.values()))
     place = {text: index for index, text in enumerate(texts)}
-    text_of = dict(segments.select("segment_id", "text").iter_rows())
     every = load_encoder().encode(texts, "passage", label="Finding neighbours")
     vectors = every[[place[text_of[source.segment_id]] for source in sources]]
     return tasks + plan_multi_hop(sources, vectors, wanted, settings)

@@ -12,6 +12,7 @@ from typing import Any
 from embed_pipeline.enumerations import QUERY_TYPES, REASONING_TYPES, STYLES
 from embed_pipeline.text.injections import gives_instructions
 from embed_pipeline.text.languages import (
+    AUTO,
     ENGLISH,
     WITHOUT_QUESTION_MARK,
     detect_language,
@@ -158,15 +159,16 @@ def reject_rows(rejects: Sequence[Reject], batch: str, made_by: Mapping[str, str
     ]
 
 
-def form_problem(question: str, style: str = "question") -> str | None:
+def form_problem(question: str, style: str = "question", language: str = AUTO) -> str | None:
     """The reason why ``question`` cannot stand alone; None where it can.
 
     A full question has a question's mark, and in English its first word; keywords, symptoms and paraphrases need not.
+    ``language`` is ``corpus.language``; auto: the question's own.
 
     The reasons: ``empty``, ``too_short``, ``too_long``, ``instruction``, ``not_a_question``, ``refers_to_text``,
     ``asks_the_model``, ``repeats_itself``, ``no_subject``.
     """
-    language = detect_language(question)
+    language = detect_language(question) if language == AUTO else language
     if language == ENGLISH:
         found, content = words(question), content_words(question)
         asks = question.rstrip().endswith("?") and bool(found) and found[0] in _LEADING_MARKS

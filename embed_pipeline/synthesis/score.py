@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from embed_pipeline.synthesis.judge import (
     plant_bad_pairs,
 )
 from embed_pipeline.synthesis.pairs import Reject, form_problem, reject_rows
+from embed_pipeline.text.languages import AUTO
+from embed_pipeline.text.passages import passages_by_id
 from embed_pipeline.text.words import inverse_document_frequency, overlap
 
 MEASURED = "measured"
@@ -68,12 +71,13 @@ class _Signals:
 def score_pairs(
     batch: str, pairs: pl.DataFrame, segments: pl.DataFrame, settings: Settings, encoder: Encoder
 ) -> Scoring:
-    """Judge every pair: by the judge model or by measure, as ``synthesis.judge`` says.
+    """Judge every pair: by the judge model, by measure or by both, as ``synthesis.judge`` says.
 
     Args:
         batch: name of the batch.
         pairs: frame of :data:`tables.QA_PAIRS`.
-        segments: frame of :data:`tables.SEGMENTS` of the same batch.
+        segments: frame of :data:`tables.SEGMENTS` of the same batch, with titles where
+            ``embedding.context`` needs them.
         settings: the product's settings.
         encoder: the base model.
 
@@ -85,13 +89,24 @@ def score_pairs(
     texts = dict(segments.select("segment_id", "text").iter_rows())
     headings = segments["heading_path"].str.split(" > ").list.last()
     titled = {key: f"{heading}\n{texts[key]}" for key, heading in zip(segments["segment_id"], headings, strict=True)}
-    signals = _measure(pairs, texts, titled, encoder)
+    passages = passages_by_id(segments, settings.embedding.context)
+    trip = measure_round_trip(
+        pairs["question"].to_list(),
+        pairs["segment_ids"].to_list(),
+        texts,
+        encoder,
+        passages=passages,
+        language=settings.corpus.language,
+    )
+    signals = _measure(pairs, texts, titled, trip, encoder, language=settings.corpus.language)
     verdicts: list[Judgement | NoVerdict]
     asked: dict[str, bool | InvalidAnswer] = {}
     rejects: list[Reject] = []
+    measured = _measured_verdicts(pairs, signals, settings)
+    second = measured if settings.synthesis.judge == "both" else [None] * len(measured)
     if not settings.asks_judge:
         judge, usage = MEASURED, Usage()
-        verdicts = list(_measured_verdicts(pairs, signals, settings))
+        verdicts = list(measured)
     else:
         judge = settings.llm.judge_model or generator_name(settings.llm)
         verdicts, asked, rejects, usage = run_interruptibly(_asked_verdicts(pairs, texts, settings))
@@ -105,8 +120,8 @@ def score_pairs(
             rejects.append(_reject(pair, hops_needed.reason, str(hops_needed), hops_needed.raw))
         else:
             signs = _signs(signals, index)
-            rows.append({"qa_id": pair["qa_id"], "batch": batch, **_scores(verdict), "judge": judge, **signs,
-                         "hops_needed": hops_needed})  # fmt: skip
+            rows.append({"qa_id": pair["qa_id"], "batch": batch, **_scores(verdict), "judge": judge,
+                         **_measured_scores(second[index]), **signs, "hops_needed": hops_needed})  # fmt: skip
     made_by = {"generator": judge, "prompt_version": prompt_version(*JUDGE_PROMPTS)}
     rejected = tables.REJECTED_PAIRS.frame(reject_rows(rejects, batch, made_by))
     return Scoring(tables.QA_SCORES.frame(rows), rejected, usage)
@@ -124,6 +139,12 @@ def _scores(verdict: Judgement) -> dict[str, Any]:
     }
 
 
+def _measured_scores(verdict: Judgement | None) -> dict[str, float | None]:
+    """What is measured next to the judge's scores; nulls where only one of them speaks."""
+    scores = (None,) * (len(CRITERIA) + 1) if verdict is None else (*verdict.scores, round(verdict.overall, 4))
+    return {f"measured_{name}": score for name, score in zip((*CRITERIA, "overall"), scores, strict=True)}
+
+
 def _signs(signals: _Signals, index: int) -> dict[str, Any]:
     return {
         "dense_rank": signals.dense_ranks[index],
@@ -136,10 +157,17 @@ def _signs(signals: _Signals, index: int) -> dict[str, Any]:
     }
 
 
-def _measure(pairs: pl.DataFrame, texts: dict[str, str], titled: dict[str, str], encoder: Encoder) -> _Signals:
+def _measure(
+    pairs: pl.DataFrame,
+    texts: dict[str, str],
+    titled: dict[str, str],
+    trip: RoundTrip,
+    encoder: Encoder,
+    *,
+    language: str,
+) -> _Signals:
     questions = pairs["question"].to_list()
     sources = pairs["segment_ids"].to_list()
-    trip = measure_round_trip(questions, sources, texts, encoder)
     answers = encoder.encode(pairs["answer"].to_list(), "passage", label="Encoding answers")
     joined = ["\n".join(texts[key] for key in keys) for keys in sources]
     idf = inverse_document_frequency(texts.values())
@@ -150,7 +178,7 @@ def _measure(pairs: pl.DataFrame, texts: dict[str, str], titled: dict[str, str],
         answer_cosines=[float(c) for c in np.einsum("ij,ij->i", trip.question_vectors, answers)],
         groundings=[overlap(a, text) for a, text in zip(pairs["answer"], joined, strict=True)],
         overlaps=[overlap(q, text) for q, text in zip(questions, joined, strict=True)],
-        problems=[form_problem(question, style) for question, style in pairs.select("question", "style").iter_rows()],
+        problems=[form_problem(*asked, language) for asked in pairs.select("question", "style").iter_rows()],
         hop_needs=[hop_need(pair, titled, idf) for pair in pairs.iter_rows(named=True)],
         idf=idf,
     )
@@ -214,30 +242,39 @@ class RoundTrip:
 def measure_round_trip(
     questions: Sequence[str],
     sources: Sequence[Sequence[str]],
-    segments: dict[str, str],
+    segments: Mapping[str, str],
     encoder: Encoder,
+    *,
+    passages: Mapping[str, str] | None = None,
+    language: str = AUTO,
 ) -> RoundTrip:
-    """Search every question over the distinct texts of ``segments``.
+    """Search every question over the distinct passages of ``segments``.
 
     Args:
         questions: the questions.
         sources: for each question, the segment ids that it was written from; all must be in ``segments``.
         segments: segment id to text; ids of the same text share their rank.
         encoder: the base model.
+        passages: segment id to the text that is searched; None: the segments' own texts.
+        language: ``corpus.language``.
     """
-    texts = list(dict.fromkeys(segments[key] for key in sorted(segments)))
-    place = {text: index for index, text in enumerate(texts)}
+    searched = segments if passages is None else passages
+    texts = list(dict.fromkeys(searched[key] for key in sorted(segments)))
+    number = {text: index for index, text in enumerate(texts)}
+    places: defaultdict[str, set[int]] = defaultdict(set)
+    for key, text in segments.items():
+        places[text].add(number[searched[key]])
     vectors = encoder.encode(questions, "query", label="Encoding questions")
     corpus = encoder.encode(texts, "passage", label="Encoding segments")
     depth = min(SEARCH_DEPTH, len(texts))
     dense = _ranks(search(vectors, corpus, depth))
-    lexical = _ranks(BM25(texts).search(questions, depth))
+    lexical = _ranks(BM25(texts, language).search(questions, depth))
     missing = SEARCH_DEPTH + 1
     trip = RoundTrip([], [], [], vectors)
     for row, ids in enumerate(sources):
-        places = [place[segments[key]] for key in ids]
-        by_model = [dense[row].get(p, missing) for p in places]
-        by_words = [lexical[row].get(p, missing) for p in places]
+        copies = [places[segments[key]] for key in ids]
+        by_model = [min(dense[row].get(place, missing) for place in same) for same in copies]
+        by_words = [min(lexical[row].get(place, missing) for place in same) for same in copies]
         trip.dense_ranks.append(max(by_model))
         trip.bm25_ranks.append(max(by_words))
         trip.ranks.append(max(map(min, by_model, by_words)))

@@ -17,6 +17,7 @@ from embed_pipeline.enumerations import CRITERIA, GENERATED
 from embed_pipeline.reviews import ReviewVerdict, apply_edits
 from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.synthesis.score import measure_round_trip
+from embed_pipeline.text.passages import passages_by_id
 
 ACCEPTED = "accepted"
 
@@ -40,9 +41,10 @@ def select_pairs(
 ) -> Selection:
     """Decide on every pair whose source segments are all in the present corpus.
 
-    The first rule that a pair fails is its reason: a score under its threshold, a hop that is not needed, a round-trip
-    rank over the corpus above ``max_round_trip_rank``, or a better-scored pair that asks the same. Where people
-    decided, that holds instead of every rule, and the words are those that they gave the pair.
+    The first rule that a pair fails is its reason: a score under its threshold (where both judges spoke, either's), a
+    hop that is not needed, a round-trip rank over the corpus above ``max_round_trip_rank``, or a better-scored pair
+    that asks the same. Where people decided, that holds instead of every rule, and the words are those that they gave
+    the pair.
 
     Args:
         pairs: frame of :data:`tables.QA_PAIRS` for each batch.
@@ -65,7 +67,15 @@ def select_pairs(
         return Selection(tables.QA_DATASET.empty(), tables.QA_DECISIONS.empty())
     joined = apply_edits(joined, reviewed)
     texts = dict(corpus.select("segment_id", "text").iter_rows())
-    trip = measure_round_trip(joined["question"].to_list(), joined["segment_ids"].to_list(), texts, encoder)
+    passages = passages_by_id(corpus, settings.embedding.context)
+    trip = measure_round_trip(
+        joined["question"].to_list(),
+        joined["segment_ids"].to_list(),
+        texts,
+        encoder,
+        passages=passages,
+        language=settings.corpus.language,
+    )
     said = [reviewed.get(qa_id, ReviewVerdict()) for qa_id in joined["qa_id"]]
     failures = [
         _failure(row, rank, settings.synthesis) if verdict.accepted is None else _refusal(verdict)
@@ -96,8 +106,9 @@ def _failure(row: Mapping[str, Any], rank: int, synthesis: Synthesis) -> tuple[s
     """The first rule that a pair fails, as (reason, detail)."""
     for name in (*CRITERIA, "overall"):
         bound = getattr(synthesis, f"min_{name}")
-        if row[name] < bound:
-            return name, f"{row[name]:g}, bound {bound:g}"
+        for said, score in (("", row[name]), ("measured ", row[f"measured_{name}"])):
+            if score is not None and score < bound:
+                return name, f"{said}{score:g}, bound {bound:g}"
     if not row["hops_needed"]:
         return "hop_not_needed", f"one of {row['hop_count']} hops is not, says {row['judge']}; need {row['hop_need']:g}"
     if rank > synthesis.max_round_trip_rank:

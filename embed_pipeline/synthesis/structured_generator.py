@@ -21,6 +21,7 @@ from embed_pipeline.llm.prompts import delimit, plain_label, read_prompt
 from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem, form_problem
 from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, work_order
+from embed_pipeline.text.languages import AUTO
 from embed_pipeline.text.words import words
 
 PAIRS_PER_CALL = 8
@@ -113,6 +114,11 @@ class PromptCall:
     requests: tuple[RequestedQuestion, ...]
     seed: int
 
+    @property
+    def segment_ids(self) -> tuple[str, ...]:
+        """The segments, in the order of their labels."""
+        return tuple(source.segment_id for source in self.sources.values())
+
 
 def plan_calls(tasks: Sequence[QuestionTask]) -> list[PromptCall]:
     """Put the single-hop tasks of a document together, a few to a call; a multi-hop task is a call of its own."""
@@ -191,12 +197,28 @@ def known_of(call: PromptCall, synthesis: Synthesis) -> dict[str, dict[str, Any]
 def _about(call: PromptCall) -> str:
     """The documents and segments of a call, for messages."""
     documents = sorted({source.document_id for source in call.sources.values()})
-    segments = ", ".join(source.segment_id for source in call.sources.values())
-    return f"document {' and '.join(documents)} (segments {segments})"
+    return f"document {' and '.join(documents)} (segments {', '.join(call.segment_ids)})"
 
 
 async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
-    """Ask for the questions of all tasks; a call that the model's context does not hold is made in halves.
+    """Ask for the questions of all tasks.
+
+    Raises:
+        EndpointError, BudgetExhausted, TooManyFailures: from the client.
+    """
+    return await ask_calls(work_order(plan_calls(tasks), settings.seed), settings, client)
+
+
+async def ask_calls(
+    calls: Sequence[PromptCall], settings: Settings, client: LLMClient, *, label: str = "Writing questions"
+) -> Generated:
+    """Make the calls; one that the model's context does not hold, or whose answer is cut, is made in halves.
+
+    Args:
+        calls: from :func:`plan_calls`.
+        settings: sampling, hops and complexity.
+        client: the endpoint.
+        label: what the progress shows.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -215,12 +237,11 @@ async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: L
                 about=_about(call),
             )
         except InvalidAnswer as error:
-            if error.reason == "prompt_too_long" and len(call.requests) > 1:
+            if error.reason in {"prompt_too_long", "cut_at_length"} and len(call.requests) > 1:
                 first, second = [await ask(half) for half in _halves(call)]
                 return Generated(first.pairs + second.pairs, first.rejects + second.rejects)
-            ids = tuple(source.segment_id for source in call.sources.values())
-            return Generated([], [Reject(ids, error.reason, str(error), error.raw)])
-        found = sort_answer(answer.value, call, settings.synthesis.max_hops)
+            return Generated([], [Reject(call.segment_ids, error.reason, str(error), error.raw)])
+        found = sort_answer(answer.value, call, settings.synthesis.max_hops, settings.corpus.language)
         accepted[0] += len(found.pairs)
         accepted[1] += len(call.requests)
         return found
@@ -228,26 +249,23 @@ async def ask_questions(tasks: list[QuestionTask], settings: Settings, client: L
     def note() -> str:
         return f"{accepted[0] / max(1, accepted[1]):.0%} valid"
 
-    results = await client.gather(
-        work_order(plan_calls(tasks), settings.seed), ask, label="Writing questions", unit="calls", note=note
-    )
+    results = await client.gather(calls, ask, label=label, unit="calls", note=note)
     return Generated(
         [pair for result in results for pair in result.pairs],
         [reject for result in results for reject in result.rejects],
     )
 
 
-def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int) -> Generated:
+def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int, language: str = AUTO) -> Generated:
     """Take the pairs that keep the rules; the others are rejects, and so is a request that got none."""
-    every = tuple(source.segment_id for source in call.sources.values())
-    found = Generated([], [Reject(every, "invalid_pair", problem, raw) for raw, problem in answer.malformed])
+    found = Generated([], [Reject(call.segment_ids, "invalid_pair", problem, raw) for raw, problem in answer.malformed])
     unanswered = dict(enumerate(call.requests, start=1))
     for item in answer.pairs:
         request = unanswered.pop(item.request, None)
         labels = request.labels if request else tuple(call.sources)
         known = {call.sources[label].segment_id: call.sources[label].document_id for label in labels}
         pair = _pair(item, call)
-        problem = _not_as_asked(item, request) or _form(pair) or find_problem(pair, known, max_hops)
+        problem = _not_as_asked(item, request) or _form(pair, language) or find_problem(pair, known, max_hops)
         if problem is None:
             found.pairs.append(pair)
         else:
@@ -277,11 +295,11 @@ def _not_as_asked(item: PairAnswer, request: RequestedQuestion | None) -> tuple[
     return None
 
 
-def _form(pair: Pair) -> tuple[str, str] | None:
+def _form(pair: Pair, language: str) -> tuple[str, str] | None:
     """Forms that no language excuses; the others are left to the judge."""
     if copies_prompt(pair.question):
         return "copies_prompt", "the question is a sentence of the prompt"
-    problem = form_problem(pair.question, pair.style)
+    problem = form_problem(pair.question, pair.style, language)
     return (problem, "form of the question") if problem in _FORMS_REFUSED else None
 
 

@@ -14,6 +14,8 @@ from types import MappingProxyType
 import regex
 
 ENGLISH = "en"
+AUTO = "auto"
+"""In place of a language: that which is detected."""
 WITHOUT_QUESTION_MARK = frozenset({"th", "lo", "km", "my"})
 """Languages that mark a question by a word alone."""
 _SAMPLED_TEXTS = 200

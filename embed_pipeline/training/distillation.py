@@ -58,8 +58,10 @@ def score_candidates(examples: Examples, corpus_texts: Sequence[str], settings: 
     cosines = {(q, p): float(questions[q] @ passages[p]) for q, own in candidates.items() for p in own}
     if settings.training.teacher == HYBRID:
         vectors = encoder.encode(corpus_texts, "passage", label="Encoding segments for the teacher")
-        weight = settings.evaluation.hybrid_dense_weight
-        scores = _hybrid(examples, candidates, corpus_texts, (questions, vectors), weight)
+        weight = settings.training.teacher_dense_weight
+        scores = _hybrid(
+            examples, candidates, corpus_texts, (questions, vectors), weight, language=settings.corpus.language
+        )
     else:
         scores = _cross_encoder(settings.training.teacher, examples, candidates, settings)
     return to_scale(scores, cosines)
@@ -90,11 +92,13 @@ def _hybrid(
     texts: Sequence[str],
     vectors: tuple[NDArray[np.float32], NDArray[np.float32]],
     dense_weight: float,
+    *,
+    language: str,
 ) -> Scores:
     """The evaluation's hybrid over all segments, at each question's candidates."""
     questions, corpus = vectors
     place = {text: index for index, text in enumerate(texts)}
-    lexical = BM25(texts)
+    lexical = BM25(texts, language)
     scores: Scores = {}
     questions_scored = list(candidates)
     with progress("Scoring candidates", len(questions_scored), "questions") as bar:

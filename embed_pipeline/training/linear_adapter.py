@@ -15,7 +15,7 @@ Imports torch: import it inside functions from modules that the orchestration re
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
 from embed_pipeline.progress import progress
+from embed_pipeline.text.languages import AUTO
 from embed_pipeline.text.markdown import replace_headings
 from embed_pipeline.text.words import sentences
 from embed_pipeline.training.loss import follow_distribution
@@ -33,6 +34,7 @@ from embed_pipeline.training.task import LEAST_DOCUMENTS, TrainingError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+Sides = Literal["both", "query"]
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
@@ -57,6 +59,8 @@ def fit_adapter(
     dense_weight: float,
     seed: int,
     dimensions: Sequence[int] = (),
+    sides: Sides = "both",
+    language: str = AUTO,
 ) -> Floats:
     """Fit the map to the teacher's rankings of ``texts``.
 
@@ -67,6 +71,8 @@ def fit_adapter(
         dense_weight: share of the dense z-score in the hybrid.
         seed: of the samples and of the order of the batches.
         dimensions: shorter lengths that vectors may be cut to; the divergence is the mean over all lengths.
+        sides: ``both`` are mapped, or the ``query`` side alone.
+        language: ``corpus.language``.
 
     Returns:
         float32 (d, d), what is added to the identity: a vector ``v`` becomes ``v + v @ map``.
@@ -81,10 +87,11 @@ def fit_adapter(
     queries, own = sentence_queries(passages, groups, generator)
     query_vectors = encoder.encode(queries, "query", label="Encoding sentences")
     passage_vectors = encoder.encode(passages, "passage", label="Encoding segments for the adapter")
-    target = teacher_scores(queries, passages, (query_vectors, passage_vectors), own, groups, dense_weight=dense_weight)
+    encoded = (query_vectors, passage_vectors)
+    target = teacher_scores(queries, passages, encoded, own, groups, dense_weight=dense_weight, language=language)
     lengths = sorted({*dimensions, passage_vectors.shape[1]})
     tensors = (torch.from_numpy(array).to(encoder.backend.device) for array in (query_vectors, passage_vectors, target))
-    return _fit(*tensors, lengths=lengths, generator=generator)
+    return _fit(*tensors, lengths=lengths, generator=generator, sides=sides)
 
 
 def number_documents(documents: Sequence[str]) -> Integers:
@@ -134,6 +141,7 @@ def teacher_scores(
     groups: Integers,
     *,
     dense_weight: float,
+    language: str = AUTO,
 ) -> Floats:
     """The teacher's scores, float32 (queries, passages), NaN at a query's own segments.
 
@@ -146,9 +154,10 @@ def teacher_scores(
         own: for each query, the positions of the segments that are not ranked for it.
         groups: a number for each segment, equal for those of one document.
         dense_weight: share of the dense z-score in the hybrid.
+        language: ``corpus.language``.
     """
     query_vectors, vectors = encoded
-    bm25, neighbours = BM25(passages), _nearest_of_other_documents(vectors, groups)
+    bm25, neighbours = BM25(passages, language), _nearest_of_other_documents(vectors, groups)
     smoothed = _unit(_smooth(vectors, neighbours))
     scores = np.empty((len(queries), len(passages)), np.float32)
     spreads = np.empty((len(queries), 2))
@@ -196,14 +205,21 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def _fit(
-    queries: Tensor, passages: Tensor, target: Tensor, *, lengths: Sequence[int], generator: np.random.Generator
+    queries: Tensor,
+    passages: Tensor,
+    target: Tensor,
+    *,
+    lengths: Sequence[int],
+    generator: np.random.Generator,
+    sides: Sides,
 ) -> Floats:
     width = passages.shape[1]
     matrix = nn.Parameter(torch.zeros(width, width, device=passages.device))
     optimizer = torch.optim.Adam([matrix], lr=_LEARNING_RATE)
     with progress("Fitting the linear adapter", _STEPS, "steps") as bar:
         for batch in _query_batches(len(queries), generator):
-            mapped = queries[batch] + queries[batch] @ matrix, passages + passages @ matrix
+            moved = passages if sides == "query" else passages + passages @ matrix
+            mapped = queries[batch] + queries[batch] @ matrix, moved
             loss = torch.stack([_divergence(*mapped, target[batch], length) for length in lengths]).mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss + _L2_PENALTY * matrix.square().sum())
@@ -224,13 +240,19 @@ def _divergence(queries: Tensor, passages: Tensor, target: Tensor, length: int) 
     return follow_distribution(cut[0] @ cut[1].T / _TEMPERATURE, target, _TEMPERATURE)
 
 
-def append_adapter(model: SentenceTransformer) -> nn.Linear:
-    """Put an identity map before the normalisation that every model ends with; the layer, for its weights."""
+def append_adapter(model: SentenceTransformer, sides: Sides = "both") -> nn.Linear:
+    """Put an identity map before the normalisation that every model ends with, and return its linear layer.
+
+    Args:
+        model: the model; with ``sides`` ``query``, one whose sides were split.
+        sides: who is mapped.
+    """
     from sentence_transformers.sentence_transformer.modules import Dense
 
     width = model.get_embedding_dimension()
     layer = Dense(width, width, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(width))
-    model.insert(len(model) - 1, layer.to(model.device))
+    layers, place = _place(model, sides)
+    layers.insert(place, layer.to(model.device))
     linear: nn.Linear = layer.linear
     return linear
 
@@ -241,6 +263,15 @@ def set_adapter(layer: nn.Linear, matrix: Floats, share: float) -> None:
         layer.weight.copy_(torch.eye(len(matrix)) + share * torch.from_numpy(matrix).T)
 
 
-def remove_adapter(model: SentenceTransformer) -> None:
+def remove_adapter(model: SentenceTransformer, sides: Sides = "both") -> None:
     """Remove the layer of :func:`append_adapter`."""
-    del model[len(model) - 2]
+    layers, place = _place(model, sides)
+    del layers[place - 1]
+
+
+def _place(model: SentenceTransformer, sides: Sides) -> tuple[nn.Sequential, int]:
+    """Where a layer is inserted: last on the queries' way, or before the normalisation that all texts go through."""
+    if sides == "both":
+        return model, len(model) - 1
+    way: nn.Sequential = model[0].sub_modules["query"]
+    return way, len(way)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import os
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from embed_pipeline import machine
-from embed_pipeline.embedding.families import DIMENSIONS_KEY, embedding_dimensions
+from embed_pipeline.embedding.families import DIMENSIONS_KEY, embedding_dimensions, is_routed, route_of
 from embed_pipeline.embedding.models import load_model, torch_device
 from embed_pipeline.embedding.packing import PACKED, pack, trial_features
 from embed_pipeline.settings import Settings, Training
@@ -45,22 +46,49 @@ def prepare_model(settings: Settings) -> SentenceTransformer:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     model = load_model(settings.embedding.model, settings.embedding, device)
+    if training.sides == "query":
+        model = split_sides(model)
     turn_off_dropout(model)
     declare_dimensions(model, training.matryoshka_dimensions)
     bf16 = machine.training_precision(training, torch.device(device)) == "bf16"
     choose_attention(model, training, device, bf16=bf16)
     if training.lora_rank:
-        add_adapters(model, training.lora_rank)
+        add_adapters(route_of(model, "query") if training.sides == "query" else model, training.lora_rank)
     if training.gradient_checkpointing:
         checkpoint_gradients(model)
     return model
 
 
-def load_plain_base(settings: Settings) -> SentenceTransformer:
-    """The base model on the CPU, lengths declared, without adapters: folded-in weights are written with it."""
-    base = load_model(settings.embedding.model, settings.embedding, device="cpu")
+def load_plain_base(settings: Settings, device: str = "cpu") -> SentenceTransformer:
+    """The base model, sides split and lengths declared, without adapters: folded-in weights are written with it."""
+    base = load_model(settings.embedding.model, settings.embedding, device=device)
     declare_dimensions(base, settings.training.matryoshka_dimensions)
-    return base
+    return split_sides(base) if settings.training.sides == "query" else base
+
+
+def split_sides(model: SentenceTransformer) -> SentenceTransformer:
+    """``model`` with a way of its own for queries, a copy; passages keep the given weights, which are frozen.
+
+    Raises:
+        TrainingError: the model sends queries and passages different ways already.
+    """
+    from sentence_transformers.base.modules import Router
+
+    if is_routed(model):
+        message = 'training.sides = "query": the base has a router of its own; set training.sides = "both"'
+        raise TrainingError(message)
+    *body, normalize = model
+    of_queries = copy.deepcopy(body)
+    for module in body:
+        module.requires_grad_(requires_grad=False)
+    router = Router.for_query_document(of_queries, body)
+    split = SentenceTransformer(
+        modules=[router, normalize],
+        device=str(model.device),
+        prompts=model.prompts,
+        similarity_fn_name=model.similarity_fn_name,
+    )
+    return split.train(model.training)
 
 
 def check_base(settings: Settings, folder: Path) -> None:

@@ -142,7 +142,8 @@ def _keep_base(task: TrainingTask, seed: int, target: Path) -> SeedResult:
     started = time.monotonic()
     embedding = task.settings.embedding
     model = load_plain_base(task.settings)
-    dev = DevMeasure(task.dev, task.corpus, seed=task.settings.seed)(model, embedding) if task.dev else None
+    measure = DevMeasure.of(task)
+    dev = measure(model, embedding) if measure else None
     result = SeedResult(
         seed=seed,
         learning_rate=0.0,
@@ -201,7 +202,7 @@ def build_trainer(
     precision = machine.training_precision(training, arguments.device)
     compile_layers(model, training, schedule.steps, bf16=precision == "bf16")
     embedding = settings.embedding.model_copy(update={"precision": precision})
-    measure = DevMeasure(task.dev, task.corpus, seed=settings.seed) if task.dev else None
+    measure = DevMeasure.of(task)
     batches = ShuffledBatches(len(task.examples), schedule.batch_size, seed, processes=arguments.world_size)
     supervisor = Supervisor(
         work=work,

@@ -14,11 +14,12 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.embedding.models import load_model
+from embed_pipeline.embedding.models import load_model, torch_device
 from embed_pipeline.evaluation.general_set import general_set
 from embed_pipeline.settings import Embedding
 from embed_pipeline.training.checkpoints import SEAL
 from embed_pipeline.training.linear_adapter import append_adapter, fit_adapter, remove_adapter, set_adapter
+from embed_pipeline.training.prepared_model import load_plain_base
 from embed_pipeline.training.record import TrainingResult
 from embed_pipeline.training.seed_run import RESULT_FILE, SeedResult, winner_folder
 from embed_pipeline.training.supervisor import DevMeasure
@@ -97,7 +98,7 @@ def select(task: TrainingTask, seeds: Sequence[SeedResult], output: Path) -> Tra
         ModelError: a model cannot be loaded.
     """
     embedding = task.settings.embedding.model_copy(update={"precision": seeds[0].precision})
-    dev_measure = DevMeasure(task.dev, task.corpus, seed=task.settings.seed) if task.dev else None
+    dev_measure = DevMeasure.of(task)
     dev: Measure | None = (lambda model: dev_measure(model, embedding)) if dev_measure else None
     general = _general_measure(task, embedding)
     choice = _best_on_dev(task, seeds, dev)
@@ -151,7 +152,7 @@ def _forgetting(
     if choice.is_base:
         value = general(model)
         return ForgettingOutcome(1.0, value, value)
-    base = load_model(task.settings.embedding.model, task.settings.embedding)
+    base = load_plain_base(task.settings, torch_device(task.settings.embedding))
     outcome = limit_forgetting(
         model,
         base.state_dict(),
@@ -230,15 +231,18 @@ def _add_adapter(
             Encoder.of(model, embedding),
             task.corpus[1],
             task.documents or task.corpus[0],
-            dense_weight=settings.evaluation.hybrid_dense_weight,
+            dense_weight=settings.training.teacher_dense_weight,
             seed=settings.seed,
             dimensions=settings.training.matryoshka_dimensions,
+            sides=settings.training.sides,
+            language=settings.corpus.language,
         )
     except TrainingError as error:
         if settings.adapter.share != "auto":
             raise
         return AdapterOutcome(0.0, f"the model is left without it: {error}")
-    layer = append_adapter(model)
+    sides = settings.training.sides
+    layer = append_adapter(model, sides)
     for share in (wanted * part for part in SHARES):
         set_adapter(layer, matrix, share)
         if general is None or forgetting is None:
@@ -246,7 +250,7 @@ def _add_adapter(
         after = general(model)
         if forgetting.before - after <= settings.forgetting.max_loss:
             return AdapterOutcome(share, f"{share:.0%} of it gives nDCG@10 {after:.4f} on the general questions", after)
-    remove_adapter(model)
+    remove_adapter(model, sides)
     bound = f"forgetting.max_loss = {settings.forgetting.max_loss}"
     return AdapterOutcome(0.0, f"the model is left without it: no share of it keeps {bound}")
 

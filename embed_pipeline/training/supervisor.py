@@ -20,8 +20,9 @@ from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.evaluation.ranking import score_rankings
 from embed_pipeline.progress import Bar, progress
 from embed_pipeline.settings import Embedding
+from embed_pipeline.text.languages import AUTO
 from embed_pipeline.training.checkpoints import seal_checkpoint, step_of_checkpoint
-from embed_pipeline.training.task import TrainingError
+from embed_pipeline.training.task import TrainingError, TrainingTask
 from embed_pipeline.training.trainer import ContrastiveTrainer
 from embed_pipeline.training.weights import RunningMean, load_weights, trainable_weights
 
@@ -225,7 +226,13 @@ class DevMeasure:
     """
 
     def __init__(
-        self, dev: QuerySet, corpus: tuple[Sequence[str], Sequence[str]], *, seed: int, max_pool: int = MAX_POOL
+        self,
+        dev: QuerySet,
+        corpus: tuple[Sequence[str], Sequence[str]],
+        *,
+        seed: int,
+        max_pool: int = MAX_POOL,
+        language: str = AUTO,
     ) -> None:
         """Choose the pool.
 
@@ -234,6 +241,7 @@ class DevMeasure:
             corpus: ids and texts of all segments.
             seed: seed of the sample.
             max_pool: passages searched; positives are all searched, however many they are.
+            language: ``corpus.language``.
 
         Raises:
             TrainingError: a dev question is answered by a segment that is not in the corpus.
@@ -246,9 +254,15 @@ class DevMeasure:
             raise TrainingError(message)
         self._dev = dev
         self._questions = [dev.queries[query] for query in dev.ids]
-        chosen = sorted(_pool(dev, list(texts), place, seed, max_pool))
+        chosen = sorted(_pool(dev, list(texts), place, seed, max_pool, language=language))
         self._ids = [ids[index] for index in chosen]
         self.pool = [texts[index] for index in chosen]
+
+    @classmethod
+    def of(cls, task: TrainingTask) -> DevMeasure | None:
+        """The measure of a training; None: it has no dev questions."""
+        settings = task.settings
+        return cls(task.dev, task.corpus, seed=settings.seed, language=settings.corpus.language) if task.dev else None
 
     def __call__(self, model: SentenceTransformer, embedding: Embedding) -> float:
         """Mean nDCG@10 of ``model``, which is left in the mode it was in."""
@@ -268,11 +282,13 @@ class DevMeasure:
         return float(score_rankings(rankings, self._dev.qrels, (CUTOFF,)).column("nDCG", CUTOFF).mean())
 
 
-def _pool(dev: QuerySet, texts: list[str], place: dict[str, int], seed: int, max_pool: int) -> set[int]:
+def _pool(
+    dev: QuerySet, texts: list[str], place: dict[str, int], seed: int, max_pool: int, *, language: str
+) -> set[int]:
     if len(texts) <= max_pool:
         return set(range(len(texts)))
     chosen = {place[item] for rel in dev.qrels.values() for item in rel}
-    hits = BM25(texts).search([dev.queries[query] for query in dev.ids], _LEXICAL_HITS)
+    hits = BM25(texts, language).search([dev.queries[query] for query in dev.ids], _LEXICAL_HITS)
     for rank in range(hits.indices.shape[1]):
         column = [int(index) for index in hits.indices[:, rank] if index >= 0]
         chosen.update(column[: max(0, max_pool - len(chosen))])

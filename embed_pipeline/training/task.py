@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.methods import made_by
 from embed_pipeline.settings import TRAINING, Adapter, Settings, Training
 from embed_pipeline.tables import content_hash
+
+logger = logging.getLogger(__name__)
 
 Record = Callable[[int, dict[str, float]], None]
 SMALL_DATA = 2_000
@@ -106,6 +109,13 @@ class TrainingTask:
         if negatives is not None:
             examples = examples.with_columns(pl.col("negative_segment_ids").list.head(negatives))
         numbered = number_examples(examples, passages)
+        if unlearnable := numbered.without_contrast:
+            logger.warning(
+                "%d of %d examples teach nothing: every passage of the training answers their question, so there is "
+                "none to tell the answer from; add questions with other answers, or negatives",
+                unlearnable,
+                len(numbered),
+            )
         dev_questions = dev or None
         parts = [
             content_hash(examples.sort("example_id")),
@@ -158,6 +168,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.question)
+
+    @property
+    def without_contrast(self) -> int:
+        """Examples whose question every passage is known to answer: their loss is 0, whatever the model."""
+        return sum(len(self.known[question]) == len(self.passages) for question in self.question)
 
 
 def number_examples(examples: pl.DataFrame, passages: Mapping[str, str]) -> Examples:

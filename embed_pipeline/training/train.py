@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from embed_pipeline.embedding.models import torch_device
 from embed_pipeline.evaluation.query_sets import QuerySet, generated_set
 from embed_pipeline.settings import Settings
 from embed_pipeline.storage import read_table, table_path
+from embed_pipeline.text.passages import passages_by_id
 from embed_pipeline.training.checkpoints import prepare_work
 from embed_pipeline.training.record import TrainingResult
 from embed_pipeline.training.task import TrainingError, TrainingTask, is_first_process, world_size
@@ -50,9 +52,9 @@ def finetune(
 
     Args:
         examples: table ``training_examples``.
-        passages: segment id to text, for every segment that an example names.
+        passages: segment id to its text as it is embedded, for every segment that an example names.
         dev: questions for choosing the checkpoint, answered by segments; None or empty: the last weights win.
-        corpus: ids and texts of all segments, searched for the dev questions.
+        corpus: ids and such texts of all segments, searched for the dev questions.
         settings: groups ``embedding``, ``training``, ``adapter``, ``forgetting`` and ``evaluation``, and the seed.
         output: folder of the tuned sentence-transformers model; written last.
         work: folder of checkpoints and trained weights, of one training at a time.
@@ -109,12 +111,13 @@ def stored_task(settings: Settings) -> TrainingTask:
         TrainingError: a table was never materialized, or what it holds cannot be trained on.
     """
     corpus = _read_stored(settings, tables.CORPUS)
+    passages = passages_by_id(corpus, settings.embedding.context)
     dev = generated_set(_read_stored(settings, tables.QA_DATASET), _read_stored(settings, tables.DATASET_SPLIT), "dev")
     return TrainingTask.of(
         _read_stored(settings, tables.TRAINING_EXAMPLES),
-        dict(corpus.select("segment_id", "text").iter_rows()),
+        passages,
         dev,
-        (corpus["segment_id"].to_list(), corpus["text"].to_list()),
+        (list(passages), list(passages.values())),
         settings,
         work=work_folder(settings),
         documents=corpus["document_id"].to_list(),
@@ -130,7 +133,9 @@ def train_in_processes(settings: Settings) -> None:
     count = settings.training.processes
     options = ["--standalone", "--nproc-per-node", str(count)]
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", _MODULE]
-    done = subprocess.run(command, check=False)  # noqa: S603 - this very interpreter and module
+    # With the base that was chosen.
+    environment = os.environ | settings.as_environment(["embedding"])
+    done = subprocess.run(command, check=False, env=environment)  # noqa: S603 - this very interpreter and module
     if done.returncode:
         message = f"training in {count} processes ended with status {done.returncode}; the log above says why"
         raise TrainingError(message)

@@ -13,6 +13,7 @@ import polars as pl
 
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
+from embed_pipeline.text.languages import AUTO
 from embed_pipeline.training_data.candidates import similarity_ceiling
 from embed_pipeline.training_data.near_duplicates import NearDuplicatePassages, normalise_question
 
@@ -93,13 +94,18 @@ def audit_negatives(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, settings
         negatives=sum(len(row["negative_segment_ids"]) for row in rows),
         full_share=full_share(hard_negatives, settings.training_data.num_negatives),
         ratios=[ratio for row in rows for ratio in _ratios(row)],
-        false_negatives=estimate_false_negatives(rows, texts, settings.seed),
+        false_negatives=estimate_false_negatives(rows, texts, settings.seed, language=settings.corpus.language),
         hardest=_hardest(rows, texts),
     )
 
 
 def estimate_false_negatives(
-    rows: Sequence[Mapping[str, Any]], texts: Mapping[str, str], seed: int, sampled: int = _SAMPLED
+    rows: Sequence[Mapping[str, Any]],
+    texts: Mapping[str, str],
+    seed: int,
+    sampled: int = _SAMPLED,
+    *,
+    language: str = AUTO,
 ) -> FalseNegatives:
     """Share of the negatives that may be answers, from a seeded sample of questions, by two measures that agree.
 
@@ -113,6 +119,7 @@ def estimate_false_negatives(
         texts: segment id to text, of the whole corpus.
         seed: seed of the sample.
         sampled: questions in it, at most.
+        language: ``corpus.language``.
     """
     from scipy.stats import binomtest
 
@@ -122,7 +129,7 @@ def estimate_false_negatives(
         return FalseNegatives(0, 0, 0.0, 1.0)
     distinct = list(dict.fromkeys(texts[key] for key in sorted(texts)))
     place = {text: index for index, text in enumerate(distinct)}
-    hits = BM25(distinct).search([row["question"] for row in chosen], _SUSPECT_RANK)
+    hits = BM25(distinct, language).search([row["question"] for row in chosen], _SUSPECT_RANK)
     suspected = 0
     for index, row in enumerate(chosen):
         found = hits.rank_of(index, place[texts[row["negative_segment_ids"][0]]]) is not None

@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 import polars as pl
 
+from embed_pipeline.enumerations import Context
+from embed_pipeline.text.passages import passages_by_id
 from embed_pipeline.training_data.negatives import unroll
 from embed_pipeline.training_data.split import DEV, TEST, TRAIN
 
@@ -44,15 +46,11 @@ class _AnsweredQuestion:
 
 @dataclass(frozen=True)
 class _ExportedData:
-    """Segments, the mined train questions, and the questions of dev and test."""
+    """Passages by the ids of their segments, the mined train questions, and the questions of dev and test."""
 
-    corpus: pl.DataFrame
+    texts: dict[str, str]
     examples: pl.DataFrame
     sides: dict[str, list[_AnsweredQuestion]]
-
-    @property
-    def texts(self) -> dict[str, str]:
-        return dict(self.corpus.select("segment_id", "text").iter_rows())
 
 
 def export_dataset(
@@ -63,6 +61,7 @@ def export_dataset(
     split: pl.DataFrame,
     corpus: pl.DataFrame,
     hard_negatives: pl.DataFrame,
+    context: Context = "none",
 ) -> Path:
     """Write the data to ``folder``; an earlier export there is replaced once the new one is complete.
 
@@ -75,6 +74,7 @@ def export_dataset(
         split: frame of :data:`tables.DATASET_SPLIT`.
         corpus: frame of :data:`tables.CORPUS`.
         hard_negatives: frame of :data:`tables.HARD_NEGATIVES`.
+        context: ``embedding.context``: passages are written as they are embedded.
 
     Returns:
         The folder.
@@ -85,7 +85,8 @@ def export_dataset(
     if folder.exists() and not (folder / _MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         message = f"{folder} exists and is no export ({_MARKER} is missing); name another folder"
         raise ExportError(message)
-    data = _ExportedData(corpus.sort("segment_id"), unroll(hard_negatives), _sides(qa, split, hard_negatives))
+    texts = passages_by_id(corpus.sort("segment_id"), context)
+    data = _ExportedData(texts, unroll(hard_negatives), _sides(qa, split, hard_negatives))
     writers = {"beir": _write_beir, "sentence-transformers": _write_sentence_transformers, "nemo": _write_nemo}
     counts = {side: len(asked) for side, asked in data.sides.items()}
     try:
@@ -127,8 +128,8 @@ def _sides(qa: pl.DataFrame, split: pl.DataFrame, hard_negatives: pl.DataFrame) 
 
 def _write_beir(data: _ExportedData, folder: Path, sides: Sequence[str] = (TRAIN, DEV, TEST)) -> None:
     # Without the title, which BEIR's readers put before the text: what is searched and trained on is the text alone.
-    passages = data.corpus.select("segment_id", "text").iter_rows()
-    _write_lines(folder / "corpus.jsonl", ({"_id": key, "title": "", "text": text} for key, text in passages))
+    passages = ({"_id": key, "title": "", "text": text} for key, text in data.texts.items())
+    _write_lines(folder / "corpus.jsonl", passages)
     asked = [one for side in sides for one in data.sides[side]]
     _write_lines(folder / "queries.jsonl", ({"_id": one.key, "text": one.question} for one in asked))
     (folder / "qrels").mkdir()
@@ -160,7 +161,8 @@ def _write_texts(path: Path, rows: list[list[str]], negatives: int) -> None:
 def _write_nemo(data: _ExportedData, folder: Path) -> None:
     passages = folder / "corpus"
     passages.mkdir()
-    data.corpus.select(pl.col("segment_id").alias("id"), "text").write_parquet(passages / "train.parquet")
+    texts = {"id": list(data.texts), "text": list(data.texts.values())}
+    pl.DataFrame(texts, schema={"id": pl.String, "text": pl.String}).write_parquet(passages / "train.parquet")
     _write_json(passages / "merlin_metadata.json", {"corpus_id": _CORPUS_ID, "class": "TextQADataset"})
     examples = data.examples.iter_rows(named=True)
     train = [

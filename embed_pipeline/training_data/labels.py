@@ -22,7 +22,8 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.beir import LabelsError, id_text, parquet_rows, read_beir, read_json_lines
-from embed_pipeline.enumerations import LABELLED, SIDES, Side
+from embed_pipeline.enumerations import LABELLED, SIDES, Context, Side
+from embed_pipeline.text.passages import passage_texts, passages_by_id
 from embed_pipeline.text.words import overlap
 
 logger = logging.getLogger(__name__)
@@ -99,22 +100,26 @@ class Label:
 
 
 def with_labelled_passages(
-    corpus: pl.DataFrame, labelled: Sequence[Path], count_tokens: Callable[[Sequence[str]], list[int]]
+    corpus: pl.DataFrame,
+    labelled: Sequence[Path],
+    count_tokens: Callable[[Sequence[str]], list[int]],
+    context: Context = "none",
 ) -> pl.DataFrame:
     """The corpus and the passages of the labels: BEIR corpora, and texts named as positive or negative.
 
     A passage is one document of one segment, whatever its length, at the path ``labels/<set>/<its id>``. A text that is
-    already a segment is not added again.
+    already a segment, alone or after its context, is not added again.
 
     Args:
         corpus: frame of :data:`tables.CORPUS`; it may be empty.
         labelled: the label sets.
         count_tokens: tokens of each text under the encoder's tokenizer, without special tokens.
+        context: ``embedding.context``.
 
     Raises:
         LabelsError: a set cannot be read.
     """
-    known = {text.strip() for text in corpus["text"]}
+    known = {text.strip() for text in (*corpus["text"], *passage_texts(corpus, context))}
     rows: list[tuple[str, str, str]] = []
     for label_set in _read_label_sets(labelled):
         for path, text in _labelled_passages(label_set):
@@ -141,21 +146,30 @@ def with_labelled_passages(
     return pl.concat([corpus, added]).sort("path", "position")
 
 
-def read_labels(labelled: Sequence[Path], corpus: pl.DataFrame) -> list[Label]:
+def read_labels(
+    labelled: Sequence[Path],
+    corpus: pl.DataFrame,
+    context: Context = "none",
+    *,
+    left_out: pl.DataFrame | None = None,
+) -> list[Label]:
     """All labels over a corpus that holds their passages.
 
     An id names a passage of the label's own set, a segment, or the path of a document: then the document's segment
-    that shares most content words with the question answers it. What is not there is left out and counted in the log,
-    and so is a question that keeps no positive.
+    that shares most content words with the question answers it. The path of a copy that the corpus leaves out stands
+    for the document that stayed. What is not there is left out and counted in the log, and so is a question that keeps
+    no positive.
 
     Args:
         labelled: the label sets.
         corpus: what :func:`with_labelled_passages` returned.
+        context: ``embedding.context``: a text of a label may be a segment's as it is embedded.
+        left_out: table ``left_out_documents``; None: nothing was left out.
 
     Raises:
         LabelsError: a set cannot be read, or nothing that one names is in the corpus.
     """
-    lookup = _SegmentLookup(corpus)
+    lookup = _SegmentLookup(corpus, context, left_out)
     labels: list[Label] = []
     for label_set in _read_label_sets(labelled):
         missing: list[str] = []
@@ -382,14 +396,21 @@ def _labelled_passages(label_set: LabelSet) -> Iterator[tuple[str, str]]:
 class _SegmentLookup:
     """Finds the segments that labels name: by text, by segment id, by path."""
 
-    def __init__(self, corpus: pl.DataFrame) -> None:
+    def __init__(self, corpus: pl.DataFrame, context: Context, left_out: pl.DataFrame | None) -> None:
         ordered = corpus.sort("path", "position")
         self._texts: dict[str, str] = dict(ordered.select("segment_id", "text").iter_rows())
+        self._passages = passages_by_id(ordered, context)
         self._by_text: dict[str, str] = {}
         self._by_path: dict[str, list[str]] = {}
         for segment, path, text in ordered.select("segment_id", "path", "text").iter_rows():
             self._by_text.setdefault(text.strip(), segment)
             self._by_path.setdefault(path, []).append(segment)
+        for segment, passage in self._passages.items():
+            self._by_text.setdefault(passage.strip(), segment)
+        copies = tables.LEFT_OUT_DOCUMENTS.empty() if left_out is None else left_out
+        for path, stayed in copies.select("path", "duplicate_of").iter_rows():
+            if stayed in self._by_path:
+                self._by_path.setdefault(path, self._by_path[stayed])
 
     def label(self, label_set: LabelSet, raw: RawLabel, missing: list[str]) -> Label:
         """The label over segments; what is not in the corpus is added to ``missing``."""
@@ -425,7 +446,7 @@ class _SegmentLookup:
     def _by_id(self, passages: Mapping[str, str], raw: RawLabel, key: str) -> str | None:
         own = passages.get(key, "").strip()
         # An id of ours means that very segment, though others may have the same text.
-        if key in self._texts and (not own or self._texts[key].strip() == own):
+        if key in self._texts and own in {"", self._texts[key].strip(), self._passages[key].strip()}:
             return key
         if own in self._by_text:
             return self._by_text[own]

@@ -15,7 +15,9 @@ import polars as pl
 from embed_pipeline import tables
 from embed_pipeline.embedding.families import Kind
 from embed_pipeline.embedding.search import Floats
+from embed_pipeline.enumerations import Context
 from embed_pipeline.settings import Settings, TrainingData
+from embed_pipeline.text.passages import passage_texts
 from embed_pipeline.training_data.candidates import (
     MinedCandidates,
     Question,
@@ -74,11 +76,11 @@ def mine_hard_negatives(
     missing = [name for name in asides if name not in ordered.columns]
     ordered = ordered.with_columns(pl.lit([], dtype=pl.List(pl.String)).alias(name) for name in missing)
     named = pl.concat(ordered[name].explode() for name in ("positive_segment_ids", *asides)).drop_nulls()
-    passages = _DistinctPassages.of(corpus, named)
+    passages = _DistinctPassages.of(corpus, named, settings.embedding.context)
     asked = _number_questions(ordered, passages.number)
     vectors = (
         encoder.encode(ordered["question"].to_list(), "query", label="Encoding questions"),
-        encoder.encode(passages.texts, "passage", label="Encoding segments"),
+        encoder.encode(passages.embedded, "passage", label="Encoding segments"),
     )
     wanted = settings.training_data.num_negatives * (_CHECKED_PER_NEGATIVE if checks else 1)
     mined = mine_candidates(asked, passages.texts, vectors, wanted, settings)
@@ -121,28 +123,32 @@ def unroll(hard_negatives: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class _DistinctPassages:
-    """The distinct texts of a corpus; a text that several segments share is one passage, named by the first id.
+    """The distinct passages of a corpus; one that several segments share is named by the first id.
 
     Attributes:
-        texts: the passages, in the order of their ids.
+        texts: their texts, by which they are compared, in the order of their ids.
+        embedded: their texts as they are embedded.
         ids: segment id of each.
         number: place among the passages of each segment asked for that is in the corpus.
     """
 
     texts: list[str]
+    embedded: list[str]
     ids: list[str]
     number: dict[str, int]
 
     @classmethod
-    def of(cls, corpus: pl.DataFrame, asked_for: Iterable[str]) -> _DistinctPassages:
-        segments = corpus.select("segment_id", "text")
-        distinct = segments.sort("segment_id").unique("text", keep="first", maintain_order=True)
+    def of(cls, corpus: pl.DataFrame, asked_for: Iterable[str], context: Context) -> _DistinctPassages:
+        embedded = pl.Series("embedded", passage_texts(corpus, context), pl.String)
+        segments = corpus.select("segment_id", "text").with_columns(embedded)
+        distinct = segments.sort("segment_id").unique("embedded", keep="first", maintain_order=True)
         asked = pl.DataFrame({"segment_id": sorted(set(asked_for))}, schema={"segment_id": pl.String})
         placed = segments.join(asked, on="segment_id", how="semi").join(
-            distinct.select("text").with_row_index("number"), on="text"
+            distinct.select("embedded").with_row_index("number"), on="embedded"
         )
         number: dict[str, int] = dict(placed.select("segment_id", "number").iter_rows())
-        return cls(distinct["text"].to_list(), distinct["segment_id"].to_list(), number)
+        texts, embedded, ids = (distinct[name].to_list() for name in ("text", "embedded", "segment_id"))
+        return cls(texts, embedded, ids, number)
 
 
 def _number_questions(ordered: pl.DataFrame, number: Mapping[str, int]) -> list[Question]:

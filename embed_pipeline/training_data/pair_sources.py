@@ -158,13 +158,16 @@ def _crops(documents: list[_Document]) -> Iterator[StructurePair]:
                 yield StructurePair("crop", best, segment.segment_id)
 
 
-def collect_pairs(generated: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> pl.DataFrame:
+def collect_pairs(
+    generated: pl.DataFrame, corpus: pl.DataFrame, settings: Settings, left_out: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """The pairs of every source that ``training_data.sources`` and ``training_data.label_sets`` name.
 
     Args:
         generated: accepted generated pairs, frame of :data:`tables.QA_DATASET`.
         corpus: frame of :data:`tables.CORPUS`, labelled passages in it.
         settings: the sources.
+        left_out: frame of :data:`tables.LEFT_OUT_DOCUMENTS`; None: nothing was left out.
 
     Returns:
         Frame of :data:`tables.QA_DATASET`, sorted by qa_id.
@@ -179,7 +182,8 @@ def collect_pairs(generated: pl.DataFrame, corpus: pl.DataFrame, settings: Setti
     if "structure" in options.sources:
         frames.append(structural_pairs(corpus, settings))
     if options.label_sets:
-        frames.append(labelled_pairs(read_labels(options.label_sets, corpus), corpus))
+        labels = read_labels(options.label_sets, corpus, settings.embedding.context, left_out=left_out)
+        frames.append(labelled_pairs(labels, corpus))
     return tables.validate(pl.concat(frames).sort("qa_id"), tables.QA_DATASET)
 
 

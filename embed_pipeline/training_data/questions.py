@@ -40,6 +40,7 @@ def training_questions(
     split: pl.DataFrame,
     corpus: pl.DataFrame,
     settings: Settings,
+    left_out: pl.DataFrame | None = None,
     *,
     reviewed: Mapping[str, ReviewVerdict] = MappingProxyType({}),
 ) -> pl.DataFrame:
@@ -56,6 +57,7 @@ def training_questions(
         split: frame of :data:`tables.DATASET_SPLIT`.
         corpus: frame of :data:`tables.CORPUS`.
         settings: the bounds and the seed.
+        left_out: frame of :data:`tables.LEFT_OUT_DOCUMENTS`; None: nothing was left out.
         reviewed: pair to what people said of it.
 
     Returns:
@@ -67,7 +69,9 @@ def training_questions(
     """
     labelled = {}
     if settings.training_data.label_sets:
-        labelled = {label.qa_id: label.negatives for label in read_labels(settings.training_data.label_sets, corpus)}
+        options = settings.training_data
+        labels = read_labels(options.label_sets, corpus, settings.embedding.context, left_out=left_out)
+        labelled = {label.qa_id: label.negatives for label in labels}
     train = split.filter(pl.col("split") == TRAIN).select("qa_id")
     marked = {key: one.positives & set(corpus["segment_id"]) for key, one in reviewed.items() if one.positives}
     readable = set(usable_corpus(corpus, split, settings)["segment_id"]) if marked else set()

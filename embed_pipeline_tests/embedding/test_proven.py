@@ -17,8 +17,17 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
-from embed_pipeline.embedding.proven import CorpusBackend, choose_backend, cosines_of, open_base_encoder, proof_texts
+from embed_pipeline.embedding.proven import (
+    CorpusBackend,
+    choose_backend,
+    cosines_of,
+    least_cosine,
+    open_base_encoder,
+    proof_texts,
+    proof_vectors,
+)
 from embed_pipeline.settings import Embedding, Paths, Settings
+from embed_pipeline_tests import families
 from embed_pipeline_tests.tiny import write_tiny_model
 
 PASSAGES = [f"the value of object {n} in a class {'of python ' * (n % 20)}" for n in range(100)]
@@ -247,3 +256,12 @@ def test_turns_are_timed_after_a_first_time():
 @pytest.fixture(autouse=True)
 def _said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+
+
+def test_queries_that_take_another_way_are_proven_too(tmp_path):
+    routed = Encoder.load(families.two_heads(tmp_path / "router"), Embedding(device="cpu"))
+    expected = proof_vectors(routed, PASSAGES[:8])
+    assert expected.keys() == {"passage", "query"}
+    assert least_cosine(routed.backend, PASSAGES[:8], expected) > 1 - 1e-6
+    routed.backend.query_side = None
+    assert least_cosine(routed.backend, PASSAGES[:8], expected) < 0.98

@@ -18,6 +18,7 @@ from embed_pipeline.evaluation.query_sets import (
     modification_times,
     with_document_slices,
 )
+from embed_pipeline.tables import LEFT_OUT_DOCUMENTS
 from embed_pipeline_tests.evaluation import material
 from embed_pipeline_tests.test_beir import write_beir
 
@@ -53,6 +54,15 @@ def test_judgements_on_documents_that_are_not_here_are_dropped_and_counted(
     assert (found.name, found.unit, found.queries) == ("people", "document", {"q1": "question 1"})
     assert found.qrels == {"q1": {"class.md": 2}}
     assert "2 judgements" in caplog.text
+
+
+def test_judgements_on_a_copy_hold_for_the_document_that_stayed(tmp_path: Path) -> None:
+    judged = "q1\tcopy.md\t3\nq1\tclass.md\t1\nq2\tcopy.md\t1\n"
+    row = {"path": "copy.md", "document_id": "d", "batch": "b1", "duplicate_of": "class.md"}
+    left_out = LEFT_OUT_DOCUMENTS.frame([row | {"reason": "near_duplicate", "resemblance": 0.97}])
+    found = labelled_set(write_beir(tmp_path / "people", corpus=False, test=judged), material.corpus(), left_out)
+    assert found is not None
+    assert found.qrels == {"q1": {"class.md": 3}, "q2": {"class.md": 1}}
 
 
 def test_a_set_with_a_corpus_of_its_own_keeps_it(tmp_path: Path) -> None:

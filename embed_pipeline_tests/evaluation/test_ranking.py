@@ -22,7 +22,7 @@ def collection() -> Collection:
 def ranked(unit: str, weight: float = 0.65, depth: int = 10) -> dict[str, list[str]]:
     query_set = QuerySet("x", {"q": "cherry"}, {"q": {"c": 1}}, unit)  # type: ignore[arg-type]  # parametrised
     query = np.asarray([[0.0, 1.0]], dtype=np.float32)
-    systems = rank_set(query_set, collection(), query, query, depth=depth, dense_weight=weight)
+    systems = rank_set(query_set, collection(), query, query, depth=depth, dense_weights=(weight, 0.0))
     return {system: found.rankings["q"] for system, found in systems.items()}
 
 
@@ -31,8 +31,9 @@ def test_segments_are_ranked_by_each_system() -> None:
     assert found["base"] == ["c", "b", "d", "a"]
     assert found["tuned"] == ["b", "c", "a", "d"]
     assert found["bm25"] == ["c"]
-    assert found["hybrid"][0] == "c"
-    assert ranked("segment", weight=1.0)["hybrid"] == found["base"]
+    assert found["hybrid_base"][0] == "c"
+    assert found["hybrid_tuned"][0] == "c"
+    assert ranked("segment", weight=1.0)["hybrid_base"] == found["base"]
     assert ranked("segment", depth=2)["base"] == ["c", "b"]
 
 

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
-from embed_pipeline.evaluation.retrieval import Comparison, compare
+from embed_pipeline.evaluation.retrieval import Comparison, compare, searched_by
 from embed_pipeline.settings import Settings
-from embed_pipeline.tables import QUESTION_RESULTS, RETRIEVAL_EVALUATION, validate
+from embed_pipeline.tables import FUSION_WEIGHTS, QUESTION_RESULTS, RETRIEVAL_EVALUATION, validate
 from embed_pipeline_tests.evaluation import material
 from embed_pipeline_tests.tiny import write_tiny_model
 
@@ -26,7 +26,8 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def comparison(tiny_model: Path, other_model: Path) -> Comparison:
     sets = [material.generated(), material.labelled()]
-    return compare(tiny_model, other_model, material.corpus(), sets, SETTINGS)
+    dev = dataclasses.replace(material.generated(), name="dev")
+    return compare(tiny_model, other_model, material.corpus(), sets, SETTINGS, dev=dev)
 
 
 def figure(frame: pl.DataFrame, **where: object) -> dict[str, float]:
@@ -36,7 +37,9 @@ def figure(frame: pl.DataFrame, **where: object) -> dict[str, float]:
 def test_every_metric_of_every_system_is_there_with_slices(comparison: Comparison) -> None:
     validate(comparison.metrics, RETRIEVAL_EVALUATION)
     validate(comparison.questions, QUESTION_RESULTS)
-    generated, people = 3 * 4 * 5 * 6, 4 * 5 * 6
+    validate(comparison.fusions, FUSION_WEIGHTS)
+    assert comparison.fusions["query_set"].unique().sort().to_list() == ["dev", "generated", "people"]
+    generated, people = 3 * 5 * 5 * 6, 5 * 5 * 6
     assert comparison.metrics.height == generated + people
     assert set(comparison.verdicts) == {"generated", "people"}
     base = comparison.metrics.filter(system="base")
@@ -53,6 +56,14 @@ def test_a_question_that_is_its_passage_is_found_by_every_dense_model(comparison
     for system in ("base", "tuned"):
         found = figure(comparison.metrics, query_set="generated", slice="all", system=system, metric="nDCG", k=10)
         assert found["value"] == pytest.approx(1.0)
+
+
+def test_the_hybrids_rank_by_the_weights_that_dev_chose(comparison: Comparison) -> None:
+    for name in ("generated", "people"):
+        for system in ("hybrid_base", "hybrid_tuned"):
+            chosen = figure(comparison.fusions, query_set=name, system=system, chosen=True)
+            found = figure(comparison.metrics, query_set=name, slice="all", system=system, metric="nDCG", k=10)
+            assert found["value"] == pytest.approx(chosen["ndcg_10"])
 
 
 def test_differences_are_tuned_less_base(comparison: Comparison) -> None:
@@ -110,3 +121,36 @@ def test_inputs_that_cannot_be_evaluated_are_named(tiny_model: Path) -> None:
         evaluate(material.generated(), material.generated())
     with pytest.raises(EvaluationError, match="'q' is answered by 's99'"):
         evaluate(QuerySet("x", {"q": "a"}, {"q": {"s99": 1}}))
+
+
+def with_context(context: str) -> Settings:
+    return SETTINGS.model_copy(update={"embedding": SETTINGS.embedding.model_copy(update={"context": context})})
+
+
+def test_segments_are_searched_with_their_context_and_own_corpora_as_they_are() -> None:
+    own = QuerySet("own", {"q": "python"}, {"q": {"d1": 1}}, corpus=Passages(("d1", "d2"), ("python", "list")))
+    (ours, documents), (theirs, _) = searched_by([material.generated(), own], material.corpus(), "title")
+    assert ours.texts[3] == f"object\n\n{ours.said[3]}"
+    assert documents[3] == "object.md"
+    assert theirs == own.corpus
+
+
+def test_the_same_text_under_two_titles_is_the_same_answer(tiny_model: Path) -> None:
+    asked = QuerySet("generated", {"q": "value the same text"}, {"q": {"s19": 1}})
+    found = compare(tiny_model, tiny_model, material.corpus(), [asked], with_context("title"))
+    assert figure(found.metrics, system="base", metric="Recall", k=20)["value"] == 1.0
+    assert found.questions["base_rank"].to_list() == [1]
+
+
+def test_each_release_is_measured_with_its_own_context(tiny_model: Path) -> None:
+    sets = [material.generated(), material.labelled()]
+    plain = compare(tiny_model, tiny_model, material.corpus(), sets, SETTINGS)
+    titled = compare(tiny_model, tiny_model, material.corpus(), sets, with_context("title"))
+    mixed = compare(tiny_model, tiny_model, material.corpus(), sets, with_context("title"), base_context="none")
+
+    def ranks(comparison: Comparison, system: str) -> list[float]:
+        return comparison.metrics.filter(system=system, slice="all")["value"].to_list()
+
+    assert ranks(plain, "base") != ranks(titled, "base")
+    assert ranks(mixed, "base") == ranks(plain, "base")
+    assert ranks(mixed, "tuned") == ranks(titled, "tuned")

@@ -1,7 +1,8 @@
 import dagster as dg
 import pytest
 
-from embed_pipeline.orchestration.checks import tuned_is_better
+from embed_pipeline import tables
+from embed_pipeline.orchestration.checks import generated_set, tuned_is_better
 from embed_pipeline.settings import Settings
 from embed_pipeline_tests.evaluation.test_gates import metrics
 
@@ -30,3 +31,12 @@ def test_a_failed_gate_says_why_and_keeps_its_figures() -> None:
     assert not result.passed
     assert "below the least relative gain" in (result.description or "")
     assert figures(result)["generated_tuned_ndcg_10"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("sources", "severity"), [("generated", "ERROR"), ("structure", "WARN")])
+def test_too_few_pairs_name_their_setting_and_stop_only_what_is_generated(sources: str, severity: str) -> None:
+    settings = Settings.model_validate({"training_data": {"sources": [sources]}})
+    frames = (table.empty() for table in (tables.QA_DATASET, tables.QA_DECISIONS, tables.CORPUS))
+    result = next(iter(generated_set(settings, *frames)))  # type: ignore[call-overload]
+    assert (result.check_name, result.passed, result.severity.name) == ("enough_accepted_pairs", False, severity)
+    assert result.description == "0, bound gates.min_accepted_pairs = 20"

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 from dagster_docker.container_context import DockerContainerContext
+from filelock import FileLock
 
 from embed_pipeline.orchestration.executors import GPU_STEP, GPU_TAG, GpuStepHandler, stage_executor
 from embed_pipeline.orchestration.jobs import all_assets
+from embed_pipeline.orchestration.launcher import StackRunLauncher
+from embed_pipeline.orchestration.store_lock import command_tags
 from embed_pipeline.settings import Orchestration
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 class FakeClient:
@@ -68,6 +77,56 @@ def test_an_untagged_step_gets_none_and_without_gpus_in_the_settings_nor_does_a_
     _, kwargs = launch(monkeypatch, tags, gpus)
     assert "device_requests" not in kwargs
     assert kwargs["volumes"] == ["store:/store"]
+
+
+@pytest.mark.parametrize(
+    ("value", "filled"),
+    [
+        ({"networks": ["${STACK}-engine"]}, {"networks": ["trial-engine"]}),
+        ({"mem_limit": "${RUN_MEMORY}", "pids_limit": 9}, {"mem_limit": "6g", "pids_limit": 9}),
+        ({"labels": {"a.b": "${STACK}", "c": ""}, "init": True}, {"labels": {"a.b": "trial", "c": ""}, "init": True}),
+        ({"volumes": ["${STACK}-store:/data/$x"]}, {"volumes": ["trial-store:/data/$x"]}),
+    ],
+)
+def test_a_launcher_takes_names_and_limits_from_the_stack(monkeypatch, value, filled):
+    monkeypatch.setenv("STACK", "trial")
+    monkeypatch.setenv("RUN_MEMORY", "6g")
+    networks = value.pop("networks", [])
+    launcher = StackRunLauncher(None, networks=networks, container_kwargs=value)
+    assert launcher.networks == filled.pop("networks", [])
+    assert launcher.container_kwargs == filled
+
+
+def test_a_launcher_that_belongs_to_no_stack_says_what_is_missing(monkeypatch):
+    monkeypatch.delenv("STACK", raising=False)
+    with pytest.raises(dg.DagsterInvariantViolationError, match="needs the variable STACK"):
+        StackRunLauncher(None, networks=["${STACK}-engine"])
+
+
+@pytest.mark.parametrize(("held", "status"), [(True, "RUNNING"), (False, "NOT_FOUND")])
+def test_a_launcher_misses_no_container_of_a_command(tmp_path, held, status):
+    with dg.DagsterInstance.local_temp() as instance:
+
+        @dg.job(name="sdg")
+        def job():
+            pass
+
+        run = instance.create_run_for_job(job, tags=command_tags("sdg", tmp_path), status=dg.DagsterRunStatus.STARTED)
+        launcher = StackRunLauncher(None)
+        launcher.register_instance(instance)
+        with FileLock(tmp_path / ".lock") if held else nullcontext():
+            assert launcher.check_run_worker_health(run).status.name == status
+        assert instance.get_run_by_id(run.run_id).is_finished is not held
+
+
+def test_the_launcher_needs_nothing_that_the_webserver_lacks():
+    found = "import sys, embed_pipeline.orchestration.launcher; print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True).stdout.split()
+    own = {name for name in shown if name.startswith("embed_pipeline")}
+    copied = (ROOT / "deploy" / "control.Dockerfile").read_text(encoding="utf-8")
+    paths = {name: name.replace(".", "/") for name in own}
+    assert all(f"{path}.py" in copied or f"{path}/__init__.py" in copied for path in paths.values()), own
+    assert not {"torch", "polars", "mlflow"} & set(shown)
 
 
 def per_step(orchestration):

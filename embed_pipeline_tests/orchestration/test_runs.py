@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
 from dagster_shared.error import SerializableErrorInfo
+from filelock import FileLock
 
 from embed_pipeline.orchestration import runs
 from embed_pipeline.orchestration.partitions import chosen_batch
-from embed_pipeline.orchestration.store_lock import close_abandoned, command_tags, pool_holders, unfinished_runs
+from embed_pipeline.orchestration.store_lock import (
+    close_abandoned,
+    close_if_abandoned,
+    command_tags,
+    locked_store,
+    pool_holders,
+    unfinished_runs,
+)
 from embed_pipeline_tests.project import small_project, well_behaved
 from embed_pipeline_tests.stub_endpoint import Hang, stub_endpoint
+
+# As a product of large matrices: it takes no exception until it is done.
+STUCK = """
+import ctypes, pathlib
+from embed_pipeline.cli import main
+from embed_pipeline.orchestration.assets import sdg
+
+def stuck(*_, **__):
+    pathlib.Path("stuck").touch()
+    c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    while True:
+        c.pthread_mutex_lock(mutex)
+
+sdg.split_segments = stuck
+main()
+"""
 
 
 @pytest.fixture
@@ -126,3 +153,35 @@ def test_an_interrupted_command_ends_at_once_and_the_next_one_goes_on(tmp_path, 
     assert not {str(request["messages"][-1]) for request in stub.requests[4 + 8 :]} & set(first), (
         "what was answered is kept"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_step_that_the_interpreter_cannot_interrupt_ends_as_soon(tmp_path, tiny_model, number):
+    project = small_project(tmp_path, tiny_model, "http://127.0.0.1:9/v1")
+    command = [sys.executable, "-c", STUCK, "sdg"]
+    environment = {**os.environ, **project.environment}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        while not (tmp_path / "stuck").exists():
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(number)
+        begun = time.monotonic()
+        _, output = running.communicate(timeout=60)
+        seconds = time.monotonic() - begun
+    assert running.returncode == 130, output
+    assert output.count("error: interrupted; what was finished is kept") == 1
+    assert seconds < 4
+    assert len(project.table("documents")) == 12
+
+
+@pytest.mark.slow
+def test_the_run_of_a_command_is_missed_only_when_nobody_holds_its_stores_lock(instance, tmp_path):
+    run = instance.get_run_by_id(start(instance, command_tags("sdg", tmp_path)))
+    with locked_store(instance, tmp_path / "other"), FileLock(tmp_path / ".lock"):
+        assert not close_if_abandoned(instance, run)
+    elsewhere = instance.get_run_by_id(start(instance, command_tags("sdg", tmp_path / "absent")))
+    assert not close_if_abandoned(instance, elsewhere), "its store is another machine's"
+    assert close_if_abandoned(instance, run)
+    assert instance.get_run_by_id(run.run_id).status is dg.DagsterRunStatus.FAILURE
+    assert not close_if_abandoned(instance, run), "it had ended"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from markdown_it import MarkdownIt
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.bundle import Lineage, check_bundle_model, write_bundle
-from embed_pipeline.release.manifest import BundleError, read_manifest, verify_bundle
+from embed_pipeline.release.manifest import BundleError, ModelFacts, read_manifest, verify_bundle
+from embed_pipeline.release.model_card import model_card
 
 LINEAGE = Lineage(
     version="3",
@@ -108,9 +112,22 @@ def test_training_leftovers_and_paths_stay_behind(bundle):
 def test_the_card_has_front_matter_figures_and_prefixes(bundle):
     card = (bundle / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: sentence-transformers\n")
-    for part in ("| test.tuned.nDCG@10 | 0.625 |", "| query | `what is ` |", "abc123", "encode_query", "onnxruntime"):
-        assert part in card
+    parts = ("| `test.tuned.nDCG@10` | 0.625 |", "| query | `'what is '` |", "abc123", "encode_query", "onnxruntime")
+    assert [part for part in parts if part not in card] == []
     assert (bundle / "model" / "README.md").read_text() == card
+
+
+@pytest.mark.parametrize(
+    "hostile", ["![x](http://h/p.png)", "a | b\n---\nlicense: x", "<img src=x>", "`x` [y](javascript:z)"]
+)
+def test_names_and_prefixes_in_the_card_are_text(hostile):
+    facts = ModelFacts(dimensions=8, max_tokens=64, query_prefix=hostile, passage_prefix=hostile, base_model=hostile)
+    card = model_card(facts, "v1-0123abcd", {hostile: {"nDCG": 0.5, "set": hostile}}, {}, {hostile: hostile})
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head)["base_model"] == hostile
+    assert set(yaml.safe_load(head)) == {"library_name", "pipeline_tag", "base_model", "tags"}
+    page = MarkdownIt("commonmark").enable("table").render(body)
+    assert not re.search(r"<(img|a)\b", page)
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "onnx/model.onnx", "README.md"])
@@ -156,3 +173,16 @@ def test_a_full_folder_and_a_folder_that_is_no_model_are_refused(bundle, tiny_ex
         write_bundle(tmp_path / "new", model=tmp_path, onnx_folder=tiny_export, lineage=LINEAGE)
     with pytest.raises(BundleError, match=r"embedding_config\.json"):
         write_bundle(tmp_path / "new", model=bundle / "model", onnx_folder=tmp_path, lineage=LINEAGE)
+
+
+@pytest.mark.parametrize(("context", "says"), [("none", "its text alone"), ("path", "the headings above it")])
+def test_a_release_says_what_belongs_before_a_passage(tiny_model, tiny_export, tmp_path, context, says):
+    bundle = tmp_path / "bundle"
+    lineage = replace(LINEAGE, passage_context=context)
+    write_bundle(bundle, model=tiny_model, onnx_folder=tiny_export, lineage=lineage)
+    assert read_manifest(bundle).model.passage_context == context
+    assert says in (bundle / "README.md").read_text(encoding="utf-8")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["model"]["passage_context"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert read_manifest(bundle).model.passage_context == "none", "a release of before"

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.release.parity import Parity, measure_parity
 from embed_pipeline.settings import Gates
@@ -22,7 +23,7 @@ QRELS = {f"q{i}": {f"s{i}": 1} for i in range(12)}
 
 
 def test_an_export_passes(tiny_model, tiny_export, exporting):
-    parity = measure_parity(tiny_model, tiny_export, CORPUS, QUERIES, QRELS, embedding=exporting)
+    parity = measure_parity(tiny_model, OnnxBackend(tiny_export), CORPUS, QUERIES, QRELS, embedding=exporting)
     assert parity.failures(Gates()) == []
     assert (parity.passages, parity.queries) == (40, 12)
     assert 0.99999 <= parity.min_cosine <= parity.mean_cosine <= 1
@@ -41,7 +42,7 @@ def test_one_perturbed_weight_fails(tiny_model, tiny_export, exporting, tmp_path
     values.flat[0] += 0.5
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save(model, str(folder / "model.onnx"))
-    parity = measure_parity(tiny_model, folder, CORPUS, QUERIES, QRELS, embedding=exporting)
+    parity = measure_parity(tiny_model, OnnxBackend(folder), CORPUS, QUERIES, QRELS, embedding=exporting)
     failures = parity.failures(Gates())
     assert failures
     assert failures[0].startswith("min cosine 0.9")
@@ -52,7 +53,7 @@ def test_a_lost_prefix_fails(tiny_model, tiny_export, exporting, tmp_path):
     folder = Path(shutil.copytree(tiny_export, tmp_path / "onnx"))
     path = folder / "embedding_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "query_prefix": ""}))
-    parity = measure_parity(tiny_model, folder, CORPUS, QUERIES, QRELS, embedding=exporting)
+    parity = measure_parity(tiny_model, OnnxBackend(folder), CORPUS, QUERIES, QRELS, embedding=exporting)
     assert parity.failures(Gates())
     assert {text.kind for text in parity.worst} == {"query"}
 
@@ -68,4 +69,4 @@ def test_every_bound_fails_by_itself_and_so_does_nan():
 def test_nothing_to_compare_is_an_error(tiny_model, tiny_export, exporting):
     for corpus, queries, qrels in (({}, QUERIES, QRELS), (CORPUS, {}, QRELS), (CORPUS, QUERIES, {"q1": {"other": 1}})):
         with pytest.raises(ReleaseError, match="parity needs"):
-            measure_parity(tiny_model, tiny_export, corpus, queries, qrels, embedding=exporting)
+            measure_parity(tiny_model, OnnxBackend(tiny_export), corpus, queries, qrels, embedding=exporting)

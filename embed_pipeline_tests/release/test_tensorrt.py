@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock, call
 
 import pytest
 
+from embed_pipeline.embedding import tensorrt_backend
+from embed_pipeline.embedding.tensorrt_backend import TensorRTUnavailable
 from embed_pipeline.release import tensorrt
 from embed_pipeline.release.manifest import ReleaseError
-from embed_pipeline.release.tensorrt import Profile, TensorRTUnavailable, build_engine, engine_name
+from embed_pipeline.release.parity import Parity
+from embed_pipeline.release.precision import engine_failures
+from embed_pipeline.release.tensorrt import build_engine
+from embed_pipeline.settings import Settings
 from embed_pipeline.storage import file_hash
 
 
@@ -43,7 +49,7 @@ def test_no_gpu_is_said_plainly(tiny_export, tmp_path, monkeypatch):
     with pytest.raises(TensorRTUnavailable, match=r"^no NVIDIA GPU$"):
         build_engine(tiny_export, tmp_path / "engine")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt_backend.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TensorRTUnavailable, match=r"^tensorrt is not installed$"):
         build_engine(tiny_export, tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
@@ -60,9 +66,13 @@ def test_the_builder_is_configured(on_gpu, tiny_export, tmp_path):
     ]
     config.add_optimization_profile.assert_called_once_with(profile)
     config.clear_flag.assert_called_once_with("TF32")
-    assert path.name == "model-nvidia-h100-80gb-hbm3-trt11.0.0.engine"
+    # What NVIDIA's embedding NIM takes.
+    assert path.name == "model.plan"
     assert path.read_bytes() == b"engine"
+    assert (tmp_path / "tokenizer.json").is_file()
+    assert not (tmp_path / "model.onnx").exists()
     facts = json.loads((tmp_path / "engine.json").read_text())
+    assert (facts["gpu"], facts["tensorrt"]) == ("NVIDIA H100 80GB HBM3", "11.0.0")
     assert facts["profile"] == {"min": [1, 1], "opt": [8, 32], "max": [16, 64]}
     assert facts["onnx_sha256"] == file_hash(tiny_export / "model.onnx")
 
@@ -87,11 +97,10 @@ def test_parser_and_builder_faults_are_errors(on_gpu, tiny_export, tmp_path):
     on_gpu.Builder.return_value.build_serialized_network.return_value = None
     with pytest.raises(ReleaseError, match="built no engine"):
         build_engine(tiny_export, tmp_path)
-    assert not list(tmp_path.glob("*.engine"))
+    assert not list(tmp_path.glob("*.plan"))
 
 
-def test_the_profile_covers_the_models_limit():
-    assert Profile.covering(8192, 1024).most == (1, 8192)
-    with pytest.raises(ReleaseError, match="max_tokens is 0"):
-        Profile.covering(0, 1024)
-    assert engine_name("Tesla T4", "10.9.0.34") == "model-tesla-t4-trt10.9.0.34.engine"
+def test_an_engine_is_released_within_the_bound_of_fp16():
+    good = Parity(1, 1, 0.9995, 1.0, 1.0, 0.0, 0.0, ())
+    assert engine_failures(good, Settings()) == []
+    assert "TensorRT engine, fp16: min cosine 0.99" in engine_failures(replace(good, min_cosine=0.99), Settings())[0]

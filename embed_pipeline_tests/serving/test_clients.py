@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline_tests.serving.endpoint import MODEL, running
 
+JAVA = shutil.which("java") if shutil.which("javac") else None
 NODE, NODE_PACKAGES = shutil.which("node"), os.environ.get("NODE_PACKAGES")
 TEXTS = ["python class", "value of a function", "in"]
 LONG = "in of to " * 60
@@ -74,10 +76,22 @@ def test_openai_cuts_nothing_and_reads_both_encodings(endpoint, vectors):
             if encoding.get("encoding_format") == "base64":
                 found = [np.frombuffer(base64.b64decode(text), "<f4") for text in found]
             assert np.allclose(found, vectors["passage"][:3], atol=1e-6)
+        answer = client.embeddings.create(model=f"{MODEL}-passage", input=TEXTS, dimensions=16)
+        assert [len(item.embedding) for item in answer.data] == [16, 16, 16]
         with pytest.raises(openai.BadRequestError, match="set truncate to cut it"):
             client.embeddings.create(model=MODEL, input=LONG)
+        cut = client.embeddings.create(model=f"{MODEL}-passage", input=LONG, extra_body={"truncate": "END"})
+        assert np.allclose(cut.data[0].embedding, vectors["passage"][3], atol=1e-6)
         with pytest.raises(openai.NotFoundError):
             client.embeddings.create(model="absent", input="in")
+
+
+def test_openai_with_a_key(bundle):
+    with running(bundle, api_key="clef") as guarded:
+        for key, error in (("wrong", openai.AuthenticationError), ("clef", None)):
+            client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0)
+            with client, pytest.raises(error) if error else nullcontext():
+                client.embeddings.create(model=MODEL, input="in")
 
 
 @pytest.mark.slow
@@ -119,3 +133,24 @@ def test_javascript_clients(bundle, vectors):
         assert found[name]["error"] == refused[name], (name, found[name])
         assert said.get(name, "") in found[name]["message"]
     assert found.keys() <= wanted.keys() | refused.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(JAVA is None, reason="there is no JDK")
+def test_java(bundle, vectors):
+    with running(bundle, api_key="clef") as guarded:
+        program = [JAVA, str(Path(__file__).with_name("Client.java")), f"{guarded.url}/v1", MODEL, "clef"]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=True)
+    found = {what: (int(status), json.loads(body)) for what, status, body in map(split_line, done.stdout.splitlines())}
+    assert {what: status for what, (status, _) in found.items()} == {
+        **dict.fromkeys(("one", "again", "many", "base64", "HTTP/1.1"), 200), "wrong key": 401,
+    }  # fmt: skip
+    for what in ("one", "again", "HTTP/1.1"):
+        assert np.allclose(found[what][1]["data"][0]["embedding"], vectors["query"][0], atol=1e-6)
+    assert [len(item["embedding"]) for item in found["many"][1]["data"]] == [16, 16]
+    coded = base64.b64decode(found["base64"][1]["data"][0]["embedding"])
+    assert np.allclose(np.frombuffer(coded, "<f4"), vectors["query"][0], atol=1e-6)
+
+
+def split_line(line):
+    return line.split("\t")

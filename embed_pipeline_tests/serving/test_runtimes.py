@@ -122,3 +122,16 @@ def test_the_base_model_is_served_beside_the_tuned_one(bundle, tmp_path):
             answer = served.client.post("/v1/embeddings", json=fields).json()["data"][0]["embedding"]
             assert np.allclose(answer, expected.encode(["class"], kind)[0], atol=1e-6)
         assert not np.allclose(answer, served.vectors("class", input_type="passage")[0], atol=1e-3)
+
+
+def test_tensorrt_says_why_it_is_not_served_here(bundle, tmp_path):
+    with pytest.raises(
+        ServingError, match=r"fp16 with tensorrt: it holds no tensorrt/model\.plan; it holds no onnx_fp16"
+    ):
+        opened(bundle, backend="tensorrt")
+    copy = Path(shutil.copytree(bundle, tmp_path / "1"))
+    for folder in ("tensorrt", "onnx_fp16"):
+        shutil.copytree(copy / "onnx", copy / folder)
+    (copy / "tensorrt" / "model.plan").write_bytes(b"engine")
+    with pytest.raises(ServingError, match="no NVIDIA GPU; onnxruntime has no TensorRT provider here"):
+        opened(listed(copy), backend="tensorrt")

@@ -231,3 +231,19 @@ def test_a_browser_makes_no_element_of_what_a_document_says(bundle, tmp_path):
     shown = done.stdout.partition("<main")[2]
     assert set(re.findall(r"<(img|script|a|svg)\b", shown.partition("</main>")[0])) == set()
     assert "<title>Search" in done.stdout
+
+
+def test_segments_are_indexed_as_the_release_embeds_them(bundle, tmp_path):
+    store = corpus(tmp_path)
+    titled = changed(bundle, store / "release" / "1", "onnx/embedding_config.json")
+    manifest = json.loads((titled / "manifest.json").read_text())
+    manifest["model"]["passage_context"] = "path"
+    (titled / "manifest.json").write_text(json.dumps(manifest))
+    with running(titled, store=store, reload_seconds=0.02) as served:
+        (system,) = found(served, "value of 7")["systems"]
+    encoder = Encoder(OnnxBackend(titled / "onnx", threads=1))
+    passages = [f"A > B\n\n{text}" for text in TEXTS]
+    scores = encoder.encode(passages, "passage") @ encoder.encode(["value of 7"], "query")[0]
+    shown = [result["score"] for result in system["results"]]
+    assert np.allclose(shown, sorted(scores.tolist(), reverse=True)[:10], atol=1e-5)
+    assert system["results"][0]["text"] in TEXTS

@@ -75,6 +75,7 @@ def pairs(*rows: dict[str, Any]) -> pl.DataFrame:
 def score_row(qa_id: str, **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"qa_id": qa_id, "batch": "b1", **dict.fromkeys(CRITERIA, 9.0)}
     row |= {f"{name}_justification": "because" for name in CRITERIA}
+    row |= {f"measured_{name}": None for name in (*CRITERIA, "overall")}
     row |= {"overall": 9.0, "judge": "stub", "dense_rank": 1, "bm25_rank": 1, "round_trip_rank": 1, "grounding": 1.0}
     row |= {"lexical_overlap": 1.0, "well_formed": True, "hop_need": 1.0, "hops_needed": True}
     return {**row, **changes}

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Embedding, Settings
 from embed_pipeline.synthesis import score
 from embed_pipeline.synthesis.score import SEARCH_DEPTH, measure_round_trip, score_pairs
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
@@ -126,3 +127,29 @@ def test_segments_of_the_same_text_share_their_rank(encoder: Encoder) -> None:
     assert trip.ranks[0] == trip.ranks[1] == 1
     assert trip.bm25_ranks == [1, 1]
     assert trip.question_vectors.shape == (2, encoder.dimensions)
+
+
+def test_what_is_searched_is_the_passage_and_copies_share_their_rank() -> None:
+    passages = {"x1": "a pump", "x2": "b lamp", "x3": "c valve", "x4": "d lamp, of another title"}
+    trip = measure_round_trip(["d lamp?", "b lamp?"], [["x2"], ["x4"]], TEXTS, _Fixed(), passages=passages)
+    assert trip.dense_ranks == [1, 1]
+    alone = {**TEXTS, "x4": "another lamp"}
+    assert measure_round_trip(["d lamp?"], [["x2"]], alone, _Fixed(), passages=passages).dense_ranks[0] > 1
+
+
+@pytest.mark.parametrize("context", ["title", "path"])
+def test_pairs_are_searched_in_passages_with_their_context(
+    encoder: Encoder, make_settings: MakeSettings, context: str
+) -> None:
+    segments = material.segments().with_columns(title=pl.lit("Pumps"), heading_path=pl.lit("Care"))
+    settings = make_settings(judge="measured").model_copy(update={"embedding": Embedding(context=context)})
+    seen: list[str] = []
+
+    class _Seeing:
+        def encode(self, texts: list[str], kind: str, label: str | None = None) -> np.ndarray:
+            seen.extend(texts if label == "Encoding segments" else ())
+            return encoder.encode(texts, kind)
+
+    score_pairs("b1", PAIRS, segments, settings, _Seeing())
+    head = {"title": "Pumps", "path": "Pumps > Care"}[context]
+    assert sorted(seen) == sorted(f"{head}\n\n{text}" for text in material.TEXTS.values())

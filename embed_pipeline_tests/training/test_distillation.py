@@ -50,7 +50,7 @@ def test_the_hybrid_ranks_as_the_evaluations_hybrid_does_on_the_scale_of_cosines
     texts = small.corpus()[1]
     encoder, lexical = Encoder.load(tiny_model, settings.embedding), BM25(texts)
     corpus = encoder.encode(texts, "passage")
-    weight = settings.evaluation.hybrid_dense_weight
+    weight = settings.training.teacher_dense_weight
     ratios = []
     for question, own in candidates_of(NUMBERED).items():
         dense = corpus @ encoder.encode([NUMBERED.questions[question]], "query")[0]

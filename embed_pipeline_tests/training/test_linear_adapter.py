@@ -114,6 +114,18 @@ def test_the_map_brings_a_sentence_to_the_other_document_that_shares_its_words()
     assert found(matrix) >= 20
 
 
+@pytest.mark.slow
+def test_a_map_of_the_queries_alone_brings_them_to_passages_that_stay() -> None:
+    words = [f"alpha{i} beta{i} gamma{i} delta{i} epsilon{i} zeta{i}" for i in range(12)]
+    texts = [*words, *(" ".join(reversed(text.split())) for text in words)]
+    model = Wordless()
+    matrix = fit_adapter(model, texts, list(map(str, range(24))), dense_weight=0.0, seed=17, sides="query")
+    queries, passages = model.encode(texts, "query"), model.encode(texts, "passage")
+    cosines = unit(queries + queries @ matrix) @ passages.T
+    np.fill_diagonal(cosines, -1)
+    assert sum(cosines[place].argmax() == (place + 12) % 24 for place in range(24)) >= 20
+
+
 def test_a_new_layer_changes_nothing(tiny_model: Path) -> None:
     base = encoder(tiny_model, small.settings(tiny_model))
     vectors = base.encode(TEXTS, "passage")

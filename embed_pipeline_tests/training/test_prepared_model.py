@@ -7,6 +7,7 @@ import shutil
 from functools import partialmethod
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.families import is_routed
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.embedding.packing import trial_features
+from embed_pipeline.release.existing_index import keeps_passages
 from embed_pipeline.settings import Embedding, Settings, Training
 from embed_pipeline.training import prepared_model
 from embed_pipeline.training.loss import MaskedInfoNCE, MicroBatches
@@ -343,3 +345,22 @@ def test_every_family_is_trained_and_saved(make, tmp_path):
     base, tuned = (Encoder.load(folder, settings.embedding) for folder in (tmp_path / "base", tmp_path / "tuned"))
     for kind in ("query", "passage"):
         assert (base.encode(corpus[1], kind) * tuned.encode(corpus[1], kind)).sum(axis=1).min() < 0.99999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [{}, {"lora_rank": 4}, {"contrastive": False}])
+def test_passages_keep_the_base_s_vectors_where_queries_alone_are_tuned(tiny_model, tmp_path, training):
+    settings = small.settings(tiny_model, share=0.5, sides="query", **training)
+    given = (small.examples(), small.passages(), small.dev(), small.corpus(), settings)
+    finetune(*given, output=tmp_path / "tuned", work=tmp_path / "work")
+    base, tuned = (Encoder.load(folder, settings.embedding) for folder in (tiny_model, tmp_path / "tuned"))
+    texts = list(small.passages().values())
+    np.testing.assert_array_equal(tuned.encode(texts, "passage"), base.encode(texts, "passage"))
+    assert not np.allclose(tuned.encode(texts, "query"), base.encode(texts, "query"), atol=1e-3)
+    assert keeps_passages(base, tuned)
+
+
+def test_a_base_with_a_router_of_its_own_is_refused(tmp_path):
+    folder = families.two_encoders(tmp_path / "router")
+    with pytest.raises(TrainingError, match="the base has a router of its own"):
+        prepare_model(small.settings(folder, sides="query"))

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from embed_pipeline.settings import Adapter, Settings, Training
-from embed_pipeline.training.task import LEAST_DOCUMENTS, adapter_share, learning_rate, schedule_for, used_negatives
+from embed_pipeline.tables import TRAINING_EXAMPLES
+from embed_pipeline.training.task import (
+    LEAST_DOCUMENTS,
+    TrainingTask,
+    adapter_share,
+    learning_rate,
+    schedule_for,
+    used_negatives,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +67,27 @@ def test_generated_questions_get_half_the_adapter_where_there_are_documents_to_l
     assert adapter_share(Adapter(), labelled=True, documents=1_000) == 0
     assert adapter_share(Adapter(share=0), labelled=False, documents=1_000) == 0
     assert adapter_share(Adapter(share=1), labelled=True, documents=1) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "unlearnable"),
+    [
+        ([("q1", "a"), ("q2", "a"), ("q3", "a")], 3),
+        ([("q1", "a"), ("q1", "b"), ("q1", "c")], 3),
+        ([("q1", "a")], 1),
+        ([("q1", "a"), ("q1", "b"), ("q2", "a")], 2),
+        ([("q1", "a"), ("q2", "b")], 0),
+    ],
+)
+def test_examples_that_teach_nothing_are_said(rows, unlearnable, tiny_model, tmp_path, caplog) -> None:
+    names = ["example_id", "qa_id", "question", "positive_segment_id"]
+    given = [
+        dict(zip(names, [f"e{n}", qa, f"what is {qa}", segment], strict=True)) for n, (qa, segment) in enumerate(rows)
+    ]
+    more = {"origin": "labelled", "negative_segment_ids": [], "positive_similarity": 0.5, "negative_similarities": []}
+    examples = TRAINING_EXAMPLES.frame([row | more for row in given])
+    settings = Settings.model_validate({"embedding": {"model": str(tiny_model), "device": "cpu"}})
+    passages = {name: f"text {name}" for name in "abc"}
+    task = TrainingTask.of(examples, passages, None, (["a"], ["text a"]), settings, work=tmp_path)
+    assert task.examples.without_contrast == unlearnable
+    assert (f"{unlearnable} of {len(rows)} examples teach nothing" in caplog.text) == bool(unlearnable)

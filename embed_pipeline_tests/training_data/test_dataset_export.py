@@ -12,6 +12,7 @@ import pytest
 
 from embed_pipeline import tables
 from embed_pipeline.evaluation.query_sets import labelled_set
+from embed_pipeline.text.passages import passage_texts
 from embed_pipeline.training_data.dataset_export import ExportError, export_dataset
 from embed_pipeline.training_data.labels import read_label_set, read_labels, with_labelled_passages
 from embed_pipeline.training_data.negatives import mine_hard_negatives
@@ -56,13 +57,14 @@ def test_beir_is_read_back_by_the_evaluation_and_as_labels(tmp_path, data):
     assert sum(label.side == "train" for label in labels) == data["hard_negatives"].height
 
 
+@pytest.mark.parametrize("context", ["none", "title"])
 @pytest.mark.parametrize("kind", ["beir", "sentence-transformers", "nemo"])
-def test_an_export_fed_back_gives_the_same_passages(tmp_path, data, kind):
-    folder = export_dataset(kind, tmp_path / "out", **data)
-    corpus = data["corpus"].with_columns(text=pl.col("text") + "\n", title=pl.lit("A title"))
-    grown = with_labelled_passages(corpus, [folder], lambda texts: [1] * len(texts))
+def test_an_export_fed_back_gives_the_same_passages(tmp_path, data, kind, context):
+    folder = export_dataset(kind, tmp_path / "out", **data, context=context)
+    corpus = data["corpus"].with_columns(text=pl.col("text") + "\n")
+    grown = with_labelled_passages(corpus, [folder], lambda texts: [1] * len(texts), context)
     assert grown.equals(corpus)
-    labels = read_labels([folder], grown)
+    labels = read_labels([folder], grown, context)
     asked = {row["question"]: set(row["positive_segment_ids"]) for row in data["hard_negatives"].to_dicts()}
     found: dict[str, set[str]] = {}
     for label in labels:
@@ -70,7 +72,7 @@ def test_an_export_fed_back_gives_the_same_passages(tmp_path, data, kind):
             found.setdefault(label.question, set()).update(label.positives)
     assert found == asked
     alone = with_labelled_passages(tables.CORPUS.empty(), [folder], lambda texts: [1] * len(texts))
-    assert set(alone["text"]) <= set(data["corpus"]["text"])
+    assert set(alone["text"]) <= set(passage_texts(data["corpus"], context))
 
 
 def test_sentence_transformers_files_have_one_row_for_each_example(tmp_path, data):

@@ -62,6 +62,26 @@ def test_ids_name_passages_segments_and_documents(tmp_path):
     assert (generator.positives, generator.negatives) == (["guide.md#1"], ["guide.md#0"])
 
 
+def left_out(**copies: str) -> pl.DataFrame:
+    """The table of documents that the corpus leaves out: copy to the document that stayed."""
+    same = {"document_id": "d", "batch": "b1", "reason": "duplicate", "resemblance": 1.0}
+    return tables.LEFT_OUT_DOCUMENTS.frame(
+        [{"path": f"{copy}.md", "duplicate_of": f"{stayed}.md", **same} for copy, stayed in copies.items()]
+    )
+
+
+def test_labels_on_a_copy_hold_for_the_document_that_stayed(tmp_path, caplog):
+    rows = [
+        {"question": "what is a lexer", "positive_ids": ["copy.md", "guide.md"], "negative_ids": ["other-copy.md"]},
+        {"question": "what is gone", "positive_ids": ["copy-of-gone.md"]},
+    ]
+    corpus = material.corpus({"guide.md": ["about the lexer only", "a generator"], "other.md": ["x"]})
+    copies = left_out(copy="guide", **{"other-copy": "other", "copy-of-gone": "gone"})
+    (label,) = read_labels([write_rows(tmp_path / "own.jsonl", *rows)], corpus, copies)
+    assert (label.positives, label.negatives) == (["guide.md#0"], ["other.md#0"])
+    assert "own: 1 passages are not in the corpus" in caplog.text
+
+
 def test_what_is_not_in_the_corpus_is_left_out_and_counted(tmp_path, caplog):
     path = write_rows(
         tmp_path / "own.jsonl",

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from embed_pipeline import tables
-from embed_pipeline.settings import Settings
+from embed_pipeline.settings import Embedding, Settings
 from embed_pipeline.training_data import candidates as candidates_module
 from embed_pipeline.training_data.candidates import similarity_ceiling
 from embed_pipeline.training_data.negatives import MiningError, mine_hard_negatives, unroll
@@ -252,3 +252,18 @@ def test_a_question_becomes_one_example_for_each_positive():
 
 def test_no_questions_no_examples():
     assert unroll(tables.HARD_NEGATIVES.empty()).equals(tables.TRAINING_EXAMPLES.empty())
+
+
+def test_passages_are_embedded_with_their_context_and_compared_without():
+    texts = [prose(0), prose(1), prose(2), prose(0)]
+    corpus = material.corpus(
+        {f"{i:02}": [text] for i, text in enumerate(texts)}, {f"{i:02}": f"T{i}" for i in range(4)}
+    )
+    vectors = {f"T{i}\n\n{text}": angle(d) for i, (text, d) in enumerate(zip(texts, (10, 40, 50, 30), strict=True))}
+    options = settings(num_negatives=3).model_copy(update={"embedding": Embedding(context="title")})
+    asked = questions(("a", "q", ["00#0"]), ("b", "r", ["03#0"]))
+    found = mine_hard_negatives(asked, corpus, options, GivenVectors({"q": angle(0), "r": angle(0), **vectors}))
+    # 03#0 says what 00#0 says: it is no negative of it, but is embedded as what it is.
+    assert found["negative_segment_ids"].to_list() == [["01#0", "02#0"]] * 2
+    assert found["positive_segment_ids"].to_list() == [["00#0"], ["03#0"]]
+    assert [round(one, 4) for (one,) in found["positive_similarities"]] == [0.9848, 0.866]

@@ -8,7 +8,7 @@ import polars as pl
 
 from embed_pipeline import tables
 from embed_pipeline.evaluation.gates import compare_with_champion, promotion_failures
-from embed_pipeline.evaluation.query_sets import generated_set, labelled_set
+from embed_pipeline.evaluation.query_sets import generated_set, known_sets
 from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.presentation import described
@@ -40,6 +40,7 @@ def champion_comparison(
     mlflow: MLflow,
     release: Path,
     corpus: pl.DataFrame,
+    left_out_documents: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
@@ -48,10 +49,17 @@ def champion_comparison(
     frame = tables.CHAMPION_COMPARISON.empty()
     if served is not None and served != candidate.version:
         with explained():
-            own = [labelled_set(folder, corpus) for folder in settings.evaluation.query_sets]
-            sets = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
-            champion = (served, current_bundle(settings.paths) / "model")
-            frame = compare_with_champion(champion, (candidate.version, release / "model"), corpus, sets, settings)
+            folders = settings.evaluation.query_sets
+            sets = known_sets(qa_dataset, dataset_split, corpus, left_out_documents, folders)
+            bundle = current_bundle(settings.paths)
+            frame = compare_with_champion(
+                (served, bundle / "model"),
+                (candidate.version, release / "model"),
+                corpus,
+                sets,
+                settings,
+                champion_context=read_manifest(bundle).model.passage_context,
+            )
     reasons = promotion_failures(frame, settings.gates)
     if reasons:
         record_refusal(context, mlflow.tracker(), candidate, served, reasons)

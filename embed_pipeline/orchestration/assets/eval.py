@@ -1,4 +1,4 @@
-"""The fine-tuned model against its base, BM25 and the hybrid, on generated and on people's questions."""
+"""The fine-tuned model against its base, BM25 and its hybrids, on generated and on people's questions."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,12 +10,18 @@ import polars as pl
 
 from embed_pipeline.embedding.models import base_model_name
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
-from embed_pipeline.evaluation.plots import headline_bars, recall_curves
-from embed_pipeline.evaluation.query_sets import generated_set, labelled_set, modification_times, with_document_slices
+from embed_pipeline.evaluation.plots import fusion_curves, headline_bars, recall_curves
+from embed_pipeline.evaluation.query_sets import (
+    generated_set,
+    known_sets,
+    modification_times,
+    with_document_slices,
+)
 from embed_pipeline.evaluation.report import SUMMARY_COLUMNS, headline_rows, write_report
 from embed_pipeline.evaluation.retrieval import Comparison, compare
 from embed_pipeline.orchestration.assets.finetune import dagster_links
 from embed_pipeline.orchestration.executors import GPU_STEP
+from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import described, picture, shown_list, shown_table
@@ -30,7 +36,7 @@ GROUP = "4_eval"
 @dg.multi_asset(
     outs={
         name: dg.AssetOut(**described(name, GROUP, {"pytorch", "mlflow"}))
-        for name in ("retrieval_evaluation", "question_results")
+        for name in ("retrieval_evaluation", "question_results", "fusion_weights")
     },
     ins={"documents": all_batches()},
     op_tags=GPU_STEP,
@@ -40,25 +46,33 @@ def retrieval_evaluation(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
     mlflow: MLflow,
+    tables: dg.ResourceParam[ParquetIOManager],
+    base_model: pl.DataFrame,
     finetuned_model: Path,
     corpus: pl.DataFrame,
+    left_out_documents: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
     documents: dict[str, pl.DataFrame],
 ) -> Iterator[dg.Output[Any]]:
     """Compare, write the report, and add the figures to the training's MLflow run."""
+    settings = settings.with_base(base_model["model"].item())
     times = modification_times(documents)
     with explained():
-        own = [labelled_set(folder, corpus) for folder in settings.evaluation.query_sets]
-        known = [generated_set(qa_dataset, dataset_split, "test"), *(found for found in own if found is not None)]
+        folders = settings.evaluation.query_sets
+        known = known_sets(qa_dataset, dataset_split, corpus, left_out_documents, folders)
         sets = [with_document_slices(query_set, corpus, times) for query_set in known]
         vectors = settings.paths.store / "vectors"
-        comparison = compare(settings.embedding.model, finetuned_model, corpus, sets, settings, vectors=vectors)
+        dev = generated_set(qa_dataset, dataset_split, "dev")
+        models = settings.embedding.model, finetuned_model
+        comparison = compare(*models, corpus, sets, settings, dev=dev, vectors=vectors)
         record = read_record(finetuned_model)
     gate = release_failures(comparison.metrics, settings.gates) + forgetting_failures(record, settings.forgetting)
     run_id = newest_metadata(context.instance, "finetuned_model", "mlflow_run_id")
     facts = {**_training_facts(record), "Dagster run": context.run_id, "MLflow run": run_id or "none"}
-    page, text = _report(comparison, settings, facts, gate)
+    # Shown without depending on it: what it says of time differs from one measurement to the next.
+    candidates = tables.read_previous("base_comparison")
+    page, text = _report(comparison, settings, facts, gate, candidates)
     if run_id:
         with mlflow.tracker().run("", {}, run_id=run_id) as run:
             _track(run, comparison, (page, text), dagster_links(context.run_id, settings))
@@ -68,6 +82,9 @@ def retrieval_evaluation(
     shown = {"gate": "; ".join(gate) or "passed", "report": dg.MetadataValue.path(str(page)), **_shown(comparison)}
     yield stored(context, comparison.metrics, settings, asset="retrieval_evaluation", metadata=shown)
     yield stored(context, comparison.questions, settings, asset="question_results")
+    fused = comparison.fusions["query_set"].unique(maintain_order=True)
+    curves = {name: picture(fusion_curves(comparison.fusions, name), name) for name in fused}
+    yield stored(context, comparison.fusions, settings, asset="fusion_weights", metadata=curves)
 
 
 def _track(run: TrackedRun, comparison: Comparison, reports: tuple[Path, Path], links: dict[str, str]) -> None:
@@ -83,6 +100,7 @@ def _shown(comparison: Comparison) -> dict[str, Any]:
     """Tables, verdicts and pictures for the asset's page."""
     metadata: dict[str, Any] = {
         "comparison": shown_table(SUMMARY_COLUMNS, headline_rows(comparison.metrics)),
+        "deploy": shown_list(comparison.advice),
         "headline": picture(headline_bars(comparison.metrics), "nDCG@10"),
         **{f"verdict_{name}": verdict.sentence for name, verdict in comparison.verdicts.items()},
         **{f"recall_{name}": picture(recall_curves(comparison.metrics, name), name) for name in comparison.verdicts},
@@ -92,13 +110,19 @@ def _shown(comparison: Comparison) -> dict[str, Any]:
     return metadata
 
 
-def _report(comparison: Comparison, settings: Settings, facts: dict[str, str], gate: list[str]) -> tuple[Path, Path]:
+def _report(
+    comparison: Comparison,
+    settings: Settings,
+    facts: dict[str, str],
+    gate: list[str],
+    candidates: pl.DataFrame | None,
+) -> tuple[Path, Path]:
     context = {
         "base model": base_model_name(settings.embedding),
         **facts,
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-    return write_report(comparison, settings.paths.store / "reports", context, gate)
+    return write_report(comparison, settings.paths.store / "reports", context, gate, candidates)
 
 
 def _training_facts(record: dict[str, Any]) -> dict[str, str]:

@@ -5,12 +5,16 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import polars as pl
 
+from embed_pipeline.embedding.backend import Backend
+from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.onnx_export import export_onnx
+from embed_pipeline.embedding.tensorrt_backend import TensorRTBackend, TensorRTUnavailable
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.query_sets import QuerySet, generated_set
 from embed_pipeline.orchestration.executors import GPU_STEP
@@ -26,16 +30,19 @@ from embed_pipeline.release.bundle import (
     check_bundle_model,
     write_bundle,
 )
-from embed_pipeline.release.manifest import ReleaseError
+from embed_pipeline.release.existing_index import keeps_passages
+from embed_pipeline.release.manifest import Hybrid, ReleaseError
 from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
-from embed_pipeline.release.precision import measured_precisions, precision_failures, write_precision
-from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, TensorRTUnavailable, build_engine
+from embed_pipeline.release.precision import engine_failures, measured_precisions, precision_failures, write_precision
+from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, build_engine
 from embed_pipeline.settings import Settings
+from embed_pipeline.text.passages import passages_by_id
 from embed_pipeline.training.record import declared_dimensions, read_record
 
 logger = logging.getLogger(__name__)
 
 GROUP = "5_export"
+_HYBRIDS: dict[Literal["tuned", "base"], str] = {"tuned": "hybrid_tuned", "base": "hybrid_base"}
 
 
 @dg.asset(
@@ -48,16 +55,19 @@ GROUP = "5_export"
 def onnx_model(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
+    base_model: pl.DataFrame,
     finetuned_model: Path,
     corpus: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Export, then measure vectors and rankings against the original on the evaluation corpus."""
+    settings = settings.with_base(base_model["model"].item())
     staged = stage_folder(settings.paths.store / "models", "onnx_model")
     with explained():
         export_onnx(finetuned_model, staged, settings.release, settings.embedding)
-        parity = _measured(finetuned_model, staged, corpus, generated_set(qa_dataset, dataset_split, "test"), settings)
+        test = generated_set(qa_dataset, dataset_split, "test")
+        parity = _measured(finetuned_model, OnnxBackend(staged), staged, corpus, test, settings)
     return stored(context, name_by_content(staged), settings, metadata=_shown(parity))
 
 
@@ -85,7 +95,7 @@ def onnx_precisions(
         for precision in settings.release.precisions:
             folder = staged / EXPORT_FOLDERS[precision]
             write_precision(onnx_model, folder, precision)
-            parity = _measured(finetuned_model, folder, corpus, test, settings)
+            parity = _measured(finetuned_model, OnnxBackend(folder), folder, corpus, test, settings)
             failures = precision_failures(precision, parity, settings)
             for failure in failures:
                 logger.warning("not released: %s", failure)
@@ -103,8 +113,11 @@ def onnx_precisions(
     # It reads nothing of it, but whoever makes everything after a training anew gets this too.
     deps=["finetuned_model"],
 )
-def base_onnx_model(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings]) -> dg.Output[Any]:
+def base_onnx_model(
+    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], base_model: pl.DataFrame
+) -> dg.Output[Any]:
     """Export the base model, or record that ``release.base_export`` is off."""
+    settings = settings.with_base(base_model["model"].item())
     staged = stage_folder(settings.paths.store / "models", "base_onnx_model")
     with explained():
         if settings.release.base_export:
@@ -124,18 +137,30 @@ def base_onnx_model(context: dg.AssetExecutionContext, settings: dg.ResourcePara
     pool="gpu",
 )
 def tensorrt_engine(
-    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], onnx_model: Path
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    finetuned_model: Path,
+    onnx_model: Path,
+    corpus: pl.DataFrame,
+    qa_dataset: pl.DataFrame,
+    dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
-    """Build the engine, or record why this machine cannot."""
+    """Build the engine and measure it like the other exports, or record why this machine cannot."""
     staged = stage_folder(settings.paths.store / "models", "tensorrt_engine")
+    shown: dict[str, Any] = {}
     with explained():
         try:
-            status = build_engine(onnx_model, staged).name
+            build_engine(onnx_model, staged)
         except TensorRTUnavailable as unavailable:
             status = f"not built: {unavailable}"
             (staged / UNAVAILABLE_FILE).write_text(f"{unavailable}\n", encoding="utf-8")
+        else:
+            test = generated_set(qa_dataset, dataset_split, "test")
+            parity = _measured(finetuned_model, TensorRTBackend(staged), staged, corpus, test, settings)
+            status = "; ".join(engine_failures(parity, settings)) or "built"
+            shown = _shown(parity)
     context.log.info(status)
-    return stored(context, name_by_content(staged), settings, metadata={"status": status})
+    return stored(context, name_by_content(staged), settings, metadata={"status": status, **shown})
 
 
 @dg.asset(
@@ -148,12 +173,14 @@ def tensorrt_engine(
 def release(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
+    base_model: pl.DataFrame,
     finetuned_model: Path,
     onnx_model: Path,
     onnx_precisions: Path,
     base_onnx_model: Path,
     tensorrt_engine: Path,
     retrieval_evaluation: pl.DataFrame,
+    fusion_weights: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Bundle what passed the gates; a model that is not better, or an export that differs, is refused."""
     parity = read_parity(onnx_model)
@@ -170,15 +197,20 @@ def release(
         made_from = {"finetuned_model": finetuned_model.name, "onnx_model": onnx_model.name}
         beside = {**_released(onnx_precisions, settings), BASE_FOLDER: base_onnx_model, ENGINE_FOLDER: tensorrt_engine}
         beside = {name: folder for name, folder in beside.items() if not (folder / UNAVAILABLE_FILE).exists()}
+        if ENGINE_FOLDER in beside and engine_failures(read_parity(tensorrt_engine), settings):
+            del beside[ENGINE_FOLDER]
         contents = [made_from, sorted((name, folder.parent.name, folder.name) for name, folder in beside.items())]
         digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
         lineage = Lineage(
             version=f"v{version}-{digest[:8]}",
             created_from=made_from,
             metrics=_headline(retrieval_evaluation),
+            passage_vectors=_passage_vectors(finetuned_model, settings.with_base(base_model["model"].item())),
+            hybrid=_hybrids(fusion_weights),
             parity={name: value for name, value in parity.as_dict().items() if name != "worst"},
             mlflow={"model": settings.tracking.registered_model, "version": version},
             matryoshka_dimensions=declared_dimensions(finetuned_model),
+            passage_context=settings.embedding.context,
         )
         manifest = write_bundle(staged, model=finetuned_model, onnx_folder=onnx_model, lineage=lineage, beside=beside)
         check_bundle_model(staged, finetuned_model, trusted=settings.embedding.trust_remote_code)
@@ -187,12 +219,14 @@ def release(
     return stored(context, named, settings, metadata=facts)
 
 
-def _measured(original: Path, export: Path, corpus: pl.DataFrame, test: QuerySet, settings: Settings) -> Parity:
+def _measured(
+    original: Path, export: Backend, folder: Path, corpus: pl.DataFrame, test: QuerySet, settings: Settings
+) -> Parity:
     """Parity of an export on the evaluation corpus, which is also written into its folder."""
     parity = measure_parity(
         original,
         export,
-        dict(corpus.select("segment_id", "text").iter_rows()),
+        passages_by_id(corpus, settings.embedding.context),
         test.queries,
         test.qrels,
         embedding=settings.embedding,
@@ -200,7 +234,7 @@ def _measured(original: Path, export: Path, corpus: pl.DataFrame, test: QuerySet
     )
     # Without the texts: the file goes into releases, where no document is ever forgotten.
     kept = replace(parity, worst=tuple(replace(text, text="") for text in parity.worst))
-    (export / PARITY_FILE).write_text(json.dumps(kept.as_dict(), indent=2) + "\n", encoding="utf-8")
+    (folder / PARITY_FILE).write_text(json.dumps(kept.as_dict(), indent=2) + "\n", encoding="utf-8")
     return parity
 
 
@@ -220,6 +254,30 @@ def _headline(metrics: pl.DataFrame) -> dict[str, Any]:
     for row in rows.to_dicts():
         table.setdefault(row["query_set"], {}).setdefault(row["system"], {})[f"{row['metric']}@10"] = row["value"]
     return table
+
+
+def _passage_vectors(model: Path, settings: Settings) -> Literal["own", "base"]:
+    """Whose vectors passages have; where only queries were tuned it is proven that they are the base's."""
+    if settings.training.sides == "both":
+        return "own"
+    base, tuned = (Encoder.load(name, settings.embedding) for name in (settings.embedding.model, model))
+    if not keeps_passages(base, tuned):
+        raise ReleaseError("not released: training.sides is query, but passages have other vectors than the base's")
+    return "base"
+
+
+def _hybrids(weights: pl.DataFrame) -> dict[Literal["tuned", "base"], Hybrid]:
+    """The fusion of BM25 with each model that was chosen on the dev questions."""
+    dev = weights.filter(query_set="dev")
+    found: dict[Literal["tuned", "base"], Hybrid] = {}
+    for model, system in _HYBRIDS.items():
+        of_model = dev.filter(system=system)
+        for row in of_model.filter("chosen").to_dicts():
+            by_ranks = of_model.filter(fusion="RRF")["ndcg_10"].item()
+            found[model] = Hybrid(
+                dense_weight=row["dense_weight"], ndcg_10=row["ndcg_10"], reciprocal_ranks_ndcg_10=by_ranks
+            )
+    return found
 
 
 def _shown(parity: Parity) -> dict[str, Any]:

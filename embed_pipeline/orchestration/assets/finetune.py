@@ -16,6 +16,7 @@ from embed_pipeline.orchestration.presentation import OWNERS, picture
 from embed_pipeline.orchestration.resources import MLflow
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import content_hash
+from embed_pipeline.text.passages import passages_by_id
 from embed_pipeline.training.record import TrainingResult
 from embed_pipeline.training.train import finetune, train_in_processes, work_folder
 
@@ -43,12 +44,14 @@ def finetuned_model(
     config: FinetuneConfig,
     settings: dg.ResourceParam[Settings],
     mlflow: MLflow,
+    base_model: pl.DataFrame,
     training_examples: pl.DataFrame,
     corpus: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Fine-tune the base model and register the result as the candidate."""
+    settings = settings.with_base(base_model["model"].item())
     if config.anew:
         shutil.rmtree(work_folder(settings), ignore_errors=True)
     staged = stage_folder(settings.paths.store / "models", "finetuned_model")
@@ -61,11 +64,12 @@ def finetuned_model(
         run.log_parameters(settings.flat())
         if settings.training.processes > 1 and settings.training.contrastive:
             train_in_processes(settings)
+        passages = passages_by_id(corpus, settings.embedding.context)
         result = finetune(
             training_examples,
-            dict(corpus.select("segment_id", "text").iter_rows()),
+            passages,
             generated_set(qa_dataset, dataset_split, "dev"),
-            (corpus["segment_id"].to_list(), corpus["text"].to_list()),
+            (list(passages), list(passages.values())),
             settings,
             output=staged,
             work=work_folder(settings),

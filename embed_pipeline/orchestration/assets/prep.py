@@ -1,11 +1,16 @@
 """Accepted pairs to training examples: split, hard negatives, one example for each question and positive."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from embed_pipeline import tables as definitions
 from embed_pipeline.embedding.proven import open_base_encoder
+from embed_pipeline.evaluation.base_comparison import COLUMNS, compare_bases, comparison_rows
+from embed_pipeline.evaluation.plots import candidate_bars
+from embed_pipeline.evaluation.query_sets import known_sets
 from embed_pipeline.orchestration.forgetting import remember_examples
 from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.orchestration.outputs import explained, stored
@@ -13,12 +18,14 @@ from embed_pipeline.orchestration.partitions import follow
 from embed_pipeline.orchestration.presentation import counts, described, figures, picture, shown_table
 from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
+from embed_pipeline.text.passages import passage_texts
 from embed_pipeline.training_data.audit import HARDEST_COLUMNS, audit_negatives, ratio_histogram
 from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset
 
 GROUP = "2_prep"
+_COMPARED_ON = ("corpus", "left_out_documents", "qa_dataset", "dataset_split")
 
 
 @dg.asset(
@@ -42,24 +49,61 @@ def dataset_split(
     return stored(context, frame, settings, metadata=facts)
 
 
+@dg.multi_asset(
+    outs={
+        name: dg.AssetOut(**described(name, GROUP, {"pytorch"}), automation_condition=follow("dataset_split"))
+        for name in ("base_comparison", "base_model")
+    },
+    # Read where there is something to compare, and not before.
+    deps=_COMPARED_ON,
+    pool="gpu",
+)
+def base_comparison(
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    tables: dg.ResourceParam[ParquetIOManager],
+) -> Iterator[dg.Output[Any]]:
+    """Measure the candidates, if any are named, and say which model is trained."""
+    frame, shown = definitions.BASE_COMPARISON.empty(), {}
+    model, reason = settings.embedding.reading_model, "embedding.candidates names none"
+    if settings.embedding.candidates:
+        with explained():
+            corpus, left_out, qa, split = (tables.read_stored(name) for name in _COMPARED_ON)
+            sets = known_sets(qa, split, corpus, left_out, settings.evaluation.query_sets)
+            frame, reason = compare_bases(corpus, sets, settings)
+        model = frame.filter("chosen")["model"][0]
+        shown = {
+            "comparison": shown_table(COLUMNS, comparison_rows(frame)),
+            "headline": picture(candidate_bars(frame), "nDCG@10 of the untuned candidates"),
+        }
+    yield stored(context, frame, settings, asset="base_comparison", metadata={**shown, "reason": reason})
+    base = definitions.BASE_MODEL.frame([{"model": model}])
+    yield stored(context, base, settings, asset="base_model", metadata={"model": model, "reason": reason})
+
+
 @dg.asset(
     **described("hard_negatives", GROUP, {"pytorch"}),
     pool="gpu",
     deps=[QA_REVIEWS],
-    automation_condition=follow("dataset_split"),
+    automation_condition=follow("base_model"),
 )
 def hard_negatives(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
+    base_model: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
     corpus: pl.DataFrame,
+    left_out_documents: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Mine the most similar wrong segments under the ceiling for every training question."""
+    settings = settings.with_base(base_model["model"].item())
     with explained():
         reviews = Reviews.of(settings.paths.root)
-        questions = training_questions(qa_dataset, dataset_split, corpus, settings, reviewed=reviews.verdicts)
-        encoder = open_base_encoder(settings, corpus["text"])
+        questions = training_questions(
+            qa_dataset, dataset_split, corpus, settings, left_out_documents, reviewed=reviews.verdicts
+        )
+        encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
         frame = mine_hard_negatives(questions, corpus, settings, encoder)
     audit = audit_negatives(frame, corpus, settings)
     suspected = audit.false_negatives.rate

@@ -39,7 +39,9 @@ from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
-from embed_pipeline.text.languages import dominant_language
+from embed_pipeline.synthesis.trial import choose_judge, choose_path
+from embed_pipeline.text.languages import AUTO, dominant_language
+from embed_pipeline.text.passages import passage_texts, with_titles
 from embed_pipeline.training_data.labels import with_labelled_passages
 from embed_pipeline.training_data.pair_sources import collect_pairs
 
@@ -50,7 +52,7 @@ _LINES_SHOWN = 50
 
 
 def _base_encoder(settings: Settings) -> Encoder:
-    return Encoder.load(settings.embedding.model, settings.embedding)
+    return Encoder.load(settings.embedding.reading_model, settings.embedding)
 
 
 def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.AssetOut:
@@ -60,6 +62,11 @@ def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.A
 def _asked_about(segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     """The segments that the language model is asked about: none where no source of pairs is generated."""
     return segments if settings.training_data.generates else segments.clear()
+
+
+def _titles(documents: pl.DataFrame) -> dict[str, str]:
+    """Document id to title."""
+    return dict(documents.select("document_id", "title").iter_rows())
 
 
 def _characters(documents: pl.DataFrame) -> int:
@@ -120,6 +127,7 @@ def segments(
             encoder.count_tokens,
             max_tokens=encoder.passage_tokens,
             count_unknown=encoder.count_unknown,
+            context=settings.embedding.context,
         )
     facts = {
         "longest_allowed": longest_segment(settings.corpus, encoder.passage_tokens),
@@ -136,13 +144,18 @@ def segments(
     pool="llm",
 )
 def document_artifacts(
-    context: dg.AssetExecutionContext, settings: dg.ResourceParam[Settings], segments: pl.DataFrame
+    context: dg.AssetExecutionContext,
+    settings: dg.ResourceParam[Settings],
+    documents: pl.DataFrame,
+    segments: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Find what each document is about."""
+    asked = _asked_about(segments, settings)
     with explained(context):
         forget_answers(settings.paths)
-        found = extract_artifacts(chosen_batch(context), _asked_about(segments, settings), settings)
-    usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped)})
+        path = choose_path(asked, _titles(documents), settings)
+        found = extract_artifacts(chosen_batch(context), asked, path.applied(settings))
+    usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped), **path.facts()})
     return stored(context, found.artifacts, settings, metadata={**_counts(found.artifacts, "kind"), **usage})
 
 
@@ -162,20 +175,22 @@ def qa_pairs(
     document_artifacts: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Have questions written about every segment, and about groups of neighbours."""
-    titles = dict(documents.select("document_id", "title").iter_rows())
-    asked = _asked_about(segments, settings)
+    titles = _titles(documents)
+    titled = with_titles(segments, documents)
+    asked = _asked_about(titled, settings)
     with explained(context):
         forget_answers(settings.paths)
+        path = choose_path(asked, titles, settings)
         made = generate_pairs(
             chosen_batch(context),
             asked,
             document_artifacts,
             titles,
-            settings,
-            lambda: open_base_encoder(settings, segments["text"]),
+            path.applied(settings),
+            lambda: open_base_encoder(settings, passage_texts(titled, settings.embedding.context)),
         )
     shapes = {"hops": picture(counts(made.pairs["hop_count"], "hops"), "pairs by number of hops")}
-    usage = figures({"usage": asdict(made.usage), "query_types": _counts(made.pairs, "query_type")})
+    usage = figures({"usage": asdict(made.usage), "query_types": _counts(made.pairs, "query_type"), **path.facts()})
     yield stored(context, made.pairs, settings, asset="qa_pairs", metadata={**usage, **shapes})
     reasons = figures({"reasons": _counts(made.rejects, "reason")})
     yield stored(context, made.rejects, settings, asset="rejected_pairs", metadata=reasons)
@@ -190,15 +205,18 @@ def qa_scores(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
     qa_pairs: pl.DataFrame,
+    documents: pl.DataFrame,
     segments: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Score every pair, and measure whether its question finds its sources."""
     with explained(context):
         forget_answers(settings.paths)
-        encoder = open_base_encoder(settings, segments["text"])
-        scoring = score_pairs(chosen_batch(context), qa_pairs, segments, settings, encoder)
+        titled = with_titles(segments, documents)
+        encoder = open_base_encoder(settings, passage_texts(titled, settings.embedding.context))
+        judge = choose_judge(qa_pairs, titled, settings)
+        scoring = score_pairs(chosen_batch(context), qa_pairs, titled, judge.applied(settings), encoder)
     shown = {"scores": picture(score_histograms(scoring.scores), "scores by criterion")}
-    usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge")})
+    usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge"), **judge.facts()})
     yield stored(
         context, scoring.scores, settings, asset="qa_scores", metadata={**_means(scoring.scores), **shown, **usage}
     )
@@ -230,12 +248,14 @@ def corpus(
         if recurring:
             remember_lines(settings.paths.root, recurring)
         if labelled:
-            frame = with_labelled_passages(frame, labelled, _base_encoder(settings).count_tokens)
+            count_tokens = _base_encoder(settings).count_tokens
+            frame = with_labelled_passages(frame, labelled, count_tokens, settings.embedding.context)
     unfinished = sorted(documents.keys() - segments.keys())
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
     facts |= figures({"batches": len(segments), "batches_left_out": unfinished})
     facts |= {"boilerplate_for_later_batches": len(recurring)}
-    facts |= figures({"language": dominant_language(frame["text"].to_list())})
+    language = settings.corpus.language
+    facts |= figures({"language": dominant_language(frame["text"].to_list()) if language == AUTO else language})
     yield stored(context, frame, settings, asset="corpus", metadata=facts)
     yield stored(context, left_out, settings, asset="left_out_documents", metadata=_counts(left_out, "reason"))
 
@@ -251,13 +271,14 @@ def qa_dataset(
     qa_pairs: dict[str, pl.DataFrame],
     qa_scores: dict[str, pl.DataFrame],
     corpus: pl.DataFrame,
+    left_out_documents: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Accept the pairs over the thresholds, or that people accept; add those of the other sources and of labels."""
     with explained():
         reviews = Reviews.of(settings.paths.root)
-        encoder = open_base_encoder(settings, corpus["text"])
+        encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
         selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder, reviewed=reviews.verdicts)
-        dataset = collect_pairs(selection.dataset, corpus, settings)
+        dataset = collect_pairs(selection.dataset, corpus, settings, left_out_documents)
     asked = selection.dataset["segment_ids"].explode().drop_nulls().n_unique()
     sources = dataset.select(source=pl.coalesce("batch", "label_set", "origin"))
     facts = {

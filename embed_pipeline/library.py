@@ -1,0 +1,253 @@
+"""The stages as Python functions: a folder of documents to an evaluated, exported model, without Dagster and MLflow.
+
+Each function takes what the one before it returns, and settings; without settings, those of ``embed_pipeline.toml`` and
+the environment count, as for the commands. Tables are polars frames in the columns of :mod:`embed_pipeline.tables`.
+What the commands add is memory: they store every table, skip what is current, apply the gates and register models.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from embed_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from embed_pipeline.evaluation.query_sets import QuerySet
+    from embed_pipeline.evaluation.retrieval import Comparison
+    from embed_pipeline.release.parity import Parity
+
+
+@dataclass(frozen=True)
+class DocumentSet:
+    """Documents as they were read and cut.
+
+    Attributes:
+        documents: batch name to its table ``documents``.
+        segments: batch name to its table ``segments``.
+        rejected: table ``rejected_documents``: files that could not be read, with the reason.
+        corpus: table ``corpus``: every segment that is searched, near-duplicate documents left out.
+    """
+
+    documents: dict[str, pl.DataFrame]
+    segments: dict[str, pl.DataFrame]
+    rejected: pl.DataFrame
+    corpus: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Pairs, split and turned into training examples.
+
+    Attributes:
+        corpus: table ``corpus`` of the documents.
+        pairs: table ``qa_dataset``.
+        split: table ``dataset_split``: the side of every pair.
+        negatives: table ``hard_negatives``.
+        examples: table ``training_examples``.
+    """
+
+    corpus: pl.DataFrame
+    pairs: pl.DataFrame
+    split: pl.DataFrame
+    negatives: pl.DataFrame
+    examples: pl.DataFrame
+
+    def query_set(self, side: str) -> QuerySet:
+        """The generated questions of a side: train, dev or test."""
+        from embed_pipeline.evaluation.query_sets import generated_set
+
+        return generated_set(self.pairs, self.split, side)
+
+
+def read_documents(folder: str | Path, settings: Settings | None = None) -> DocumentSet:
+    """Read a folder of documents, remove boilerplate and cut the documents into segments.
+
+    Args:
+        folder: a folder, or an address such as ``s3://bucket/prefix``; takes the place of ``paths.documents``.
+        settings: groups ``corpus`` and ``embedding`` (whose tokens segments are counted in).
+
+    Raises:
+        CorpusError: the folder is missing or has no readable document.
+        ModelError: the base model cannot be loaded.
+    """
+    from embed_pipeline.corpus import documents as reading
+    from embed_pipeline.corpus.batches import cut_batches
+    from embed_pipeline.corpus.current import current_corpus
+    from embed_pipeline.corpus.segments import split_segments
+    from embed_pipeline.embedding.encoder import Encoder
+    from embed_pipeline.training_data.labels import with_labelled_passages
+
+    settings = settings or load_settings()
+    encoder = Encoder.load(settings.embedding.model, settings.embedding)
+    documents, segments, rejected = {}, {}, []
+    with TemporaryDirectory() as temporary:
+        # Batches are remembered in a store, so that a later look finds what is new; here every file is.
+        paths = settings.paths.model_copy(update={"documents": folder, "store": Path(temporary), "assets": None})
+        aside = settings.model_copy(update={"paths": type(paths).model_validate(paths.model_dump())})
+        batches, _ = cut_batches(aside)
+        for batch in batches:
+            read, unread = reading.read_documents(batch, aside, only_batch=len(batches) == 1)
+            documents[batch.name], _ = reading.clean_documents(read, batch, aside)
+            segments[batch.name] = split_segments(
+                documents[batch.name],
+                settings.corpus,
+                encoder.count_tokens,
+                max_tokens=encoder.passage_tokens,
+                count_unknown=encoder.count_unknown,
+            )
+            rejected.append(unread)
+    corpus, _ = current_corpus(documents, segments, settings.corpus)
+    if settings.training_data.label_sets:
+        corpus = with_labelled_passages(corpus, settings.training_data.label_sets, encoder.count_tokens)
+    return DocumentSet(documents, segments, pl.concat(rejected), corpus)
+
+
+def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.DataFrame:
+    """Write questions about the documents, score them and keep the good ones: table ``qa_dataset``.
+
+    Pairs of the other sources (``training_data.sources``, ``training_data.label_sets``) are added. Answers of the
+    language model are kept in ``paths.store``, so that asking again costs nothing.
+
+    Args:
+        documents: from :func:`read_documents`.
+        settings: groups ``llm``, ``synthesis``, ``embedding`` and ``training_data``.
+
+    Raises:
+        EndpointError, BudgetExhausted, TooManyFailures, EmbeddedModelError: the language model cannot be asked.
+    """
+    from embed_pipeline.embedding.proven import open_base_encoder
+    from embed_pipeline.synthesis.artifacts import extract_artifacts
+    from embed_pipeline.synthesis.generate import generate_pairs
+    from embed_pipeline.synthesis.score import score_pairs
+    from embed_pipeline.synthesis.select import select_pairs
+    from embed_pipeline.training_data.pair_sources import collect_pairs
+
+    settings = settings or load_settings()
+    encoder = open_base_encoder(settings, documents.corpus["text"])
+    pairs, scores = {}, {}
+    for batch, segments in documents.segments.items():
+        asked = segments if settings.training_data.generates else segments.clear()
+        titles = dict(documents.documents[batch].select("document_id", "title").iter_rows())
+        artifacts = extract_artifacts(batch, asked, settings).artifacts
+        pairs[batch] = generate_pairs(batch, asked, artifacts, titles, settings, lambda: encoder).pairs
+        scores[batch] = score_pairs(batch, pairs[batch], segments, settings, encoder).scores
+    accepted = select_pairs(pairs, scores, documents.corpus, settings, encoder).dataset
+    return collect_pairs(accepted, documents.corpus, settings)
+
+
+def mine(pairs: pl.DataFrame, documents: DocumentSet, settings: Settings | None = None) -> TrainingSet:
+    """Split the pairs without leaks and mine hard negatives for the training questions.
+
+    Args:
+        pairs: table ``qa_dataset``, from :func:`generate`.
+        documents: the documents that the pairs are about.
+        settings: groups ``training_data`` and ``embedding``.
+
+    Raises:
+        ModelError: the base model cannot be loaded.
+    """
+    from embed_pipeline.embedding.proven import open_base_encoder
+    from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
+    from embed_pipeline.training_data.questions import training_questions
+    from embed_pipeline.training_data.split import split_dataset
+
+    settings = settings or load_settings()
+    corpus = documents.corpus
+    split = split_dataset(pairs, corpus, settings, None)
+    questions = training_questions(pairs, split, corpus, settings)
+    negatives = mine_hard_negatives(questions, corpus, settings, open_base_encoder(settings, corpus["text"]))
+    return TrainingSet(corpus, pairs, split, negatives, unroll(negatives))
+
+
+def train(data: TrainingSet, output: str | Path, settings: Settings | None = None) -> Path:
+    """Fine-tune the base model and return the folder of the tuned sentence-transformers model.
+
+    Checkpoints lie next to it in ``.<name>.work``: a training that was killed continues from them, and the same
+    training again only chooses and writes. ``training.json`` in the folder says what was done.
+
+    Args:
+        data: from :func:`mine`.
+        output: a folder that does not exist yet.
+        settings: groups ``embedding``, ``training``, ``adapter``, ``forgetting`` and ``evaluation``.
+
+    Raises:
+        FileExistsError: ``output`` exists.
+        TrainingError: as :func:`embed_pipeline.training.train.finetune`.
+        ModelError: the base model cannot be loaded.
+    """
+    from embed_pipeline.training.train import finetune
+
+    folder = Path(output)
+    if folder.exists():
+        message = f"{folder} exists; name a folder that does not"
+        raise FileExistsError(message)
+    finetune(
+        data.examples,
+        dict(data.corpus.select("segment_id", "text").iter_rows()),
+        data.query_set("dev"),
+        (data.corpus["segment_id"].to_list(), data.corpus["text"].to_list()),
+        settings or load_settings(),
+        output=folder,
+        work=folder.with_name(f".{folder.name}.work"),
+        documents=data.corpus["document_id"].to_list(),
+    )
+    return folder
+
+
+def evaluate(model: str | Path, data: TrainingSet, settings: Settings | None = None) -> Comparison:
+    """Compare a tuned model with its base, BM25 and the hybrid on the held-out questions and on people's queries.
+
+    Args:
+        model: folder of the tuned model, from :func:`train`.
+        data: from :func:`mine`; its test questions were not trained on.
+        settings: groups ``embedding`` and ``evaluation``; ``evaluation.query_sets`` names people's queries.
+
+    Raises:
+        EvaluationError: there is no question to evaluate on.
+        ModelError: a model cannot be loaded.
+    """
+    from embed_pipeline.evaluation.query_sets import labelled_set
+    from embed_pipeline.evaluation.retrieval import compare
+
+    settings = settings or load_settings()
+    people = [labelled_set(folder, data.corpus) for folder in settings.evaluation.query_sets]
+    sets = [data.query_set("test"), *(found for found in people if found is not None)]
+    return compare(settings.embedding.model, Path(model), data.corpus, sets, settings)
+
+
+def export(model: str | Path, output: str | Path, data: TrainingSet, settings: Settings | None = None) -> Parity:
+    """Export a model to ONNX, pooling and normalisation included, and compare its vectors with the original's.
+
+    The figures are also written into ``output``, as ``parity.json``.
+
+    Args:
+        model: folder of the tuned model.
+        output: folder for the export.
+        data: its corpus and test questions are what both models encode.
+        settings: groups ``release``, ``embedding`` and ``gates``.
+
+    Raises:
+        ReleaseError: the export's vectors or rankings are beyond the bounds in ``gates``.
+        OnnxExportError: the model has no valid graph.
+        ModelError: the model cannot be loaded.
+    """
+    from embed_pipeline.embedding.onnx_export import export_onnx
+    from embed_pipeline.release.manifest import ReleaseError
+    from embed_pipeline.release.parity import PARITY_FILE, measure_parity
+
+    settings = settings or load_settings()
+    folder, test = Path(output), data.query_set("test")
+    export_onnx(model, folder, settings.release, settings.embedding)
+    texts = dict(data.corpus.select("segment_id", "text").iter_rows())
+    parity = measure_parity(Path(model), folder, texts, test.queries, test.qrels, embedding=settings.embedding)
+    (folder / PARITY_FILE).write_text(json.dumps(parity.as_dict(), indent=2) + "\n", encoding="utf-8")
+    if failures := parity.failures(settings.gates):
+        message = f"the export in {folder} differs from {model}: {'; '.join(failures)}"
+        raise ReleaseError(message)
+    return parity
