@@ -402,6 +402,18 @@ def import_reviews(path: Annotated[Path, typer.Argument(help="A file that ends i
         _say(f"left out, because there is no such pair: {len(added.unknown)}, first {added.unknown[0]}")
 
 
+@reviews_app.command()
+def queries(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files that the search page saved.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the set, for evaluation.query_sets.")],
+) -> None:
+    """Make a query set in BEIR form of results that were judged on the search page."""
+    from embed_pipeline.inspection.judged_searches import write_judged_queries
+
+    written, left_out = write_judged_queries(files, folder)
+    _say(f"{written} queries in {folder}; left out, because no result was judged right: {left_out}")
+
+
 @app.command()
 def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -29,6 +29,7 @@ from embed_pipeline.orchestration.presentation import (
     described,
     figures,
     picture,
+    read_pairs,
     score_histograms,
     shown_table,
     traced_pairs,
@@ -131,8 +132,11 @@ def segments(
         )
     facts = {
         "longest_allowed": longest_segment(settings.corpus, encoder.passage_tokens),
-        "longest_tokens": frame["token_count"].max() or 0,
-        "mean_tokens": frame["token_count"].mean() or 0.0,
+        **(
+            {"longest_tokens": frame["token_count"].max(), "mean_tokens": frame["token_count"].mean()}
+            if frame.height
+            else {}
+        ),
         "segments_with_withheld_text": frame.filter(pl.col("withheld") != "").height,
     }
     return stored(context, frame, settings, metadata=facts)
@@ -290,6 +294,7 @@ def qa_dataset(
     shapes = {
         "hops": picture(counts(dataset["hop_count"], "hops"), "accepted pairs by hops"),
         "traced": traced_pairs(dataset, corpus),
+        **read_pairs(dataset, corpus),
     }
     read = reviews.version
     yield stored(context, dataset, settings, asset="qa_dataset", metadata={**facts, **shapes}, read=read)
