@@ -25,6 +25,7 @@ from rich.text import Text
 
 from embed_pipeline import settings as settings_module
 from embed_pipeline.escaping import TerminalFormatter, for_terminal, on_one_line
+from embed_pipeline.inspection.review_commands import reviews_app
 from embed_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(reviews_app, name="reviews")
 logger = logging.getLogger(__name__)
 err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 _DATABASE_MODULES = {"sqlite3", "sqlalchemy", "psycopg2"}
@@ -369,49 +371,6 @@ def inspect() -> None:
             reviewed=lambda: report_reviews(instance, settings.paths.root),
         )
         serve_pages(settings, neighbours)
-
-
-reviews_app = typer.Typer(help="Move what people said of pairs between stores and other tools.", no_args_is_help=True)
-app.add_typer(reviews_app, name="reviews")
-
-
-@reviews_app.command("export")
-def export_reviews(path: Annotated[Path, typer.Argument(help="A file that ends in .csv or .jsonl.")]) -> None:
-    """Write every review to a file."""
-    from embed_pipeline import reviews, tables
-
-    found = reviews.read_reviews(load_settings().paths.root)
-    found = tables.QA_REVIEWS.empty() if found is None else found
-    reviews.export_reviews(found, path)
-    _say(f"{found.height} reviews in {path}")
-
-
-@reviews_app.command("import")
-def import_reviews(path: Annotated[Path, typer.Argument(help="A file that ends in .csv or .jsonl.")]) -> None:
-    """Add the reviews in a file to those stored; the next run honours them."""
-    from embed_pipeline import reviews
-    from embed_pipeline.orchestration.resources import open_instance
-    from embed_pipeline.orchestration.reviewing import report_reviews
-
-    settings = load_settings()
-    added = reviews.import_reviews(path, settings.paths.root, settings.inspection.reviewer_name)
-    with open_instance(settings.paths.store) as instance:
-        report_reviews(instance, settings.paths.root)
-    _say(f"{added.new} reviews added, {added.known} were stored already")
-    if added.unknown:
-        _say(f"left out, because there is no such pair: {len(added.unknown)}, first {added.unknown[0]}")
-
-
-@reviews_app.command()
-def queries(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files that the search page saved.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write the set, for evaluation.query_sets.")],
-) -> None:
-    """Make a query set in BEIR form of results that were judged on the search page."""
-    from embed_pipeline.inspection.judged_searches import write_judged_queries
-
-    written, left_out = write_judged_queries(files, folder)
-    _say(f"{written} queries in {folder}; left out, because no result was judged right: {left_out}")
 
 
 @app.command()

@@ -166,6 +166,7 @@ class StageRunner:
 
     def status(self) -> list[tuple[str, str, str, str]]:
         """Stage, asset, state (current, stale, failed or missing) and time made of every asset, in flow order."""
+        report_reviews(self._instance, self._settings.paths.root)
         batches = [batch.name for batch in load_batches(self._settings.paths.root)]
         rows = []
         for stage, group in self._stages.items():

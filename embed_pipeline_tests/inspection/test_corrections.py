@@ -36,7 +36,8 @@ def strict(request: dict[str, Any]) -> str:
 @pytest.mark.slow
 def test_corrections_reach_the_training_examples_and_ask_nobody_again(tiny_model, tmp_path, monkeypatch):
     with stub_endpoint(strict) as stub:
-        project = small_project(tmp_path, tiny_model, stub.base_url)
+        ways = {"synthesis__path": "structured", "synthesis__judge": "asked"}
+        project = small_project(tmp_path, tiny_model, stub.base_url, **ways)
         for name, value in project.environment.items():
             monkeypatch.setenv(name, value)
         settings = load_settings()
