@@ -1,86 +1,79 @@
-"""From a correction on the page to the training examples, through Dagster."""
+"""From a correction on the page through Dagster to the training examples; the language model is asked nothing."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
+import dagster as dg
 import httpx
 import polars as pl
 import pytest
 
+from embed_pipeline import tables
 from embed_pipeline.definitions import build_definitions
-from embed_pipeline.lineage import stored_tables, trace
-from embed_pipeline.orchestration.resources import open_instance
-from embed_pipeline.orchestration.reviewing import report_reviews
-from embed_pipeline.orchestration.runs import StageRunner
-from embed_pipeline.settings import load_settings
-from embed_pipeline_tests.inspection.material import inspected
+from embed_pipeline.orchestration.partitions import document_batches
+from embed_pipeline.orchestration.reviewing import QA_REVIEWS, report_reviews
+from embed_pipeline.settings import Settings
+from embed_pipeline_tests.inspection.material import filled, inspected, write_store
 from embed_pipeline_tests.inspection.test_inspector import send
-from embed_pipeline_tests.project import made_up_name, small_project, well_behaved
-from embed_pipeline_tests.stub_endpoint import stub_endpoint
+from embed_pipeline_tests.orchestration.test_reads import make
 
-DISLIKED = made_up_name(4)
-
-
-def strict(request: dict[str, Any]) -> str:
-    """A judge who turns away whatever names one thing, and a good model otherwise."""
-    answer = well_behaved(request)
-    kind = request.get("response_format", {}).get("json_schema", {}).get("name")
-    about = request["messages"][-1]["content"]
-    if kind == "JudgeAnswer" and f"does the {DISLIKED} " in about:
-        return answer.replace("9.0", "2.0")
-    return answer
+BATCH = "00001-0a1b2c3d"
+STEPS = ("qa_dataset", "hard_negatives", "training_examples")
 
 
 @pytest.mark.slow
-def test_corrections_reach_the_training_examples_and_ask_nobody_again(tiny_model, tmp_path, monkeypatch):
-    with stub_endpoint(strict) as stub:
-        ways = {"synthesis__path": "structured", "synthesis__judge": "asked"}
-        project = small_project(tmp_path, tiny_model, stub.base_url, **ways)
-        for name, value in project.environment.items():
-            monkeypatch.setenv(name, value)
-        settings = load_settings()
-        with open_instance(project.store) as instance:
-            runner = StageRunner(build_definitions(settings), instance, settings)
-            for stage in ("sdg", "prep"):
-                runner.run(stage)
-            asked = len(stub.requests)
-            decisions, mined = project.table("qa_decisions"), project.table("hard_negatives")
-            low = decisions.filter(pl.col("reason") == "relevance")["qa_id"][0]
-            split = project.table("dataset_split").filter(pl.col("split") == "train")
-            train = mined.filter(pl.col("qa_id").is_in(split["qa_id"]), pl.col("negative_segment_ids").list.len() > 0)
-            gone, marked = train["qa_id"][0], train.row(1, named=True)
-            with inspected(settings.paths.root, corrections=True) as url, httpx.Client(base_url=url) as page:
-                assert "rejected" in page.get(f"/pairs/{low}").text
-                send(page, low, of=low, action="accept")
-                send(page, gone, of=low, action="reject", comment="two in one")
-                answer = marked["negative_segment_ids"][0]
-                send(page, marked["qa_id"], of=low, action="positive", segment_id=answer)
-                report_reviews(instance, settings.paths.root)
-                outcomes = {stage: runner.run(stage) for stage in ("sdg", "prep")}
-                assert "by Eva" in page.get(f"/pairs/{low}").text
-            assert outcomes["sdg"].made == ["qa_dataset", "qa_decisions"]
-            assert "hard_negatives" in outcomes["prep"].made
-            assert len(stub.requests) == asked
-            assert all(outcome.made == [] for outcome in (runner.run("sdg"), runner.run("prep")))
-            read = stored_tables(settings.paths.root)
-            dataset = set(project.table("qa_dataset")["qa_id"])
-            assert (low in dataset, gone in dataset) == (True, False)
-            examples = project.table("training_examples")
-            assert gone not in set(examples["qa_id"])
-            if trace(low, read).split["split"] == "train":
-                assert low in set(examples["qa_id"])
-            after = project.table("hard_negatives").filter(qa_id=marked["qa_id"]).row(0, named=True)
-            assert answer not in after["negative_segment_ids"]
-            assert trace(gone, read).reviews[0]["comment"] == "two in one"
-            checks = instance.event_log_storage.get_latest_asset_check_execution_by_key(
-                [key for key in runner._definitions.resolve_asset_graph().asset_check_keys if "reviewers" in key.name]
-            )
-            (record,) = checks.values()
-            metadata = record.event.dagster_event.event_specific_data.metadata
-            assert metadata["reviewed_pairs"].value == 2
-    status, output = project.command("reviews", "export", str(tmp_path / "reviews.jsonl"))
-    assert (status, "3 reviews in" in output) == (0, True), output
-    lines = (tmp_path / "reviews.jsonl").read_text().splitlines()
-    assert [json.loads(line)["action"] for line in lines] == ["accept", "reject", "positive"]
+def test_corrections_reach_the_training_examples(tiny_model, tmp_path):
+    root = write_store(tmp_path)
+    folder = tmp_path / "tables"
+    for path in folder.glob("*/b1.parquet"):
+        path.rename(path.with_name(f"{BATCH}.parquet"))
+    sides = [{"qa_id": key, "split": "train", "document_ids": ["d1"]} for key in ("q1aa", "q2aa", "q3aa")]
+    frames = {
+        "dataset_split": filled(tables.DATASET_SPLIT, *sides),
+        "base_model": tables.BASE_MODEL.frame([{"model": str(tiny_model)}]),
+        "left_out_documents": tables.LEFT_OUT_DOCUMENTS.empty(),
+    }
+    for name, frame in frames.items():
+        frame.write_parquet(folder / f"{name}.parquet")
+    settings = Settings.model_validate(
+        {
+            "paths": {"store": tmp_path},
+            "embedding": {"model": str(tiny_model)},
+            "synthesis": {"near_duplicate_similarity": 1},
+            "training_data": {"relative_margin": 0.999999, "augment_below": 0},
+        }
+    )
+    definitions = build_definitions(settings)
+
+    def run(instance: dg.DagsterInstance) -> dict[str, pl.DataFrame]:
+        for name in STEPS:
+            make(definitions, instance, definitions.resolve_assets_def(dg.AssetKey(name)), None)
+        made = (*STEPS, "qa_decisions")
+        return {name: pl.read_parquet(folder / f"{name}.parquet") for name in made}
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(str(document_batches.name), [BATCH])
+        before = run(instance)
+        assert set(before["training_examples"]["qa_id"]) == {"q1aa", "q3aa"}
+        mined = before["hard_negatives"].filter(qa_id="q3aa").row(0, named=True)
+        answer = mined["negative_segment_ids"][0]
+        with inspected(root, corrections=True) as url, httpx.Client(base_url=url) as page:
+            assert "rejected" in page.get("/pairs/q2aa").text
+            send(page, "q2aa", action="accept")
+            send(page, "q1aa", action="reject", comment="two in one")
+            send(page, "q3aa", action="positive", segment_id=answer)
+            report_reviews(instance, root)
+            after = run(instance)
+            told = page.get("/pairs/q2aa").text
+        assert "by Eva" in told
+        decided = {row["qa_id"]: (row["reason"], row["detail"]) for row in after["qa_decisions"].to_dicts()}
+        assert decided["q2aa"] == ("accepted", "by Eva")
+        assert decided["q1aa"] == ("reviewer", "rejected by Eva")
+        assert set(after["qa_dataset"]["qa_id"]) == {"q2aa", "q3aa"}
+        assert set(after["training_examples"]["qa_id"]) == {"q2aa", "q3aa"}
+        corrected = after["hard_negatives"].filter(qa_id="q3aa").row(0, named=True)
+        assert answer in corrected["positive_segment_ids"]
+        assert answer not in corrected["negative_segment_ids"]
+        event = instance.get_latest_materialization_event(dg.AssetKey("hard_negatives"))
+        read = event.asset_materialization.tags[f"dagster/input_data_version/{QA_REVIEWS.path[-1]}"]
+        known = instance.get_latest_materialization_event(QA_REVIEWS)
+        assert read == known.asset_materialization.tags["dagster/data_version"]
