@@ -570,7 +570,7 @@ class Training(Group):
     contrastive: bool = decides(True, TRAINING)  # noqa: FBT003 - a default
     """Train on the questions; false: the base's weights stay and ``adapter.share`` alone, which needs no questions,
     makes the model."""
-    sides: Literal["both", "query"] = decides("both", TRAINING, "finetuned_model", "retrieval_evaluation", "release")
+    sides: Literal["both", "query"] = decides("both", TRAINING, "finetuned_model", "release")
     """What is tuned: queries and passages alike, or the query side alone. Passages then keep the base's vectors, so an
     index that was filled with the base stays valid."""
     loss_temperature: float = decides(0.02, TRAINING, gt=0, le=1)
