@@ -355,6 +355,66 @@ def serve(
 
 
 @app.command()
+def inspect() -> None:
+    """The QA set in the browser: every pair, accepted or not, where it comes from and where it went."""
+    from embed_pipeline.inspection.inspector import Neighbours
+    from embed_pipeline.inspection.inspector import inspect as serve_pages
+    from embed_pipeline.orchestration.resources import open_instance, trained_models
+    from embed_pipeline.orchestration.reviewing import report_reviews
+
+    settings = load_settings()
+    with open_instance(settings.paths.store) as instance:
+        neighbours = Neighbours(
+            models=lambda: trained_models(instance, settings.tracking.registered_model),
+            reviewed=lambda: report_reviews(instance, settings.paths.root),
+        )
+        serve_pages(settings, neighbours)
+
+
+reviews_app = typer.Typer(help="Move what people said of pairs between stores and other tools.", no_args_is_help=True)
+app.add_typer(reviews_app, name="reviews")
+
+
+@reviews_app.command("export")
+def export_reviews(path: Annotated[Path, typer.Argument(help="A file that ends in .csv or .jsonl.")]) -> None:
+    """Write every review to a file."""
+    from embed_pipeline import reviews, tables
+
+    found = reviews.read_reviews(load_settings().paths.root)
+    found = tables.QA_REVIEWS.empty() if found is None else found
+    reviews.export_reviews(found, path)
+    _say(f"{found.height} reviews in {path}")
+
+
+@reviews_app.command("import")
+def import_reviews(path: Annotated[Path, typer.Argument(help="A file that ends in .csv or .jsonl.")]) -> None:
+    """Add the reviews in a file to those stored; the next run honours them."""
+    from embed_pipeline import reviews
+    from embed_pipeline.orchestration.resources import open_instance
+    from embed_pipeline.orchestration.reviewing import report_reviews
+
+    settings = load_settings()
+    added = reviews.import_reviews(path, settings.paths.root, settings.inspection.reviewer_name)
+    with open_instance(settings.paths.store) as instance:
+        report_reviews(instance, settings.paths.root)
+    _say(f"{added.new} reviews added, {added.known} were stored already")
+    if added.unknown:
+        _say(f"left out, because there is no such pair: {len(added.unknown)}, first {added.unknown[0]}")
+
+
+@reviews_app.command()
+def queries(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files that the search page saved.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the set, for evaluation.query_sets.")],
+) -> None:
+    """Make a query set in BEIR form of results that were judged on the search page."""
+    from embed_pipeline.inspection.judged_searches import write_judged_queries
+
+    written, left_out = write_judged_queries(files, folder)
+    _say(f"{written} queries in {folder}; left out, because no result was judged right: {left_out}")
+
+
+@app.command()
 def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,

@@ -10,6 +10,7 @@ from embed_pipeline.orchestration.io_managers import ModelFolderIOManager, Parqu
 from embed_pipeline.orchestration.jobs import all_assets, all_jobs
 from embed_pipeline.orchestration.promotion import champion
 from embed_pipeline.orchestration.resources import MLflow
+from embed_pipeline.orchestration.reviewing import qa_reviews
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.shelf import Shelf
 
@@ -22,7 +23,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     """
     assets = [with_settings(definition, settings) for definition in all_assets]
     return dg.Definitions(
-        assets=[*assets, champion],
+        assets=[*assets, qa_reviews, champion],
         asset_checks=all_checks,
         jobs=all_jobs,
         sensors=all_sensors(settings),

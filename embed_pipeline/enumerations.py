@@ -28,7 +28,8 @@ GENERATED: Origin = "generated"
 LABELLED: Origin = "labelled"
 
 CRITERIA = ("relevance", "accuracy", "context_support", "clarity")
-DECISIONS = ("accepted", *CRITERIA, "overall", "hop_not_needed", "round_trip_rank", "duplicate")
+DECISIONS = ("accepted", *CRITERIA, "overall", "hop_not_needed", "round_trip_rank", "duplicate", "reviewer")
+REVIEW_ACTIONS = ("accept", "reject", "edit", "positive", "comment", "withdraw")
 SPLITS = (*SIDES, "held_out")
 SPLIT_REASONS = ("", "given", "spans_sides", "repeats_test", "repeats_dev")
 

@@ -14,10 +14,10 @@ from upath import UPath
 from embed_pipeline import tables
 from embed_pipeline.enumerations import CRITERIA, GENERATED
 from embed_pipeline.escaping import on_one_line
-from embed_pipeline.storage import list_folder, parse_table, read_all, read_table, table_path
+from embed_pipeline.storage import check_name, list_folder, scan_table, table_path
 
 Row = dict[str, Any]
-ReadTable = Callable[[str], pl.DataFrame | None]
+ReadTable = Callable[[str], pl.LazyFrame | None]
 """A table's name to its rows, of all batches where it has batches; None: it was never materialized."""
 
 _LEAST_PREFIX = 4
@@ -62,6 +62,7 @@ class Trace:
         positive_similarities: cosine of the question and each positive segment.
         negatives: its hard negatives.
         examples: ids of its training examples.
+        reviews: rows of :data:`tables.QA_REVIEWS`, oldest first.
         models: the model versions trained on those.
     """
 
@@ -74,6 +75,7 @@ class Trace:
     positive_similarities: dict[str, float]
     negatives: list[Negative]
     examples: list[str]
+    reviews: list[Row]
     models: list[Model]
 
 
@@ -99,8 +101,8 @@ def trace(qa_id: str, read: ReadTable, models: Sequence[Model] = ()) -> Trace:
     documents = _rows(read, "documents", present) + brought
     mined = _first(_rows(read, "hard_negatives", by_id))
     examples = read("training_examples")
-    own = [] if examples is None else examples.filter(by_id)["example_id"].to_list()
-    version = tables.content_hash(examples) if own and examples is not None else ""
+    own = [row["example_id"] for row in _rows(read, "training_examples", by_id)]
+    version = tables.content_hash(examples.collect()) if own and models and examples is not None else ""
     return Trace(
         pair=pair,
         documents=_one_each(documents, "document_id", pair["batch"]),
@@ -113,29 +115,39 @@ def trace(qa_id: str, read: ReadTable, models: Sequence[Model] = ()) -> Trace:
         else {},
         negatives=_negatives(mined, read) if mined else [],
         examples=own,
+        reviews=sorted(_rows(read, "qa_reviews", by_id), key=lambda row: (row["reviewed_at"], row["review_id"])),
         models=[model for model in models if own and model.data_versions.get("training_examples") == version],
     )
 
 
 def stored_tables(root: UPath | Path) -> ReadTable:
-    """The tables of a store: ``tables/<name>.parquet``, and ``tables/<name>/<batch>.parquet``."""
+    """The tables of a store: ``tables/<name>.parquet``, and ``tables/<name>/<batch>.parquet``.
 
-    def read(name: str) -> pl.DataFrame | None:
+    Of files on this machine the rows and columns that are asked for are read, of objects all of them.
+    """
+
+    def read(name: str) -> pl.LazyFrame | None:
         table = tables.TABLES[name]
         path = table_path(UPath(root), name)
-        try:
-            return read_table(path, table)
-        except FileNotFoundError:
-            files = list_folder(path.with_suffix(""), "*.parquet")
-        frames = [parse_table(file, content, table) for file, content in zip(files, read_all(files), strict=True)]
-        return pl.concat(frames) if frames else None
+        files = list_folder(path.parent, path.name) or list_folder(path.with_suffix(""), "*.parquet")
+        if not files:
+            return None
+        frames = [scan_table(file, table) for file in files]
+        return pl.concat(frames)
 
     return read
 
 
+def trained_on_path(root: UPath, version: str) -> UPath:
+    """Where the ids in a version of ``training_examples`` are kept, by which the models trained on them are found."""
+    return root / "trained_on" / f"{check_name(version)}.parquet"
+
+
 def format_trace(found: Trace) -> str:
     """The chain as text for a terminal."""
-    return "\n".join(map(on_one_line, [*_origin(found), *_question(found), *_judgement(found), *_use(found)]))
+    return "\n".join(
+        map(on_one_line, [*_origin(found), *_question(found), *_judgement(found), *_reviews(found), *_use(found)])
+    )
 
 
 def _origin(found: Trace) -> list[str]:
@@ -202,6 +214,17 @@ def _judgement(found: Trace) -> list[str]:
     return lines
 
 
+def _reviews(found: Trace) -> list[str]:
+    lines = ["REVIEWS"] if found.reviews else []
+    for row in found.reviews:
+        said = [row["segment_id"], row["question"], row["answer"], row["comment"]]
+        what = "; ".join(text for text in said if text)
+        lines += _wrapped(
+            f"{row['reviewed_at']:%Y-%m-%d %H:%M} UTC  {row['reviewer']}: {row['action']}  {what}", indent=2
+        )
+    return lines
+
+
 def _use(found: Trace) -> list[str]:
     side = found.split["split"] if found.split else "none: not in the dataset"
     lines = [f"SPLIT  {side}"]
@@ -218,16 +241,18 @@ def _use(found: Trace) -> list[str]:
 
 def _find_pair(qa_id: str, read: ReadTable) -> Row:
     generated, dataset = read("qa_pairs"), read("qa_dataset")
-    written = (tables.QA_PAIRS.empty() if generated is None else generated).with_columns(origin=pl.lit(GENERATED))
+    made = tables.QA_PAIRS.empty().lazy() if generated is None else generated
+    written = made.with_columns(origin=pl.lit(GENERATED))
     # What is not generated is in the dataset alone.
-    pairs = pl.concat([tables.QA_DATASET.empty() if dataset is None else dataset, written], how="diagonal")
-    if pairs.is_empty():
+    pairs = pl.concat([tables.QA_DATASET.empty().lazy() if dataset is None else dataset, written], how="diagonal")
+    if pairs.head(1).collect().is_empty():
         message = "there are no question-answer pairs yet; run: embed-pipeline sdg"
         raise LineageError(message)
     if len(qa_id) < _LEAST_PREFIX:
         message = f"qa_id is {qa_id!r}; give at least its first {_LEAST_PREFIX} letters"
         raise LineageError(message)
-    found = pairs.filter(pl.col("qa_id").str.starts_with(qa_id)).unique("qa_id", keep="last", maintain_order=True)
+    meant = pairs.filter(pl.col("qa_id").str.starts_with(qa_id)).collect()
+    found = meant.unique("qa_id", keep="last", maintain_order=True)
     if found.height != 1:
         several = ", ".join(found["qa_id"].head(5))
         message = f"{found.height} pairs have an id that starts with {qa_id!r}{': ' + several if several else ''}"
@@ -247,7 +272,7 @@ def _negatives(mined: Row, read: ReadTable) -> list[Negative]:
 
 def _rows(read: ReadTable, name: str, condition: pl.Expr) -> list[Row]:
     frame = read(name)
-    return [] if frame is None else frame.filter(condition).to_dicts()
+    return [] if frame is None else frame.filter(condition).collect().to_dicts()
 
 
 def _first(rows: list[Row]) -> Row | None:

@@ -16,6 +16,7 @@ changed makes nothing again.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
@@ -783,6 +784,8 @@ class Gates(Group):
     """The judge check fails where the overall scores of a judge that is asked have a smaller standard deviation."""
     min_judge_margin: float = gates(0.5, ge=0, le=9)
     """The judge check fails where planted bad pairs of a kind score less than this below the others, overall."""
+    min_judge_agreement: Share = gates(0.7)
+    """The review check warns where the thresholds surely agree with reviewers on less than this share of the pairs."""
     max_duplicate_rate: Share = gates(0.3)
     """The duplicate check warns above this share of duplicates among the pairs that pass every threshold."""
     min_round_trip_rate: Share = gates(0.3)
@@ -825,6 +828,36 @@ class Tracking(Group):
     """Address of the MLflow UI in a browser, for links from Dagster; None: ``uri``, where it is a server's."""
     dagster_url: str | None = runs(None)
     """Address of the Dagster UI, such as ``http://host:3000``, for links from MLflow; None: run ids alone."""
+
+
+class Inspection(Group):
+    """The page on which people read, trace and correct the QA set."""
+
+    host: str = runs("127.0.0.1")
+    """Address to listen on. There is no sign-in: on another than loopback, put a proxy in front that asks for one."""
+    port: Annotated[int, Field(ge=1, le=65535)] | Auto = runs(8010)
+    """Port to listen on; auto: any free one."""
+    corrections: bool = runs(False)  # noqa: FBT003 - a default
+    """Take corrections; else the page is for reading alone."""
+    reviewer: str | None = runs(None)
+    """Name under which corrections are stored; None: the user that the page runs as."""
+    reviewer_header: str | None = runs(None)
+    """Header in which a proxy says who is signed in, such as ``X-Forwarded-User``; a correction without it is refused.
+    The proxy has to remove it from what browsers send. None: ``reviewer``."""
+    url: str | None = runs(None)
+    """Address of the page in a browser, for links from Dagster, such as ``http://host:8010``; None: host and port."""
+
+    @property
+    def reviewer_name(self) -> str:
+        """Who reviews where no proxy says it."""
+        return self.reviewer or getpass.getuser()
+
+    @property
+    def address(self) -> str | None:
+        """Where a browser finds the page; None: a port that is chosen at the start."""
+        if self.url:
+            return self.url.rstrip("/")
+        return None if self.port == "auto" else f"http://{self.host}:{self.port}"
 
 
 class Orchestration(Group):
@@ -904,6 +937,7 @@ class Settings(Group):
     deployment: Deployment = Deployment()
     gates: Gates = Gates()
     tracking: Tracking = Tracking()
+    inspection: Inspection = Inspection()
     orchestration: Orchestration = Orchestration()
 
     @property

@@ -71,6 +71,30 @@ def read_table(path: UPath | Path, table: Table) -> pl.DataFrame:
     return parse_table(path, read_whole(path), table)
 
 
+def scan_table(path: UPath | Path, table: Table) -> pl.LazyFrame:
+    """A stored table of which a query reads what it needs; an object is read whole.
+
+    Raises:
+        FileNotFoundError: it was never materialized.
+        StorageError: the file is damaged or of another schema, or its storage cannot be reached.
+    """
+    import polars as pl
+
+    from embed_pipeline import tables
+
+    local = as_local(path)
+    if local is None:
+        return read_table(path, table).lazy()
+    try:
+        frame = pl.scan_parquet(local, glob=False)
+        tables.validate(pl.DataFrame(schema=frame.collect_schema()), table)
+    except tables.TableError as error:
+        raise _of_another_version(path, table, error) from error
+    except pl.exceptions.PolarsError as error:
+        raise _damaged(path, table, error) from error
+    return frame.select(table.schema.names())
+
+
 def parse_table(path: UPath | Path, content: bytes, table: Table) -> pl.DataFrame:
     """The table that ``path`` holds, from its bytes.
 
@@ -85,11 +109,17 @@ def parse_table(path: UPath | Path, content: bytes, table: Table) -> pl.DataFram
     try:
         return tables.validate(pl.read_parquet(io.BytesIO(content)), table)
     except tables.TableError as error:
-        message = f"{path} was stored by another version ({error}); run: embed-pipeline {table.stage}"
-        raise StorageError(message) from error
+        raise _of_another_version(path, table, error) from error
     except pl.exceptions.PolarsError as error:
-        message = f"{path} is damaged ({error}); make it again with: embed-pipeline {table.stage} --force"
-        raise StorageError(message) from error
+        raise _damaged(path, table, error) from error
+
+
+def _of_another_version(path: UPath | Path, table: Table, error: Exception) -> StorageError:
+    return StorageError(f"{path} was stored by another version ({error}); run: embed-pipeline {table.stage}")
+
+
+def _damaged(path: UPath | Path, table: Table, error: Exception) -> StorageError:
+    return StorageError(f"{path} is damaged ({error}); make it again with: embed-pipeline {table.stage} --force")
 
 
 def read_whole(path: UPath | Path) -> bytes:

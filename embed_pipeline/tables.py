@@ -26,6 +26,7 @@ from embed_pipeline.enumerations import (
     OUTCOMES,
     QUERY_TYPES,
     REASONING_TYPES,
+    REVIEW_ACTIONS,
     SIDES,
     SPLIT_REASONS,
     SPLITS,
@@ -476,6 +477,29 @@ QA_DATASET = Table(
     sources={"label_set": (), "round_trip_rank": _RANKED},
 )
 
+QA_REVIEWS = Table(
+    "qa_reviews",
+    "What people said of pairs on the inspection page, in order; rows are added and none is changed.",
+    (
+        _text("review_id", "Review: hash of everything else in the row."),
+        _text("qa_id", "The pair."),
+        Column("reviewed_at", _TIME, "When it was said."),
+        _text("reviewer", "Who said it."),
+        _one_of(
+            "action",
+            REVIEW_ACTIONS,
+            "What was done; edit: accepted with other words; positive: a segment answers it as well; withdraw: nothing "
+            "that was said before counts any more.",
+        ),
+        _text("question", "The question as edited; null: left as it is.", nullable=True),
+        _text("answer", "The answer as edited; null: left as it is.", nullable=True),
+        _text("segment_id", "The segment that answers it as well; null: another action.", nullable=True),
+        _text("comment", "Why; empty: nothing was said."),
+    ),
+    key=("review_id",),
+    stage="inspect",
+)
+
 QA_DECISIONS = Table(
     "qa_decisions",
     "What became of every scored pair, and why.",
@@ -484,8 +508,8 @@ QA_DECISIONS = Table(
         _BATCH,
         _text("question", "The question."),
         Column("accepted", pl.Boolean(), "True where the pair is in qa_dataset."),
-        _one_of("reason", DECISIONS, "Accepted, or the first threshold or rule that it failed."),
-        _text("detail", "The value that failed and its bound; empty where it is accepted."),
+        _one_of("reason", DECISIONS, "Accepted, or the first threshold or rule that it failed; reviewer: a person."),
+        _text("detail", "The value that failed and its bound, or who decided; empty where the rules accept it."),
         _OVERALL,
         _number("round_trip_rank", _FROM_ONE, "Worst rank of its source segments in the whole corpus."),
         _text("duplicate_of", "The better-scored pair that asks the same.", nullable=True),
@@ -564,7 +588,10 @@ HARD_NEGATIVES = Table(
     ),
     key=("qa_id",),
     stage="prep",
-    sources={"positive_segment_ids": ("qa_dataset.segment_ids",), "negative_segment_ids": ("corpus.segment_id",)},
+    sources={
+        "positive_segment_ids": ("qa_dataset.segment_ids", "qa_reviews.segment_id"),
+        "negative_segment_ids": ("corpus.segment_id",),
+    },
 )
 
 TRAINING_EXAMPLES = Table(
@@ -700,6 +727,7 @@ TABLES: dict[str, Table] = {
         QA_SCORES,
         CORPUS,
         LEFT_OUT_DOCUMENTS,
+        QA_REVIEWS,
         QA_DATASET,
         QA_DECISIONS,
         DATASET_SPLIT,

@@ -50,11 +50,12 @@ def instructions(path):
 
 
 def test_every_part_has_its_service():
-    parts = {"postgres", "docker", "mlflow", "webserver", "daemon", "code", "embeddings"}
+    parts = {"postgres", "docker", "mlflow", "webserver", "daemon", "code", "embeddings", "inspect"}
     assert {name for name, service in SERVICES.items() if service.get("profiles", ["cpu"]) == ["cpu"]} == parts
     assert {name for name, service in SERVICES.items() if service.get("profiles") == ["gpu"]} == {
         "code-gpu",
         "embeddings-gpu",
+        "inspect-gpu",
     }
     assert all(SERVICES[name]["profiles"] == [name] for name in ("nim", *OTHER_SERVERS))
 
@@ -188,7 +189,7 @@ def test_a_run_knows_what_the_daemon_knows():
     }, "all but what only the code location reads"
 
 
-@pytest.mark.parametrize("name", ["daemon", "code", "code-gpu", "embeddings", "embeddings-gpu"])
+@pytest.mark.parametrize("name", ["daemon", "code", "code-gpu", "embeddings", "embeddings-gpu", "inspect"])
 def test_the_environment_holds_settings_that_exist(name, tmp_path, monkeypatch):
     empty = tmp_path / "settings.toml"
     empty.write_text("")

@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
-from embed_pipeline.lineage import LineageError, Model, format_trace, stored_tables, trace
+from embed_pipeline.lineage import LineageError, Model, ReadTable, format_trace, stored_tables, trace
+from embed_pipeline.reviews import review_row
+from embed_pipeline.storage import StorageError
 from embed_pipeline_tests.synthesis import material
 
 
@@ -26,6 +28,10 @@ def _default(column: tables.Column) -> Any:
 
 def _filled(table: tables.Table, **known: Any) -> pl.DataFrame:
     return table.frame([{column.name: known.get(column.name, _default(column)) for column in table.columns}])
+
+
+def reading(frames: dict[str, pl.DataFrame]) -> ReadTable:
+    return lambda name: frames[name].lazy() if name in frames else None
 
 
 PAIRS = material.pairs(
@@ -57,7 +63,7 @@ def _models() -> list[Model]:
 
 
 def test_the_chain_is_whole() -> None:
-    found = trace("abcd01", FRAMES.get, _models())
+    found = trace("abcd01", reading(FRAMES), _models())
     assert [row["path"] for row in found.documents] == ["d1.md", "d2.md"]
     assert [row["segment_id"] for row in found.segments] == ["s2", "s5"]
     assert found.scores is not None
@@ -72,7 +78,7 @@ def test_the_chain_is_whole() -> None:
 
 
 def test_the_text_shows_every_link() -> None:
-    text = format_trace(trace("abcd01", FRAMES.get, _models()))
+    text = format_trace(trace("abcd01", reading(FRAMES), _models()))
     for part in (
         "d1.md  version d1, batch b1: Title d1",
         "A red lamp on the pump means that its filter is blocked.",
@@ -100,7 +106,7 @@ def test_a_label_shows_its_set_and_the_passages_that_it_brings_along() -> None:
         "qa_dataset": tables.QA_DATASET.frame([label]),
         "corpus": pl.concat([FRAMES["corpus"], tables.CORPUS.frame([passage])]),
     }
-    text = format_trace(trace("beef", frames.get))
+    text = format_trace(trace("beef", reading(frames)))
     for part in (
         "d1.md  version d1, batch b1: Title d1",
         "labels/people/p1  version dp, label set people: ",
@@ -115,7 +121,7 @@ def test_a_label_shows_its_set_and_the_passages_that_it_brings_along() -> None:
 
 def test_what_is_not_there_yet_is_said() -> None:
     only = {name: FRAMES[name] for name in ("documents", "segments", "qa_pairs")}
-    found = trace("abcd02", only.get)
+    found = trace("abcd02", reading(only))
     assert (found.scores, found.decision, found.split, found.negatives, found.examples) == (None, None, None, [], [])
     text = format_trace(found)
     assert "SCORES  none" in text
@@ -130,7 +136,7 @@ def test_each_document_and_segment_stands_once_in_the_pairs_own_batch() -> None:
         ),
         "segments": pl.concat([FRAMES["segments"].with_columns(batch=pl.lit("b0")), FRAMES["segments"]]),
     }
-    found = trace("abcd01", copies.get)
+    found = trace("abcd01", reading(copies))
     assert [row["path"] for row in found.documents] == ["d1.md", "d2.md"]
     assert [row["batch"] for row in found.segments] == ["b1", "b1"]
 
@@ -140,15 +146,15 @@ def _frame(row: dict[str, Any]) -> pl.DataFrame:
 
 
 def test_the_beginning_of_an_id_is_enough_where_it_is_unique() -> None:
-    assert trace("abcd02", FRAMES.get).pair["qa_id"] == "abcd02"
+    assert trace("abcd02", reading(FRAMES)).pair["qa_id"] == "abcd02"
     with pytest.raises(LineageError, match=r"2 pairs have an id that starts with 'abcd': abcd01, abcd02"):
-        trace("abcd", FRAMES.get)
+        trace("abcd", reading(FRAMES))
     with pytest.raises(LineageError, match="0 pairs have an id that starts with 'zzzz'"):
-        trace("zzzz", FRAMES.get)
+        trace("zzzz", reading(FRAMES))
     with pytest.raises(LineageError, match="at least its first 4 letters"):
-        trace("ab", FRAMES.get)
+        trace("ab", reading(FRAMES))
     with pytest.raises(LineageError, match="embed-pipeline sdg"):
-        trace("abcd01", {}.get)
+        trace("abcd01", reading({}))
 
 
 def test_tables_are_read_from_a_store(tmp_path: Path) -> None:
@@ -161,8 +167,27 @@ def test_tables_are_read_from_a_store(tmp_path: Path) -> None:
     pairs, corpus = read("qa_pairs"), read("corpus")
     assert pairs is not None
     assert corpus is not None
-    assert (pairs.height, corpus.height) == (2, 5)
+    assert (pairs.collect().height, corpus.collect().height) == (2, 5)
     assert read("segments") is None
+    FRAMES["corpus"].drop("path").write_parquet(folder / "corpus.parquet")
+    with pytest.raises(StorageError, match="stored by another version .*missing columns.*embed-pipeline sdg"):
+        read("corpus")
+    (folder / "corpus.parquet").write_bytes(b"words")
+    with pytest.raises(StorageError, match="is damaged"):
+        read("corpus")
+
+
+def test_what_people_said_is_told_in_order() -> None:
+    said = [
+        review_row("abcd01", "reject", "Eva", comment="two questions in one"),
+        review_row("abcd01", "withdraw", "Ivo"),
+    ]
+    frames = FRAMES | {"qa_reviews": tables.QA_REVIEWS.frame(said[::-1])}
+    lines = format_trace(trace("abcd01", reading(frames))).splitlines()
+    assert [line.partition("UTC ")[2] for line in lines[lines.index("REVIEWS") + 1 :][:2]] == [
+        "Eva: reject two questions in one",
+        "Ivo: withdraw",
+    ]
 
 
 def test_what_a_document_says_is_shown_and_not_acted_upon() -> None:
@@ -174,7 +199,7 @@ def test_what_a_document_says_is_shown_and_not_acted_upon() -> None:
         "segments": material.segments().with_columns(text=pl.lit(hostile), heading_path=pl.lit(hostile)),
         "qa_pairs": PAIRS.with_columns(question=pl.lit(hostile), answer=pl.lit(hostile)),
     }
-    shown = format_trace(trace("abcd01", frames.get, _models()))
+    shown = format_trace(trace("abcd01", reading(frames), _models()))
     assert not set(shown) & {escape, bell, "\r"}
     assert "[red]x[/red]" in shown
     assert [line for line in shown.splitlines() if line.startswith("TRAINED ON")] == [shown.splitlines()[-1]]

@@ -13,11 +13,13 @@ from embed_pipeline.corpus.current import unknown_words
 from embed_pipeline.enumerations import GENERATED
 from embed_pipeline.escaping import as_markdown
 from embed_pipeline.evaluation.gates import forgetting_failures, headline, promotion_failures, release_failures
+from embed_pipeline.inspection.agreement import agreement_failures, judged_pairs, measure_agreement
 from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import shown_table
 from embed_pipeline.release.manifest import BundleError, verify_bundle
 from embed_pipeline.release.parity import read_parity
 from embed_pipeline.release.precision import measured_precisions, precision_failures
+from embed_pipeline.reviews import fold_reviews, read_reviews
 from embed_pipeline.serving.deployment import deployment_failures
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis import quality
@@ -202,6 +204,27 @@ def judge_discriminates(
 
 
 @dg.asset_check(
+    asset="qa_dataset",
+    description="The thresholds decide as people do, on the pairs that people accepted or rejected.",
+    additional_ins={"qa_decisions": dg.AssetIn("qa_decisions"), "qa_scores": all_batches()},
+)
+def thresholds_agree_with_reviewers(
+    settings: dg.ResourceParam[Settings],
+    qa_dataset: pl.DataFrame,  # noqa: ARG001 - what the check is about
+    qa_decisions: pl.DataFrame,
+    qa_scores: dict[str, pl.DataFrame],
+) -> dg.AssetCheckResult:
+    """``gates.min_judge_agreement``, held against the upper end of the interval: few reviews prove nothing."""
+    reviews = read_reviews(settings.paths.root)
+    scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
+    if reviews is None or scores.is_empty():
+        return dg.AssetCheckResult(passed=True, description="nobody reviewed a judged pair")
+    judged = judged_pairs(scores, qa_decisions, fold_reviews(reviews), settings.synthesis)
+    failures, measured = agreement_failures(measure_agreement(judged, reviews), settings.gates)
+    return none_of(failures, measured, hard=False)
+
+
+@dg.asset_check(
     asset="dataset_split",
     blocking=True,
     description="No leak: no group on two sides, no test question or copy of one in train; enough test questions.",
@@ -330,6 +353,7 @@ all_checks = [
     generated_set,
     mean_scores,
     judge_discriminates,
+    thresholds_agree_with_reviewers,
     split_is_sound,
     negatives_are_wrong,
     negatives_suffice,

@@ -16,6 +16,7 @@ from embed_pipeline import tables
 from embed_pipeline.corpus.batches import forget_path
 from embed_pipeline.corpus.files import is_present
 from embed_pipeline.enumerations import LABELLED
+from embed_pipeline.lineage import trained_on_path
 from embed_pipeline.orchestration.absence import (
     Record,
     WordHashes,
@@ -34,9 +35,10 @@ from embed_pipeline.orchestration.freshness import (
     fingerprint,
     materializations,
 )
+from embed_pipeline.orchestration.reviewing import report_reviews
 from embed_pipeline.orchestration.store_lock import locked_store, unfinished_runs
 from embed_pipeline.settings import Settings
-from embed_pipeline.storage import check_name, read_table, read_whole, write_whole
+from embed_pipeline.storage import read_table, read_whole, write_whole
 from embed_pipeline.tracking import Tracker
 
 Identity = Literal["path", "document_id", "segment_id", "qa_id"]
@@ -67,6 +69,7 @@ TRACED_COLUMNS: Mapping[str, Mapping[str, Identity]] = MappingProxyType(
             "negative_segment_ids": "segment_id",
         },
         "question_results": {"query_id": "qa_id"},
+        "qa_reviews": {"qa_id": "qa_id", "segment_id": "segment_id"},
     }
 )
 """Table to the columns, ids or lists of ids, by which its rows are known to come from a document."""
@@ -82,7 +85,6 @@ UNTRACED_TABLES = frozenset(
     }
 )
 """Tables whose rows come from no single document: figures, and lines that many documents share."""
-_TRAINED_ON = "trained_on"
 _ASIDE: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "hard_negatives": {
@@ -283,7 +285,7 @@ def remember_examples(root: UPath, examples: pl.DataFrame) -> None:
     used = examples.select(
         pl.concat_list("positive_segment_id", "negative_segment_ids").alias("segment_id"), "qa_id"
     ).explode("segment_id")
-    path = root / _TRAINED_ON / f"{tables.content_hash(examples)}.parquet"
+    path = trained_on_path(root, tables.content_hash(examples))
     write_whole(path, _parquet(used.unique().sort("segment_id", "qa_id")))
 
 
@@ -297,7 +299,7 @@ def models_trained_on(
         named = str(version.value) if version is not None else "unregistered"
         examples = (event.tags or {}).get(f"{INPUT_DATA_VERSION}training_examples", "unrecorded")
         try:
-            used = pl.read_parquet(io.BytesIO(read_whole(root / _TRAINED_ON / f"{check_name(examples)}.parquet")))
+            used = pl.read_parquet(io.BytesIO(read_whole(trained_on_path(root, examples))))
         except FileNotFoundError:
             unknown.append(named)
             continue
@@ -317,6 +319,8 @@ def _forget_rows(
     """
     removed: dict[str, int] = {}
     shortened: dict[str, int] = {}
+    # First of all: what is made from them is then recorded as made from those that are left.
+    removed[tables.QA_REVIEWS.name] = _forget_reviews(traces, root, instance)
     for definition in assets:
         for key in sorted(definition.keys, key=str):
             name = key.path[-1]
@@ -334,6 +338,19 @@ def _forget_rows(
                 if count or touched or instance.get_latest_materialization_event(key) is not None:
                     _record(instance, definition, key, batch, left=left, removed=count, again=bool(touched))
     return _some(removed), _some(shortened)
+
+
+def _forget_reviews(traces: Traces, root: UPath, instance: dg.DagsterInstance) -> int:
+    """Rewrite what people said without the document, which no step makes; return how many reviews were removed."""
+    table, count = tables.QA_REVIEWS, 0
+    for path, _ in table_files(root, table):
+        frame = read_table(path, table)
+        left, _ = without_document(frame, table.name, traces)
+        if left.height < frame.height:
+            write_whole(path, _parquet(left))
+            count += frame.height - left.height
+    report_reviews(instance, root)
+    return count
 
 
 def _some(counted: Mapping[str, int]) -> dict[str, int]:

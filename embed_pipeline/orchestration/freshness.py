@@ -1,4 +1,4 @@
-"""Whether an asset is current: code versions, fingerprints, and blocking checks that failed."""
+"""Whether an asset is current (code versions, fingerprints, failed blocking checks), and what settings say of it."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
@@ -37,10 +37,33 @@ _PROMPTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 # Steps that read the files of training_data.label_sets.
 _LABELLED = ("corpus", "qa_dataset", "hard_negatives")
+_PAGES: Mapping[str, str] = MappingProxyType(
+    {
+        "documents": "/documents",
+        "segments": "/segments",
+        "corpus": "/segments",
+        "qa_pairs": "/?origin=generated",
+        "rejected_pairs": "/?state=invalid",
+        "qa_scores": "/?origin=generated&sort=overall",
+        "qa_dataset": "/?state=accepted",
+        "qa_decisions": "/?state=rejected",
+        "dataset_split": "/?split=train&split=dev&split=test",
+        "hard_negatives": "/?split=train",
+        "training_examples": "/?split=train",
+        "question_results": "/?outcome=lost",
+    }
+)
+"""Asset to the inspection page of what it holds."""
 _WARNED_WHEN_OLD = ("corpus", "deployment")
 
 
-def fingerprint(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, key: dg.AssetKey, batch: str | None) -> str:
+def fingerprint(
+    instance: dg.DagsterInstance,
+    assets: dg.AssetsDefinition,
+    key: dg.AssetKey,
+    batch: str | None,
+    read: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Hash of the asset's code version, its table's form and the newest data version of everything that it reads.
 
     Args:
@@ -48,11 +71,13 @@ def fingerprint(instance: dg.DagsterInstance, assets: dg.AssetsDefinition, key: 
         assets: the definition of the asset.
         key: the asset.
         batch: its partition; None for an unpartitioned one, which reads all batches of its partitioned inputs.
+        read: input to the version of it that the step read, where that need not be the newest.
     """
     table = tables.TABLES.get(key.path[-1])
     parts = [str(assets.code_versions_by_key.get(key)), table.form if table else ""]
     for dependency in sorted(assets.asset_deps[key], key=str):
-        versions = data_versions(instance, dependency)
+        name = dependency.path[-1]
+        versions = {None: read[name]} if name in read else data_versions(instance, dependency)
         wanted = [batch] if batch is not None and batch in versions else sorted(versions, key=str)
         parts += [f"{dependency.to_user_string()} {part} {versions[part]}" for part in wanted]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -121,8 +146,15 @@ def with_settings(assets: dg.AssetsDefinition, settings: Settings) -> dg.AssetsD
         lambda spec: spec.replace_attributes(
             code_version=version,
             freshness_policy=fresh if spec.key.to_user_string() in _WARNED_WHEN_OLD else None,
+            metadata={**spec.metadata, **_inspected(spec.key.to_user_string(), settings)},
         )
     )
+
+
+def _inspected(asset: str, settings: Settings) -> dict[str, dg.UrlMetadataValue]:
+    """Where the inspection page shows what the asset holds."""
+    address = settings.inspection.address
+    return {"inspect": dg.MetadataValue.url(address + _PAGES[asset])} if address and asset in _PAGES else {}
 
 
 def failed_gates(instance: dg.DagsterInstance, graph: AssetGraph, keys: Collection[dg.AssetKey]) -> list[str]:

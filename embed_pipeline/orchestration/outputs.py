@@ -1,8 +1,9 @@
 """What an asset hands to storage, and its errors as Dagster should treat them: final or worth another try."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -22,6 +23,7 @@ def stored(
     *,
     asset: str | None = None,
     metadata: dict[str, Any] | None = None,
+    read: Mapping[str, str] = MappingProxyType({}),
 ) -> dg.Output[Any]:
     """An output whose data version is its content, with the effective settings and what it was made from.
 
@@ -31,6 +33,7 @@ def stored(
         settings: the effective settings.
         asset: which asset, where the step makes several.
         metadata: figures and pictures of this materialization.
+        read: input to its version, of those that the step read from storage itself.
     """
     key = dg.AssetKey(asset) if asset else context.asset_key
     batch = context.partition_key if context.has_partition_key and context.assets_def.partitions_def else None
@@ -43,7 +46,7 @@ def stored(
             **(metadata or {}),
             **column_lineage(key, context.assets_def.asset_deps[key]),
             "settings": dg.MetadataValue.json(settings.flat()),
-            FINGERPRINT: fingerprint(context.instance, context.assets_def, key, batch),
+            FINGERPRINT: fingerprint(context.instance, context.assets_def, key, batch, read),
         },
     )
 

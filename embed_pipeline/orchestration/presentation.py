@@ -13,7 +13,7 @@ from embed_pipeline.escaping import as_markdown, for_terminal
 from embed_pipeline.evaluation.plots import draw_bars, draw_histograms, markdown_image
 
 OWNERS = ["team:search"]
-_SAMPLE_ROWS = 8
+_SAMPLE_ROWS = 10
 _CELL_CHARACTERS = 240
 
 
@@ -110,9 +110,8 @@ _TRACE_COLUMNS = ("question", "answer", "qa_id", "origin", "hop", "on", "path", 
 def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame) -> dg.TableMetadataValue:
     """A fixed sample of accepted pairs, each followed from its question through its hops to segment and document."""
     sources = {row["segment_id"]: row for row in corpus.to_dicts()}
-    chance = random.Random("traced")  # noqa: S311 - which pairs are shown
     rows: list[tuple[object, ...]] = []
-    for pair in pairs[sorted(chance.sample(range(pairs.height), min(_SAMPLE_ROWS, pairs.height)))].to_dicts():
+    for pair in _traced_rows(pairs):
         asked = (pair["question"], pair["answer"], pair["qa_id"], pair["origin"])
         for hop in pair["hops"]:
             for segment in hop["segment_ids"]:
@@ -121,6 +120,22 @@ def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame) -> dg.TableMetadataV
                 rows.append((*asked, hop["hop_number"], hop["summary"], *place))
                 asked = ("", "", "", "")
     return shown_table(_TRACE_COLUMNS, rows)
+
+
+def _traced_rows(pairs: pl.DataFrame) -> list[dict[str, Any]]:
+    chance = random.Random("traced")  # noqa: S311 - which pairs are shown
+    return pairs[sorted(chance.sample(range(pairs.height), min(_SAMPLE_ROWS, pairs.height)))].to_dicts()
+
+
+def read_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame) -> dict[str, str]:
+    """The same fixed sample as lines of text, which the UI shows without a click."""
+    paths = dict(corpus.select("segment_id", "path").iter_rows())
+    lines = {}
+    for number, pair in enumerate(_traced_rows(pairs), start=1):
+        places = ", ".join(dict.fromkeys(paths[key] for key in pair["segment_ids"]))
+        answer = f" | {_cell(pair['answer'])}" if pair["answer"] else ""
+        lines[f"pair {number:02d}"] = f"{_cell(pair['question'])}{answer} | {_cell(places)}"
+    return lines
 
 
 def counts(values: pl.Series, label: str) -> bytes:

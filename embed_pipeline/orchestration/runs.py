@@ -16,6 +16,7 @@ from embed_pipeline.orchestration.absence import forget_answers
 from embed_pipeline.orchestration.freshness import failed_check, failed_gates, is_current
 from embed_pipeline.orchestration.jobs import STAGES
 from embed_pipeline.orchestration.partitions import document_batches
+from embed_pipeline.orchestration.reviewing import report_reviews
 from embed_pipeline.orchestration.store_lock import command_tags, locked_store, pool_holders
 from embed_pipeline.settings import Settings
 from embed_pipeline.storage import explain_system_error
@@ -74,6 +75,7 @@ class StageRunner:
         config = {**({"finetuned_model": {"anew": True}} if force else {}), **(config or {})}
         with locked_store(self._instance, self._settings.paths.store):
             forget_answers(self._settings.paths)
+            report_reviews(self._instance, self._settings.paths.root)
             if stage == "sdg":
                 self._add_batches()
             self._check_inputs(stage)

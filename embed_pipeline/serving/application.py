@@ -8,7 +8,6 @@ import logging
 import time
 import uuid
 from collections.abc import Coroutine
-from ipaddress import ip_address
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -21,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from embed_pipeline.serving.connections import HostMiddleware
 from embed_pipeline.serving.metrics import CONTENT_TYPE
 from embed_pipeline.serving.openapi import openapi_document
 from embed_pipeline.serving.request import (
@@ -235,46 +235,6 @@ async def _fail(request: Request, error: Exception) -> Response:  # noqa: ARG001
     message = f"the server failed; the request's id is {request_id}"
     # uvicorn closes the connection after an error that reaches it.
     return await _refuse(request, RequestError(500, message, code="internal_error", headers={"Connection": "close"}))
-
-
-class HostMiddleware:
-    """ASGI middleware that refuses names which this machine is not called by.
-
-    A web page may have its own name resolved to 127.0.0.1, and its scripts then read what is served there to this
-    machine (DNS rebinding). Its requests carry that name, which has a dot in it.
-    """
-
-    def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
-        """Wrap ``app``; ``allowed`` are names that a proxy passes on."""
-        self._app, self._allowed = app, {name.lower() for name in allowed}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or answer 421."""
-        given = next((value for name, value in scope.get("headers", ()) if name == b"host"), b"").decode("latin-1")
-        if scope["type"] != "http" or self._is_known(_host_name(given)):
-            await self._app(scope, receive, send)
-            return
-        message = f"this endpoint listens on a loopback address and is not called {given[:80]!r}"
-        error = RequestError(421, f"{message}; a proxy's name goes into serving.allowed_hosts", code="unknown_host")
-        await JSONResponse(error.body(), status_code=error.status)(scope, receive, send)
-
-    def _is_known(self, name: str) -> bool:
-        return "." not in name or name in self._allowed or name.endswith(".localhost") or _is_address(name)
-
-
-def _host_name(host: str) -> str:
-    """The name or address in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].rstrip(".").lower()
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 class ExchangeMiddleware:

@@ -1,16 +1,19 @@
-"""Connections: the address that the endpoint listens on, headers that must arrive in time, and no other protocol."""
+"""Connections: the address to listen on, names it is called by, headers that arrive in time, and no other protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from ipaddress import ip_address
 from typing import Any
 
 import httptools
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from embed_pipeline.serving.serving_errors import ServingError
-from embed_pipeline.settings import Serving
+from embed_pipeline.serving.serving_errors import RequestError, ServingError
+from embed_pipeline.settings import Inspection, Serving
 
 _BACKLOG = 2048
 MAX_HEADER_BYTES = 64 * 1024
@@ -19,8 +22,8 @@ _OFFERS = {b"upgrade", b"http2-settings"}
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def bind(serving: Serving, port: int | None = None) -> socket.socket:
-    """A listening socket on ``serving.host`` and ``port`` (None: ``serving.port``; 0: any free one).
+def bind(serving: Serving | Inspection, port: int | None = None) -> socket.socket:
+    """A listening socket on the group's ``host`` and ``port`` (None: its own ``port``; 0: any free one).
 
     Raises:
         ServingError: naming host and port.
@@ -33,7 +36,8 @@ def bind(serving: Serving, port: int | None = None) -> socket.socket:
         return socket.create_server((serving.host, wanted), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         message = f"cannot listen on {serving.host} port {wanted}: {error.strerror}"
-        raise ServingError(f"{message}; set serving.host and serving.port") from error
+        group = type(serving).__name__.lower()
+        raise ServingError(f"{message}; set {group}.host and {group}.port") from error
 
 
 def free_port(host: str) -> int:
@@ -41,6 +45,46 @@ def free_port(host: str) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as listener:
         return int(listener.getsockname()[1])
+
+
+class HostMiddleware:
+    """ASGI middleware that refuses names which this machine is not called by.
+
+    A web page may have its own name resolved to 127.0.0.1, and its scripts then read what is served there to this
+    machine (DNS rebinding). Its requests carry that name, which has a dot in it.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
+        """Wrap ``app``; ``allowed`` are names that a proxy passes on."""
+        self._app, self._allowed = app, {name.lower() for name in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or answer 421."""
+        given = next((value for name, value in scope.get("headers", ()) if name == b"host"), b"").decode("latin-1")
+        if scope["type"] != "http" or self._is_known(_host_name(given)):
+            await self._app(scope, receive, send)
+            return
+        message = f"this machine is not called {given[:80]!r}; a proxy's name goes into serving.allowed_hosts"
+        error = RequestError(421, message, code="unknown_host")
+        await JSONResponse(error.body(), status_code=error.status)(scope, receive, send)
+
+    def _is_known(self, name: str) -> bool:
+        return "." not in name or name in self._allowed or name.endswith(".localhost") or _is_address(name)
+
+
+def _host_name(host: str) -> str:
+    """The name or address in a Host header, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".").lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class GuardedProtocol(HttpToolsProtocol):

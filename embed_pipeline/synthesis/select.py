@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.enumerations import CRITERIA, GENERATED
+from embed_pipeline.reviews import ReviewVerdict, apply_edits
 from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.synthesis.score import measure_round_trip
 from embed_pipeline.text.passages import passages_by_id
@@ -34,12 +36,15 @@ def select_pairs(
     corpus: pl.DataFrame,
     settings: Settings,
     encoder: Encoder,
+    *,
+    reviewed: Mapping[str, ReviewVerdict] = MappingProxyType({}),
 ) -> Selection:
     """Decide on every pair whose source segments are all in the present corpus.
 
     The first rule that a pair fails is its reason: a score under its threshold (where both judges spoke, either's), a
     hop that is not needed, a round-trip rank over the corpus above ``max_round_trip_rank``, or a better-scored pair
-    that asks the same.
+    that asks the same. Where people decided, that holds instead of every rule, and the words are those that they gave
+    the pair.
 
     Args:
         pairs: frame of :data:`tables.QA_PAIRS` for each batch.
@@ -47,6 +52,7 @@ def select_pairs(
         corpus: frame of :data:`tables.CORPUS`.
         settings: the product's settings.
         encoder: the base model.
+        reviewed: pair to what people said of it.
     """
     present = set(corpus["segment_id"])
     everything = pl.concat([pairs[b] for b in sorted(pairs)]) if pairs else tables.QA_PAIRS.empty()
@@ -59,6 +65,7 @@ def select_pairs(
     )
     if joined.is_empty():
         return Selection(tables.QA_DATASET.empty(), tables.QA_DECISIONS.empty())
+    joined = apply_edits(joined, reviewed)
     texts = dict(corpus.select("segment_id", "text").iter_rows())
     passages = passages_by_id(corpus, settings.embedding.context)
     trip = measure_round_trip(
@@ -69,13 +76,16 @@ def select_pairs(
         passages=passages,
         language=settings.corpus.language,
     )
+    said = [reviewed.get(qa_id, ReviewVerdict()) for qa_id in joined["qa_id"]]
     failures = [
-        _failure(row, rank, settings.synthesis)
-        for row, rank in zip(joined.iter_rows(named=True), trip.ranks, strict=True)
+        _failure(row, rank, settings.synthesis) if verdict.accepted is None else _refusal(verdict)
+        for row, rank, verdict in zip(joined.iter_rows(named=True), trip.ranks, said, strict=True)
     ]
     passed = [index for index, failure in enumerate(failures) if failure is None]
-    twins = _find_duplicates(joined, trip.question_vectors, passed, settings.synthesis.near_duplicate_similarity)
-    decisions = _decisions(joined, trip.ranks, failures, twins)
+    vouched = {index: verdict.reviewer for index, verdict in enumerate(said) if verdict.accepted}
+    closest = settings.synthesis.near_duplicate_similarity
+    twins = _find_duplicates(joined, trip.question_vectors, passed, closest, vouched)
+    decisions = _decisions(joined, trip.ranks, failures, twins, vouched)
     nothing = pl.lit(None, pl.String)
     ranked = joined.with_columns(
         pl.Series("round_trip_rank", trip.ranks, dtype=pl.Int64),
@@ -85,6 +95,11 @@ def select_pairs(
     )
     accepted = ranked.filter(decisions["accepted"]).select(tables.QA_DATASET.schema.names())
     return Selection(tables.validate(accepted, tables.QA_DATASET), decisions)
+
+
+def _refusal(verdict: ReviewVerdict) -> tuple[str, str] | None:
+    """What a person decided, in place of the rules."""
+    return None if verdict.accepted else ("reviewer", f"rejected by {verdict.reviewer}")
 
 
 def _failure(row: Mapping[str, Any], rank: int, synthesis: Synthesis) -> tuple[str, str] | None:
@@ -102,12 +117,17 @@ def _failure(row: Mapping[str, Any], rank: int, synthesis: Synthesis) -> tuple[s
 
 
 def _decisions(
-    joined: pl.DataFrame, ranks: list[int], failures: list[tuple[str, str] | None], twins: Mapping[int, _Duplicate]
+    joined: pl.DataFrame,
+    ranks: list[int],
+    failures: list[tuple[str, str] | None],
+    twins: Mapping[int, _Duplicate],
+    vouched: Mapping[int, str],
 ) -> pl.DataFrame:
     rows = []
     for index, row in enumerate(joined.iter_rows(named=True)):
         twin = twins.get(index)
-        reason, detail = failures[index] or (("duplicate", twin.detail) if twin else (ACCEPTED, ""))
+        by = f"by {vouched[index]}" if index in vouched else ""
+        reason, detail = failures[index] or (("duplicate", twin.detail) if twin else (ACCEPTED, by))
         rows.append(
             {
                 "qa_id": row["qa_id"],
@@ -133,11 +153,16 @@ class _Duplicate:
 
 
 def _find_duplicates(
-    pairs: pl.DataFrame, vectors: NDArray[np.float32], passed: list[int], similarity: float
+    pairs: pl.DataFrame,
+    vectors: NDArray[np.float32],
+    passed: list[int],
+    similarity: float,
+    vouched: Collection[int],
 ) -> dict[int, _Duplicate]:
     """Rows of the questions that a better pair asks in the same or nearly the same words.
 
-    The better pair has the higher score, or among equals the first id.
+    The better pair has the higher score, or among equals the first id. Those that people accepted come before all
+    others, and all of them stay.
     """
     overall = pairs["overall"]
     asked = [" ".join(question.lower().split()) for question in pairs["question"]]
@@ -145,17 +170,17 @@ def _find_duplicates(
     kept_vectors = np.empty((len(passed), vectors.shape[1]), np.float32)
     exact: dict[str, int] = {}
     twins: dict[int, _Duplicate] = {}
-    for index in sorted(passed, key=lambda index: (-overall[index], index)):
-        if asked[index] in exact:
+    for index in sorted(passed, key=lambda index: (index not in vouched, -overall[index], index)):
+        if asked[index] in exact and index not in vouched:
             twins[index] = _Duplicate(exact[asked[index]], "the same words")
             continue
-        if kept:
+        if kept and index not in vouched:
             closeness = kept_vectors[: len(kept)] @ vectors[index]
             nearest = int(closeness.argmax())
             if closeness[nearest] > similarity:
                 twins[index] = _Duplicate(kept[nearest], f"similarity {closeness[nearest]:.4f}, bound {similarity:g}")
                 continue
         kept_vectors[len(kept)] = vectors[index]
-        exact[asked[index]] = index
+        exact.setdefault(asked[index], index)
         kept.append(index)
     return twins

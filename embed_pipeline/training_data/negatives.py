@@ -30,7 +30,7 @@ from embed_pipeline.training_data.near_duplicates import NearDuplicatePassages, 
 
 # Candidates that a cross-check looks at, for each negative wanted.
 _CHECKED_PER_NEGATIVE = 3
-_LABELLED_NEGATIVES = "labelled_negative_ids"
+_LABELLED_NEGATIVES, _OTHER_ANSWERS = "labelled_negative_ids", "other_answer_ids"
 
 
 class MiningError(ValueError):
@@ -57,7 +57,7 @@ def mine_hard_negatives(
 
     Args:
         questions: frame of qa_id, origin, question, positive_segment_ids and, where people labelled negatives,
-            labelled_negative_ids.
+            labelled_negative_ids; other_answer_ids are segments that answer it and are not trained on.
         corpus: frame of :data:`tables.CORPUS`.
         settings: margins, range, number, strategy, checks and seed.
         encoder: the base model.
@@ -72,9 +72,10 @@ def mine_hard_negatives(
     """
     checks = configured_checks(settings)
     ordered = questions.sort("qa_id")
-    if _LABELLED_NEGATIVES not in ordered.columns:
-        ordered = ordered.with_columns(pl.lit([], dtype=pl.List(pl.String)).alias(_LABELLED_NEGATIVES))
-    named = pl.concat([ordered["positive_segment_ids"].explode(), ordered[_LABELLED_NEGATIVES].explode()]).drop_nulls()
+    asides = (_LABELLED_NEGATIVES, _OTHER_ANSWERS)
+    missing = [name for name in asides if name not in ordered.columns]
+    ordered = ordered.with_columns(pl.lit([], dtype=pl.List(pl.String)).alias(name) for name in missing)
+    named = pl.concat(ordered[name].explode() for name in ("positive_segment_ids", *asides)).drop_nulls()
     passages = _DistinctPassages.of(corpus, named, settings.embedding.context)
     asked = _number_questions(ordered, passages.number)
     vectors = (
@@ -152,16 +153,17 @@ class _DistinctPassages:
 
 def _number_questions(ordered: pl.DataFrame, number: Mapping[str, int]) -> list[Question]:
     known: defaultdict[str, set[int]] = defaultdict(set)
-    rows = list(ordered.select("qa_id", "question", "positive_segment_ids", _LABELLED_NEGATIVES).iter_rows())
-    asked_as = [normalise_question(text) for _, text, _, _ in rows]
-    for same, (qa_id, _, positive_ids, labelled_ids) in zip(asked_as, rows, strict=True):
-        missing = [key for key in (*positive_ids, *labelled_ids) if key not in number]
+    columns = ("qa_id", "question", "positive_segment_ids", _LABELLED_NEGATIVES, _OTHER_ANSWERS)
+    rows = list(ordered.select(columns).iter_rows())
+    asked_as = [normalise_question(text) for _, text, *_ in rows]
+    for same, (qa_id, _, positive_ids, labelled_ids, other_ids) in zip(asked_as, rows, strict=True):
+        missing = [key for key in (*positive_ids, *labelled_ids, *other_ids) if key not in number]
         if missing or not positive_ids:
             message = f"question {qa_id!r}: positives or labelled negatives {missing or '[]'} are not in the corpus"
             raise MiningError(message)
-        known[same].update(number[key] for key in positive_ids)
+        known[same].update(number[key] for key in (*positive_ids, *other_ids))
     asked = []
-    for row, (qa_id, text, positive_ids, labelled_ids) in enumerate(rows):
+    for row, (qa_id, text, positive_ids, labelled_ids, _) in enumerate(rows):
         answers = frozenset(known[asked_as[row]])
         # A passage counts once, whatever the segments that share it; one that answers is no negative, labelled or not.
         positives = list(dict.fromkeys(number[key] for key in positive_ids))

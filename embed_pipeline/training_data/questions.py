@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import polars as pl
 
 from embed_pipeline.enumerations import Augmentation
+from embed_pipeline.reviews import ReviewVerdict
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.words import content_words, words
 from embed_pipeline.training_data.labels import read_labels
@@ -29,6 +31,7 @@ SCHEMA = {
     "question": _TEXT,
     "positive_segment_ids": _IDS,
     "labelled_negative_ids": _IDS,
+    "other_answer_ids": _IDS,
 }
 
 
@@ -38,13 +41,16 @@ def training_questions(
     corpus: pl.DataFrame,
     settings: Settings,
     left_out: pl.DataFrame | None = None,
+    *,
+    reviewed: Mapping[str, ReviewVerdict] = MappingProxyType({}),
 ) -> pl.DataFrame:
     """The train questions and their positives; under ``augment_below`` examples also augmented ones.
 
     An example is a question with one positive. Augmentation goes through ``training_data.augmentations`` in order
     and stops at ``augment_below`` examples or ``max_augmented_share`` of all. Structure pairs come from documents
     of the train side or of none, never from one of dev or test or a near-duplicate of it, and no augmented question
-    repeats a question of dev or test.
+    repeats a question of dev or test. A segment that people marked as an answer is a positive where training may read
+    its document, and else only no negative.
 
     Args:
         qa: frame of :data:`tables.QA_DATASET`.
@@ -52,9 +58,11 @@ def training_questions(
         corpus: frame of :data:`tables.CORPUS`.
         settings: the bounds and the seed.
         left_out: frame of :data:`tables.LEFT_OUT_DOCUMENTS`; None: nothing was left out.
+        reviewed: pair to what people said of it.
 
     Returns:
-        Frame of qa_id, origin, question, positive_segment_ids (sorted) and labelled_negative_ids, sorted by qa_id.
+        Frame of qa_id, origin, question, positive_segment_ids (sorted), labelled_negative_ids and other_answer_ids,
+        sorted by qa_id.
 
     Raises:
         LabelsError: labels cannot be read any more.
@@ -65,11 +73,14 @@ def training_questions(
         labels = read_labels(options.label_sets, corpus, settings.embedding.context, left_out=left_out)
         labelled = {label.qa_id: label.negatives for label in labels}
     train = split.filter(pl.col("split") == TRAIN).select("qa_id")
-    rows = [
-        _TrainingQuestion(row["qa_id"], row["origin"], row["question"], sorted(set(row["segment_ids"])), negatives)
-        for row in qa.join(train, on="qa_id", how="semi").sort("qa_id").iter_rows(named=True)
-        for negatives in [labelled.get(row["qa_id"], [])]
-    ]
+    marked = {key: one.positives & set(corpus["segment_id"]) for key, one in reviewed.items() if one.positives}
+    readable = set(usable_corpus(corpus, split, settings)["segment_id"]) if marked else set()
+    rows = []
+    for row in qa.join(train, on="qa_id", how="semi").sort("qa_id").iter_rows(named=True):
+        answers = marked.get(row["qa_id"], frozenset())
+        positives = sorted({*row["segment_ids"], *(answers & readable)})
+        negatives, others = labelled.get(row["qa_id"], []), sorted(answers - readable)
+        rows.append(_TrainingQuestion(row["qa_id"], row["origin"], row["question"], positives, negatives, others))
     wanted = _augmentation_budget(sum(len(row.positives) for row in rows), settings)
     if wanted:
         rows += _first_examples(_augmented(rows, split, corpus, settings), wanted)
@@ -84,6 +95,7 @@ class _TrainingQuestion(NamedTuple):
     question: str
     positives: list[str]
     labelled_negatives: list[str]
+    other_answers: list[str]
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -134,13 +146,15 @@ def _keyword_forms(rows: Sequence[_TrainingQuestion]) -> list[_TrainingQuestion]
     for row in rows:
         short = " ".join(word for word in words(row.question) if content_words(word))
         if len(short.split()) > 1 and normalise_question(short) != normalise_question(row.question):
-            forms.append(_augmented_row("keywords", short, row.positives))
+            forms.append(_augmented_row("keywords", short, row.positives, row.other_answers))
     return forms
 
 
-def _augmented_row(origin: Augmentation, question: str, positives: Sequence[str]) -> _TrainingQuestion:
-    identity = "\0".join([origin, question, *positives])
-    return _TrainingQuestion(hashlib.sha256(identity.encode()).hexdigest()[:16], origin, question, list(positives), [])
+def _augmented_row(
+    origin: Augmentation, question: str, positives: Sequence[str], others: Sequence[str] = ()
+) -> _TrainingQuestion:
+    key = hashlib.sha256("\0".join([origin, question, *positives]).encode()).hexdigest()[:16]
+    return _TrainingQuestion(key, origin, question, list(positives), [], list(others))
 
 
 def _without_repeats(

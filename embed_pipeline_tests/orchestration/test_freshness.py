@@ -57,3 +57,14 @@ def test_only_what_a_changed_setting_decides_is_stale(tmp_path: Path, changed: d
         assert set(states(instance, settings(tmp_path)).values()) == {"current"}
         found = states(instance, settings(tmp_path, **changed))
     assert {asset for asset, state in found.items() if state != "current"} == stale
+
+
+def test_assets_of_the_set_link_to_their_page(tmp_path):
+    def link(asset: str, **inspection: Any) -> str | None:
+        definitions = build_definitions(settings(tmp_path, inspection=inspection))
+        value = definitions.resolve_asset_graph().get(dg.AssetKey(asset)).metadata.get("inspect")
+        return value.url if value else None
+
+    assert link("qa_decisions") == "http://127.0.0.1:8010/?state=rejected"
+    assert link("qa_decisions", url="https://qa.example/") == "https://qa.example/?state=rejected"
+    assert link("qa_decisions", port="auto") is link("deployment") is None

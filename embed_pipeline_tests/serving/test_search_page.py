@@ -18,6 +18,7 @@ from upath import UPath
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.inspection.judged_searches import write_judged_queries
 from embed_pipeline.release.releases import promote
 from embed_pipeline.serving import search_page as search
 from embed_pipeline.settings import Paths
@@ -146,6 +147,36 @@ def test_a_browser_shows_both_models_side_by_side(compared, tmp_path):
     assert done.stdout.count("<li ") == 20
     assert "60 segments searched" in done.stdout
     assert "<mark" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_results_are_judged_kept_in_the_browser_and_saved_as_a_query_set(compared, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    found(compared, "value of 7")
+    with playwright.sync_playwright() as running_browser:
+        browser = running_browser.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        faults = []
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.goto(f"{compared.url}/?q=value%20of%207")
+        first = page.locator("section li").first
+        first.get_by_role("button", name="It answers the query").click()
+        page.locator("section li").nth(1).get_by_role("button", name="It does not").click()
+        page.reload()
+        pressed = page.locator("section").first.locator('button[aria-pressed="true"]')
+        assert pressed.count() == 2
+        with page.expect_download() as saving:
+            page.get_by_role("button", name="Save 1 judged query").click()
+        saving.value.save_as(tmp_path / "saved.jsonl")
+        page.get_by_role("button", name="Forget them").click()
+        assert not page.locator("#judged").is_visible()
+        browser.close()
+    assert [text for text in faults if "favicon" not in text and "404" not in text] == []
+    assert write_judged_queries([tmp_path / "saved.jsonl"], tmp_path / "set") == (1, 0)
+    judged = [json.loads(line) for line in (tmp_path / "saved.jsonl").read_text().splitlines()]
+    assert [row["judgement"] for row in judged] == ["right", "wrong"]
+    assert {row["query"] for row in judged} == {"value of 7"}
 
 
 def test_the_key_guards_the_search_and_not_the_empty_page(bundle, tmp_path):

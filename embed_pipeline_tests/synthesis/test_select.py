@@ -10,6 +10,7 @@ import pytest
 from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.enumerations import CRITERIA
+from embed_pipeline.reviews import ReviewVerdict
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.select import Selection, select_pairs
 from embed_pipeline_tests.synthesis import material
@@ -22,13 +23,15 @@ def _select(
     pairs: list[dict[str, Any]],
     scores: list[dict[str, Any]],
     corpus: pl.DataFrame | None = None,
+    reviewed: dict[str, ReviewVerdict] | None = None,
     **synthesis: Any,
 ) -> Selection:
     batches = sorted({row["batch"] for row in pairs})
     by_batch = {batch: material.pairs(*(row for row in pairs if row["batch"] == batch)) for batch in batches}
     scored = {batch: tables.QA_SCORES.frame([row for row in scores if row["batch"] == batch]) for batch in batches}
     settings = Settings.model_validate({"synthesis": {"near_duplicate_similarity": 0.999, **synthesis}})
-    return select_pairs(by_batch, scored, material.corpus() if corpus is None else corpus, settings, encoder)
+    whole = material.corpus() if corpus is None else corpus
+    return select_pairs(by_batch, scored, whole, settings, encoder, reviewed=reviewed or {})
 
 
 def _reasons(selection: Selection) -> dict[str, str]:
@@ -120,3 +123,40 @@ def test_the_order_of_the_rows_changes_nothing(encoder: Encoder) -> None:
     backward = _select(encoder, rows[::-1], scores[::-1], near_duplicate_similarity=0.9)
     assert forward.dataset.equals(backward.dataset)
     assert forward.decisions.equals(backward.decisions)
+
+
+def test_what_people_decided_holds_instead_of_every_rule(encoder: Encoder) -> None:
+    rows = [
+        material.pair_row("q1", LAMP, "s2"),
+        material.pair_row("q2", "Who changes the filter?", "s3"),
+        material.pair_row("q3", LAMP, "s3"),
+        material.pair_row("q4", "When are invoices sent each month?", "s4"),
+    ]
+    scores = [
+        material.score_row("q1"), material.score_row("q2", clarity=1.0), material.score_row("q3", overall=1.0),
+        material.score_row("q4", relevance=1.0),
+    ]  # fmt: skip
+    reviewed = {
+        "q1": ReviewVerdict(accepted=False, reviewer="Eva"),
+        "q2": ReviewVerdict(accepted=True, question="Who comes to change it?", reviewer="Ivo"),
+        "q3": ReviewVerdict(accepted=True, reviewer="Eva"),
+        "q4": ReviewVerdict(positives=frozenset({"s1"}), reviewer="Eva"),
+    }
+    selection = _select(encoder, rows, scores, reviewed=reviewed)
+    told = {row["qa_id"]: (row["accepted"], row["reason"], row["detail"]) for row in selection.decisions.to_dicts()}
+    assert told == {
+        "q1": (False, "reviewer", "rejected by Eva"),
+        "q2": (True, "accepted", "by Ivo"),
+        "q3": (True, "accepted", "by Eva"),
+        "q4": (False, "relevance", "1, bound 6"),
+    }
+    asked = dict(selection.dataset.select("qa_id", "question").iter_rows())
+    assert asked == {"q2": "Who comes to change it?", "q3": LAMP}
+
+
+def test_a_pair_that_people_accept_comes_before_its_better_scored_copies(encoder: Encoder) -> None:
+    rows = [material.pair_row(f"q{n}", LAMP, f"s{n}") for n in (1, 2, 3)]
+    scores = [material.score_row(f"q{n}", overall=7.0 + n / 2) for n in (1, 2, 3)]
+    reviewed = {name: ReviewVerdict(accepted=True, reviewer="Eva") for name in ("q1", "q2")}
+    selection = _select(encoder, rows, scores, reviewed=reviewed)
+    assert _reasons(selection) == {"q1": "accepted", "q2": "accepted", "q3": "duplicate"}

@@ -24,7 +24,7 @@ from embed_pipeline_tests.training_data.mined import mined
 
 def questions(*rows: tuple[str, str, list[str]]) -> pl.DataFrame:
     return pl.DataFrame(
-        [(qa_id, "generated", text, positives, []) for qa_id, text, positives in rows], schema=SCHEMA, orient="row"
+        [(qa_id, "generated", text, positives, [], []) for qa_id, text, positives in rows], schema=SCHEMA, orient="row"
     )
 
 
@@ -53,6 +53,18 @@ def test_most_similar_under_the_ceiling_best_first():
     assert row["positive_similarities"] == pytest.approx([np.cos(np.radians(40))])
     assert row["ceiling"] == pytest.approx(0.95 * np.cos(np.radians(40)))
     assert row["negative_similarities"] == pytest.approx([np.cos(np.radians(45)), np.cos(np.radians(50))])
+
+
+def test_an_answer_that_is_not_trained_on_is_no_negative_of_anybody_who_asks_the_same():
+    corpus, vectors = around(10, 40, 45, 50)
+    asked = questions(("a", "q", ["00#0"]), ("b", "q", ["00#0"]))
+    asked = asked.with_columns(other_answer_ids=pl.Series([["01#0"], []], dtype=pl.List(pl.String)))
+    for row in mine(asked, corpus, vectors, num_negatives=2):
+        assert row["positive_segment_ids"] == ["00#0"]
+        assert row["negative_segment_ids"] == ["02#0", "03#0"]
+    wrong = asked.with_columns(other_answer_ids=pl.Series([["zz"], []], dtype=pl.List(pl.String)))
+    with pytest.raises(MiningError, match="zz"):
+        mine(wrong, corpus, vectors)
 
 
 def test_the_least_similar_positive_sets_the_ceiling():

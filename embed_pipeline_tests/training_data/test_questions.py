@@ -6,6 +6,7 @@ from collections import Counter
 
 import polars as pl
 
+from embed_pipeline.reviews import ReviewVerdict
 from embed_pipeline.settings import Settings
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset
@@ -107,3 +108,23 @@ def test_keyword_form_keeps_the_content_words_and_all_positives():
     (keywords,) = found.filter(pl.col("origin") == "keywords").to_dicts()
     assert keywords["question"] == "yield statement differ return"
     assert keywords["positive_segment_ids"] == ["0.md#0", "1.md#0"]
+
+
+def test_a_marked_answer_is_a_positive_where_training_may_read_it_and_else_no_negative():
+    options = settings(augmentations=["keywords"], max_augmented_share=0.5)
+    qa, split, corpus = task(options)
+    sides = {row["qa_id"]: row["split"] for row in split.to_dicts()}
+    one = next(key for key in sorted(sides) if sides[key] == "train")
+    held = next(key for key in sorted(sides) if sides[key] == "test")
+    source = dict(qa.select("qa_id", "segment_ids").iter_rows())
+    marked = frozenset({"d39.md#0", source[held][0], "gone"})
+    verdicts = {one: ReviewVerdict(positives=marked), held: ReviewVerdict(positives=frozenset({"d38.md#0"}))}
+    found = {row["qa_id"]: row for row in training_questions(qa, split, corpus, options, reviewed=verdicts).to_dicts()}
+    assert found[one]["positive_segment_ids"] == sorted([*source[one], "d39.md#0"])
+    assert found[one]["other_answer_ids"] == [source[held][0]]
+    copies = [
+        row for row in found.values() if row["origin"] == "keywords" and "d39.md#0" in row["positive_segment_ids"]
+    ]
+    assert [row["other_answer_ids"] for row in copies] == [[source[held][0]]]
+    others = [row for key, row in found.items() if key != one and row not in copies]
+    assert all(row["other_answer_ids"] == [] for row in others)

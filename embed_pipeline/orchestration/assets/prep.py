@@ -16,6 +16,7 @@ from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import follow
 from embed_pipeline.orchestration.presentation import counts, described, figures, picture, shown_table
+from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.passages import passage_texts
 from embed_pipeline.training_data.audit import HARDEST_COLUMNS, audit_negatives, ratio_histogram
@@ -83,6 +84,7 @@ def base_comparison(
 @dg.asset(
     **described("hard_negatives", GROUP, {"pytorch"}),
     pool="gpu",
+    deps=[QA_REVIEWS],
     automation_condition=follow("base_model"),
 )
 def hard_negatives(
@@ -97,7 +99,10 @@ def hard_negatives(
     """Mine the most similar wrong segments under the ceiling for every training question."""
     settings = settings.with_base(base_model["model"].item())
     with explained():
-        questions = training_questions(qa_dataset, dataset_split, corpus, settings, left_out_documents)
+        reviews = Reviews.of(settings.paths.root)
+        questions = training_questions(
+            qa_dataset, dataset_split, corpus, settings, left_out_documents, reviewed=reviews.verdicts
+        )
         encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
         frame = mine_hard_negatives(questions, corpus, settings, encoder)
     audit = audit_negatives(frame, corpus, settings)
@@ -112,7 +117,7 @@ def hard_negatives(
         "hardest": shown_table(HARDEST_COLUMNS, audit.hardest),
         **figures({"origins": audit.origins}),
     }
-    return stored(context, frame, settings, metadata=facts)
+    return stored(context, frame, settings, metadata=facts, read=reviews.version)
 
 
 @dg.asset(**described("training_examples", GROUP, {"python"}), automation_condition=follow("hard_negatives"))

@@ -29,10 +29,12 @@ from embed_pipeline.orchestration.presentation import (
     described,
     figures,
     picture,
+    read_pairs,
     score_histograms,
     shown_table,
     traced_pairs,
 )
+from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.generate import generate_pairs
@@ -130,8 +132,11 @@ def segments(
         )
     facts = {
         "longest_allowed": longest_segment(settings.corpus, encoder.passage_tokens),
-        "longest_tokens": frame["token_count"].max() or 0,
-        "mean_tokens": frame["token_count"].mean() or 0.0,
+        **(
+            {"longest_tokens": frame["token_count"].max(), "mean_tokens": frame["token_count"].mean()}
+            if frame.height
+            else {}
+        ),
         "segments_with_withheld_text": frame.filter(pl.col("withheld") != "").height,
     }
     return stored(context, frame, settings, metadata=facts)
@@ -262,6 +267,7 @@ def corpus(
 @dg.multi_asset(
     outs={name: _out(name, {"python"}, follow_batches("corpus")) for name in ("qa_dataset", "qa_decisions")},
     ins={"qa_pairs": all_batches(), "qa_scores": all_batches()},
+    deps=[QA_REVIEWS],
 )
 def qa_dataset(
     context: dg.AssetExecutionContext,
@@ -271,10 +277,11 @@ def qa_dataset(
     corpus: pl.DataFrame,
     left_out_documents: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
-    """Accept the pairs over the thresholds, one of each question; add those of the other sources and of labels."""
+    """Accept the pairs over the thresholds, or that people accept; add those of the other sources and of labels."""
     with explained():
+        reviews = Reviews.of(settings.paths.root)
         encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
-        selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder)
+        selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder, reviewed=reviews.verdicts)
         dataset = collect_pairs(selection.dataset, corpus, settings, left_out_documents)
     asked = selection.dataset["segment_ids"].explode().drop_nulls().n_unique()
     sources = dataset.select(source=pl.coalesce("batch", "label_set", "origin"))
@@ -287,7 +294,9 @@ def qa_dataset(
     shapes = {
         "hops": picture(counts(dataset["hop_count"], "hops"), "accepted pairs by hops"),
         "traced": traced_pairs(dataset, corpus),
+        **read_pairs(dataset, corpus),
     }
-    yield stored(context, dataset, settings, asset="qa_dataset", metadata={**facts, **shapes})
+    read = reviews.version
+    yield stored(context, dataset, settings, asset="qa_dataset", metadata={**facts, **shapes}, read=read)
     reasons = figures({"reasons": _counts(selection.decisions, "reason")})
-    yield stored(context, selection.decisions, settings, asset="qa_decisions", metadata=reasons)
+    yield stored(context, selection.decisions, settings, asset="qa_decisions", metadata=reasons, read=read)
