@@ -540,6 +540,9 @@ def main() -> int:
             logs = compose("logs", "--no-color", "--tail", "200", check=False)
             (FOLDER / f"{step.__name__}.log").write_text(logs, encoding="utf-8")
         outcomes.append((step.__name__, time.monotonic() - began, outcome))
+        if step in {build, fill, up} and outcome != "ok":
+            say("nothing else can be tried")
+            break
     if os.environ.get("TRIAL_KEEP") != "yes":
         call("docker", "rm", "--force", f"{STACK}-llm", check=False)
         stack("stop", "--volumes")

@@ -47,6 +47,7 @@ _GRACE_SECONDS = 1.5
 """What is at work when a signal comes has so long to end by itself."""
 _KEPT = "interrupted; what was finished is kept, and the same command goes on from there"
 _ending = threading.Lock()
+_terminal = os.dup(sys.__stderr__.fileno()) if sys.__stderr__ else os.open(os.devnull, os.O_WRONLY)
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
 
@@ -563,9 +564,11 @@ def _end_interrupted(said: str) -> NoReturn:
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
-    err.show_cursor()
-    _print_error(said)
-    sys.stdout.flush()
+    # While a step is at work, Dagster has standard error written into the step's log.
+    with os.fdopen(_terminal, "w", encoding="utf-8") as terminal:
+        err.file = terminal
+        err.show_cursor()
+        _print_error(said)
     os._exit(_INTERRUPTED)
 
 
