@@ -84,13 +84,22 @@ def init(
 
 
 @app.command()
-def estimate() -> None:
-    """Predict calls, tokens, cost and time of the next sdg run; nothing is sent and nothing is stored."""
+def estimate(
+    *,
+    ask: Annotated[
+        bool,
+        typer.Option(
+            help="Make a few of the run's own calls to measure the model; the run finds their answers stored."
+        ),
+    ] = True,
+) -> None:
+    """Predict calls, tokens, cost and time of the next sdg run."""
     from embed_pipeline.embedding.encoder import Encoder
     from embed_pipeline.synthesis.estimate import estimate_folder
 
     settings = load_settings()
-    found = estimate_folder(settings, Encoder.load(settings.embedding.reading_model, settings.embedding))
+    encoder = Encoder.load(settings.embedding.reading_model, settings.embedding)
+    found = estimate_folder(settings, encoder, ask=ask)
     table = Table("stage", "calls", "from the store", "prompt tokens", "completion tokens", "cost", "minutes")
     for stage in (*found.stages, found.total):
         table.add_row(
