@@ -7,6 +7,7 @@ text is taken for structure. Containers are walked without recursion, however de
 from __future__ import annotations
 
 import re
+from html import escape
 from typing import Any
 
 from bs4 import BeautifulSoup, CData, Tag
@@ -16,8 +17,15 @@ from markdownify import MarkdownConverter
 from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, clean_title
 from embed_pipeline.text.markdown import markdown_blocks
 
-_DROPPED = frozenset({"title", "script", "style", "nav", "template", "noscript", "svg", "button", "iframe"})
-_DROPPED_ROLES = frozenset({"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar"})
+_DROPPED = frozenset(
+    {"title", "script", "style", "nav", "template", "noscript", "svg", "button", "iframe", "select", "clipboard-copy"}
+)
+_DROPPED_ROLES = frozenset(
+    {"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar", "tablist"}
+)
+# Lists of a page's own headings, and the numbers beside the lines of code.
+_CONTENTS = frozenset({"toc", "table-of-contents", "contents", "toc_container"})
+_LINE_NUMBERS = frozenset({"linenos", "lineno", "linenodiv", "blob-num", "line-numbers-rows"})
 _PERMALINKS = frozenset(
     {"headerlink", "hash-link", "anchor", "anchorjs-link", "header-anchor", "mw-editsection", "katex-html"}
 )
@@ -33,6 +41,7 @@ _BLOCKS: dict[str, Kind] = {
     "blockquote": "quote", "hr": "paragraph",
 }  # fmt: skip
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+_LINES = frozenset({"div", "p", "li", "tr"})
 _ARTICLE = frozenset({"main", "article"})
 _MOSTLY_LINKS = 0.5
 _MARKS = "¶#§🔗"
@@ -67,16 +76,23 @@ _CONVERTER: Any = _Converter(
 
 def read_html(text: str) -> ParsedDocument:
     """Kept text and blocks of a page; the title is its first-level heading, else what its ``title`` says."""
-    soup = BeautifulSoup(_WIDE_GAP.sub(r"\1", _SURROGATES.sub(_joined, text)), "lxml")
+    soup = BeautifulSoup(_WIDE_GAP.sub(r"\1", _SURROGATES.sub(_joined, _without_sections(text))), "lxml")
     named = clean_title(soup.title.get_text()) if soup.title else ""
     _drop_furniture(soup)
     draft = Draft()
-    _write_parts(soup, draft)
+    _write_parts(_main_part(soup) or soup, draft)
     read = draft.reading()
     headings = [block for block in read.blocks if block.kind == "heading"]
     first = next((heading.text for heading in headings if heading.level == 1), "")
     title = first or named or (headings[0].text if headings else "")
     return ParsedDocument(title, read.text, read.blocks)
+
+
+def _without_sections(text: str) -> str:
+    """The text with what XHTML has in CDATA sections as other text; HTML's parser takes them for comments."""
+    first, *sections = text.split("<![CDATA[")
+    parts = (section.partition("]]>") for section in sections)
+    return first + "".join(f"{escape(inner, quote=False)}{rest}" for inner, _, rest in parts)
 
 
 def _joined(found: re.Match[str]) -> str:
@@ -99,6 +115,14 @@ def _drop_furniture(soup: BeautifulSoup) -> None:
             if headings:
                 element.insert_before(headings[0].extract())
             _take_out(element, gone)
+
+
+def _main_part(soup: BeautifulSoup) -> Tag | None:
+    """The page's ``main`` where it is one and holds most of the text and a heading; what is around it is furniture."""
+    mains = soup.find_all(lambda tag: tag.name == "main" or tag.get("role") == "main")
+    if len(mains) != 1 or mains[0].find("h1") is None:
+        return None
+    return mains[0] if 2 * len(mains[0].get_text()) > len(soup.get_text()) else None
 
 
 def _look_at(node: Any, gone: dict[int, Any], framing: list[Tag]) -> None:  # noqa: ANN401 - a tag or a comment
@@ -130,8 +154,10 @@ def _is_dropped(element: Tag) -> bool:
         return element.find(["h1", "h2", "p"]) is None
     if element.name in _DROPPED:
         return True
-    marks = _PERMALINKS if element.name == "a" else _PERMALINKS - {"anchor"}
-    return "class" in element.attrs and not marks.isdisjoint(element.get_attribute_list("class"))
+    marks = (_PERMALINKS if element.name == "a" else _PERMALINKS - {"anchor"}) | _LINE_NUMBERS
+    names = {str(name) for key in ("class", "id") if key in element.attrs for name in element.get_attribute_list(key)}
+    is_contents = not _CONTENTS.isdisjoint(names) and element.find("a") is not None and _is_mostly_links(element)
+    return is_contents or ("class" in element.attrs and not marks.isdisjoint(element.get_attribute_list("class")))
 
 
 def _is_kept(element: Tag, *, has_article: bool) -> bool:
@@ -150,8 +176,10 @@ def _is_kept(element: Tag, *, has_article: bool) -> bool:
 
 
 def _is_mostly_links(element: Tag) -> bool:
-    linked = sum(len(link.get_text(strip=True)) for link in element.find_all("a"))
-    return linked >= _MOSTLY_LINKS * len(element.get_text(strip=True))
+    linked, named = (
+        sum(len(part.get_text(strip=True)) for part in element.find_all(name)) for name in ("a", list(_HEADINGS))
+    )
+    return linked >= _MOSTLY_LINKS * (len(element.get_text(strip=True)) - named)
 
 
 def _write_parts(root: Tag, draft: Draft, depth: int = 0) -> None:
@@ -193,7 +221,7 @@ def _write(element: Tag, draft: Draft, depth: int) -> None:
         title = clean_title(element.get_text(" " if element.find("br") else "")).strip(_MARKS).strip()
         draft.add_heading(int(element.name[1]), title)
     elif element.name == "pre":
-        draft.add_code(element.get_text(), _language(element))
+        draft.add_code(_code(element), _language(element))
     elif element.name == "table":
         _write_table(element, draft, depth)
     elif element.name != "hr":
@@ -251,6 +279,27 @@ def _markdown(nodes: list[Any]) -> str:
     except RecursionError:
         text = " ".join(node.get_text(" ", strip=True) if isinstance(node, Tag) else str(node) for node in nodes)
     return _BLANK_LINES.sub("\n\n", text).strip()
+
+
+def _code(element: Tag) -> str:
+    """The text of code whose lines may be elements of their own, or end in ``br``."""
+    if element.find(["br", *_LINES]) is None:
+        return element.get_text()
+    pieces: list[str] = []
+    pending: list[Any] = [element]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Tag):
+            if node.name == "br":
+                pieces.append("\n")
+            elif node.name in _LINES:
+                pending.append(None)  # where it ends
+            pending += reversed(list(node.children))
+        elif node is not None:
+            pieces.append(str(node))
+        elif pieces and not pieces[-1].endswith("\n"):
+            pieces.append("\n")
+    return "".join(pieces)
 
 
 def _language(element: Tag) -> str:

@@ -35,6 +35,10 @@ _DROPPED_DIRECTIVES = frozenset((
     "class", "rst-class", "default-domain", "currentmodule", "py:currentmodule", "module", "index", "highlight",
     "tabularcolumns", "role", "default-role", "target-notes", "image-map",
 ))  # fmt: skip
+_UNTITLED_DIRECTIVES = frozenset((
+    "only", "ifconfig", "container", "cssclass", "grid", "grid-item", "tab-set", "div", "card-carousel",
+))  # fmt: skip
+"""Their arguments are conditions, classes and sizes."""
 _VERSIONS = {
     "versionadded": "Added in version",
     "versionchanged": "Changed in version",
@@ -132,7 +136,8 @@ class _Unknown(Directive):  # type: ignore[misc]  # docutils has no types
             return self._entries()
         found: list[nodes.Node] = []
         caption = self.options.get("caption") or self.options.get("title") or ""
-        shown = " ".join(part for part in (_VERSIONS.get(name, ""), argument) if part)
+        said = "" if name in _UNTITLED_DIRECTIVES else argument
+        shown = " ".join(part for part in (_VERSIONS.get(name, ""), said) if part)
         for line in (shown, caption):
             if line:
                 children, messages = self.state.inline_text(line, self.lineno)
