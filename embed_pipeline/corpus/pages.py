@@ -45,12 +45,14 @@ _LINES = frozenset({"div", "p", "li", "tr"})
 _ARTICLE = frozenset({"main", "article"})
 _MOSTLY_LINKS = 0.5
 _MARKS = "¶#§🔗"
-_PARTS = frozenset({"list", "quote", "code", "table"})
+_PARTS = frozenset({"list", "quote", "code", "table", "heading", "paragraph"})
 _DEEPEST_LAYOUT = 20
 _WIDEST = 50
 _SURROGATES = re.compile(r"&#(5[56]\d{3});&#(5[67]\d{3});")
 # markdownify's own expressions take the square of a gap's width.
 _WIDE_GAP = re.compile(r"([ \t]{80})[ \t]+")
+# libxml2 ends a heading before a paragraph in it; browsers do not.
+_PARAGRAPH_IN_HEADING = re.compile(r"(<h[1-6]\b[^<>]{0,500}>\s{0,100})<p\b[^<>]{0,500}>", re.IGNORECASE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -76,7 +78,8 @@ _CONVERTER: Any = _Converter(
 
 def read_html(text: str) -> ParsedDocument:
     """Kept text and blocks of a page; the title is its first-level heading, else what its ``title`` says."""
-    soup = BeautifulSoup(_WIDE_GAP.sub(r"\1", _SURROGATES.sub(_joined, _without_sections(text))), "lxml")
+    text = _SURROGATES.sub(_joined, _without_sections(text))
+    soup = BeautifulSoup(_PARAGRAPH_IN_HEADING.sub(r"\1", _WIDE_GAP.sub(r"\1", text)), "lxml")
     named = clean_title(soup.title.get_text()) if soup.title else ""
     _drop_furniture(soup)
     draft = Draft()
@@ -229,7 +232,7 @@ def _write(element: Tag, draft: Draft, depth: int) -> None:
         part = Draft()
         part.add(kind, _markdown([element]))
         kept = part.reading()
-        has_parts = kind in {"list", "quote"} and element.find(["pre", "table"]) is not None
+        has_parts = kind in {"list", "quote"} and element.find(["pre", "table", *_HEADINGS]) is not None
         inner = [b for b in markdown_blocks(kept.text) if b.kind in _PARTS] if has_parts else []
         if not part.is_empty:
             draft.add_parsed(kept.text, inner or kept.blocks)

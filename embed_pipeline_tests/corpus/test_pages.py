@@ -123,3 +123,11 @@ def test_what_a_page_shows_beside_its_text_goes() -> None:
 def test_sections_of_xhtml_are_text() -> None:
     page = '<?xml version="1.0"?><html><body><h1>T</h1><p>A<![CDATA[ < ]]>B</p><script>//<![CDATA[\nx<1//]]></script>'
     assert read_html(f"{page}</body></html>").text == "# T\n\nA < B\n"
+
+
+def test_headings_in_lists_are_headings_and_paragraphs_in_headings_their_text() -> None:
+    steps = "<ol><li><h3>One</h3><p>Do it.</p></li><li><h3><p>Two</p></h3>x</li></ol>"
+    read = read_html(f"<h1>T</h1>{steps}<blockquote><h2>Q</h2></blockquote>")
+    assert [(b.level, b.text) for b in read.blocks if b.kind == "heading"] == [(1, "T"), (3, "One"), (3, "Two")]
+    assert "1. ### One\n\n   Do it.\n" in read.text
+    assert read_html("<h3 align=center>\n<p>Run it\n</h3><p>x</p>").text == "### Run it\n\nx\n"

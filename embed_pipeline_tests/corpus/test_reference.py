@@ -145,10 +145,16 @@ def test_the_packages_at_hand_carry_enough_to_compare() -> None:
 
 
 def _title(ending: str, text: str, headings: list[tuple[int, str]]) -> str:
-    """What the format's rule says: of a page its first heading of the first level, else what its head says."""
+    """What the format's rule says: of a page its first heading of the first level, else what its head says.
+
+    Of Markdown a first-level heading in HTML, where it stands before the others and none of them is first-level.
+    """
     first = headings[0][1] if headings else ""
     if ending != "html":
-        return title_of(split_front_matter(text)[0]) or first
+        metadata, body = split_front_matter(text)
+        shown = _outline(PARSER.render(body)) if ending == "md" and headings[:1] != [(1, first)] else []
+        before = shown[: shown.index(headings[0]) if headings and headings[0] in shown else len(shown)]
+        return title_of(metadata) or next((said for level, said in before if level == 1), first)
     named = re.search(r"<title[^>]*>(.*?)</title>", text, re.DOTALL)
     own = next((shown for level, shown in headings if level == 1), "")
     return own or " ".join(unescape(named[1]).split() if named else []) or first
