@@ -84,7 +84,7 @@ def compare(
         system: _encode(system, chosen.open(model, vectors), searched, sets)
         for system, model, searched in (("base", base, of_base), ("tuned", tuned, sources))
     }
-    lexical = {}
+    lexical: dict[tuple[str, ...], BM25] = {}
     for query_set, (passages, _) in zip(sets, sources, strict=True):
         language = "auto" if query_set.corpus else settings.corpus.language
         lexical[passages.ids] = lexical.get(passages.ids) or BM25(passages.texts, language)
