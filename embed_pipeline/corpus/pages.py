@@ -14,7 +14,7 @@ from bs4 import BeautifulSoup, CData, Tag
 from bs4.element import NavigableString, PreformattedString
 from markdownify import MarkdownConverter
 
-from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, clean_title
+from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, clean_title, table_rows
 from embed_pipeline.text.markdown import markdown_blocks
 
 _DROPPED = frozenset(
@@ -53,6 +53,7 @@ _SURROGATES = re.compile(r"&#(5[56]\d{3});&#(5[67]\d{3});")
 _WIDE_GAP = re.compile(r"([ \t]{80})[ \t]+")
 # libxml2 ends a heading before a paragraph in it; browsers do not.
 _PARAGRAPH_IN_HEADING = re.compile(r"(<h[1-6]\b[^<>]{0,500}>\s{0,100})<p\b[^<>]{0,500}>", re.IGNORECASE)
+_LINE_ENDS = re.compile(r"[ \t]{1,80}\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -72,7 +73,7 @@ class _Converter(MarkdownConverter):
 
 
 _CONVERTER: Any = _Converter(
-    heading_style="ATX", bullets="-", escape_asterisks=False, escape_underscores=False, newline_style="BACKSLASH"
+    heading_style="ATX", bullets="-", escape_asterisks=False, escape_underscores=False, newline_style="SPACES"
 )
 
 
@@ -137,6 +138,11 @@ def _look_at(node: Any, gone: dict[int, Any], framing: list[Tag]) -> None:  # no
         node.replace_with(inner.body or inner)
     elif _is_dropped(node):
         _take_out(node, gone)
+    elif node.name == "math" and isinstance(formula := node.find("annotation"), Tag):
+        _take_out(node, gone, formula.get_text())
+    elif node.get("role") == "heading" or "MsoTitle" in node.get_attribute_list("class"):
+        level = str(node.get("aria-level") or ("1" if node.name == "p" else "2"))
+        node.name = f"h{min(int(level), 6) if level.isdecimal() and int(level) else 2}"
     elif node.name in _FRAMING or "role" in node.attrs:
         framing.append(node)
 
@@ -146,9 +152,12 @@ def _is_hidden(text: NavigableString) -> bool:
     return isinstance(text, PreformattedString) and not isinstance(text, CData)
 
 
-def _take_out(element: Tag, gone: dict[int, Any]) -> None:
+def _take_out(element: Tag, gone: dict[int, Any], instead: str = "") -> None:
     gone |= {id(node): node for node in element.descendants}
-    element.extract()
+    if instead:
+        element.replace_with(instead)
+    else:
+        element.extract()
 
 
 def _is_dropped(element: Tag) -> bool:
@@ -222,7 +231,8 @@ def _elements_around_blocks(root: Tag) -> set[int]:
 def _write(element: Tag, draft: Draft, depth: int) -> None:
     if element.name in _HEADINGS:
         title = clean_title(element.get_text(" " if element.find("br") else "")).strip(_MARKS).strip()
-        draft.add_heading(int(element.name[1]), title)
+        pictured = " ".join(str(picture.get("alt") or "") for picture in element.find_all("img"))
+        draft.add_heading(int(element.name[1]), title or clean_title(pictured))
     elif element.name == "pre":
         draft.add_code(_code(element), _language(element))
     elif element.name == "table":
@@ -252,21 +262,18 @@ def _write_table(table: Tag, draft: Draft, depth: int) -> None:
     else:
         if isinstance(caption, Tag):
             draft.add("paragraph", _markdown(list(caption.children)))
-        lines = [_row(row, width) for row in cells if row]
+        shown = table_rows([(_cell(cell), _span(cell), _span(cell, "rowspan")) for cell in row] for row in cells if row)
+        width = max(map(len, shown))
+        lines = [f"| {' | '.join([*row, *[''] * (width - len(row))])} |" for row in shown]
         draft.add("table", "\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]]))
 
 
-def _row(cells: list[Tag], width: int) -> str:
-    shown = [
-        part
-        for cell in cells
-        for part in (" ".join(_markdown(list(cell.children)).split()).replace("|", "\\|"), *[""] * (_span(cell) - 1))
-    ]
-    return f"| {' | '.join([*shown, *[''] * (width - len(shown))])} |"
+def _cell(cell: Tag) -> str:
+    return " ".join(_markdown(list(cell.children)).split()).replace("|", "\\|")
 
 
-def _span(cell: Tag) -> int:
-    span = str(cell.get("colspan") or "1")
+def _span(cell: Tag, name: str = "colspan") -> int:
+    span = str(cell.get(name) or "1")
     return min(int(span), _WIDEST) if span.isdecimal() and int(span) else 1
 
 
@@ -281,7 +288,7 @@ def _markdown(nodes: list[Any]) -> str:
         )
     except RecursionError:
         text = " ".join(node.get_text(" ", strip=True) if isinstance(node, Tag) else str(node) for node in nodes)
-    return _BLANK_LINES.sub("\n\n", text).strip()
+    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", text)).strip()
 
 
 def _code(element: Tag) -> str:

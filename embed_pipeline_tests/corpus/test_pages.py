@@ -131,3 +131,25 @@ def test_headings_in_lists_are_headings_and_paragraphs_in_headings_their_text() 
     assert [(b.level, b.text) for b in read.blocks if b.kind == "heading"] == [(1, "T"), (3, "One"), (3, "Two")]
     assert "1. ### One\n\n   Do it.\n" in read.text
     assert read_html("<h3 align=center>\n<p>Run it\n</h3><p>x</p>").text == "### Run it\n\nx\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (
+            "<table><tr><th>part<th>bar</tr><tr><td rowspan=2>A<td>1</tr><tr><td>2</td></tr></table>",
+            "| part | bar |\n| --- | --- |\n| A | 1 |\n| A | 2 |\n",
+        ),
+        ("<div role=heading aria-level=3>Part</div><p>x</p>", "### Part\n\nx\n"),
+        ("<p class=MsoTitle>Handbook</p><p class=MsoNormal>x</p>", "# Handbook\n\nx\n"),
+        ("<h1><img src=a.png alt='The kit'></h1><p>x</p>", "# The kit\n\nx\n"),
+        (
+            "<p>It is <math><semantics><mrow><mi>E</mi></mrow><annotation>E=mc^2</annotation></semantics></math>.</p>",
+            "It is E=mc^2.\n",
+        ),
+        ("<div>One.<br><br>Two,<br>on.</div>", "One.\n\nTwo,\non.\n"),
+    ],
+    ids=["rowspan", "role", "Word", "picture", "formula", "breaks"],
+)  # fmt: skip
+def test_what_pages_mean_by_other_elements(body: str, text: str) -> None:
+    assert _kept(body) == text
