@@ -280,7 +280,8 @@ class Corpus(Group):
     conversion_megabytes: int = decides(1024, "documents", ge=64, le=65_536)
     """Memory that reading one file may take; one that needs more is set aside."""
     conversion_seconds: float = decides(120, "documents", gt=0)
-    """Time that reading one file may take; of a PDF the pages that fit are kept, another file is set aside."""
+    """Processor time that reading one file may take, and ten times as long by the clock; of a PDF the pages that fit
+    are kept, another file is set aside."""
     word_comments: bool = decides(False, "documents")  # noqa: FBT003 - a default
     """Read the comments of Word files too, after the text."""
     language: Annotated[str, Field(pattern="^(auto|[a-z]{2})$")] = decides(
