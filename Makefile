@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 SPREAD := --numprocesses logical --maxprocesses 4 --dist worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast ui check lint format install constraints methods audit sbom nightly
+OLDEST := .oldest
+
+.PHONY: demo test test-fast test-oldest ui check lint format install constraints methods families audit sbom nightly
 
 demo: install  ## sample documents to a tuned, exported, verified model
 	$(BIN)/embed-pipeline sample python
@@ -17,6 +19,17 @@ test: install  ## the whole test suite
 
 test-fast: install  ## the tests that take under 1.5 seconds each
 	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
+
+test-oldest: install $(OLDEST)/.installed  ## released folders, read by the oldest versions that pyproject.toml allows
+	EMBED_OLDEST_VERSIONS=$(abspath $(OLDEST)) $(BIN)/python -m pytest embed_pipeline_tests/embedding/test_families.py -k oldest
+
+$(OLDEST)/.installed: pyproject.toml
+	$(BIN)/pip install --no-deps --upgrade --target $(OLDEST) sentence-transformers==5.1.0 transformers==4.56.0 \
+		tokenizers==0.22.0 huggingface-hub==0.34.4 datasets==3.6.0
+	touch $@
+
+families: install $(OLDEST)/.installed  ## print what becomes of every family of models; about a minute a family
+	EMBED_OLDEST_VERSIONS=$(abspath $(OLDEST)) PYTHONPATH=. $(BIN)/python docs/families.py > docs/families.md
 
 ui: install  ## Dagster's web UI on this project
 	$(BIN)/embed-pipeline ui --port $(PORT)

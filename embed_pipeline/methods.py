@@ -43,7 +43,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "finetuned_model": Method(3, ("training", "embedding", "evaluation", "text")),
         "retrieval_evaluation": Method(3, ("evaluation", "embedding")),
         "onnx_model": Method(2, ("release", "embedding")),
-        "onnx_precisions": Method(2, ("release", "embedding")),
+        "onnx_precisions": Method(3, ("release", "embedding")),
         "base_onnx_model": Method(2, ("release", "embedding")),
         "tensorrt_engine": Method(1, ("release", "embedding")),
         "release": Method(3, ("release",)),

@@ -238,9 +238,8 @@ def test_a_training_waits_for_enough_new_pairs(instance):
 @pytest.mark.slow
 def test_a_training_waits_for_the_examples_that_hold_the_new_pairs(instance):
     materialized(instance, "qa_dataset", pairs_by_batch={"1": 80})
-    assert (
-        "dataset_split, hard_negatives, training_examples do not hold them yet" in schedule_tick(instance).skip_message
-    )
+    waiting = "dataset_split, base_comparison, base_model, hard_negatives, training_examples do not hold them yet"
+    assert waiting in schedule_tick(instance).skip_message
 
 
 @pytest.mark.slow
@@ -388,12 +387,18 @@ def test_a_corpus_is_split_with_its_own_questions_and_not_with_those_before(foll
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("asset", "last"), [("hard_negatives", "dataset_split"), ("training_examples", "hard_negatives")]
+    ("assets", "last"),
+    [
+        ({"base_comparison", "base_model"}, "dataset_split"),
+        ({"hard_negatives"}, "base_model"),
+        ({"training_examples"}, "hard_negatives"),
+    ],
 )
-def test_what_follows_the_split_waits_for_what_is_made_before_it(following, asset, last):
-    following.selection = dg.AssetSelection.assets(asset)
+def test_what_follows_the_split_waits_for_what_is_made_before_it(following, assets, last):
+    following.selection = dg.AssetSelection.assets(*assets)
     following.batch("00001-a")
-    following.made("corpus", "qa_dataset", "qa_decisions", "dataset_split", "hard_negatives", "training_examples")
+    following.made("corpus", "left_out_documents", "qa_dataset", "qa_decisions", "dataset_split")
+    following.made("base_comparison", "base_model", "hard_negatives", "training_examples")
     for gate in ("qa_dataset", "dataset_split", "hard_negatives"):
         following.checked(gate, passed=True)
     following.tick()
@@ -401,4 +406,4 @@ def test_what_follows_the_split_waits_for_what_is_made_before_it(following, asse
     assert following.tick() == set()
     following.made(last)
     following.checked(last, passed=True)
-    assert following.tick() == {asset}
+    assert following.tick() == assets

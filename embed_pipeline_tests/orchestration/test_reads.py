@@ -34,7 +34,6 @@ GATES = {
     ("retrieval_evaluation", "forgetting.max_loss"),
     ("release", "forgetting.questions"),
     ("release", "forgetting.max_loss"),
-    ("onnx_precisions", "release.max_int8_ndcg_delta"),
     ("deployment", "release.min_fp16_cosine"),
     # A deployment and the check of a release set these three themselves.
     ("release", "embedding.precision"),
