@@ -4,7 +4,7 @@ PORT ?= 3000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast ui check lint format install constraints methods
+.PHONY: demo test test-fast ui check lint format install constraints methods docs wheel
 
 demo: install  ## sample documents to a tuned, exported, verified model
 	$(BIN)/embed-pipeline sample python
@@ -32,6 +32,13 @@ format: install
 
 methods: install  ## record the code that makes the assets, once the versions in embed_pipeline/methods.py are right
 	$(BIN)/python -m embed_pipeline_tests.record_methods
+
+docs: install  ## the documentation site, into build/site; fails where a link or an anchor leads nowhere
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	PYTHONPATH=. $(BIN)/mkdocs build --strict
+
+wheel: install  ## the package, into dist/
+	$(BIN)/python -m build --wheel
 
 install: $(INSTALLED)
 
