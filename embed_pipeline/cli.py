@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embed_pipeline import settings as settings_module
-from embed_pipeline.escaping import TerminalFormatter, for_terminal, on_one_line
+from embed_pipeline.escaping import TerminalFormatter, counted, for_terminal, on_one_line
 from embed_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def estimate() -> None:
             f"{stage.cost:.2f}",
             f"{stage.seconds / 60:.1f}",
         )
-    out.print(f"{found.segments} segments, {found.questions} questions to be asked for")
+    out.print(f"{counted(found.questions, 'question')} to write about {counted(found.segments, 'segment')}")
     out.print(table)
     for cap in found.caps:
         _say(cap)
@@ -127,7 +127,7 @@ def dataset(
     named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
     qa, split, corpus, negatives = (read_table(table_path(root, table.name), table) for table in named)
     export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives)
-    _say(f"{qa.height} questions on {corpus.height} segments in {folder}")
+    _say(f"{counted(qa.height, 'question')} about {counted(corpus.height, 'segment')} in {folder}")
 
 
 @app.command()
@@ -267,7 +267,7 @@ def sample(name: Annotated[str, typer.Argument(help="Which sample: python.")] = 
     from embed_pipeline.corpus.sample import write_sample
 
     folder = load_settings().paths.documents
-    _say(f"{len(write_sample(name, folder))} documents in {folder}")
+    _say(f"{counted(len(write_sample(name, folder)), 'document')} in {folder}")
 
 
 def _stage(name: str, help_text: str) -> None:
