@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from embed_pipeline.escaping import counted
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 GENERATED = {"reference/tables.md", "reference/assets.md", "reference/http.md"}
@@ -47,3 +49,15 @@ def test_the_version_is_said_once():
 
 def test_the_readme_stays_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 170
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_are_in_plain_english(page):
+    """Turns of phrase that readers stumble over; the house rules name better ones (CONTRIBUTING.md)."""
+    text = re.sub(r"`[^`]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
+    found = re.findall(r"\b(?:works off|worked off|mends?|taken? out of|takes? up|taken for|beside|anew)\b", text)
+    assert not found, f"{found}: processes, fixes, removed from, picks up, treated as, next to, again"
+
+
+def test_counts_agree_with_their_nouns():
+    assert [counted(number, "file") for number in (0, 1, 2, 1200)] == ["0 files", "1 file", "2 files", "1,200 files"]
