@@ -119,7 +119,7 @@ def test_a_batch_that_got_a_number_again_is_run(instance, folder):
 def test_a_file_still_being_written_is_not_taken(instance, folder, monkeypatch):
     monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__SETTLE_SECONDS", "3600")
     write(folder, "a.md")
-    assert tick(instance).skip_message == "1 files, nothing new; 1 changed within orchestration.settle_seconds"
+    assert tick(instance).skip_message == "1 file, nothing new; 1 changed within orchestration.settle_seconds"
 
 
 def test_a_batch_that_was_scored_already_is_not_run_again(instance, folder, tmp_path):
@@ -156,7 +156,7 @@ def test_a_mass_deletion_is_held_back_and_said(instance, folder):
     cursor = tick(instance).cursor
     for name in ("a.md", "b.md", "c.md"):
         (folder / name).unlink()
-    assert "3 known files are gone" in tick(instance, cursor).skip_message
+    assert "3 known files no longer in" in tick(instance, cursor).skip_message
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_documents_on_object_storage_are_seen_like_those_of_a_folder(instance, f
     system.pipe_file("/feed/docs/a.md", b"text of a")
     result = tick(instance)
     assert len(result.run_requests) == 1
-    assert tick(instance, result.cursor).skip_message == "1 files, nothing new"
+    assert tick(instance, result.cursor).skip_message == "1 file, nothing new"
     system.pipe_file("/feed/docs/b.md", b"text of b")
     monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__SETTLE_SECONDS", "3600")
     assert "1 changed within" in tick(instance, result.cursor).skip_message

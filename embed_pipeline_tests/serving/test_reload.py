@@ -159,7 +159,7 @@ def test_a_release_that_cannot_be_served_leaves_the_one_before(store, caplog, fa
     with following(store, max_batch_tokens=128) as served, caplog.at_level(logging.ERROR):
         broken(store, fault)
         eventually(lambda: served.metric("failed_reloads_total") == 1)
-        assert "release 3 cannot be served, 1 stays" in caplog.text
+        assert "release 3 cannot be served, so 1 stays in service" in caplog.text
         assert served.embed("class").status_code == 200
         promote(Paths(store=store), "2")
         eventually(lambda: served.service.version == "2")

@@ -113,7 +113,7 @@ def onnx_precisions(
 
 
 @dg.asset(
-    description="The base model as ONNX: the endpoint serves it beside the tuned one, for comparison.",
+    description="The base model as ONNX: the endpoint serves it next to the tuned one, for comparison.",
     group_name=GROUP,
     owners=OWNERS,
     kinds={"onnx"},
