@@ -1,9 +1,10 @@
 """How long reading documents takes, and how much memory: the sample, many files of every text format, one large file.
 
-    python benchmarks/reading.py [--files 2000] [--large-megabytes 20]
+    python benchmarks/reading.py [--files 2000] [--large-megabytes 20] [--label now] [--only NAME ...]
 
-Files are read as the step ``documents`` reads them, in the reading process with its limits. Writes
-``benchmarks/results/reading.json``.
+Files are read as the step ``documents`` reads them, in the reading process with its limits; each measurement is a
+process of its own. Adds to ``benchmarks/results/reading.json`` under the label: another version of the product is
+measured by the same script, with ``PYTHONPATH`` naming that version's sources.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from embed_pipeline.corpus.batches import cut_batches
@@ -36,20 +40,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--large-megabytes", type=int, default=20)
+    parser.add_argument("--label", default="now")
+    parser.add_argument("--only", nargs="*", default=[], help="what to measure; by default everything")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    found = {
-        "sample": measured(lambda folder: write_sample("python", folder)),
-        "many": measured(lambda folder: write_many(folder, options.files)),
+    size = options.large_megabytes * 1_000_000
+    works: dict[str, Callable[[Path], object]] = {
+        "sample": partial(write_sample, "python"),
+        f"{options.files} files": partial(write_many, files=options.files),
+        **{f"large {ending}": partial(write_large, ending=ending, size=size) for ending in _FORMS},
     }
-    for ending in _FORMS:
-        size = options.large_megabytes * 1_000_000
-        found[f"large {ending}"] = measured(lambda folder, end=ending, most=size: write_large(folder, end, most))
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    if options.one:
+        print(json.dumps(measured(works[options.one])))
+        return
+    for name in options.only or works:
+        again = [sys.executable, __file__, "--files", str(options.files), "--one", name]
+        done = subprocess.run(again, check=True, capture_output=True, text=True)  # noqa: S603 - this very script
+        kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+        kept.setdefault(options.label, {})[name] = json.loads(done.stdout.splitlines()[-1])
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        print(name, done.stdout.splitlines()[-1], flush=True)
 
 
 def measured(write: Callable[[Path], object]) -> dict[str, object]:
-    """Seconds, files and characters a second, and the largest process's memory, of what ``write`` puts in a folder."""
+    """Seconds, speed by the processor's clock, and both processes' memory, of what ``write`` puts in a folder."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "documents"
         folder.mkdir()
@@ -57,17 +71,25 @@ def measured(write: Callable[[Path], object]) -> dict[str, object]:
         corpus = Corpus(documents_per_batch=1_000_000, max_file_bytes=100_000_000)
         settings = Settings(paths=Paths(documents=folder, store=Path(scratch) / "store"), corpus=corpus)
         (batch,), _ = cut_batches(settings)
-        started = time.perf_counter()
+        started, before = time.perf_counter(), _processor_seconds()
         documents, rejected = read_documents(batch, settings)
-        seconds = time.perf_counter() - started
+        seconds, worked = time.perf_counter() - started, _processor_seconds() - before
         characters = int(documents["text"].str.len_chars().sum())
     return {
         "files": documents.height,
         "set_aside": rejected.select("reason", "detail").rows(),
         "seconds": round(seconds, 2),
-        "characters_a_second": round(characters / seconds),
-        "largest_reading_process_megabytes": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000),
+        "processor_seconds": round(worked, 2),
+        "characters_a_processor_second": round(characters / worked),
+        "reading_process_megabytes": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000),
+        "own_process_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000),
     }
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it has started and ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def write_many(folder: Path, files: int) -> None:

@@ -23,7 +23,7 @@ end_runs() {
     docker compose stop daemon webserver
     running=$(containers --filter label=dagster/run_id)
     # shellcheck disable=SC2086
-    [[ -z $running ]] || docker stop --time 120 $running >/dev/null
+    [[ -z $running ]] || docker stop -t 120 $running >/dev/null
     running=$(containers --all)
     # shellcheck disable=SC2086
     [[ -z $running ]] || docker rm --force $running >/dev/null

@@ -3,7 +3,7 @@
 Needs an engine with compose, and the base images. Nothing but Python's standard library; what needs more runs in the
 images. Ends with a table of what was tried, and status 1 where anything is not as it should be.
 """
-# ruff: noqa: INP001, S310, S404, S603, S607, T201, BLE001 - a script that runs programs of this machine
+# ruff: noqa: INP001, S310, S603, T201, BLE001 - a script that runs programs of this machine
 
 from __future__ import annotations
 
@@ -540,6 +540,9 @@ def main() -> int:
             logs = compose("logs", "--no-color", "--tail", "200", check=False)
             (FOLDER / f"{step.__name__}.log").write_text(logs, encoding="utf-8")
         outcomes.append((step.__name__, time.monotonic() - began, outcome))
+        if step in {build, fill, up} and outcome != "ok":
+            say("nothing else can be tried")
+            break
     if os.environ.get("TRIAL_KEEP") != "yes":
         call("docker", "rm", "--force", f"{STACK}-llm", check=False)
         stack("stop", "--volumes")

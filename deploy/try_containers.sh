@@ -66,6 +66,7 @@ install_plugins() { # compose and buildx are not in Debian 12; those of the next
 }
 
 bootstrap() { # IMAGE RELEASE PACKAGES: a minimal Debian with these packages as an image
+    docker image inspect "$1" >/dev/null 2>&1 && return
     command -v mmdebstrap >/dev/null || apt-get install --yes --quiet=2 --no-install-recommends mmdebstrap >>"$folder/apt.log" 2>&1
     mmdebstrap --quiet --variant=minbase --include="$3" "$2" - http://deb.debian.org/debian | docker import - "$1" >/dev/null
 }
@@ -165,7 +166,8 @@ docker info >/dev/null 2>&1 || start_engine
 docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1 || install_plugins
 log "$(docker version --format 'Docker engine {{.Server.Version}}'), $(docker compose version)"
 
-bridge=$(docker network inspect bridge --format '{{(index .IPAM.Config 0).Gateway}}')
+subnet=$(docker network inspect bridge --format '{{(index .IPAM.Config 0).Subnet}}')
+bridge=$(python3 -c 'import ipaddress, sys; print(next(ipaddress.ip_network(sys.argv[1]).hosts()))' "$subnet")
 wheels_port=18900
 if [[ -n ${TRIAL_WHEELS:-} ]]; then
     (cd "$TRIAL_WHEELS" && exec python3 -m http.server --bind "$bridge" $wheels_port) >"$folder/wheels.log" 2>&1 &

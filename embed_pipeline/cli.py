@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embed_pipeline import settings as settings_module
-from embed_pipeline.escaping import TerminalFormatter, for_terminal, on_one_line
+from embed_pipeline.escaping import TerminalFormatter, counted, for_terminal, on_one_line
 from embed_pipeline.inspection.review_commands import reviews_app
 from embed_pipeline.settings import Settings, load_settings
 
@@ -47,9 +47,10 @@ _INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""
 _GRACE_SECONDS = 1.5
 """What is at work when a signal comes has so long to end by itself."""
-_KEPT = "interrupted; what was finished is kept, and the same command goes on from there"
+_KEPT = "interrupted; finished work is kept, and the same command resumes from there"
 _ending = threading.Lock()
-Force = Annotated[bool, typer.Option("--force", help="Make everything again, current or not.")]
+_terminal = os.dup(sys.__stderr__.fileno()) if sys.__stderr__ else os.open(os.devnull, os.O_WRONLY)
+Force = Annotated[bool, typer.Option("--force", help="Make everything again, even what is current.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
 
 
@@ -58,7 +59,7 @@ _EXTRAS = {"onnxruntime": "serve", "openvino": "openvino", "gguf": "embedded", "
 
 
 class DatasetFormat(StrEnum):
-    """Forms that the made data can be exported in."""
+    """Formats that the data can be exported in."""
 
     BEIR = "beir"
     SENTENCE_TRANSFORMERS = "sentence-transformers"
@@ -85,13 +86,22 @@ def init(
 
 
 @app.command()
-def estimate() -> None:
-    """Predict calls, tokens, cost and time of the next sdg run; nothing is sent and nothing is stored."""
+def estimate(
+    *,
+    ask: Annotated[
+        bool,
+        typer.Option(
+            help="Make a few of the run's own calls to measure the model; the run finds their answers stored."
+        ),
+    ] = True,
+) -> None:
+    """Predict calls, tokens, cost and time of the next sdg run."""
     from embed_pipeline.embedding.encoder import Encoder
     from embed_pipeline.synthesis.estimate import estimate_folder
 
     settings = load_settings()
-    found = estimate_folder(settings, Encoder.load(settings.embedding.reading_model, settings.embedding))
+    encoder = Encoder.load(settings.embedding.reading_model, settings.embedding)
+    found = estimate_folder(settings, encoder, ask=ask)
     table = Table("stage", "calls", "from the store", "prompt tokens", "completion tokens", "cost", "minutes")
     for stage in (*found.stages, found.total):
         table.add_row(
@@ -103,7 +113,7 @@ def estimate() -> None:
             f"{stage.cost:.2f}",
             f"{stage.seconds / 60:.1f}",
         )
-    out.print(f"{found.segments} segments, {found.questions} questions to be asked for")
+    out.print(f"{counted(found.questions, 'question')} to write about {counted(found.segments, 'segment')}")
     out.print(table)
     for cap in found.caps:
         _say(cap)
@@ -154,7 +164,7 @@ def dataset(
     form: Annotated[DatasetFormat, typer.Argument(metavar="FORMAT", help="beir, sentence-transformers or nemo.")],
     folder: Annotated[Path, typer.Argument(help="Where to write; an earlier export there is replaced.")],
 ) -> None:
-    """Export the made questions, judgements and negatives for other tools."""
+    """Export questions, judgements and negatives for other tools."""
     from embed_pipeline import tables
     from embed_pipeline.storage import read_table, table_path
     from embed_pipeline.training_data.dataset_export import export_dataset
@@ -164,16 +174,16 @@ def dataset(
     named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
     qa, split, corpus, negatives = (read_table(table_path(root, table.name), table) for table in named)
     export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives, context=context)
-    _say(f"{qa.height} questions on {corpus.height} segments in {folder}")
+    _say(f"{counted(qa.height, 'question')} about {counted(corpus.height, 'segment')} in {folder}")
 
 
 @app.command()
 def forget(
     document: Annotated[str, typer.Argument(help="Path in the documents folder, or a document id.")],
     *,
-    check: Annotated[bool, typer.Option("--check", help="Only search for what is left of a forgotten one.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only search for traces of a forgotten document.")] = False,
 ) -> None:
-    """Remove a deleted document and all that was made from it, and name the models trained on it."""
+    """Remove a deleted document and everything made from it, and name the models trained on it."""
     from embed_pipeline.orchestration.forgetting import check_absence, forget_document
     from embed_pipeline.orchestration.freshness import with_settings
     from embed_pipeline.orchestration.jobs import all_assets
@@ -196,27 +206,31 @@ def forget(
         _say(f"deleted from MLflow, because it quoted the document: {artifact}")
     _say(f"models trained on it, which still hold it: {', '.join(gone.models) or 'none'}")
     if gone.unknown:
-        _say(f"models of which it is not known: {', '.join(gone.unknown)}")
+        _say(f"models for which this is unknown: {', '.join(gone.unknown)}")
     if gone.shortened:
-        _say("negatives are mined again by: embed-pipeline prep")
+        _say("mine the negatives again: embed-pipeline prep")
     if gone.meanwhile:
-        _fail(f"runs began meanwhile and may have written it back: {', '.join(gone.meanwhile)}; forget it once more")
+        _fail(
+            f"these runs started meanwhile and may have written it back: {', '.join(gone.meanwhile)}; forget it again"
+        )
 
 
 def _show_remains(places: Mapping[str, int]) -> None:
-    """Print where words of a forgotten document are still found; exit status 1 where there is such a place."""
+    """Print the places that still hold words of a forgotten document; exit with status 1 if there are any."""
     if not places:
-        _say("nothing of it is found in tables, manifests, answers, reports, releases, MLflow and Dagster's history")
+        _say("no trace of it was found in tables, manifests, answers, reports, releases, MLflow and Dagster's history")
         return
     table = Table("place", "found")
     for place, count in places.items():
         table.add_row(on_one_line(place), str(count))
     out.print(table)
-    _fail("it is still found in these places; docs/operations.md, Forgetting a document, says how each is cleared")
+    _fail("traces remain in these places; docs/operations.md, Forgetting a document, says how to clear each")
 
 
 @app.command()
-def rollback(version: Annotated[str | None, typer.Argument(help="Release; default the one before.")] = None) -> None:
+def rollback(
+    version: Annotated[str | None, typer.Argument(help="Release; default: the one before the current.")] = None,
+) -> None:
     """Serve an earlier release again."""
     from embed_pipeline.orchestration.promotion import roll_back
     from embed_pipeline.orchestration.resources import MLflow, open_instance
@@ -227,12 +241,12 @@ def rollback(version: Annotated[str | None, typer.Argument(help="Release; defaul
         _say(f"{roll_back(instance, tracker, settings, version)} is served again")
 
 
-store_app = typer.Typer(help="Move the store, or bring it to this version's form.", no_args_is_help=True)
+store_app = typer.Typer(help="Move the store, or upgrade its databases.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
 
 @store_app.command()
-def move(target: Annotated[Path, typer.Argument(help="A folder that is not there yet.")]) -> None:
+def move(target: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")]) -> None:
     """Move the store to another folder, with MLflow's artifacts and Dagster's history."""
     from embed_pipeline.orchestration.resources import move_store
 
@@ -243,7 +257,7 @@ def move(target: Annotated[Path, typer.Argument(help="A folder that is not there
 
 @store_app.command()
 def upgrade() -> None:
-    """Bring the databases of Dagster and MLflow to the form of the versions installed; back them up first."""
+    """Upgrade Dagster's and MLflow's databases to the installed versions; back them up first."""
     from embed_pipeline.orchestration.resources import upgrade_store
 
     for line in upgrade_store(load_settings()):
@@ -258,7 +272,9 @@ def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's signature
 
 @app.callback()
 def configure(
-    config: Annotated[Path | None, typer.Option(help="Settings file; default embed_pipeline.toml here.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings file; default: embed_pipeline.toml in this folder.")
+    ] = None,
     override: Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.NAME=VALUE", help="A setting.")] = None,
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
@@ -277,7 +293,7 @@ def configure(
 
 
 def _show_log(level: int) -> None:
-    """Show what the library logs, and nobody else's small talk.
+    """Show what this library logs, and nothing from others.
 
     The handler sits on the library's own logger: it comes before the one that Dagster adds for the run's log, which
     changes the records that pass through it.
@@ -298,7 +314,7 @@ def sample(name: Annotated[str, typer.Argument(help="Which sample: python.")] = 
     from embed_pipeline.corpus.sample import write_sample
 
     folder = load_settings().paths.documents
-    _say(f"{len(write_sample(name, folder))} documents in {folder}")
+    _say(f"{counted(len(write_sample(name, folder)), 'document')} in {folder}")
 
 
 def _stage(name: str, help_text: str) -> None:
@@ -311,7 +327,7 @@ def _stage(name: str, help_text: str) -> None:
     app.command(name, help=help_text)(command)
 
 
-_stage("sdg", "Documents to accepted question-answer pairs.")
+_stage("sdg", "Synthetic data generation: documents to accepted question-answer pairs.")
 
 _stage("prep", "Accepted pairs to training examples: split, hard negatives.")
 
@@ -331,7 +347,7 @@ def deploy(*, force: Force = False, keep: Keep = False) -> None:
 
 @app.command()
 def run(*, force: Force = False, keep: Keep = False) -> None:
-    """All six stages; what is current already is not made again."""
+    """Run all six stages; what is current is skipped."""
     with _runner() as runner:
         for name in ("sdg", "prep", "finetune", "eval", "export"):
             _run_stage(runner, name, force=force)
@@ -341,8 +357,8 @@ def run(*, force: Force = False, keep: Keep = False) -> None:
 
 @app.command()
 def serve(
-    bundle: Annotated[Path | None, typer.Option(help="Release bundle; default the one in use.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default serving.port.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Release bundle; default: the current release.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default: serving.port.")] = None,
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Before the first release, wait for it.")] = False,
 ) -> None:
@@ -398,7 +414,7 @@ def ui(
 
 @app.command()
 def status() -> None:
-    """What is there, stage by stage, and whether it is current."""
+    """List the assets by stage, and whether each is current."""
     with _runner() as runner:
         table = Table("stage", "asset", "state", "made")
         for row in runner.status():
@@ -407,7 +423,7 @@ def status() -> None:
 
 
 def _say(line: str) -> None:
-    """Print a line that may hold paths or words of documents."""
+    """Print a line that may contain paths or words of documents."""
     out.print(on_one_line(line), soft_wrap=True)
 
 
@@ -460,7 +476,7 @@ def _settings_first(arguments: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command; what the product, the machine or a database refuses is one sentence and exit status 1."""
+    """Run the command; an expected error is printed as one sentence, with exit status 1."""
     try:
         app(_settings_first(sys.argv[1:]), standalone_mode=True)
     except SystemExit as ended:
@@ -522,9 +538,11 @@ def _end_interrupted(said: str) -> NoReturn:
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
-    err.show_cursor()
-    _print_error(said)
-    sys.stdout.flush()
+    # While a step is at work, Dagster has standard error written into the step's log.
+    with os.fdopen(_terminal, "w", encoding="utf-8") as terminal:
+        err.file = terminal
+        err.show_cursor()
+        _print_error(said)
     os._exit(_INTERRUPTED)
 
 
@@ -538,7 +556,7 @@ def _print_error(message: str) -> None:
 
 
 def _explained(error: BaseException) -> str | None:
-    """An error of the product, the machine or a database in a sentence; None: it is a fault of this program."""
+    """Return an expected error as a sentence; None: the error is a fault of this program."""
     if type(error).__module__.startswith("embed_pipeline."):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("embed_pipeline"):
@@ -552,8 +570,8 @@ def _explained(error: BaseException) -> str | None:
             said = str(cause).strip().splitlines()[0]
             return (
                 f"a database cannot be used: {said}; Dagster's is in paths.store or where the dagster.yaml of "
-                "DAGSTER_HOME says, MLflow's where tracking.uri says: see that it runs, is writable and has space, and "
-                "run the same command again; what was stored before is whole"
+                "DAGSTER_HOME says, MLflow's where tracking.uri says: check that it runs and has space, and "
+                "run the same command again; what was stored before is intact"
             )
         if isinstance(cause, OSError):
             from embed_pipeline.storage import explain_system_error

@@ -66,3 +66,8 @@ class TerminalFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record's line and traceback."""
         return for_terminal(super().format(record))
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun: "1 file", "2 files"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

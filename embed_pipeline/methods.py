@@ -1,4 +1,4 @@
-"""What makes each asset, beside its inputs and settings: a number that is raised when an upgrade changes results.
+"""What makes each asset, besides its inputs and settings: a number that is raised when an upgrade changes results.
 
 Hashes of the code that makes the assets are recorded in ``embed_pipeline_tests/methods.json``. A test fails when that
 code changes, until the number is raised, where results change, and the hashes are recorded with ``make methods``.
@@ -28,7 +28,7 @@ class Method:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "documents": Method(2, ("corpus", "text")),
+        "documents": Method(3, ("corpus", "text")),
         "segments": Method(2, ("corpus", "text")),
         "document_artifacts": Method(2, ("synthesis", "llm", "text")),
         "qa_pairs": Method(2, ("synthesis", "llm", "embedding", "text")),
@@ -43,7 +43,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "finetuned_model": Method(3, ("training", "embedding", "evaluation", "text")),
         "retrieval_evaluation": Method(3, ("evaluation", "embedding")),
         "onnx_model": Method(2, ("release", "embedding")),
-        "onnx_precisions": Method(2, ("release", "embedding")),
+        "onnx_precisions": Method(3, ("release", "embedding")),
         "base_onnx_model": Method(2, ("release", "embedding")),
         "tensorrt_engine": Method(1, ("release", "embedding")),
         "release": Method(3, ("release",)),
@@ -55,6 +55,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def made_by(step: str, settings: Settings) -> str:
-    """What a result depends on beside the inputs: the versions of a step's methods, and the settings that decide it."""
+    """What a result depends on besides its inputs: the versions of a step's methods and the settings that decide it."""
     versions = ".".join(str(METHODS[part].version) for part in (step, *PARTS.get(step, ())))
     return f"{versions}-{settings.digest(step)}"

@@ -34,7 +34,7 @@ class Bar:
     task: TaskID | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count ``count`` more units done; ``note`` is shown beside the rate."""
+        """Count ``count`` more units done; ``note`` is shown next to the rate."""
         self.done += count
         if self.live is not None and self.task is not None:
             self.live.update(self.task, completed=self.done, note=note, rate=f"{self.rate:.1f} {self.unit}/s")

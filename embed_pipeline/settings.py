@@ -280,7 +280,8 @@ class Corpus(Group):
     conversion_megabytes: int = decides(1024, "documents", ge=64, le=65_536)
     """Memory that reading one file may take; one that needs more is set aside."""
     conversion_seconds: float = decides(120, "documents", gt=0)
-    """Time that reading one file may take; of a PDF the pages that fit are kept, another file is set aside."""
+    """Processor time that reading one file may take, and ten times as long by the clock; of a PDF the pages that fit
+    are kept, another file is set aside."""
     word_comments: bool = decides(False, "documents")  # noqa: FBT003 - a default
     """Read the comments of Word files too, after the text."""
     language: Annotated[str, Field(pattern="^(auto|[a-z]{2})$")] = decides(
@@ -290,9 +291,9 @@ class Corpus(Group):
     questions hold; auto: of the corpus that of most of its text, of a question its own."""
     boilerplate_share: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = decides(0.3, "documents", "corpus")
     """Lines that this share of the documents has are boilerplate (menus, page heads and feet, licences): a paragraph of
-    such lines stays in the first document and is taken out of the others; off: nothing is."""
+    such lines stays in the first document and is removed from the others; off: nothing is removed."""
     boilerplate_documents: int = decides(10, "documents", "corpus", ge=2)
-    """Least number of documents that must have a line for it to be boilerplate."""
+    """Minimum number of documents that must have a line for it to be boilerplate."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal["off"] = decides(0.95, "corpus")
     """A document that shares more of its word 5-grams with an earlier one is left out of the corpus; off: only exact
     copies are."""
@@ -411,23 +412,23 @@ class Synthesis(Group):
     max_hops: int = decides(3, "qa_pairs", ge=1, le=5)
     """Most segments that one question may join."""
     min_complexity: int = decides(1, "qa_pairs", ge=1, le=5)
-    """Least complexity asked of the generator (1: a stated fact, 5: reasoning over several statements)."""
+    """Minimum complexity asked of the generator (1: a stated fact, 5: reasoning over several statements)."""
     max_complexity: int = decides(5, "qa_pairs", ge=1, le=5)
-    """Greatest complexity asked of the generator."""
+    """Maximum complexity asked of the generator."""
     sampling_temperature: float = decides(0.3, "qa_pairs", ge=0, le=2)
     """Sampling temperature of the generator."""
     check_hops: bool = decides(True, "qa_scores")  # noqa: FBT003 - a default
-    """Have the judge say of every multi-hop pair whether each of its hops is needed; else that is only measured."""
+    """Ask the judge whether each hop of a multi-hop pair is needed; otherwise that is only measured."""
     min_relevance: Score = decides(6, "qa_dataset")
-    """Least relevance of an accepted pair (1-10)."""
+    """Minimum relevance of an accepted pair (1-10)."""
     min_accuracy: Score = decides(6, "qa_dataset")
-    """Least accuracy of an accepted pair (1-10)."""
+    """Minimum accuracy of an accepted pair (1-10)."""
     min_context_support: Score = decides(6, "qa_dataset")
-    """Least context support of an accepted pair (1-10)."""
+    """Minimum context support of an accepted pair (1-10)."""
     min_clarity: Score = decides(6, "qa_dataset")
-    """Least clarity of an accepted pair (1-10)."""
+    """Minimum clarity of an accepted pair (1-10)."""
     min_overall: Score = decides(7, "qa_dataset")
-    """Least overall score of an accepted pair: the mean of the four."""
+    """Minimum overall score of an accepted pair: the mean of the four."""
     max_round_trip_rank: Positive = decides(20, "qa_scores", "qa_dataset")
     """A pair is dropped unless the base model and BM25 together find each of its segments this high."""
     near_duplicate_similarity: float = decides(0.95, "qa_dataset", gt=0, le=1)
@@ -474,15 +475,15 @@ class TrainingData(Group):
     range_min: Count = decides(0, "hard_negatives")
     """Ranks skipped at the top of the candidates before negatives are taken."""
     range_max: Positive = decides(100, "hard_negatives")
-    """Candidates looked at for each question, most similar first, positives and duplicates left out."""
+    """Candidates considered for each question, most similar first, without positives and duplicates."""
     cross_encoder: Path | None = decides(None, "hard_negatives")
     """Folder of a cross-encoder that checks the negatives: one over the ceiling by its scores answers the question."""
     judge_negatives: bool = decides(False, "hard_negatives")  # noqa: FBT003 - a default
-    """Ask the LLM at ``llm.base_url`` of each negative whether it answers the question."""
+    """Ask the LLM at ``llm.base_url`` about each negative: does it answer the question?"""
     false_negatives: Literal["drop", "promote"] = decides("drop", "hard_negatives")
-    """What becomes of a negative that a check says answers the question: dropped, or a positive."""
+    """What to do with a negative that a check finds to answer the question: drop it, or make it a positive."""
     augment_below: Count = decides(2000, "hard_negatives")
-    """Under this many examples, augmentation is automatic."""
+    """Below this many examples, augmentation is automatic."""
     augmentations: tuple[Augmentation, ...] = decides(
         ("keywords", "title", "heading", "link", "crop"), "qa_dataset", "hard_negatives"
     )
@@ -571,7 +572,7 @@ class Training(Group):
     contrastive: bool = decides(True, TRAINING)  # noqa: FBT003 - a default
     """Train on the questions; false: the base's weights stay and ``adapter.share`` alone, which needs no questions,
     makes the model."""
-    sides: Literal["both", "query"] = decides("both", TRAINING, "finetuned_model", "retrieval_evaluation", "release")
+    sides: Literal["both", "query"] = decides("both", TRAINING, "finetuned_model", "release")
     """What is tuned: queries and passages alike, or the query side alone. Passages then keep the base's vectors, so an
     index that was filled with the base stays valid."""
     loss_temperature: float = decides(0.02, TRAINING, gt=0, le=1)
@@ -630,7 +631,7 @@ class Adapter(Group):
     """The linear adapter: a map after pooling, fitted to the corpus once the weights are chosen."""
 
     share: Share | Auto = decides("auto", "finetuned_model")
-    """Share of a linear map that is put after pooling: by it, each sentence of the corpus ranks the other documents'
+    """Share of a linear map after pooling, fitted so that each sentence of the corpus ranks the other documents'
     segments as BM25 and the model together do. Takes a minute or two and no questions; auto: half where the questions
     are generated and the corpus has 20 documents or more, else none."""
 
@@ -641,7 +642,7 @@ class Forgetting(Group):
     questions: int = decides(400, "finetuned_model", ge=0, le=10_000)
     """Questions of the general check set, from the standard library's docstrings; with none nothing is checked."""
     max_loss: Share = decides(0.02, "finetuned_model")
-    """Greatest loss in nDCG@10 on the general check set, absolute; beyond it weights are merged with the base's, and a
+    """Maximum loss in nDCG@10 on the general check set, absolute; beyond it weights are merged with the base's, and a
     model that still loses more is refused."""
 
 
@@ -672,11 +673,13 @@ class Release(Group):
     opset: int = decides(20, "onnx_model", "base_onnx_model", ge=18, le=24)
     """ONNX operator set."""
     precisions: tuple[Literal["int8", "fp16"], ...] = decides(("int8",), "onnx_precisions")
-    """Exports besides fp32: int8 for processors, fp16 for GPUs; each is released only within its bounds."""
+    """Exports besides fp32: int8 for processors, fp16 for GPUs; each is released only within its bounds. int8 has a
+    scale for each output channel or, where that misses its bound, for each block of 64 weights: nearer to fp32, and
+    slower on processors without VNNI."""
     min_fp16_cosine: float = decides(0.999, "release", gt=0, le=1)
-    """Least cosine between the fp16 export's and the original model's vector, over the evaluation corpus, for the
+    """Minimum cosine between the fp16 export's and the original model's vector, over the evaluation corpus, for the
     export to be released."""
-    max_int8_ndcg_delta: Share = decides(0.005, "release")
+    max_int8_ndcg_delta: Share = decides(0.005, "onnx_precisions", "release")
     """An int8 export is released and served only where it changed nDCG@10 by no more than this when it was made."""
     base_export: bool = decides(True, "base_onnx_model")  # noqa: FBT003 - a default
     """Export the base model too: the endpoint then serves it next to the tuned one, for comparison."""
@@ -707,7 +710,7 @@ class Serving(Group):
     max_body_bytes: int = runs(8 * 1024 * 1024, ge=1024)
     """Bytes in one request body."""
     cores: Positive | Literal["all"] = runs("all")
-    """Cores that compute. Where many texts wait, each core takes a batch of its own, for which a model of up to 512 MiB
+    """Cores that compute. When many texts wait, each core takes a batch of its own; for that, a model of up to 512 MiB
     is held in memory twice."""
     reload_seconds: Annotated[float, Field(gt=0)] | Literal["never"] = runs(2.0)
     """How often to look whether another release of the store is current."""
@@ -795,23 +798,23 @@ class Gates(Group):
     min_negative_coverage: Share = gates(0.5)
     """The negatives check warns below this share of questions with all the negatives wanted."""
     min_gain: float = gates(0.0, ge=-1, le=1)
-    """Least gain in nDCG@10 on the generated test questions for a release, relative to the base."""
+    """Minimum gain in nDCG@10 on the generated test questions for a release, relative to the base."""
     max_labelled_loss: Share = gates(0.05)
-    """Greatest loss in nDCG@10 on any set of people's queries, absolute, against the base and against the release
+    """Maximum loss in nDCG@10 on any set of people's queries, absolute, against the base and against the release
     served now; beyond it, or where a loss is significant, nothing is released."""
     min_export_cosine: float = gates(0.99999, gt=0, le=1)
-    """Least cosine between the fp32 export's and the original model's vector, over the evaluation corpus."""
+    """Minimum cosine between the fp32 export's and the original model's vector, over the evaluation corpus."""
     max_export_ndcg_delta: Share = gates(0.001)
-    """Greatest change of nDCG@10 that the fp32 export may bring."""
+    """Maximum change of nDCG@10 that the fp32 export may bring."""
     min_export_top10_overlap: Share = gates(0.99)
-    """Least mean overlap of the ten best passages, exported against original."""
+    """Minimum mean overlap of the ten best passages, exported against original."""
     min_proven_cosine: float = gates(0.999, gt=0, le=1)
-    """OpenVINO, TensorRT, and torch in half precision, are served only where their vectors come so near those of the
-    fp32 export, least cosine, on texts of the corpus when the endpoint starts."""
+    """Minimum cosine to the fp32 export, measured on texts of the corpus when the endpoint starts; below it, OpenVINO,
+    TensorRT, and torch in half precision are refused."""
     min_int8_top10_overlap: Share = gates(0.8)
-    """Least mean overlap of the ten best passages in a deployment's check, where int8 is served."""
+    """Minimum mean overlap of the ten best passages in a deployment's check, where int8 is served."""
     min_champion_gain: float = gates(0.0, ge=-1, le=1)
-    """Least gain in nDCG@10 over the release served now, relative, on the generated test questions; below it that one
+    """Minimum gain in nDCG@10 over the release served now, relative, on the generated test questions; below it that one
     stays."""
 
 
@@ -876,16 +879,16 @@ class Orchestration(Group):
     """The document sensor, the automation of the cheap stages and the training schedule run from the start; else they
     wait to be switched on in the UI."""
     poll_seconds: int = runs(60, ge=1, le=86_400)
-    """Least time between two looks of the sensor at the documents folder."""
+    """Minimum time between two scans of the documents folder by the sensor."""
     settle_seconds: float = runs(30, ge=0, le=86_400)
-    """A file is taken by the sensor once nothing about it has changed for so long."""
+    """The sensor reads a file once nothing about it has changed for this long."""
     training_cron: str = runs("0 3 * * *")
     """When a training is considered: minute, hour, day, month and weekday, in UTC."""
     min_new_pairs: Positive = runs(50)
     """A scheduled training starts only with this many accepted pairs more than the last one had, batch by batch."""
     max_deleted_share: Share = runs(0.5)
-    """Where more than this share of the known files is gone at once, the sensor takes none for deleted: a mount may be
-    missing. ``embed-pipeline sdg`` takes them."""
+    """If more than this share of the known files disappears at once, the sensor treats none as deleted: a mount may be
+    missing. ``embed-pipeline sdg`` accepts the deletion."""
     fresh_days: float = runs(8, ge=0.01, le=3650)
     """The UI warns when the corpus, the model or the deployment is older than so many days; twice that is an alarm."""
 

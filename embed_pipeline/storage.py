@@ -264,7 +264,7 @@ def explain_system_error(error: OSError, path: Path | None = None) -> str:
     place = path or error.filename
     what = error.strerror or str(error) or type(error).__name__
     advice = _ADVICE.get(error.errno or 0, "see to that")
-    kept = "and run the same command again; what was stored before is whole"
+    kept = "and run the same command again; what was stored before is intact"
     return f"{what}: {place}; {advice}, {kept}" if place else f"{what}; {advice}, {kept}"
 
 

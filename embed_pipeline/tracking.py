@@ -1,6 +1,6 @@
 """MLflow: runs, curves, artifacts and registered model versions; the only module that imports it.
 
-Without a server, runs live in SQLite and artifacts beside it. Nothing is logged behind the caller's back: no
+Without a server, runs live in SQLite and artifacts next to it. Nothing is logged without being asked for: no
 autologging, no telemetry.
 """
 

@@ -20,7 +20,7 @@ import transformers as tf
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-WIDTH, LAYERS, HEADS, INNER = 32, 2, 4, 64
+WIDTH, LAYERS, HEADS, INNER = 32, 1, 4, 64
 UNLIMITED = int(1e30)
 CLS, MEAN, LAST = "cls_token", "mean_tokens", "lasttoken"
 _MODES = (CLS, MEAN, "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", LAST)
@@ -253,10 +253,10 @@ def modernbert(folder: Path) -> Path:
     tokenizer = _byte_pairs(tuple(_BERT_TOKENS), "[CLS] $A [SEP]")
     config = tf.ModernBertConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        **{**_SHAPE, "num_hidden_layers": 4},
+        **{**_SHAPE, "num_hidden_layers": 2},
         max_position_embeddings=1024,
         local_attention=32,
-        global_attn_every_n_layers=3,
+        global_attn_every_n_layers=2,
         pad_token_id=0,
         cls_token_id=2,
         sep_token_id=3,
@@ -291,7 +291,8 @@ def deberta(folder: Path) -> Path:
 
 def albert(folder: Path) -> Path:
     """ALBERT: one layer, applied repeatedly."""
-    made = tf.AlbertModel(tf.AlbertConfig(vocab_size=_word_pieces().get_vocab_size(), embedding_size=16, **_SHAPE))
+    shape = {**_SHAPE, "num_hidden_layers": 2}
+    made = tf.AlbertModel(tf.AlbertConfig(vocab_size=_word_pieces().get_vocab_size(), embedding_size=16, **shape))
     return _write(folder, made, _word_pieces(), _bert_named())
 
 
@@ -364,12 +365,12 @@ def gemma3(folder: Path) -> Path:
     tokenizer = _byte_pairs(("<pad>", "<eos>", "<bos>", "<unk>"), "<bos> $A <eos>")
     config = tf.Gemma3TextConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        **{**_SHAPE, "num_hidden_layers": 4},
+        **{**_SHAPE, "num_hidden_layers": 2},
         num_key_value_heads=1,
         head_dim=8,
         max_position_embeddings=1024,
         sliding_window=64,
-        sliding_window_pattern=3,
+        sliding_window_pattern=2,
         use_bidirectional_attention=True,
         query_pre_attn_scalar=8,
         pad_token_id=0,

@@ -53,11 +53,12 @@ class Hang:
 
 @dataclass(frozen=True)
 class Answer:
-    """A good answer with more than its text."""
+    """A good answer with more than its text; ``seconds`` are added to the stub's latency."""
 
     text: str
     finish_reason: str = "stop"
     refusal: str | None = None
+    seconds: float = 0.0
 
 
 Step = Status | Drop | Truncate | Hang | Answer
@@ -98,6 +99,7 @@ def stub_endpoint(
     script: Sequence[Step] = (),
     port: int = 0,
     host: str = "127.0.0.1",
+    slots: int = 1000,
 ) -> Iterator[Stub]:
     """Serve ``/v1/chat/completions`` and ``/v1/completions`` while the block runs.
 
@@ -108,10 +110,11 @@ def stub_endpoint(
         script: what the first requests get instead.
         port: where to listen; 0: any free port.
         host: address to listen on.
+        slots: good answers that are written at once; others wait.
     """
     listener = socket.create_server((host, port), backlog=1024)
     stub = Stub(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
-    server = _Server(stub, responder, latency, rate_limit, deque(script))
+    server = _Server(stub, responder, latency, rate_limit, deque(script), asyncio.Semaphore(slots))
     loop = asyncio.new_event_loop()
     ready, stopping = threading.Event(), asyncio.Event()
 
@@ -135,11 +138,17 @@ def stub_endpoint(
 
 
 class _Server:
-    def __init__(
-        self, stub: Stub, responder: Responder, latency: float, rate_limit: float | None, script: deque[Step]
+    def __init__(  # noqa: PLR0917 - the arguments of stub_endpoint
+        self,
+        stub: Stub,
+        responder: Responder,
+        latency: float,
+        rate_limit: float | None,
+        script: deque[Step],
+        slots: asyncio.Semaphore,
     ) -> None:
         self._stub, self._responder, self._latency = stub, responder, latency
-        self._rate_limit, self._script = rate_limit, script
+        self._rate_limit, self._script, self._slots = rate_limit, script, slots
         self._second, self._in_second, self._open = 0, 0, 0
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -197,8 +206,9 @@ class _Server:
             error = {"error": {"message": step.message, "type": "stub_error", "code": None}}
             body = json.dumps(error).encode() if step.body is None else step.body
             return await _send(writer, step.code, step.headers, body)
-        await asyncio.sleep(self._latency)
         answer = Answer(step) if isinstance(step, str) else step if isinstance(step, Answer) else Answer("cut short")
+        async with self._slots:
+            await asyncio.sleep(self._latency + answer.seconds)
         body = json.dumps(_shape(request, answer)).encode()
         return await _send(writer, 200, {}, body, cut=isinstance(step, Truncate))
 

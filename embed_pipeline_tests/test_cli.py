@@ -11,7 +11,7 @@ import pytest
 from embed_pipeline import cli, tables
 from embed_pipeline.settings import load_settings
 
-KEPT = "run the same command again; what was stored before is whole"
+KEPT = "run the same command again; what was stored before is intact"
 
 
 @pytest.fixture

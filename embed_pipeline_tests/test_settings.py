@@ -47,7 +47,7 @@ OTHERS: dict[str, Any] = {
     "serving.precision": "auto",
 }
 # Words of settings that are a choice of words.
-WORDS = ("plain", "fp32", "bf16", "cpu", "promote", "docker", "always", "eager", "faiss", "static", "torch")
+WORDS = ("query", "plain", "fp32", "bf16", "cpu", "promote", "docker", "always", "eager", "faiss", "static", "torch")
 # What else must change with a setting for it to be valid.
 TOGETHER = {"training.contrastive": ("adapter.share", 0.5)}
 

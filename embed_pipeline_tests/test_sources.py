@@ -66,7 +66,7 @@ def test_structure_alone_needs_no_language_model(tiny_model, tmp_path):
             assert status == 0, output
         status, output = project.command("estimate")
         assert status == 0, output
-        assert "0 questions to be asked for" in output
+        assert "0 questions to write" in output
         assert stub.requests == []
     assert set(project.table("qa_dataset")["origin"]) <= {"title", "heading", "link", "crop"}
     assert project.table("training_examples").height > 0

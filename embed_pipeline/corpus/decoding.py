@@ -31,6 +31,15 @@ _LETTER_SETS = tuple(frozenset(alphabet + alphabet.upper().replace("SS", "") + "
                      for alphabet in _ALPHABETS)  # fmt: skip
 _QUOTES_AND_SIGNS = frozenset("‘’‚“”„«»‹›–—…•·€£¥§©®™°±¹²³¼½¾×÷¡¿†‡¢ºªµ\u00a0")
 _LEAST_FITTING = 0.9
+# Encodings of a byte a letter for other scripts, and the letters that most of their texts are made of.
+_OTHER_ENCODINGS = {
+    "оеаинтсрвлкмі": ("cp1251", "koi8_u", "koi8_r", "iso8859_5", "cp866", "mac_cyrillic"),
+    "αοιετσνηυρπκςά": ("cp1253", "iso8859_7", "mac_greek"),
+}
+_LEAST_FREQUENT = 0.55
+_QUOTES = frozenset("‘’‚“”„«»–—…№\u00a0")
+# How Japanese mail begins a run of letters of two bytes.
+_JAPANESE_ESCAPES = (b"\x1b$B", b"\x1b$@")
 _MOST_BEYOND_ASCII = 0.35
 
 _PAYLOAD = r"[^\s()<>\[\]!\"'`]*"
@@ -59,11 +68,13 @@ def decode(content: bytes, *, is_html: bool = False) -> str:
         raise ValueError("it holds NUL bytes")
     text = _as_declared(content) if is_html and encoding is None else None
     try:
+        if text is None and encoding is None and any(escape in content for escape in _JAPANESE_ESCAPES):
+            encoding = "iso2022_jp"
         text = text if text is not None else content.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
         if encoding is not None:
-            raise ValueError(f"its byte order mark says {encoding}, but {error.reason}") from error
-        text = _damaged_utf8(content) or _latin(content) or _detected(content)
+            raise ValueError(f"it begins as {encoding} does, but {error.reason}") from error
+        text = _damaged_utf8(content) or _latin(content) or _of_another_script(content) or _detected(content)
         if text is None:
             raise ValueError(f"it is not UTF-8 ({error.reason} at byte {error.start}) nor another encoding") from error
     control = sum(
@@ -121,6 +132,23 @@ def _latin(content: bytes) -> str | None:
             continue
         if fit > best:
             best, likeliest = fit, encoding
+    return content.decode(likeliest, "replace") if likeliest else None
+
+
+def _of_another_script(content: bytes) -> str | None:
+    """The text in the likeliest encoding of Cyrillic or Greek; None where none gives their usual letters."""
+    sample = content[:_DETECTED_BYTES]
+    best, likeliest = _LEAST_FREQUENT, ""
+    for letters, encodings in _OTHER_ENCODINGS.items():
+        for encoding in encodings:
+            try:
+                text = sample.decode(encoding)
+            except UnicodeDecodeError:
+                continue
+            beyond = [c for c in text if not c.isascii() and c not in _QUOTES]
+            fit = sum(c in letters for c in beyond) / max(1, len(beyond))
+            if fit > best:
+                best, likeliest = fit, encoding
     return content.decode(likeliest, "replace") if likeliest else None
 
 

@@ -5,6 +5,7 @@ Runs in the process of :mod:`.conversion`, within its limits; a parser is loaded
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 import zipfile
@@ -14,7 +15,7 @@ from typing import Any
 
 from embed_pipeline.corpus.decoding import decode, without_data
 from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, first_heading
-from embed_pipeline.text.markdown import markdown_blocks, seen_markdown
+from embed_pipeline.text.markdown import html_title, markdown_blocks, seen_markdown
 
 _METADATA_MARKS = {"---": ("---", "..."), "+++": ("+++",)}
 _MOST_METADATA = 64_000
@@ -45,11 +46,16 @@ class Limits:
 def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
     """The metadata that a text starts with, and the rest.
 
-    What stands between the marks and is no mapping is text: a rule, or a heading that is underlined. A mapping that its
-    library cannot read, as templates leave it, is metadata all the same; of it only plain ``key: value`` lines count.
+    YAML between ``---``, TOML between ``+++``, Hugo's JSON object, MultiMarkdown's lines from ``Title:`` on, or
+    Pandoc's lines that begin with ``%``. What stands between the marks and is no mapping is text: a rule, or a heading
+    that is underlined. A mapping that its library cannot read, as templates leave it, is metadata all the same; of it
+    only plain ``key: value`` lines count.
     """
     lines = text[:_MOST_METADATA].split("\n")
     mark = lines[0].rstrip()
+    if mark not in _METADATA_MARKS:
+        found, rest = _json(text) or _unmarked(lines, text) or ({}, text)
+        return found, rest
     ends = _METADATA_MARKS.get(mark, ())
     close = next((number for number, line in enumerate(lines[1:], start=1) if line.rstrip() in ends), 0)
     if not close:
@@ -60,6 +66,38 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
         return {}, text
     rest = text[sum(len(line) + 1 for line in lines[: close + 1]) :]
     return found, rest.lstrip("\n")
+
+
+def _json(text: str) -> tuple[dict[str, Any], str] | None:
+    """An object with a title and the text after it."""
+    if not text.startswith("{"):
+        return None
+    try:
+        found, end = json.JSONDecoder().raw_decode(text[:_MOST_METADATA])
+    except (ValueError, RecursionError):
+        return None
+    is_alone = text[end : end + 1] in {"", "\n"}
+    return (found, text[end:].lstrip("\n")) if isinstance(found, dict) and "title" in found and is_alone else None
+
+
+def _unmarked(lines: list[str], text: str) -> tuple[dict[str, Any], str] | None:
+    """Metadata that no mark encloses: it ends with the first lines."""
+    if lines[0].startswith("% "):
+        size = next((number for number, line in enumerate(lines) if not line.startswith(("%", " "))), len(lines))
+        found: dict[str, Any] | None = {"title": " ".join(part.strip("% ") for part in _titled(lines[:size]))}
+    else:
+        size = next((number for number, line in enumerate(lines) if not line.strip()), len(lines))
+        is_titled = size > 1 and lines[0].lower().startswith("title:")
+        pairs = _plain_pairs(lines[:size], ":") if is_titled else None
+        found = {name.lower(): value for name, value in pairs.items()} if pairs else None
+    rest = text[sum(len(line) + 1 for line in lines[:size]) :]
+    return (found, rest.lstrip("\n")) if found else None
+
+
+def _titled(lines: list[str]) -> list[str]:
+    """The first of Pandoc's lines, with the indented ones that continue it."""
+    size = next((number for number, line in enumerate(lines) if number and line.startswith("%")), len(lines))
+    return lines[:size]
 
 
 def title_of(metadata: dict[str, Any]) -> str:
@@ -102,11 +140,14 @@ def _plain_pairs(lines: list[str], separator: str) -> dict[str, Any] | None:
 
 
 def read_markdown(text: str) -> ParsedDocument:
-    """Markdown without its metadata, comments and badges; the title is that of the metadata, or the first heading."""
+    """Markdown without its metadata, comments and badges.
+
+    The title is that of the metadata, or a first-level heading in HTML before all others, or the first heading.
+    """
     metadata, body = split_front_matter(text)
     body = _WIDE_SPACE.sub(r"\1 ", without_data(body))
     kept, blocks = seen_markdown(body)
-    return ParsedDocument(title_of(metadata) or first_heading(blocks), kept, blocks)
+    return ParsedDocument(title_of(metadata) or html_title(kept, blocks) or first_heading(blocks), kept, blocks)
 
 
 def read_plain(text: str) -> ParsedDocument:

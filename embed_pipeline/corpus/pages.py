@@ -7,17 +7,25 @@ text is taken for structure. Containers are walked without recursion, however de
 from __future__ import annotations
 
 import re
+from html import escape
 from typing import Any
 
 from bs4 import BeautifulSoup, CData, Tag
 from bs4.element import NavigableString, PreformattedString
 from markdownify import MarkdownConverter
 
-from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, clean_title
+from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, clean_title, table_rows
 from embed_pipeline.text.markdown import markdown_blocks
 
-_DROPPED = frozenset({"title", "script", "style", "nav", "template", "noscript", "svg", "button", "iframe"})
-_DROPPED_ROLES = frozenset({"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar"})
+_DROPPED = frozenset(
+    {"title", "script", "style", "nav", "template", "noscript", "svg", "button", "iframe", "select", "clipboard-copy"}
+)
+_DROPPED_ROLES = frozenset(
+    {"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar", "tablist"}
+)
+# Lists of a page's own headings, and the numbers beside the lines of code.
+_CONTENTS = frozenset({"toc", "table-of-contents", "contents", "toc_container"})
+_LINE_NUMBERS = frozenset({"linenos", "lineno", "linenodiv", "blob-num", "line-numbers-rows"})
 _PERMALINKS = frozenset(
     {"headerlink", "hash-link", "anchor", "anchorjs-link", "header-anchor", "mw-editsection", "katex-html"}
 )
@@ -33,15 +41,19 @@ _BLOCKS: dict[str, Kind] = {
     "blockquote": "quote", "hr": "paragraph",
 }  # fmt: skip
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+_LINES = frozenset({"div", "p", "li", "tr"})
 _ARTICLE = frozenset({"main", "article"})
 _MOSTLY_LINKS = 0.5
 _MARKS = "¶#§🔗"
-_PARTS = frozenset({"list", "quote", "code", "table"})
+_PARTS = frozenset({"list", "quote", "code", "table", "heading", "paragraph"})
 _DEEPEST_LAYOUT = 20
 _WIDEST = 50
 _SURROGATES = re.compile(r"&#(5[56]\d{3});&#(5[67]\d{3});")
 # markdownify's own expressions take the square of a gap's width.
 _WIDE_GAP = re.compile(r"([ \t]{80})[ \t]+")
+# libxml2 ends a heading before a paragraph in it; browsers do not.
+_PARAGRAPH_IN_HEADING = re.compile(r"(<h[1-6]\b[^<>]{0,500}>\s{0,100})<p\b[^<>]{0,500}>", re.IGNORECASE)
+_LINE_ENDS = re.compile(r"[ \t]{1,80}\n")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -61,22 +73,30 @@ class _Converter(MarkdownConverter):
 
 
 _CONVERTER: Any = _Converter(
-    heading_style="ATX", bullets="-", escape_asterisks=False, escape_underscores=False, newline_style="BACKSLASH"
+    heading_style="ATX", bullets="-", escape_asterisks=False, escape_underscores=False, newline_style="SPACES"
 )
 
 
 def read_html(text: str) -> ParsedDocument:
     """Kept text and blocks of a page; the title is its first-level heading, else what its ``title`` says."""
-    soup = BeautifulSoup(_WIDE_GAP.sub(r"\1", _SURROGATES.sub(_joined, text)), "lxml")
+    text = _SURROGATES.sub(_joined, _without_sections(text))
+    soup = BeautifulSoup(_PARAGRAPH_IN_HEADING.sub(r"\1", _WIDE_GAP.sub(r"\1", text)), "lxml")
     named = clean_title(soup.title.get_text()) if soup.title else ""
     _drop_furniture(soup)
     draft = Draft()
-    _write_parts(soup, draft)
+    _write_parts(_main_part(soup) or soup, draft)
     read = draft.reading()
     headings = [block for block in read.blocks if block.kind == "heading"]
     first = next((heading.text for heading in headings if heading.level == 1), "")
     title = first or named or (headings[0].text if headings else "")
     return ParsedDocument(title, read.text, read.blocks)
+
+
+def _without_sections(text: str) -> str:
+    """The text with what XHTML has in CDATA sections as other text; HTML's parser takes them for comments."""
+    first, *sections = text.split("<![CDATA[")
+    parts = (section.partition("]]>") for section in sections)
+    return first + "".join(f"{escape(inner, quote=False)}{rest}" for inner, _, rest in parts)
 
 
 def _joined(found: re.Match[str]) -> str:
@@ -101,6 +121,14 @@ def _drop_furniture(soup: BeautifulSoup) -> None:
             _take_out(element, gone)
 
 
+def _main_part(soup: BeautifulSoup) -> Tag | None:
+    """The page's ``main`` where it is one and holds most of the text and a heading; what is around it is furniture."""
+    mains = soup.find_all(lambda tag: tag.name == "main" or tag.get("role") == "main")
+    if len(mains) != 1 or mains[0].find("h1") is None:
+        return None
+    return mains[0] if 2 * len(mains[0].get_text()) > len(soup.get_text()) else None
+
+
 def _look_at(node: Any, gone: dict[int, Any], framing: list[Tag]) -> None:  # noqa: ANN401 - a tag or a comment
     """Take out a node that is no text in any place; note one that may frame the page."""
     if not isinstance(node, Tag):
@@ -110,6 +138,11 @@ def _look_at(node: Any, gone: dict[int, Any], framing: list[Tag]) -> None:  # no
         node.replace_with(inner.body or inner)
     elif _is_dropped(node):
         _take_out(node, gone)
+    elif node.name == "math" and isinstance(formula := node.find("annotation"), Tag):
+        _take_out(node, gone, formula.get_text())
+    elif node.get("role") == "heading" or "MsoTitle" in node.get_attribute_list("class"):
+        level = str(node.get("aria-level") or ("1" if node.name == "p" else "2"))
+        node.name = f"h{min(int(level), 6) if level.isdecimal() and int(level) else 2}"
     elif node.name in _FRAMING or "role" in node.attrs:
         framing.append(node)
 
@@ -119,9 +152,12 @@ def _is_hidden(text: NavigableString) -> bool:
     return isinstance(text, PreformattedString) and not isinstance(text, CData)
 
 
-def _take_out(element: Tag, gone: dict[int, Any]) -> None:
+def _take_out(element: Tag, gone: dict[int, Any], instead: str = "") -> None:
     gone |= {id(node): node for node in element.descendants}
-    element.extract()
+    if instead:
+        element.replace_with(instead)
+    else:
+        element.extract()
 
 
 def _is_dropped(element: Tag) -> bool:
@@ -130,8 +166,10 @@ def _is_dropped(element: Tag) -> bool:
         return element.find(["h1", "h2", "p"]) is None
     if element.name in _DROPPED:
         return True
-    marks = _PERMALINKS if element.name == "a" else _PERMALINKS - {"anchor"}
-    return "class" in element.attrs and not marks.isdisjoint(element.get_attribute_list("class"))
+    marks = (_PERMALINKS if element.name == "a" else _PERMALINKS - {"anchor"}) | _LINE_NUMBERS
+    names = {str(name) for key in ("class", "id") if key in element.attrs for name in element.get_attribute_list(key)}
+    is_contents = not _CONTENTS.isdisjoint(names) and element.find("a") is not None and _is_mostly_links(element)
+    return is_contents or ("class" in element.attrs and not marks.isdisjoint(element.get_attribute_list("class")))
 
 
 def _is_kept(element: Tag, *, has_article: bool) -> bool:
@@ -150,8 +188,10 @@ def _is_kept(element: Tag, *, has_article: bool) -> bool:
 
 
 def _is_mostly_links(element: Tag) -> bool:
-    linked = sum(len(link.get_text(strip=True)) for link in element.find_all("a"))
-    return linked >= _MOSTLY_LINKS * len(element.get_text(strip=True))
+    linked, named = (
+        sum(len(part.get_text(strip=True)) for part in element.find_all(name)) for name in ("a", list(_HEADINGS))
+    )
+    return linked >= _MOSTLY_LINKS * (len(element.get_text(strip=True)) - named)
 
 
 def _write_parts(root: Tag, draft: Draft, depth: int = 0) -> None:
@@ -191,9 +231,10 @@ def _elements_around_blocks(root: Tag) -> set[int]:
 def _write(element: Tag, draft: Draft, depth: int) -> None:
     if element.name in _HEADINGS:
         title = clean_title(element.get_text(" " if element.find("br") else "")).strip(_MARKS).strip()
-        draft.add_heading(int(element.name[1]), title)
+        pictured = " ".join(str(picture.get("alt") or "") for picture in element.find_all("img"))
+        draft.add_heading(int(element.name[1]), title or clean_title(pictured))
     elif element.name == "pre":
-        draft.add_code(element.get_text(), _language(element))
+        draft.add_code(_code(element), _language(element))
     elif element.name == "table":
         _write_table(element, draft, depth)
     elif element.name != "hr":
@@ -201,7 +242,7 @@ def _write(element: Tag, draft: Draft, depth: int) -> None:
         part = Draft()
         part.add(kind, _markdown([element]))
         kept = part.reading()
-        has_parts = kind in {"list", "quote"} and element.find(["pre", "table"]) is not None
+        has_parts = kind in {"list", "quote"} and element.find(["pre", "table", *_HEADINGS]) is not None
         inner = [b for b in markdown_blocks(kept.text) if b.kind in _PARTS] if has_parts else []
         if not part.is_empty:
             draft.add_parsed(kept.text, inner or kept.blocks)
@@ -221,21 +262,18 @@ def _write_table(table: Tag, draft: Draft, depth: int) -> None:
     else:
         if isinstance(caption, Tag):
             draft.add("paragraph", _markdown(list(caption.children)))
-        lines = [_row(row, width) for row in cells if row]
+        shown = table_rows([(_cell(cell), _span(cell), _span(cell, "rowspan")) for cell in row] for row in cells if row)
+        width = max(map(len, shown))
+        lines = [f"| {' | '.join([*row, *[''] * (width - len(row))])} |" for row in shown]
         draft.add("table", "\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]]))
 
 
-def _row(cells: list[Tag], width: int) -> str:
-    shown = [
-        part
-        for cell in cells
-        for part in (" ".join(_markdown(list(cell.children)).split()).replace("|", "\\|"), *[""] * (_span(cell) - 1))
-    ]
-    return f"| {' | '.join([*shown, *[''] * (width - len(shown))])} |"
+def _cell(cell: Tag) -> str:
+    return " ".join(_markdown(list(cell.children)).split()).replace("|", "\\|")
 
 
-def _span(cell: Tag) -> int:
-    span = str(cell.get("colspan") or "1")
+def _span(cell: Tag, name: str = "colspan") -> int:
+    span = str(cell.get(name) or "1")
     return min(int(span), _WIDEST) if span.isdecimal() and int(span) else 1
 
 
@@ -250,7 +288,28 @@ def _markdown(nodes: list[Any]) -> str:
         )
     except RecursionError:
         text = " ".join(node.get_text(" ", strip=True) if isinstance(node, Tag) else str(node) for node in nodes)
-    return _BLANK_LINES.sub("\n\n", text).strip()
+    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", text)).strip()
+
+
+def _code(element: Tag) -> str:
+    """The text of code whose lines may be elements of their own, or end in ``br``."""
+    if element.find(["br", *_LINES]) is None:
+        return element.get_text()
+    pieces: list[str] = []
+    pending: list[Any] = [element]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Tag):
+            if node.name == "br":
+                pieces.append("\n")
+            elif node.name in _LINES:
+                pending.append(None)  # where it ends
+            pending += reversed(list(node.children))
+        elif node is not None:
+            pieces.append(str(node))
+        elif pieces and not pieces[-1].endswith("\n"):
+            pieces.append("\n")
+    return "".join(pieces)
 
 
 def _language(element: Tag) -> str:

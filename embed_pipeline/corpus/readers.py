@@ -16,9 +16,15 @@ from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from embed_pipeline.corpus.formats import Limits, UnreadableError
 from embed_pipeline.settings import Corpus
 from embed_pipeline.text.blocks import Block, ParsedDocument
+
+_CLOCK_FACTOR = 10
+"""A file may take so many times its limit of processor time by the clock: on a busy machine it is read all the same."""
+_LOOK_SECONDS = 0.5
 
 
 class ReadingProcess:
@@ -60,13 +66,16 @@ class ReadingProcess:
         if process.stdin is None or process.stdout is None:
             message = "the reading process has no streams"
             raise OSError(message)
-        deadline = time.monotonic() + self._limits.conversion_seconds
+        limit = self._limits.conversion_seconds
+        deadline, most = time.monotonic() + _CLOCK_FACTOR * limit, _processor_seconds(process.pid) + limit
         try:
             process.stdin.write(json.dumps({"suffix": suffix, "size": len(content)}).encode() + b"\n" + content)
             process.stdin.flush()
             line = bytearray()
             while not line.endswith(b"\n"):
-                ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+                ready, _, _ = select.select([process.stdout], [], [], min(_LOOK_SECONDS, limit))
+                if not ready and time.monotonic() < deadline and _processor_seconds(process.pid) < most:
+                    continue
                 piece = os.read(process.stdout.fileno(), 1 << 20) if ready else b""
                 if not piece:
                     self._end()
@@ -97,3 +106,12 @@ class ReadingProcess:
             return {"reason": "not_text", "detail": f"its reading ended the process (status {process.returncode})"}
         limit = self._limits.conversion_seconds
         return {"reason": "too_large", "detail": f"its reading takes over corpus.conversion_seconds = {limit:g}"}
+
+
+def _processor_seconds(process: int) -> float:
+    """Processor time that a process has taken; 0 where it has ended, which its stream then says."""
+    try:
+        taken = psutil.Process(process).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(taken.user + taken.system)

@@ -7,7 +7,7 @@ and its content, so that no word is lost. Files are never included, and nothing 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ from docutils import frontend, nodes, utils
 from docutils.parsers.rst import Directive, Parser, directives, roles, states
 from docutils.parsers.rst.languages import en
 
-from embed_pipeline.text.blocks import Draft, ParsedDocument, first_heading
+from embed_pipeline.text.blocks import Draft, ParsedDocument, first_heading, table_rows
 from embed_pipeline.text.markdown import markdown_blocks
 
 _DIRECTIVE_NAMES = re.compile(r"^[ \t]*\.\.[ \t](?:\|[^|\n]{1,200}\|[ \t])?[ \t]{0,9}([\w.+:-]{1,80})::", re.MULTILINE)
@@ -35,6 +35,10 @@ _DROPPED_DIRECTIVES = frozenset((
     "class", "rst-class", "default-domain", "currentmodule", "py:currentmodule", "module", "index", "highlight",
     "tabularcolumns", "role", "default-role", "target-notes", "image-map",
 ))  # fmt: skip
+_UNTITLED_DIRECTIVES = frozenset((
+    "only", "ifconfig", "container", "cssclass", "grid", "grid-item", "tab-set", "div", "card-carousel",
+))  # fmt: skip
+"""Their arguments are conditions, classes and sizes."""
 _VERSIONS = {
     "versionadded": "Added in version",
     "versionchanged": "Changed in version",
@@ -132,7 +136,8 @@ class _Unknown(Directive):  # type: ignore[misc]  # docutils has no types
             return self._entries()
         found: list[nodes.Node] = []
         caption = self.options.get("caption") or self.options.get("title") or ""
-        shown = " ".join(part for part in (_VERSIONS.get(name, ""), argument) if part)
+        said = "" if name in _UNTITLED_DIRECTIVES else argument
+        shown = " ".join(part for part in (_VERSIONS.get(name, ""), said) if part)
         for line in (shown, caption):
             if line:
                 children, messages = self.state.inline_text(line, self.lineno)
@@ -315,18 +320,17 @@ class _Writer:
             width = int(group.get("cols", width))
             heads = [row for head in group.findall(nodes.thead) for row in head.children]
             rows = [row for body in group.findall(nodes.tbody) for row in body.children]
-            lines = [self._row(row, width) for row in heads or [None]] + [_line(["---"] * width)]
-            lines += [self._row(row, width) for row in rows]
-            if len(heads) > 1:  # Markdown has one row of heads
-                lines = [lines[0], lines[len(heads)], *lines[1 : len(heads)], *lines[len(heads) + 1 :]]
+            shown = [*table_rows(map(self._cells, heads)), *table_rows(map(self._cells, rows))]
+            lines = [_line([*row, *[""] * (width - len(row))]) for row in ([] if heads else [[]]) + shown]
+            lines.insert(1, _line(["---"] * width))  # Markdown has one row of heads
             self.draft.add("table", "\n".join(lines))
 
-    def _row(self, row: nodes.Element | None, width: int) -> str:
-        cells: list[str] = []
-        for entry in row.children if row is not None else ():
+    def _cells(self, row: nodes.Element) -> Iterator[tuple[str, int, int]]:
+        """Text of each cell, and how many columns and rows it spans."""
+        for entry in row.children:
             text = " ".join(part for child in entry.children for part in self._lines(child) if part.strip())
-            cells += [" ".join(text.split()).replace("|", r"\|"), *[""] * int(entry.get("morecols", 0))]
-        return _line([*cells, *[""] * (width - len(cells))])
+            shown = " ".join(text.split()).replace("|", r"\|")
+            yield shown, int(entry.get("morecols", 0)) + 1, int(entry.get("morerows", 0)) + 1
 
     def _lines(self, node: nodes.Node) -> list[str]:  # noqa: PLR0911 - a case for each kind of node
         """A body element inside of another, as lines of Markdown."""

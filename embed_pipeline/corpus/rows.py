@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from embed_pipeline.corpus.decoding import without_data
-from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text
+from embed_pipeline.text.blocks import Block, Draft, ParsedDocument, clean_text
 from embed_pipeline.text.markdown import markdown_blocks
 
 Row = list[tuple[str, str]]
@@ -29,6 +31,9 @@ _LONGEST_CELL = 2**31 - 1
 _MOST_DAMAGES = 100
 _DEEPEST_VALUE = 20
 _MORE = "more"
+_HTML = re.compile(
+    r"\s*<(?:!doctype|html|body|p|div|h[1-6]|ul|ol|table|section|article|span|blockquote)\b", re.IGNORECASE
+)
 
 
 class NoRowsError(ValueError):
@@ -76,14 +81,24 @@ def _write(row: Row, number: int, draft: Draft) -> None:
     for place, (name, value) in enumerate(shown):
         if place == named:
             continue
-        blocks = markdown_blocks(value) if "\n" in value else ()
+        said, blocks = _parsed(value)
         if all(block.kind == "paragraph" for block in blocks):
-            lines.append(f"{name}: {value}")
+            lines.append(f"{name}: {said}")
         else:
             draft.add("paragraph", "\n".join([*lines, f"{name}:"]))
-            draft.add_parsed(value, blocks, below=_ROW_LEVEL)
+            draft.add_parsed(said, blocks, below=_ROW_LEVEL)
             lines = []
     draft.add("paragraph", "\n".join(lines))
+
+
+def _parsed(value: str) -> tuple[str, tuple[Block, ...]]:
+    """A value and its blocks; one that is HTML as Markdown, one of a single line has none."""
+    if _HTML.match(value) and "</" in value:
+        from embed_pipeline.corpus.pages import read_html
+
+        read = read_html(value)
+        return read.text.rstrip("\n"), read.blocks
+    return value, markdown_blocks(value) if "\n" in value else ()
 
 
 def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
@@ -94,7 +109,13 @@ def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
     if first[:4].lower() == "sep=" and len(first) == 5:  # noqa: PLR2004 - Excel's line is that and one sign
         lines, delimiter = lines[1:], first[4]
     else:
-        delimiter = _delimiter(text)
+        comments = next((number for number, line in enumerate(lines) if not line.startswith("#")), 0)
+        delimiter = _delimiter(lines[comments:])
+        if comments and delimiter != _NO_DELIMITER and not any(delimiter in line for line in lines[:comments]):
+            yield from (([], f"line {number + 1} is a comment") for number in range(comments))
+            lines = lines[comments:]
+        elif comments:
+            delimiter = _delimiter(lines)
     records = _records([f"{line}\n" for line in lines], delimiter)
     names: Sequence[str] = ()
     for cells, problem in records:
@@ -129,11 +150,10 @@ def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[list[str], 
             return
 
 
-def _delimiter(text: str) -> str:
+def _delimiter(lines: Sequence[str]) -> str:
     """The sign that cuts the first row into several cells, and most rows into as many."""
-    sample = text[:_SAMPLED_CHARACTERS].split("\n")
-    if len(text) > _SAMPLED_CHARACTERS and len(sample) > 1:
-        sample = sample[:-1]
+    sizes = accumulate(len(line) + 1 for line in lines)
+    sample = [line for line, size in zip(lines, sizes, strict=True) if size <= _SAMPLED_CHARACTERS] or lines[:1]
     best, chosen = (0.0, 0), _NO_DELIMITER
     for delimiter in _DELIMITERS:
         reader = csv.reader((f"{line}\n" for line in sample), delimiter=delimiter, skipinitialspace=True)
@@ -178,12 +198,20 @@ def _shown(value: object, depth: int) -> str:
     if depth > _DEEPEST_VALUE or not isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False) if depth <= _DEEPEST_VALUE else "..."
     if isinstance(value, dict):
-        said = value.get("content")
-        if isinstance(said, str) and isinstance(value.get("role"), str):
+        said = _said(value.get("content"))
+        if said and isinstance(value.get("role"), str):
             return f"{value['role']}: {said}"
         parts = [(name, _shown(inner, depth + 1)) for name, inner in value.items()]
         return _listed([f"{name}: {shown}" for name, shown in parts if shown])
     return _listed([shown for inner in value if (shown := _shown(inner, depth + 1))])
+
+
+def _said(content: object) -> str:
+    """The text of a message: as it is, or that of its parts."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "\n\n".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
 
 
 def _listed(parts: list[str]) -> str:

@@ -64,6 +64,7 @@ def adapt(model: SentenceTransformer, embedding: Embedding) -> None:
             # sentence-transformers does not encode without one; the mask says which tokens count.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         _end_texts(tokenizer, folder)
+    _check_tables(model)
     _cut_vectors(model)
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
@@ -73,6 +74,29 @@ def adapt(model: SentenceTransformer, embedding: Embedding) -> None:
         lengths = {kind: embedding_dimensions(route_of(model, kind)) for kind in TASKS}
         if len(set(lengths.values())) > 1:
             message = f"queries and passages get vectors of different lengths: {lengths}"
+            raise ModelError(message)
+
+
+def _check_tables(model: SentenceTransformer) -> None:
+    """Raise where a tokenizer gives ids that its model's table of embeddings has no row for.
+
+    Raises:
+        ModelError: with the largest id and the rows.
+    """
+    from sentence_transformers.base.modules import Transformer
+
+    for module in (each for each in model.modules() if isinstance(each, Transformer)):
+        fast = getattr(module.tokenizer, "backend_tokenizer", None)
+        table = module.auto_model.get_input_embeddings()
+        if fast is None or table is None:
+            continue
+        # Tokens that were added and are never read may lie beyond the table; padding is read.
+        ids = fast.get_vocab(with_added_tokens=False).values()
+        largest, rows = max((*ids, module.tokenizer.pad_token_id or 0)), table.weight.shape[0]
+        if largest >= rows:
+            message = (
+                f"the tokenizer has ids up to {largest}, the model embeddings for {rows}: they do not fit together"
+            )
             raise ModelError(message)
 
 
@@ -181,7 +205,13 @@ def max_tokens_of(model: SentenceTransformer) -> int:
     if (static := static_embedding(model)) is not None:
         cut = static.tokenizer.truncation
         return min(STATIC_TOKENS, int(cut["max_length"])) if cut else STATIC_TOKENS
-    limits = [model.max_seq_length, model.tokenizer.model_max_length, _positions(model)]
+    own = model.max_seq_length
+    if not hasattr(model.tokenizer, "model_max_length"):
+        reading_tokenizer(model)
+    if own is not None and not isinstance(own, int | float):
+        message = f"max_seq_length is {own!r}, expected a whole number"
+        raise ModelError(message)
+    limits = [own, model.tokenizer.model_max_length, _positions(model)]
     known = [int(limit) for limit in limits if limit and 0 < limit < _NO_LIMIT]
     if not known:
         message = "the model has no max_seq_length and its tokenizer no model_max_length; set one in the model's folder"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,10 @@ _PICKLES = {".pkl", ".pickle", ".joblib"}
 _PICKLED_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt"}
 # Weights that a retrieval model may lack: no vector depends on them.
 _UNUSED_WEIGHTS = ("pooler.", "position_ids")
+_ADAPTER_FILE = "adapter_config.json"
+_CLASSIFIER = re.compile(r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)$")
+# What the libraries raise for a folder that they cannot read, a missing package among it.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError)
 
 
 def resolve_model(name: str | Path) -> str:
@@ -86,17 +91,64 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
             local_files_only=local,
             model_kwargs={} if trusted else {"use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError) as error:
-        message = f"model {location} cannot be loaded: {error}"
+    except _LOADING_ERRORS as error:
+        message = f"model {location} cannot be loaded: {_explained(error, Path(location))}"
         raise ModelError(message) from error
     # Weights stored in half precision would otherwise be computed in half precision.
     model.float()
     try:
+        if local:
+            _refuse_other_weights(model)
         adapt(model, embedding)
     except ModelError as error:
         message = f"model {location}: {error}"
         raise ModelError(message) from error
     return model.eval()
+
+
+def _explained(error: Exception, folder: Path) -> str:
+    """Why a model cannot be loaded: what the folder lacks, where that is known, else the library's words."""
+    if (folder / _ADAPTER_FILE).is_file() and not (folder / "config.json").is_file():
+        return (
+            f"{_ADAPTER_FILE} alone is an adapter without its base; merge them (peft: merge_and_unload) and save that"
+        )
+    return str(error)
+
+
+def _refuse_other_weights(model: SentenceTransformer) -> None:
+    """Raise where the weights in the folder of ``model`` do not fill it, or are those of a classifier.
+
+    The libraries fill what is missing with random numbers, and leave out what they have no place for.
+
+    Raises:
+        ModelError: naming the folder, and the first weight that is missing or what the weights are for.
+    """
+    from sentence_transformers.base.modules import Transformer
+
+    for module in (each for each in model.modules() if isinstance(each, Transformer)):
+        encoder = module.auto_model
+        folder = Path(str(getattr(encoder.config, "_name_or_path", "")))
+        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+            continue
+        declared = _read_json(folder / "config.json").get("architectures") or [""]
+        if _CLASSIFIER.search(str(declared[0])) and not (folder / "modules.json").is_file():
+            message = (
+                f"{folder} holds a {declared[0]}, a cross-encoder or classifier, which gives no embeddings; choose the "
+                "bi-encoder that was made with it"
+            )
+            raise ModelError(message)
+        _, found = type(encoder).from_pretrained(
+            folder, config=encoder.config, local_files_only=True, output_loading_info=True, device_map="meta"
+        )
+        if unfilled := _unfilled(found):
+            message = f"{folder} lacks {len(unfilled)} weights of {type(encoder).__name__}, first {unfilled[0]}"
+            raise ModelError(message)
+
+
+def _unfilled(found: dict[str, Any]) -> list[str]:
+    """The weights that vectors depend on and a folder does not hold in the right shape, of transformers' report."""
+    lacking = [*found["missing_keys"], *(str(each[0]) for each in found["mismatched_keys"])]
+    return sorted(name for name in lacking if not any(part in name for part in _UNUSED_WEIGHTS))
 
 
 def base_model_name(embedding: Embedding) -> str:
@@ -141,7 +193,9 @@ def _packaged_model() -> Path:
 
 def refuse_foreign_code(folder: Path) -> None:
     """Raise for the first file of ``folder`` that loading would unpickle or that names code outside the libraries."""
-    for path in sorted(folder.rglob("*")):
+    # Nothing loads what is hidden.
+    shown = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    for path in sorted(shown):
         suffix = path.suffix.lower()
         if suffix in _PICKLES:
             _refuse(path, "is a pickle, which can run any code when read")
@@ -180,8 +234,7 @@ def _loads_natively(folder: Path) -> bool:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         logger.info("%s is no %s as transformers knows it: %s", folder, known, str(error).partition("\n")[0])
         return False
-    unfilled = [name for name in found["missing_keys"] if not any(part in name for part in _UNUSED_WEIGHTS)]
-    return not unfilled and not found["mismatched_keys"]
+    return not _unfilled(found)
 
 
 def _modules(path: Path) -> list[Any]:

@@ -110,7 +110,7 @@ def _costs(model: str, encoder: Encoder, texts: Sequence[str], embedding: Embedd
         "max_tokens": encoder.max_tokens,
         "cut_segments": longer / len(texts),
         "megabytes": round(_FP32_BYTES * sum(weights.values()) / 1e6, 1),
-        "gigaflops": round(_gigaflops(original), 2),
+        "gigaflops": _gigaflops(original),
         "vectors_per_second": round(len(sample) / seconds, 1),
     }
 
@@ -160,7 +160,7 @@ def _choose(rows: Sequence[Mapping[str, Any]], embedding: Embedding) -> tuple[st
 def _barred(row: Mapping[str, Any], bound: float) -> str:
     """Why a candidate may not be taken, in words; empty: it may."""
     if row["gigaflops"] > bound:
-        return f"{row['model']} needs {row['gigaflops']:g} GFLOP, more than embedding.max_gigaflops = {bound:g}"
+        return f"{row['model']} needs {row['gigaflops']:.3g} GFLOP, more than embedding.max_gigaflops = {bound:g}"
     if row["cut_segments"] > _MOST_CUT:
         return (
             f"{row['model']} reads {row['max_tokens']} tokens and would cut {row['cut_segments']:.0%} of the segments: "

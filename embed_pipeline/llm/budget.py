@@ -27,6 +27,7 @@ class Usage:
         cost: price of those tokens, in the currency of the settings.
         retries: requests sent again after a failure.
         seconds: waiting time of the calls, added up over concurrent ones.
+        elapsed: seconds from the first call to the last answer, added up over the client's rounds of work.
     """
 
     calls: int = 0
@@ -36,6 +37,7 @@ class Usage:
     cost: float = 0.0
     retries: int = 0
     seconds: float = 0.0
+    elapsed: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -47,6 +49,13 @@ class Usage:
         price = f", cost {self.cost:.4f}" if self.cost else ""
         retried = f", {self.retries} retries" if self.retries else ""
         return f"{self.calls} calls, {self.cached} from the store, {self.tokens} tokens{price}{retried}"
+
+
+def price(llm: settings.LLM, prompt_tokens: int, completion_tokens: int, *, batch: bool = False) -> float:
+    """Price of tokens, in the currency of the settings; in a batch less ``llm.batch_discount``."""
+    prompt = prompt_tokens * llm.price_per_million_prompt_tokens
+    completion = completion_tokens * llm.price_per_million_completion_tokens
+    return (prompt + completion) / _MILLION * (1 - llm.batch_discount if batch else 1)
 
 
 class Budget:
@@ -98,20 +107,13 @@ class Budget:
         finally:
             self._open -= 1
 
-    def record(self, prompt_tokens: int, completion_tokens: int, seconds: float) -> None:
-        """Count one answered call."""
+    def record(self, prompt_tokens: int, completion_tokens: int, seconds: float, *, batch: bool = False) -> None:
+        """Count one answered call, made alone or in a batch."""
         self.usage.calls += 1
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += completion_tokens
         self.usage.seconds += seconds
-        self.usage.cost += self.price(prompt_tokens, completion_tokens)
-
-    def price(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Price of tokens, in the currency of the settings."""
-        return (
-            prompt_tokens * self._llm.price_per_million_prompt_tokens
-            + completion_tokens * self._llm.price_per_million_completion_tokens
-        ) / _MILLION
+        self.usage.cost += price(self._llm, prompt_tokens, completion_tokens, batch=batch)
 
     def snapshot(self) -> Usage:
         """A copy of the counts, for the metadata of a stage."""

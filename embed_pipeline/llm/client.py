@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from embed_pipeline.llm.dialect import Dialect, Wording
 from embed_pipeline.llm.embedded import embedded_server, model_file
 from embed_pipeline.llm.gathering import gather_all
 from embed_pipeline.llm.prompts import read_prompt
-from embed_pipeline.llm.store import Answer, ResponseStore, request_key
-from embed_pipeline.llm.transport import Transport
+from embed_pipeline.llm.store import EMBEDDED, Answer, ResponseStore, request_key
+from embed_pipeline.llm.transport import Transport, without_user
 from embed_pipeline.progress import progress
 
 MAX_REASKS = 2
@@ -134,6 +135,11 @@ class LLMClient:
         return most if self._slots is None else min(most, self._slots * len(self._urls))
 
     @property
+    def place(self) -> str:
+        """The endpoint as timed calls record it."""
+        return EMBEDDED if self._slots is not None else ", ".join(map(without_user, self._urls))
+
+    @property
     def usage(self) -> Usage:
         """Counts so far."""
         return self.budget.usage
@@ -165,6 +171,7 @@ class LLMClient:
             EndpointError: if the endpoint refuses for good.
             ResponseStoreError: if the store fails.
         """
+        begun = time.monotonic()
         with progress(label, len(items), unit) as bar:
 
             def show(count: int) -> None:
@@ -181,6 +188,7 @@ class LLMClient:
                 results = await gather_all(items, function, self.concurrency, lambda: show(1))
             finally:
                 ticking.cancel()
+                self.usage.elapsed += time.monotonic() - begun
         self._transport.check_failures(least=1)
         self._transport.check_refusals()
         return results
@@ -389,7 +397,7 @@ class LLMClient:
                 with self.budget.call():
                     got = await self._transport.ask(path, wording, about, parts)
                     key = keys[got.finish_reason == "length"]
-                    return self._store.put(key, got, replace=bool(stored))
+                    return self._store.put(key, got, replace=bool(stored), call=wording.call(self.place))
             finally:
                 self._format_known.set()
 

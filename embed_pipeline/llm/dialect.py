@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from embed_pipeline.llm.answers import instruct
 from embed_pipeline.llm.failures import Failure, Scope
+from embed_pipeline.llm.store import COMPLETION, Call
 
 logger = logging.getLogger(__name__)
 Format = Literal["unknown", "json_schema", "plain"]
@@ -118,6 +119,21 @@ class Wording:
     def structured(self) -> bool:
         """True where an object is asked for."""
         return self._schema is not None
+
+    @property
+    def characters(self) -> int:
+        """Length of the prompt, without the schema."""
+        asked = self._request.get("messages")
+        return len(self._request["prompt"]) if asked is None else sum(len(str(part["content"])) for part in asked)
+
+    def call(self, place: str) -> Call:
+        """What the request is, for the store.
+
+        Args:
+            place: the endpoint.
+        """
+        kind = self._name if self.structured else COMPLETION
+        return Call(f"{self._request['model']} at {place}", kind, self._in_words, self.characters)
 
     def body(self) -> dict[str, Any]:
         """The request's body, by what is known and what is being tried."""

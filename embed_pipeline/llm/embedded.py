@@ -34,6 +34,8 @@ WEIGHTS_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SLOTS = 8
 """Parallel sequences of a large model, and the most servers of a small one."""
 SLOT_TOKENS = 2048
+SMALL_SLOT_TOKENS = 4096
+"""Tokens that a sequence of a large model holds, and one of a small model, which has room for more."""
 _FIRST_ANSWER_SECONDS = 60
 SMALL_MODEL_BYTES = 1_000_000_000
 """Up to this file size each core gets a server of its own; the file is mapped into memory once."""
@@ -185,7 +187,7 @@ def _parameters(file: Path, slots: int, threads: int) -> CommonParams:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(file)
     parameters.n_parallel = slots
-    parameters.n_ctx = slots * SLOT_TOKENS
+    parameters.n_ctx = slots * (SMALL_SLOT_TOKENS if slots == 1 else SLOT_TOKENS)
     parameters.cpuparams.n_threads = threads
     parameters.cpuparams_batch.n_threads = threads
     parameters.hostnames = ["127.0.0.1"]

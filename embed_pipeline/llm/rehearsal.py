@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from embed_pipeline import settings
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.llm.dialect import Wording
-from embed_pipeline.llm.responses import CHARACTERS_PER_TOKEN
+from embed_pipeline.llm.embedded import SLOTS, lay_out, model_file
+from embed_pipeline.llm.rates import Rates, measure_rates
 from embed_pipeline.llm.store import Answer, ResponseStore
 
 NOT_ASKED = "not_asked_yet"
@@ -27,12 +27,16 @@ class ExpectedCall:
     """A request that would be sent.
 
     Attributes:
-        prompt_tokens: its size, at four characters a token.
-        fresh_tokens: of those, tokens that an embedded server has not processed for the previous request.
+        kind: name of the answer's type, or ``completion``.
+        characters: length of the prompt.
+        schema_characters: length of the schema that is sent with it.
+        fresh_characters: of the prompt, what an embedded server has not processed for the previous request.
     """
 
-    prompt_tokens: int
-    fresh_tokens: int
+    kind: str
+    characters: int
+    schema_characters: int = 0
+    fresh_characters: int = 0
 
 
 class Rehearsal(LLMClient):
@@ -43,9 +47,24 @@ class Rehearsal(LLMClient):
     """
 
     def __init__(self, llm: settings.LLM, store: ResponseStore) -> None:
-        super().__init__(llm, store, base_url=_NOWHERE, slots=1 if llm.embedded else None)
+        layout = lay_out(SLOTS, llm.server_threads, model_file(llm).stat().st_size) if llm.embedded else None
+        urls = llm.base_url or [_NOWHERE] * (layout.servers if layout else 1)
+        super().__init__(llm, store, base_url=urls, slots=layout.slots if layout else None)
         self.calls: list[ExpectedCall] = []
         self._last: tuple[str, ...] = ()
+
+    @property
+    def store(self) -> ResponseStore:
+        """The store that answers."""
+        return self._store
+
+    def rates(self, model: str | None = None) -> Rates | None:
+        """What stored calls say of a model at the endpoint; None where there are none.
+
+        Args:
+            model: its name; None: the generator.
+        """
+        return measure_rates(self._store.calls(f"{model or self.generator} at {self.place}"))
 
     async def _answer(
         self,
@@ -67,12 +86,12 @@ class Rehearsal(LLMClient):
         if usable is not None:
             self.budget.usage.cached += 1
             return usable
-        body = wording.body()
-        said = json.dumps(body.get("messages", body.get("prompt")), ensure_ascii=False)
-        tokens = _tokens(said + json.dumps(body.get("response_format", "")))
+        call = wording.call(self.place)
+        schema = json.dumps(wording.body().get("response_format", ""))
         new = [part for place, part in enumerate(parts) if self._last[: place + 1] != parts[: place + 1]]
         self._last = parts[:-1]
-        self.calls.append(ExpectedCall(tokens, _tokens("".join(new)) if parts else tokens))
+        fresh = len("".join(new)) if parts else call.characters
+        self.calls.append(ExpectedCall(call.kind, call.characters, len(schema), fresh))
         raise InvalidAnswer(NOT_ASKED, "it was not asked before")
 
 
@@ -89,7 +108,3 @@ async def open_rehearsal(llm: settings.LLM, store_path: Path) -> AsyncIterator[R
             store_path = Path(opened.enter_context(TemporaryDirectory())) / store_path.name
         store = opened.enter_context(ResponseStore(store_path))
         yield await opened.enter_async_context(Rehearsal(llm, store))
-
-
-def _tokens(text: str) -> int:
-    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)

@@ -22,6 +22,10 @@ from typing import Any, Self
 FAILED_REASONS = frozenset({"error", "abort", "aborted", "cancelled"})
 SILENT_REASONS = frozenset({"length", "content_filter", "refusal"})
 """Why a model may stop without a word."""
+EMBEDDED = "embedded"
+"""The place of a call to an embedded server."""
+COMPLETION = "completion"
+"""Kind of a call that continues a text."""
 BUSY_TIMEOUT_SECONDS = 60.0
 _FORMAT = 1
 _SCHEMA = """
@@ -79,7 +83,7 @@ class Call:
 
     Attributes:
         source: the model and the endpoint that it was asked at.
-        kind: name of the answer's type, or ``completion``.
+        kind: name of the answer's type, or :data:`COMPLETION`.
         repeated: True where an earlier answer to the same question could not be used.
         characters: length of the prompt.
     """

@@ -108,7 +108,7 @@ class Transport:
         self._llm = llm
         self._budget = budget
         self._secrets = [secret for secret in (key, *_secrets_of(base_urls)) if secret]
-        self._place = ", ".join(_without_user(url) for url in base_urls)
+        self._place = ", ".join(without_user(url) for url in base_urls)
         self._reason: EndpointError | TooManyFailures | None = None
         self._outcomes: deque[str] = deque(maxlen=FAILURE_WINDOW)
         self._answered = False
@@ -275,9 +275,10 @@ class Transport:
             finally:
                 del self._started[ticket]
             if isinstance(outcome, Answer):
+                seconds = time.monotonic() - started
                 self.throttle.succeeded()
-                self._budget.record(outcome.prompt_tokens, outcome.completion_tokens, time.monotonic() - started)
-                return outcome
+                self._budget.record(outcome.prompt_tokens, outcome.completion_tokens, seconds)
+                return replace(outcome, seconds=seconds)
             if outcome.status == 429:  # noqa: PLR2004 - too many requests
                 self.throttle.refused(started, outcome.wait)
             elif outcome.wait is not None and scope_of(outcome, answered=self._known).kind == "moment":
@@ -351,6 +352,7 @@ def _secrets_of(base_urls: Sequence[str]) -> list[str]:
     return [*(part.password or "" for part in parts), *queries]
 
 
-def _without_user(url: str) -> str:
+def without_user(url: str) -> str:
+    """An address without its user, password and query."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

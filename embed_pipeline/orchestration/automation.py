@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from embed_pipeline.corpus.batches import NewBatches, ScanLimits, batch_names, batch_number, find_new_batches
 from embed_pipeline.corpus.files import CorpusError
+from embed_pipeline.escaping import counted
 from embed_pipeline.orchestration.absence import forget_answers
 from embed_pipeline.orchestration.assets.sdg import PAIRS_BY_BATCH
 from embed_pipeline.orchestration.freshness import failed_gates, is_current
@@ -110,14 +111,14 @@ def _asked_for(
 
 def _held_back(look: NewBatches, settings: Settings) -> str:
     return (
-        f"{look.held_back} known files are gone from {settings.paths.documents} and are not taken for deleted: a "
-        "folder cannot be read, or more than orchestration.max_deleted_share went at once. Bring them back, or "
-        "have them taken for deleted with: embed-pipeline sdg"
+        f"{counted(look.held_back, 'known file')} no longer in {settings.paths.documents}, not treated as deleted: a "
+        "folder cannot be read, or more than orchestration.max_deleted_share disappeared at once. Restore the files, "
+        "or accept the deletion with: embed-pipeline sdg"
     )
 
 
 def _nothing_due(look: NewBatches, settings: Settings) -> str:
-    found = [f"{len(look.scan.files)} files, nothing new"]
+    found = [f"{counted(len(look.scan.files), 'file')}, nothing new"]
     if look.unsettled:
         found.append(f"{look.unsettled} changed within orchestration.settle_seconds")
     if look.waiting:

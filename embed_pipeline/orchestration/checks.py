@@ -11,7 +11,7 @@ import polars as pl
 from embed_pipeline import tables
 from embed_pipeline.corpus.current import unknown_words
 from embed_pipeline.enumerations import GENERATED
-from embed_pipeline.escaping import as_markdown
+from embed_pipeline.escaping import as_markdown, counted
 from embed_pipeline.evaluation.gates import forgetting_failures, headline, promotion_failures, release_failures
 from embed_pipeline.inspection.agreement import agreement_failures, judged_pairs, measure_agreement
 from embed_pipeline.orchestration.partitions import all_batches
@@ -321,7 +321,9 @@ def bundle_is_whole(release: Path) -> dg.AssetCheckResult:
         manifest = verify_bundle(release)
     except BundleError as error:
         return none_of([str(error)], {})
-    return dg.AssetCheckResult(passed=True, description=f"{len(manifest.files)} files, version {manifest.version}")
+    return dg.AssetCheckResult(
+        passed=True, description=f"{counted(len(manifest.files), 'file')}, version {manifest.version}"
+    )
 
 
 @dg.asset_check(

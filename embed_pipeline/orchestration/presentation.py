@@ -86,7 +86,7 @@ def shown_list(lines: Iterable[str]) -> dg.MarkdownMetadataValue:
 
 
 def picture(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
-    """A PNG that the UI shows in place, under a name."""
+    """A PNG that the UI shows inline, with a caption."""
     return dg.MetadataValue.md(f"{markdown_image(png)}\n\n{as_markdown(alternative)}")
 
 

@@ -22,7 +22,7 @@ from embed_pipeline.settings import Settings
 from embed_pipeline.storage import explain_system_error
 
 logger = logging.getLogger(__name__)
-INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on from there"
+INTERRUPTED = "interrupted; finished work is kept, and the same command resumes from there"
 # Of the text that Dagster keeps of an error.
 _SYSTEM_ERROR = re.compile(r"\w*Error: \[Errno (?P<number>\d+)\] (?P<strerror>[^:]+)(?:: '(?P<place>.*)')?$")
 

@@ -147,7 +147,7 @@ class Batcher:
         self._metrics.rejected.inc()
         seconds = math.ceil(taken / self._rate) if self._rate else 1
         retry = str(min(max(seconds, 1), _MAX_RETRY_SECONDS))
-        message = f"{taken} tokens wait already, of at most {self._max_queue_tokens}; try again in {retry} s"
+        message = f"the queue holds {taken} of at most {self._max_queue_tokens} tokens; try again in {retry} s"
         raise RequestError(429, message, code="rate_limit_exceeded", headers={"Retry-After": retry})
 
     def _measure(self) -> None:
@@ -233,8 +233,8 @@ class Batcher:
     def _deliver(self, batch: list[WaitingText], vectors: Floats) -> None:
         wrong = [batch[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
         if wrong:
-            logger.error("the model gave %d vectors that are not finite", len(wrong))
-            self._fail(wrong, FloatingPointError("the model gave a vector that is not finite"))
+            logger.error("the model returned %d vectors that are not finite", len(wrong))
+            self._fail(wrong, FloatingPointError("the model returned a vector that is not finite"))
         finished: list[PendingRequest] = []
         with self._condition:
             for (_, _, request, position), vector in zip(batch, vectors, strict=True):

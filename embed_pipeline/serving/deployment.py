@@ -280,7 +280,7 @@ class _Probe:
             answer = self._client.embeddings.create(model=model, input=part, extra_body=extra)
             vectors = np.array([item.embedding for item in answer.data], dtype=np.float32)
             if len(vectors) != len(part):
-                message = f"the endpoint gives {len(vectors)} vectors for {len(part)} texts"
+                message = f"the endpoint returned {len(vectors)} vectors for {len(part)} texts"
                 raise ServingError(message)
             parts.append(vectors)
             if bar is not None:

@@ -45,12 +45,12 @@ class EndpointProcess:
     log: Path
 
     def stop(self, seconds: float) -> None:
-        """Ask the process to stop, and end it when it has not after ``seconds``."""
+        """Ask the process to stop, and kill it if it is still running after ``seconds``."""
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(seconds + _STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            logger.warning("the endpoint did not stop in %g s; ending it", seconds + _STOP_SECONDS)
+            logger.warning("the endpoint did not stop within %g s; killing it", seconds + _STOP_SECONDS)
             self.process.kill()
             self.process.wait()
 
@@ -149,7 +149,7 @@ class RunningEndpoint:
 def keep_endpoint(store: Path, kept: RunningEndpoint) -> None:
     """Note in ``<store>/deployment.json`` what was left running."""
     write_whole(store / KEPT_FILE, (json.dumps(asdict(kept), indent=2) + "\n").encode())
-    logger.info("release %s stays served at %s by process %d", kept.release_version, kept.url, kept.pid)
+    logger.info("release %s is served at %s; process %d keeps running", kept.release_version, kept.url, kept.pid)
 
 
 def kept_endpoint(store: Path) -> RunningEndpoint | None:
@@ -161,7 +161,7 @@ def kept_endpoint(store: Path) -> RunningEndpoint | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, ServingError) as error:
-        logger.info("the endpoint of %s is gone: %s", store / KEPT_FILE, error)
+        logger.info("the endpoint recorded in %s does not answer: %s", store / KEPT_FILE, error)
         return None
     return kept
 
@@ -178,7 +178,7 @@ def served_release(url: str) -> dict[str, Any]:
         answer = httpx.get(f"{url}/v1/metadata", headers=headers, timeout=_ANSWER_SECONDS)
         return dict(answer.raise_for_status().json()["data"][0])
     except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-        message = f"{url}/v1/metadata does not say what is served: {error}"
+        message = f"{url}/v1/metadata does not name a release: {error}"
         raise ServingError(message) from error
 
 

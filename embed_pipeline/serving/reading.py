@@ -81,7 +81,8 @@ class Reader:
                 continue
             if truncate == "NONE":
                 count = f"{len(row)} tokens" if exact else f"more than {len(row)} tokens"
-                message = f"input[{first + index}] has {count}, the model reads {self._limit}; set truncate to cut it"
+                where = f"input[{first + index}] has {count}"
+                message = f"{where}, and the model reads at most {self._limit}; set truncate to cut it"
                 raise invalid(message, "input", "context_length_exceeded")
             rows[index] = self._cut_start(row, kind) if truncate == "START" else self._cut_end(row)
             truncated += 1
@@ -91,7 +92,7 @@ class Reader:
         """Ids before a text: special tokens and prefix."""
         row = self._backend.tokenize([prefix])[0]
         if len(row) >= self._limit:
-            message = f"the prefix {prefix!r} has {len(row)} tokens, the model reads {self._limit}"
+            message = f"the prefix {prefix!r} has {len(row)} tokens, and the model reads at most {self._limit}"
             raise ServingError(message)
         return row[: len(row) - self._tail]
 

@@ -105,7 +105,7 @@ async def read_body(request: Request, max_bytes: int, *, seconds: float = MAX_SE
         async with asyncio.timeout(seconds):
             body = await _receive_body(request, max_bytes)
     except TimeoutError as error:
-        message = f"the body took longer than {seconds:g} s"
+        message = f"the body took longer than {seconds:g} s to arrive"
         raise RequestError(408, message, code="request_timeout") from error
     if request.headers.get("content-encoding", "identity").strip().lower() == "gzip":
         return await asyncio.to_thread(unpack, body, max_bytes)
@@ -222,7 +222,9 @@ def parse_request(body: bytes) -> EmbeddingRequest:
 def _read_object(body: bytes) -> dict[str, Any]:
     body = body.removeprefix(codecs.BOM_UTF8)
     if len(body) > FREE_BODY_BYTES and (count := count_values(body)) > MAX_JSON_VALUES:
-        message = f"the body holds {count} JSON values, at most {MAX_JSON_VALUES} are read; token ids are not accepted"
+        message = (
+            f"the body has {count} JSON values, more than {MAX_JSON_VALUES}; send texts, token ids are not accepted"
+        )
         raise invalid(f"{message} (langchain's OpenAIEmbeddings: check_embedding_ctx_length=False)", "input")
     try:
         values = from_json(body, allow_inf_nan=False, cache_strings="keys")

@@ -111,7 +111,7 @@ def open_export(bundle: Path, manifest: Manifest, settings: Settings) -> ServedE
         message = f"release {manifest.version}: {'; '.join(refused)}"
         raise ServingError(message)
     for reason in refused:
-        logger.info("release %s: not served: %s", manifest.version, reason)
+        logger.info("release %s: skipped: %s", manifest.version, reason)
     return exports[0] if len(exports) == 1 else _fastest(exports)
 
 
@@ -243,7 +243,7 @@ def comparison_texts(bundle: Path, manifest: Manifest, corpus: UPath) -> list[st
         passages = passage_texts(read_table(corpus, tables.CORPUS), manifest.model.passage_context)
     except (FileNotFoundError, StorageError) as error:
         # A bundle may be served where no corpus is; without any text nothing is proven.
-        logger.info("no corpus to prove a backend on: %s", error)
+        logger.info("no corpus to verify a back end on: %s", error)
         passages = []
     return list(dict.fromkeys([*worst, *proof_texts(passages)]))
 

@@ -61,7 +61,7 @@ def serve(bundle: Path | None, settings: Settings, *, port: int | None = None) -
 
 
 def _raise_limit_on_connections() -> None:
-    """Let this process hold as many connections as it may, not the fewer that a shell starts it with."""
+    """Raise the limit on open files, and so on connections, to the hard limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -80,7 +80,7 @@ class EmbeddingServer(uvicorn.Server):
         if not loopback and service.api_key is None:
             shown = ", and its search page shows the corpus" if service.settings.serving.search_page else ""
             logger.warning(
-                "%s is open to every machine that reaches it, without a key%s; set %s, or serving.host = 127.0.0.1",
+                "%s needs no key and is open to every machine that reaches it%s; set %s, or serving.host = 127.0.0.1",
                 host, shown, SERVING_KEY_VARIABLE,
             )  # fmt: skip
         super().__init__(
@@ -124,7 +124,7 @@ class EmbeddingServer(uvicorn.Server):
             raise self._failure
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Tell the service on which event loop its requests are answered, and log what goes wrong in that loop."""
+        """Tell the service which event loop answers its requests, and log the errors of that loop."""
         self._service.loop = asyncio.get_running_loop()
         self._service.loop.set_exception_handler(self._loop_errors)
         await super().startup(sockets)
@@ -208,7 +208,7 @@ class LoopErrors:
             self._say(error)
 
     def _say(self, error: OSError) -> None:
-        """Once a minute: it is found again and again until somebody leaves."""
+        """Log the shortage, at most once a minute."""
         now = time.monotonic()
         if now - self._said >= _REPEAT_SECONDS:
             self._said = now
@@ -221,7 +221,7 @@ class LoopErrors:
 
 
 class Follower:
-    """Looks now and then which release is current and has ``service`` load it when that changes.
+    """Checks regularly which release is current, and has ``service`` load a new one.
 
     A release that cannot be served leaves the one before in place, and is not tried again until the pointer moves.
     """
@@ -242,11 +242,11 @@ class Follower:
         return cls(service, paths, seconds) if inside and seconds != "never" else None
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start checking."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; a release that is being loaded is finished first."""
+        """Stop checking; a release that is being loaded is finished first."""
         self._stopping.set()
         self._thread.join()
 
@@ -263,7 +263,8 @@ class Follower:
         try:
             self._service.load(release_folder(self._paths, version))
         except LOAD_ERRORS as error:
-            logger.error("release %s cannot be served, %s stays: %s", version, self._service.version, error)  # noqa: TRY400 - the message is the whole of it
+            before = self._service.version
+            logger.error("release %s cannot be served, so %s stays in service: %s", version, before, error)  # noqa: TRY400 - the message is the whole of it
             self._service.metrics.failed_reloads.inc()
 
     def _look(self) -> str | None:

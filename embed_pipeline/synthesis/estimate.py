@@ -2,17 +2,21 @@
 
 The stages' own code runs against the response store alone (:mod:`embed_pipeline.llm.rehearsal`): what is stored costs
 nothing and its answers lead to the later requests, what is not stored is a call to come. Pairs that such calls will
-write are judged in the estimate at the size of the prompts around them. Tokens are counted at four characters each.
+write are judged in the estimate at the size of the prompts around them. Tokens, calls that are repeated and time follow
+the stored calls to the same model and endpoint (:mod:`embed_pipeline.llm.rates`); a few of the run's own calls are made
+first, to have some. Where there are none, tokens are counted at four characters each and the rest is a guess.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 
@@ -20,29 +24,35 @@ from embed_pipeline.corpus.batches import copy_batches, cut_batches, load_batche
 from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.llm.embedded import SLOTS, lay_out, model_file
+from embed_pipeline.llm.budget import price
+from embed_pipeline.llm.client import open_client
+from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import JUDGE_PROMPTS, read_prompt
-from embed_pipeline.llm.rehearsal import NOT_ASKED, Rehearsal, open_rehearsal
+from embed_pipeline.llm.rehearsal import NOT_ASKED, ExpectedCall, Rehearsal, open_rehearsal
 from embed_pipeline.llm.responses import CHARACTERS_PER_TOKEN
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.artifacts import artifact_frame, ask_artifacts, extract_artifacts
+from embed_pipeline.synthesis.artifacts import artifact_frame, ask_artifacts, extract_artifacts, plan_windows
 from embed_pipeline.synthesis.completion_generator import complete_questions
 from embed_pipeline.synthesis.generate import plan_tasks
 from embed_pipeline.synthesis.judge import (
     LEAST_JUDGED,
     PLANTED_OF_A_KIND,
+    JudgeAnswer,
+    NeedsAnswer,
     ask_hops_needed,
     ask_judge,
     plant_bad_pairs,
 )
-from embed_pipeline.synthesis.pairs import Generated, pair_row
+from embed_pipeline.synthesis.pairs import Generated, Pair, pair_row
 from embed_pipeline.synthesis.plan import QuestionTask, askable_sources
-from embed_pipeline.synthesis.structured_generator import ask_questions
+from embed_pipeline.synthesis.structured_generator import ask_questions, plan_calls
+from embed_pipeline.synthesis.trial import NAMES, TRIAL_PAIRS, choose_path, known_choice, sample_questions, sample_tasks
 from embed_pipeline.text.passages import with_titles
 
 ARTIFACTS_TOKENS = 350
 """Completion tokens of one artifact pass, of one pair, of one verdict and of one segment's word on a hop."""
 PAIR_TOKENS = 130
+PAIR_CHARACTERS = 400
 VERDICT_TOKENS = 150
 NEED_TOKENS = 40
 EMBEDDED_QUESTION_TOKENS = 14
@@ -108,31 +118,72 @@ def estimate(
     titles: Mapping[str, str],
     settings: Settings,
     load_encoder: Callable[[], Encoder],
+    *,
+    ask: bool = False,
 ) -> Estimate:
-    """Predict the cost of artifacts, questions and judging over some batches; nothing is sent and nothing written.
+    """Predict the cost of artifacts, questions and judging over some batches.
 
     Args:
         segments: frame of :data:`tables.SEGMENTS` for each batch, with titles where ``embedding.context`` needs them.
         titles: document id to title.
         settings: the product's settings.
         load_encoder: gives the base encoder, called only where multi-hop questions are wanted.
+        ask: make a few of the run's own calls first, to measure the endpoint; the run finds their answers in the
+            response store. Else nothing is sent and nothing written.
 
     Raises:
         ResponseStoreError: the response store cannot be used.
         EmbeddedModelError: the embedded model's file is missing.
+        EndpointError, BudgetExhausted, TooManyFailures: from the client, where it asks.
     """
+    to_try = [frame for _, frame in sorted(segments.items()) if frame.height]
+    if ask and to_try and not settings.llm.batch:
+        settings = choose_path(to_try[-1], titles, settings).applied(settings)
+        run_interruptibly(_ask_a_few(to_try[-1], titles, settings))
     return asyncio.run(_estimate(segments, titles, settings, load_encoder))
 
 
-def estimate_folder(settings: Settings, encoder: Encoder) -> Estimate:
+async def _ask_a_few(segments: pl.DataFrame, titles: Mapping[str, str], settings: Settings) -> None:
+    """Make a few of a batch's calls, of each kind one alone and some at once."""
+    async with open_client(settings.llm, settings.paths.responses) as client:
+        if settings.structured:
+            _, found = await sample_questions(segments, titles, settings, client)
+        else:
+            sources = askable_sources(segments, titles, artifact_frame([]), settings)
+            tasks = sample_tasks(sources, settings)
+            first = await complete_questions(tasks[:1], settings, client)
+            others = await complete_questions(tasks[1:], settings, client)
+            found = Generated(first.pairs + others.pairs)
+        if settings.asks_judge:
+            texts = dict(segments.select("segment_id", "text").iter_rows())
+            rows = _pair_rows(found.pairs, segments)[:TRIAL_PAIRS]
+            for part in (rows[:1], rows[1:]):
+                await ask_judge(part, texts, settings, client)
+
+
+def _pair_rows(pairs: Sequence[Pair], segments: pl.DataFrame) -> list[dict[str, Any]]:
+    """Pairs as rows of :data:`tables.QA_PAIRS`, each once, sorted by id."""
+    known = dict(segments.select("segment_id", "document_id").iter_rows())
+    made_by = {"generator": "", "prompt_version": ""}
+    rows = {str(row["qa_id"]): row for row in (pair_row(pair, "", known, made_by) for pair in pairs)}
+    return [rows[key] for key in sorted(rows)]
+
+
+def estimate_folder(settings: Settings, encoder: Encoder, *, ask: bool = False) -> Estimate:
     """Predict the cost of the next run over the documents folder as it is, batches made before and to come.
 
-    The folder is read and cut as a run would do it, in a temporary place; nothing of the store is changed.
+    The folder is read and cut as a run would do it, in a temporary place.
+
+    Args:
+        settings: the product's settings.
+        encoder: the base model.
+        ask: as :func:`estimate` has it.
 
     Raises:
         CorpusError: the folder is missing or holds no readable file.
         ResponseStoreError: the response store cannot be used.
         EmbeddedModelError: the embedded model's file is missing.
+        EndpointError, BudgetExhausted, TooManyFailures: from the client, where it asks.
     """
     segments: dict[str, pl.DataFrame] = {}
     titles: dict[str, str] = {}
@@ -153,27 +204,74 @@ def estimate_folder(settings: Settings, encoder: Encoder) -> Estimate:
             )
             cut = with_titles(cut, documents)
             segments[batch.name] = cut if settings.training_data.generates else cut.clear()
-    return estimate(segments, titles, settings, lambda: encoder)
+    return estimate(segments, titles, settings, lambda: encoder, ask=ask)
 
 
-@dataclass
-class _Tally:
-    """Running sums of one stage."""
+class _Stage:
+    """The calls of one stage that are to come, batch after batch."""
 
-    calls: int = 0
-    cached: int = 0
-    prompt_tokens: int = 0
-    fresh_tokens: int = 0
-    completion_tokens: int = 0
+    def __init__(self, name: str, settings: Settings, client: Rehearsal, *, judging: bool = False) -> None:
+        self._name = name
+        self._settings = settings
+        self._client = client
+        self._rates = client.rates(settings.llm.judge_model if judging else None)
+        self._cached = 0
+        self._tokens = [0.0, 0.0]
+        self._calls = 0.0
+        self._seconds = 0.0
 
-    def take(self, client: Rehearsal, cached_before: int, tokens_each: float) -> None:
-        """Add what a client would have sent since the last time, each answer of so many tokens."""
-        self.calls += len(client.calls)
-        self.prompt_tokens += sum(call.prompt_tokens for call in client.calls)
-        self.fresh_tokens += sum(call.fresh_tokens for call in client.calls)
-        self.completion_tokens += round(tokens_each * len(client.calls))
-        self.cached += client.usage.cached - cached_before
-        client.calls.clear()
+    def take(self, cached_before: int, tokens_each: float, pairs_each: float = 1) -> None:
+        """Add what the client would have sent since the last time.
+
+        Args:
+            cached_before: answers that it had from the store by then.
+            tokens_each: completion tokens of an answer, or of each pair in it, where no stored call shows them.
+            pairs_each: pairs in an answer.
+        """
+        self._cached += self._client.usage.cached - cached_before
+        self.add(self._client.calls, tokens_each, pairs_each)
+        self._client.calls.clear()
+
+    def add(self, calls: Sequence[ExpectedCall], tokens_each: float, pairs_each: float = 1) -> None:
+        """Add calls of one kind that run at once."""
+        if not calls:
+            return
+        rates, kind = self._rates, calls[0].kind
+        repeats = rates.repeats.get(kind, 1.0) if rates else 1.0
+        shares = rates.tokens_per_character if rates else {}
+        sent = sum(
+            call.characters * shares[kind]
+            if kind in shares
+            else (call.characters + call.schema_characters) / CHARACTERS_PER_TOKEN
+            for call in calls
+        )
+        written = (rates.completion_tokens.get(kind, tokens_each) if rates else tokens_each) * pairs_each
+        count = repeats * len(calls)
+        self._calls += count
+        self._tokens[0] += sent * repeats
+        self._tokens[1] += written * count
+        self._seconds += self._duration(calls, written, round(count))
+
+    def _duration(self, calls: Sequence[ExpectedCall], written: float, count: int) -> float:
+        llm = self._settings.llm
+        if llm.batch:
+            return self._client.batch_seconds()
+        if self._rates is not None:
+            return self._rates.duration([written] * max(count, 1), self._client.concurrency)
+        if llm.embedded:
+            fresh = sum(call.fresh_characters for call in calls) / CHARACTERS_PER_TOKEN
+            seconds = fresh / EMBEDDED_PROMPT_RATE + count * written / EMBEDDED_WRITING_RATE
+            return seconds / self._client.concurrency
+        return math.ceil(count / self._client.concurrency) * _SECONDS_PER_CALL
+
+    def estimate(self) -> StageEstimate:
+        """The sums so far."""
+        llm = self._settings.llm
+        sent, written = map(round, self._tokens)
+        cost = 0.0 if llm.embedded else price(llm, sent, written, batch=llm.batch)
+        return StageEstimate(
+            self._name, round(self._calls), self._cached, sent, written, round(cost, 6), round(self._seconds, 1)
+        )
 
 
 async def _estimate(
@@ -182,105 +280,89 @@ async def _estimate(
     settings: Settings,
     load_encoder: Callable[[], Encoder],
 ) -> Estimate:
-    tallies = {stage: _Tally() for stage in ("artifacts", "questions", "judging")}
     asked_of = questions = 0
     async with open_rehearsal(settings.llm, settings.paths.responses) as client:
+        for name in NAMES:
+            choice = known_choice(name, settings, client.store)
+            settings = choice.applied(settings) if choice else settings
+        artifacts_stage, questions_stage = (_Stage(name, settings, client) for name in ("artifacts", "questions"))
+        judging_stage = _Stage("judging", settings, client, judging=True)
         for batch, frame in sorted(segments.items()):
-            artifacts = await _rehearse_artifacts(batch, frame, settings, client, tallies["artifacts"])
+            artifacts = await _rehearse_artifacts(batch, frame, settings, client, artifacts_stage)
             sources = askable_sources(frame, titles, artifacts, settings)
             tasks = plan_tasks(sources, frame, settings, load_encoder) if sources else []
             asked_of += len(sources)
             questions += sum(len(task.specs) for task in tasks)
-            found = await _rehearse_questions(tasks, settings, client, tallies["questions"])
+            found = await _rehearse_questions(tasks, settings, client, questions_stage)
             if settings.asks_judge:
-                await _rehearse_judging(batch, frame, tasks, found, settings, client, tallies["judging"])
-    stages = tuple(_priced(stage, tally, settings) for stage, tally in tallies.items())
+                await _rehearse_judging(frame, tasks, found, settings, client, judging_stage)
+        stages = tuple(stage.estimate() for stage in (artifacts_stage, questions_stage, judging_stage))
     return Estimate(asked_of, questions, stages, _caps(stages, settings))
 
 
 async def _rehearse_artifacts(
-    batch: str, segments: pl.DataFrame, settings: Settings, client: Rehearsal, tally: _Tally
+    batch: str, segments: pl.DataFrame, settings: Settings, client: Rehearsal, stage: _Stage
 ) -> pl.DataFrame:
     if not settings.structured:
         return extract_artifacts(batch, segments, settings).artifacts
     before = client.usage.cached
-    rows = await ask_artifacts(batch, segments, settings, client, Counter())
-    tally.take(client, before, ARTIFACTS_TOKENS)
+    rows = await ask_artifacts(batch, plan_windows(segments), settings, client, Counter())
+    stage.take(before, ARTIFACTS_TOKENS)
     return artifact_frame(rows)
 
 
 async def _rehearse_questions(
-    tasks: list[QuestionTask], settings: Settings, client: Rehearsal, tally: _Tally
+    tasks: list[QuestionTask], settings: Settings, client: Rehearsal, stage: _Stage
 ) -> Generated:
     before = client.usage.cached
     if not settings.structured:
         found = await complete_questions(tasks, settings, client)
-        tally.take(client, before, EMBEDDED_QUESTION_TOKENS)
+        stage.take(before, EMBEDDED_QUESTION_TOKENS)
         return found
     found = await ask_questions(tasks, settings, client)
-    coming = _coming(tasks, found)
-    tally.take(client, before, PAIR_TOKENS * coming / max(1, len(client.calls)))
+    stage.take(before, PAIR_TOKENS, _coming(tasks, found) / max(1, len(client.calls)))
     return found
 
 
 async def _rehearse_judging(  # noqa: PLR0917 - a batch and its context
-    batch: str,
     segments: pl.DataFrame,
     tasks: list[QuestionTask],
     found: Generated,
     settings: Settings,
     client: Rehearsal,
-    tally: _Tally,
+    stage: _Stage,
 ) -> None:
-    before = client.usage.cached
     texts = dict(segments.select("segment_id", "text").iter_rows())
-    known = dict(segments.select("segment_id", "document_id").iter_rows())
-    made_by = {"generator": "", "prompt_version": ""}
-    rows = {str(row["qa_id"]): row for row in (pair_row(pair, batch, known, made_by) for pair in found.pairs)}
-    pairs = [rows[key] for key in sorted(rows)]
-    coming = _coming(tasks, found)
-    planted = [] if coming else plant_bad_pairs(pairs)
-    await ask_judge([*pairs, *planted], texts, settings, client)
-    tally.take(client, before, VERDICT_TOKENS)
+    pairs = _pair_rows(found.pairs, segments)
+    asked, coming = sum(len(task.specs) for task in tasks), _coming(tasks, found)
+    # Of pairs that are not written yet, as large a share is valid as of the others.
+    share = coming / max(1, asked) * (len(pairs) / (asked - coming) if asked > coming else 1.0)
+    expected = round(asked * share)
+    planted = [] if expected else plant_bad_pairs(pairs)
+    tries = 3 * PLANTED_OF_A_KIND if expected and expected + len(pairs) >= LEAST_JUDGED else 0
     before = client.usage.cached
-    joined = [row for row in rows.values() if row["hop_count"] > 1] if settings.synthesis.check_hops else []
+    await ask_judge([*pairs, *planted], texts, settings, client)
+    stage.take(before, VERDICT_TOKENS)
+    text = sum(len(source.text) * len(task.specs) for task in tasks for source in task.sources) / max(1, asked)
+    rubric, hops = (len(read_prompt(name)) + round(text) + PAIR_CHARACTERS for name in JUDGE_PROMPTS)
+    stage.add([ExpectedCall(JudgeAnswer.__name__, rubric)] * expected, VERDICT_TOKENS)
+    stage.add([ExpectedCall(JudgeAnswer.__name__, rubric)] * tries, VERDICT_TOKENS)
+    if not settings.synthesis.check_hops:
+        return
+    joined = [row for row in pairs if row["hop_count"] > 1]
+    before = client.usage.cached
     await ask_hops_needed(joined, texts, settings, client)
-    tally.take(client, before, NEED_TOKENS * settings.synthesis.max_hops)
-    # Verdicts on pairs that are not written yet.
-    share = coming / max(1, sum(len(task.specs) for task in tasks))
-    multi = sum(len(task.specs) for task in tasks if len(task.sources) > 1) if settings.synthesis.check_hops else 0
-    text = sum(len(source.text) * len(task.specs) for task in tasks for source in task.sources)
-    rubric, hops = (len(read_prompt(name)) for name in JUDGE_PROMPTS)
-    size = round((text * share + coming * rubric + multi * share * hops) / CHARACTERS_PER_TOKEN)
-    tries = 3 * PLANTED_OF_A_KIND if coming and coming + len(pairs) >= LEAST_JUDGED else 0
-    tally.calls += coming + tries + round(multi * share)
-    tally.prompt_tokens += round(size * (1 + tries / max(1, coming))) + (coming + tries) * PAIR_TOKENS
-    tally.completion_tokens += (coming + tries) * VERDICT_TOKENS + round(multi * share * NEED_TOKENS * 2)
+    stage.take(before, NEED_TOKENS * settings.synthesis.max_hops)
+    multi = sum(len(task.specs) for task in tasks if len(task.sources) > 1)
+    stage.add([ExpectedCall(NeedsAnswer.__name__, hops)] * round(multi * share), NEED_TOKENS * 2)
 
 
 def _coming(tasks: list[QuestionTask], found: Generated) -> int:
-    """Pairs that calls to come will write: all that are planned, less those whose outcome is stored."""
-    known = sum(reject.reason != NOT_ASKED for reject in found.rejects) + len(found.pairs)
-    return max(0, sum(len(task.specs) for task in tasks) - known) if _any_unasked(found) else 0
-
-
-def _any_unasked(found: Generated) -> bool:
-    return any(reject.reason == NOT_ASKED for reject in found.rejects)
-
-
-def _priced(stage: str, tally: _Tally, settings: Settings) -> StageEstimate:
-    llm = settings.llm
-    if llm.embedded:
-        layout = lay_out(SLOTS, llm.server_threads, model_file(llm).stat().st_size)
-        seconds = tally.fresh_tokens / EMBEDDED_PROMPT_RATE + tally.completion_tokens / EMBEDDED_WRITING_RATE
-        seconds /= layout.servers
-        cost = 0.0
-    else:
-        seconds = tally.calls * _SECONDS_PER_CALL / min(llm.max_concurrency, max(1, tally.calls))
-        cost = tally.prompt_tokens * llm.price_per_million_prompt_tokens / 1e6
-        cost += tally.completion_tokens * llm.price_per_million_completion_tokens / 1e6
-    counts = (tally.calls, tally.cached, tally.prompt_tokens, tally.completion_tokens)
-    return StageEstimate(stage, *counts, round(cost, 6), round(seconds, 1))
+    """Questions whose calls are to come."""
+    unasked = Counter(tuple(sorted(reject.segment_ids)) for reject in found.rejects if reject.reason == NOT_ASKED)
+    specs = sum(len(call.requests) for call in plan_calls(tasks) if tuple(sorted(call.segment_ids)) in unasked)
+    # One reject a question, or one a call.
+    return max(specs, sum(unasked.values()))
 
 
 def _caps(stages: tuple[StageEstimate, ...], settings: Settings) -> tuple[str, ...]:

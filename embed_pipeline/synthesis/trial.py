@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import polars as pl
 
@@ -32,15 +32,16 @@ from embed_pipeline.llm.prompts import (
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.llm.transport import EndpointError
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.artifacts import artifact_frame, ask_artifacts, plan_windows
+from embed_pipeline.synthesis.artifacts import Window, artifact_frame, ask_artifacts, plan_windows
 from embed_pipeline.synthesis.completion_generator import complete_questions
 from embed_pipeline.synthesis.judge import Judgement, NoVerdict, ask_judge, plant_bad_pairs
 from embed_pipeline.synthesis.pairs import Generated
-from embed_pipeline.synthesis.plan import QuestionTask, askable_sources, plan_single_hop, work_order
+from embed_pipeline.synthesis.plan import QuestionTask, Source, askable_sources, plan_single_hop, work_order
 from embed_pipeline.synthesis.structured_generator import PromptCall, ask_calls, plan_calls
 
 logger = logging.getLogger(__name__)
 Name = Literal["path", "judge"]
+NAMES: tuple[Name, ...] = get_args(Name)
 TRIAL_QUESTIONS = 12
 TRIAL_PAIRS = 6
 LEAST_EVIDENCE = 4
@@ -51,6 +52,7 @@ LEAST_SPREAD = 0.25
 """Standard deviation of the overall scores below which a judge tells nothing apart."""
 LEAST_MARGIN = 1.0
 """How much less planted bad pairs must score, overall, with a judge that is asked."""
+_TRYING = "Trying questions by schema"
 _PROMPTS: Mapping[Name, tuple[str, ...]] = MappingProxyType(
     {"path": (*ARTIFACT_PROMPTS, *STRUCTURED_PROMPTS, *COMPLETION_PROMPTS), "judge": JUDGE_PROMPTS}
 )
@@ -206,17 +208,20 @@ async def sample_questions(
     Returns:
         The calls for questions, and what came of them.
     """
-    first: dict[str, list[dict[str, Any]]] = {}
+    opening: dict[str, Window] = {}
     for window in plan_windows(segments):
-        first.setdefault(window[0]["document_id"], window)
+        opening.setdefault(window[0]["document_id"], window)
     askable = {source.segment_id for source in askable_sources(segments, titles, artifact_frame([]), settings)}
     windows, wanted = [], 0
-    for window in work_order(list(first.values()), settings.seed):
+    for window in work_order(list(opening.values()), settings.seed):
         held = sum(row["segment_id"] in askable for row in window)
         if held and wanted < TRIAL_QUESTIONS:
             windows.append(window)
             wanted += held * settings.synthesis.questions_per_segment
-    rows = await ask_artifacts(segments["batch"][0] if windows else "", windows, settings, client, Counter())
+    batch = segments["batch"][0] if windows else ""
+    # The first of each kind runs alone: what more at once bring shows the endpoint's capacity.
+    rows = await ask_artifacts(batch, windows[:1], settings, client, Counter())
+    rows += await ask_artifacts(batch, windows[1:], settings, client, Counter())
     sources = askable_sources(segments, titles, artifact_frame(rows), settings)
     shown = {row["segment_id"] for window in windows for row in window}
     every = plan_calls(plan_single_hop(sources, settings))
@@ -232,7 +237,17 @@ async def sample_questions(
     for _, call in sorted(ranked, key=lambda place: place[0]):
         if sum(len(chosen.requests) for chosen in calls) < TRIAL_QUESTIONS:
             calls.append(call)
-    return calls, await ask_calls(calls, settings, client, label="Trying questions by schema")
+    first, others = [await ask_calls(part, settings, client, label=_TRYING) for part in (calls[:1], calls[1:])]
+    return calls, Generated(first.pairs + others.pairs, first.rejects + others.rejects)
+
+
+def sample_tasks(sources: list[Source], settings: Settings) -> list[QuestionTask]:
+    """A few of the run's single-hop tasks."""
+    tasks: list[QuestionTask] = []
+    for task in work_order(plan_single_hop(sources, settings), settings.seed):
+        if sum(len(chosen.specs) for chosen in tasks) < TRIAL_QUESTIONS:
+            tasks.append(task)
+    return tasks
 
 
 async def _try_completion(tasks: list[QuestionTask], settings: Settings) -> _Outcome:

@@ -137,6 +137,33 @@ def table_head(text: str) -> str:
     )
 
 
+def table_rows(rows: Iterable[Iterable[tuple[str, int, int]]]) -> list[list[str]]:
+    """The cells of a table by row and column.
+
+    A cell that spans rows stands in each, so that every row says all; one that spans columns stands in the first.
+
+    Args:
+        rows: text of each cell, and how many columns and rows it spans.
+    """
+    held: dict[int, tuple[str, int]] = {}
+    found = []
+    for row in rows:
+        cells: list[str] = []
+        coming: dict[int, tuple[str, int]] = {}
+        for text, columns, span in row:
+            while len(cells) in held:
+                cells.append(held[len(cells)][0])
+            for part in [text, *[""] * (columns - 1)]:
+                if span > 1:
+                    coming[len(cells)] = (part, span - 1)
+                cells.append(part)
+        rest = range(len(cells), max(held, default=-1) + 1)
+        cells += [held[column][0] if column in held else "" for column in rest]
+        held = {column: (text, more - 1) for column, (text, more) in held.items() if more > 1} | coming
+        found.append(cells)
+    return found
+
+
 def without_spans(
     text: str, blocks: Sequence[Block], spans: Sequence[tuple[int, int]]
 ) -> tuple[str, tuple[Block, ...]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from html import unescape
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
@@ -80,6 +81,18 @@ def seen_markdown(text: str) -> tuple[str, tuple[Block, ...]]:
             spans.append((starts[leaf.first], end))
     blocks = _placed(text, leaves)
     return without_spans(text, blocks, spans) if spans else (text, blocks)
+
+
+def html_title(text: str, blocks: Sequence[Block]) -> str:
+    """A first-level heading that is written in HTML before all of Markdown's, of which none is first; else empty."""
+    first = next((block for block in blocks if block.kind == "heading"), None)
+    before = text[: first.start if first else len(text)].lower()
+    start = before.find("<h1")
+    end = before.find("</h1", start)
+    inside = [block.kind for block in blocks if block.start <= start < block.end]
+    if start < 0 or end < 0 or inside != ["paragraph"] or (first and first.level == 1):
+        return ""
+    return clean_title(unescape(_TAG.sub(" ", text[start:end] + ">").rstrip(">")))
 
 
 def _line_starts(text: str) -> list[int]:
@@ -232,7 +245,10 @@ def _says_nothing(html: str) -> bool:
         pieces.append(html[place:start])
         end = html.find("-->", start)
         place = end + 3 if end >= 0 else len(html)
-    shown = "".join([*pieces, html[place:]])
+    shown = "".join([*pieces, html[place:]]).strip()
+    unseen = next((name for name in ("style", "script") if shown[: len(name) + 1].lower() == f"<{name}"), "")
+    if unseen and shown.lower().find(f"</{unseen}") == shown.rfind("<"):
+        return True
     return not _TAG.sub("", shown).strip() and not any(mark in shown for mark in ("alt=", "title=", "{"))
 
 

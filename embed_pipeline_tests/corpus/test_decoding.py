@@ -43,6 +43,12 @@ def test_text_is_decoded_alike_from_every_encoding(content: bytes) -> None:
         ("cp1251", "Насос работает при трёх барах и открывает клапан."),
         ("koi8-r", "Насос работает при трёх барах и открывает клапан."),
         ("iso8859_7", "Η αντλία ανοίγει τη βαλβίδα στα τρία bar."),
+        ("koi8_u", "Клапан відкривається при трьох барах, і закривається знову при двох."),
+        ("iso8859_5", "Насос работает при трёх барах и открывает клапан."),
+        ("cp866", "Насос работает при трёх барах и открывает клапан."),
+        ("cp1251", "Помпата работи при три бара и отваря клапана."),
+        ("cp1253", "Η αντλία ανοίγει τη βαλβίδα στα τρία bar."),
+        ("iso2022_jp", "ポンプは三バールで弁を開きます。"),
         ("gb18030", "泵在三巴时打开阀门，然后关闭。"),
         ("big5", "泵在三巴時打開閥門，然後關閉。"),
         ("shift_jis", "ポンプは三バールで弁を開きます。"),
@@ -50,8 +56,11 @@ def test_text_is_decoded_alike_from_every_encoding(content: bytes) -> None:
         ("cp949", "펌프는 세 바에서 밸브를 엽니다."),
     ],
 )
-def test_an_older_encoding_is_detected(encoding: str, text: str) -> None:
-    assert decode((text * 6).encode(encoding)) == text * 6
+@pytest.mark.parametrize("times", [1, 6])
+def test_an_older_encoding_is_detected(encoding: str, text: str, times: int) -> None:
+    if times == 1 and encoding in {"gb18030", "big5", "shift_jis", "euc-jp", "cp949"}:
+        pytest.skip("a sentence of two bytes a letter is too short to tell by")
+    assert decode((text * times).encode(encoding)) == text * times
 
 
 @pytest.mark.parametrize(

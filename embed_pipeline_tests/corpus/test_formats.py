@@ -18,6 +18,10 @@ from embed_pipeline.corpus.formats import read_markdown, read_notebook, split_fr
         ("---\ntags:\n  - a\n---\n", ""),
         ("---\ntitle:\n  nested: 1\n---\n", ""),
         ("+++\ntitle = Guide without quotes\n+++\n", "Guide without quotes"),
+        ('{\n  "title": "Guide",\n  "tags": ["a"]\n}\n', "Guide"),
+        ("% Guide\n% A. Author\n% 2024-05-01\n", "Guide"),
+        ("% A guide whose title\n  goes on\n% A. Author\n", "A guide whose title goes on"),
+        ("Title: Guide\nAuthor: A. Author\n", "Guide"),
     ],
 )
 def test_the_title_is_that_of_the_metadata_and_nothing_of_it_is_text(front: str, title: str) -> None:
@@ -35,6 +39,12 @@ def test_the_title_is_that_of_the_metadata_and_nothing_of_it_is_text(front: str,
         "Text\n---\ntitle: x\n---\n",
         "+++\n",
         "",
+        '{"key": 1}\n\ntext\n',
+        '{"title": "never closed"\n\ntext\n',
+        '{"title": "x"} and text\n',
+        "Title: one line alone\n\ntext\n",
+        "Title: x\nand a sentence.\n",
+        "%comment\ntext\n",
     ],
 )
 def test_what_is_no_metadata_stays(text: str) -> None:
@@ -89,3 +99,17 @@ def test_metadata_in_the_first_cell_names_it() -> None:
 def test_what_is_no_notebook_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="it is no notebook"):
         read_notebook(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ('<div>\n<h1 align="center">\n <img src=a>\n <br>Turbine &amp; Kit\n</h1>\n\n## Use\n', "Turbine & Kit"),
+        ("<h1>Turbine</h1>\n\n# Own\n", "Own"),
+        ("# Own\n\n<h1>Turbine</h1>\n", "Own"),
+        ("```html\n<h1>Turbine</h1>\n```\n\n## Install\n", "Install"),
+        ("<h1>Never closed\n\n## Install\n", "Install"),
+    ],
+)  # fmt: skip
+def test_a_title_in_html_before_all_headings_is_the_title(text: str, title: str) -> None:
+    assert read_markdown(text).title == title

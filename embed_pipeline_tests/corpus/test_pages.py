@@ -89,3 +89,67 @@ def test_a_table_that_lays_out_a_page_is_the_page() -> None:
 @pytest.mark.parametrize("opening", ["<div>", "<p><b>", "<ul><li>", "<table><tr><td>", "<blockquote>", "<my-x>"])
 def test_however_deep_the_text_is_read(opening: str) -> None:
     assert "x marks it" in read_html("<h1>T</h1>" + opening * 3000 + "x marks it").text
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "<pre>make\n# then\nrun</pre>",
+        "<pre><code><span class=token-line>make<br></span><span># then<br></span><span>run<br></span></code></pre>",
+        "<pre><div class=ec><div>make</div></div><div class=ec><div># then\n</div></div><div class=ec>run</div></pre>",
+        "<table><tr><td class=linenos><pre>1\n2\n3</pre></td><td><pre>make\n# then\nrun</pre></td></tr></table>",
+        "<pre><i class=lineno>1 </i>make\n<i class=lineno>2 </i># then\n<i class=lineno>3 </i>run</pre>",
+    ],
+)
+def test_lines_of_code_stay_lines_without_their_numbers(code: str) -> None:
+    read = read_html(f"<main><h1>T</h1><p>Text before it.</p>{code}</main>")
+    assert read.text == "# T\n\nText before it.\n\n```\nmake\n# then\nrun\n```\n"
+
+
+def test_what_a_page_shows_beside_its_text_goes() -> None:
+    kept = _kept(
+        "<div id=mw-page-base>Jump to content</div><div role=main><h1>Pump</h1><div id=toc class=toc><h2>Contents</h2>"
+        "<ul><li><a href=#a>History</a></li></ul></div><p>It moves fluids.</p><ul role=tablist><li>npm</li></ul>"
+        "<clipboard-copy>copy</clipboard-copy><select><option>en</option></select><div class=toc><p>Not a list of "
+        "links, but text.</p></div></div><div id=mw-navigation><h2>Navigation menu</h2></div>"
+    )
+    assert kept == "# Pump\n\nIt moves fluids.\n\nNot a list of links, but text.\n"
+    around = _kept(
+        "<div><h1>T</h1><p>Long text that stands before the main part of it all.</p></div><main><h1>x</h1></main>"
+    )
+    assert "Long text" in around
+
+
+def test_sections_of_xhtml_are_text() -> None:
+    page = '<?xml version="1.0"?><html><body><h1>T</h1><p>A<![CDATA[ < ]]>B</p><script>//<![CDATA[\nx<1//]]></script>'
+    assert read_html(f"{page}</body></html>").text == "# T\n\nA < B\n"
+
+
+def test_headings_in_lists_are_headings_and_paragraphs_in_headings_their_text() -> None:
+    steps = "<ol><li><h3>One</h3><p>Do it.</p></li><li><h3><p>Two</p></h3>x</li></ol>"
+    read = read_html(f"<h1>T</h1>{steps}<blockquote><h2>Q</h2></blockquote>")
+    assert [(b.level, b.text) for b in read.blocks if b.kind == "heading"] == [(1, "T"), (3, "One"), (3, "Two")]
+    assert "1. ### One\n\n   Do it.\n" in read.text
+    assert read_html("<h3 align=center>\n<p>Run it\n</h3><p>x</p>").text == "### Run it\n\nx\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (
+            "<table><tr><th>part<th>bar</tr><tr><td rowspan=2>A<td>1</tr><tr><td>2</td></tr></table>",
+            "| part | bar |\n| --- | --- |\n| A | 1 |\n| A | 2 |\n",
+        ),
+        ("<div role=heading aria-level=3>Part</div><p>x</p>", "### Part\n\nx\n"),
+        ("<p class=MsoTitle>Handbook</p><p class=MsoNormal>x</p>", "# Handbook\n\nx\n"),
+        ("<h1><img src=a.png alt='The kit'></h1><p>x</p>", "# The kit\n\nx\n"),
+        (
+            "<p>It is <math><semantics><mrow><mi>E</mi></mrow><annotation>E=mc^2</annotation></semantics></math>.</p>",
+            "It is E=mc^2.\n",
+        ),
+        ("<div>One.<br><br>Two,<br>on.</div>", "One.\n\nTwo,\non.\n"),
+    ],
+    ids=["rowspan", "role", "Word", "picture", "formula", "breaks"],
+)  # fmt: skip
+def test_what_pages_mean_by_other_elements(body: str, text: str) -> None:
+    assert _kept(body) == text

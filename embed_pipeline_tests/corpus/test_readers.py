@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -149,16 +150,28 @@ def test_a_conversion_that_takes_too_much_memory_ends_and_the_next_is_read():
 
 
 def test_a_conversion_that_takes_too_long_is_ended_and_the_next_is_read():
-    with ReadingProcess(Corpus(conversion_seconds=1)) as reader:
+    with ReadingProcess(Corpus(conversion_seconds=0.1)) as reader:
         reader._process = reader._start()
         os.kill(reader._process.pid, 19)  # SIGSTOP: it answers no more
         started = time.monotonic()
-        with pytest.raises(UnreadableError, match=r"over corpus.conversion_seconds = 1") as caught:
+        with pytest.raises(UnreadableError, match=r"over corpus.conversion_seconds = 0.1") as caught:
             reader.read("a.docx", docx())
         assert time.monotonic() - started < 20
         assert caught.value.reason == "too_large"
     with ReadingProcess(Corpus()) as reader:
         assert "valve" in reader.read("b.docx", docx()).text
+
+
+@pytest.mark.slow
+def test_the_processors_time_counts_and_not_the_clocks():
+    page = b"<p>A <b>valve</b>.</p>" * 60_000
+    with ReadingProcess(Corpus(conversion_seconds=1)) as reader:
+        with pytest.raises(UnreadableError, match=r"over corpus.conversion_seconds = 1"):
+            reader.read("a.html", page)
+        process = reader._process = reader._start()
+        os.kill(process.pid, 19)
+        threading.Timer(1.5, os.kill, (process.pid, 18)).start()  # SIGCONT: another had the processor
+        assert reader.read("b.md", b"# A").title == "A"
 
 
 @pytest.mark.slow

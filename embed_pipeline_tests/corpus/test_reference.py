@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.parser import HeaderParser
+from functools import partial
+from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docutils import frontend, nodes, utils
@@ -16,11 +21,18 @@ from markdown_it.token import Token
 
 from embed_pipeline.corpus.decoding import decode
 from embed_pipeline.corpus.formats import read_markdown, split_front_matter, title_of
+from embed_pipeline.corpus.pages import read_html
 from embed_pipeline.corpus.restructured import read_restructured
 
 PACKAGES = Path(sysconfig.get_path("purelib"))
 MOST = 150
+LEAST = 200
+"""Files that are compared in all; fewer would say that the packages at hand carry no texts."""
 LARGEST = 60_000
+FURNITURE = (
+    "<html><head><title>Site</title></head><body><nav><h2>Menu</h2><a href=x>x</a></nav><header><h2>Top</h2></header>"
+    "<main>{}</main><aside><h3>Related</h3><a href=y>y</a></aside><footer><h2>About</h2></footer></body></html>"
+)
 PARSER = MarkdownIt("commonmark").enable("table")
 
 
@@ -73,18 +85,95 @@ def _depth(node: nodes.Node) -> int:
     return 0 if above is None else _depth(above) + isinstance(above, nodes.section)
 
 
+class _Outline(HTMLParser):
+    """Headings as the standard library's parser meets them, outside of quotes and of what frames a page."""
+
+    FRAMES = frozenset({"nav", "header", "footer", "aside", "blockquote", "template", "button", "svg", "noscript"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[int, str]] = []
+        self._frames = 0
+        self._open: tuple[int, list[str]] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._frames += tag in self.FRAMES
+        if re.fullmatch("h[1-6]", tag) and not self._frames:
+            self._open = (int(tag[1]), [])
+        elif self._open and tag == "br":
+            self._open[1].append(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._frames -= tag in self.FRAMES
+        if self._open and tag == f"h{self._open[0]}":
+            shown = " ".join("".join(self._open[1]).split())
+            self.found += [(self._open[0], shown)] if shown else []
+            self._open = None
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self._open[1].append(data)
+
+
+def _outline(page: str) -> list[tuple[int, str]]:
+    parser = _Outline()
+    parser.feed(page)
+    parser.close()
+    return parser.found
+
+
+def _pages() -> Iterator[tuple[str, str]]:
+    """The Markdown files as pages with menus around them, and the pages that packages carry."""
+    for name, text in _texts("md"):
+        yield name, FURNITURE.format(PARSER.render(split_front_matter(text)[1]))
+    for path in sorted(PACKAGES.rglob("*.html")):
+        if path.stat().st_size < LARGEST:
+            yield str(path.relative_to(PACKAGES)), decode(path.read_bytes(), is_html=True)
+
+
+SETS: dict[str, tuple[Callable[[], Iterator[tuple[str, str]]], Any, Any]] = {
+    "md": (partial(_texts, "md"), read_markdown, _commonmark),
+    "rst": (partial(_texts, "rst"), read_restructured, _docutils),
+    "html": (_pages, read_html, _outline),
+}
+
+
+def test_the_packages_at_hand_carry_enough_to_compare() -> None:
+    counts = {ending: sum(1 for _ in zip(texts(), range(MOST), strict=False)) for ending, (texts, _, _) in SETS.items()}
+    assert sum(counts.values()) >= LEAST
+    assert min(counts.values()) > 20
+
+
+def _title(ending: str, text: str, headings: list[tuple[int, str]]) -> str:
+    """What the format's rule says: of a page its first heading of the first level, else what its head says.
+
+    Of Markdown a first-level heading in HTML, where it stands before the others and none of them is first-level.
+    """
+    first = headings[0][1] if headings else ""
+    if ending != "html":
+        metadata, body = split_front_matter(text)
+        shown = _outline(PARSER.render(body)) if ending == "md" and headings[:1] != [(1, first)] else []
+        before = shown[: shown.index(headings[0]) if headings and headings[0] in shown else len(shown)]
+        return title_of(metadata) or next((said for level, said in before if level == 1), first)
+    named = re.search(r"<title[^>]*>(.*?)</title>", text, re.DOTALL)
+    own = next((shown for level, shown in headings if level == 1), "")
+    return own or " ".join(unescape(named[1]).split() if named else []) or first
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ["md", "rst"])
+@pytest.mark.parametrize("ending", SETS)
 def test_headings_and_titles_are_those_of_the_reference(ending: str) -> None:
-    read, reference = (read_markdown, _commonmark) if ending == "md" else (read_restructured, _docutils)
-    texts = [pair for pair, _ in zip(_texts(ending), range(MOST), strict=False)]
-    assert len(texts) > 20
+    source, read, reference = SETS[ending]
+    texts = [pair for pair, _ in zip(source(), range(MOST), strict=False)]
     wrong = {}
+    seen = 0
     for name, text in texts:
         found = read(text)
         headings = [(block.level, block.text) for block in found.blocks if block.kind == "heading"]
         expected = reference(text)
-        title = title_of(split_front_matter(text)[0]) or (expected[0][1] if expected else "")
+        seen += len(expected)
+        title = _title(ending, text, expected)
         if headings != expected or found.title != title:
             wrong[name] = [pair for pair in [*headings, *expected] if (pair in headings) != (pair in expected)][:4]
     assert wrong == {}
+    assert seen > len(texts), "files without headings prove nothing"

@@ -83,3 +83,13 @@ def test_what_docutils_cannot_read_stays_as_it_stands() -> None:
     kept = read_restructured(text).text
     assert "broken table" in kept
     assert "Last words." in kept
+
+
+def test_conditions_and_classes_are_no_text() -> None:
+    read = read_restructured("T\n=\n\n.. only:: html\n\n   Shown.\n\n.. container:: wide box\n\n   Boxed.\n")
+    assert read.text == "# T\n\nShown.\n\nBoxed.\n"
+
+
+def test_a_cell_that_spans_rows_stands_in_each() -> None:
+    table = "+---+---+\n| a | b |\n+===+===+\n| A | 1 |\n|   +---+\n|   | 2 |\n+---+---+\n"
+    assert read_restructured(table).text == "| a | b |\n| --- | --- |\n| A | 1 |\n| A | 2 |\n"

@@ -35,8 +35,12 @@ def test_rows_are_sections_named_by_their_title() -> None:
         ("name\tbar\nvalve\t3\n", "## valve\n\nbar: 3\n"),
         ("name,it's\nvalve's,o'clock\n", "## valve's\n\nit's: o'clock\n"),
         ("name,\nvalve,3\n", "## valve\n\ncolumn 2: 3\n"),
+        ("#,name,bar\n1,valve,3\n", "## valve\n\n#: 1\nbar: 3\n"),
+        ("name,text\nvalve,<p>It <b>opens</b>.</p><h2>Late</h2><p>x</p>\n",
+         "## valve\n\ntext:\n\nIt **opens**.\n\n## Late\n\nx\n"),
     ],
-    ids=["lines", "inches", "sep", "twice", "one column", "ragged", "space", "tab", "apostrophe", "unnamed"],
+    ids=["lines", "inches", "sep", "twice", "one column", "ragged", "space", "tab", "apostrophe", "unnamed", "number",
+         "html"],
 )  # fmt: skip
 def test_cells_keep_what_is_in_them(text: str, kept: str) -> None:
     read = read_csv(text)
@@ -53,12 +57,7 @@ def test_a_doubled_quote_late_in_the_file_and_a_long_cell_are_read() -> None:
 
 def test_a_damaged_row_takes_no_other_along() -> None:
     read = read_csv('name,text\na,fine\nb,"never closed\nc,fine too\nd,"also, fine"\n')
-    assert (
-        read.text
-        == "## a\n\ntext: fine\n\n## Row 3\n\nname: c\ntext: fine too\n\n## d\n\ntext: also, fine\n".replace(
-            "## Row 3\n\nname: c", "## c\n"
-        ).replace("## c\n\ntext", "## c\n\ntext")
-    )
+    assert read.text == "## a\n\ntext: fine\n\n## c\n\ntext: fine too\n\n## d\n\ntext: also, fine\n"
     assert [part[:8] for part in read.left_out] == ["line 3: "]
     lines = read_json_lines('{"title": "A", "x": 1}\n[2]\n{"title": "B", "te\n{"title": "C", "x": 3}\n')
     assert [b.text for b in lines.blocks if b.kind == "heading"] == ["A", "C"]
@@ -84,6 +83,8 @@ def test_nested_values_are_their_texts() -> None:
         "## 7\n\nmessages: user: How?\nIt is stuck.\n\nassistant: Turn it.\nmeta: tags: a, b, deep: "
         "x: 1\nlone: a \ufffd b\n"
     )
+    parts = '[{"type": "text", "text": "How?"}, {"type": "image_url", "image_url": {"url": "x"}}]'
+    assert read_json_lines(f'{{"messages": [{{"role": "user", "content": {parts}}}]}}').text.endswith("user: How?\n")
     deep = '{"a": ' + "[" * 400 + "]" * 400 + "}"
     assert read_json_lines(f'{deep}\n{{"b": 1}}\n').text.endswith("b: 1\n")
 
@@ -99,3 +100,9 @@ def test_an_array_is_its_elements() -> None:
 def test_a_file_without_any_row_is_refused(text: str, says: str) -> None:
     with pytest.raises(NoRowsError, match=says):
         read_json_lines(text)
+
+
+def test_comments_before_the_rows_are_no_rows_and_are_named() -> None:
+    read = read_csv("# exported on a Monday\nname;bar\nvalve;3,5\npump;2,5\n")
+    assert read.text == "## valve\n\nbar: 3,5\n\n## pump\n\nbar: 2,5\n"
+    assert read.left_out == ("line 1 is a comment",)

@@ -49,15 +49,23 @@ def plain(folder: Path, kind: str, prefix: str) -> np.ndarray:
     return unit(encode(list(families.sample_texts()), prompt=prefix))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", families.FAMILIES)
-def test_vectors_are_those_of_sentence_transformers_and_the_export_keeps_them(name, tmp_path):
+def test_vectors_are_those_of_sentence_transformers_and_saving_and_exporting_keep_them(name, tmp_path):
     folder = families.FAMILIES[name](tmp_path / name)
-    encoder = Encoder.load(folder, CPU)
-    texts = list(families.sample_texts())
+    model = load_model(folder, CPU)
+    encoder, texts = Encoder.of(model, CPU), list(families.sample_texts())
     prefixes = {"query": encoder.backend.of_kind("query").query_prefix, "passage": encoder.backend.passage_prefix}
+    expected = {kind: encoder.encode(texts, kind) for kind in prefixes}
     for kind, prefix in prefixes.items():
-        np.testing.assert_allclose(encoder.encode(texts, kind), plain(folder, kind, prefix), atol=2e-5)
+        np.testing.assert_allclose(expected[kind], plain(folder, kind, prefix), atol=2e-5)
+    if name in families.ROBERTA_KIN:
+        assert max_tokens_of(model) == 128, "positions begin after the padding token"
+    write_model_folder(model, tmp_path / "saved")
+    check_model_folder(model, tmp_path / "saved")
+    again = load_model(tmp_path / "saved", CPU)
+    limits = ([max_tokens_of(route_of(each, kind)) for kind in TASKS] for each in (again, model))
+    assert next(limits) == next(limits)
+    assert (again.prompts["query"], again.prompts["document"]) == (model.prompts["query"], model.prompts["document"])
     if name in UNTRACED:
         with pytest.raises(OnnxExportError, match="torch cannot trace"):
             export_onnx(folder, tmp_path / "onnx", Release(), CPU)
@@ -65,25 +73,7 @@ def test_vectors_are_those_of_sentence_transformers_and_the_export_keeps_them(na
     export_onnx(folder, tmp_path / "onnx", Release(), CPU)
     exported = Encoder(OnnxBackend(tmp_path / "onnx", threads=1))
     for kind in prefixes:
-        np.testing.assert_allclose(exported.encode(texts, kind), encoder.encode(texts, kind), atol=2e-5)
-
-
-@pytest.mark.parametrize("name", families.FAMILIES)
-def test_what_is_saved_is_what_was_loaded(name, tmp_path):
-    model = load_model(families.FAMILIES[name](tmp_path / name), CPU)
-    write_model_folder(model, tmp_path / "saved")
-    check_model_folder(model, tmp_path / "saved")
-    again = load_model(tmp_path / "saved", CPU)
-    assert [max_tokens_of(route_of(again, kind)) for kind in TASKS] == [
-        max_tokens_of(route_of(model, kind)) for kind in TASKS
-    ]
-    assert (again.prompts["query"], again.prompts["document"]) == (model.prompts["query"], model.prompts["document"])
-
-
-@pytest.mark.parametrize("name", families.ROBERTA_KIN)
-def test_positions_that_begin_after_the_padding_token_are_not_read(name, tmp_path):
-    model = load_model(families.FAMILIES[name](tmp_path / name), CPU)
-    assert max_tokens_of(model) == 128
+        np.testing.assert_allclose(exported.encode(texts, kind), expected[kind], atol=2e-5)
 
 
 def test_a_text_ends_as_its_tokenizer_is_configured(tmp_path):

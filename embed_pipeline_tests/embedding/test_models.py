@@ -6,14 +6,18 @@ import json
 import pickle
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.families import ModelError
 from embed_pipeline.embedding.models import base_model_name, load_model, resolve_model
 from embed_pipeline.settings import Embedding
+from embed_pipeline_tests import families
 
 CPU = Embedding(device="cpu")
 
@@ -201,3 +205,85 @@ def test_prompts_that_are_not_understood_are_named(folder, caplog, prompts):
     assert (found["query"], found["document"]) == ("", "")
     assert all(name in caplog.text for name in prompts)
     assert "embedding.query_prefix" in caplog.text
+
+
+def _weights(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Rewrite the weights of ``folder``."""
+    from safetensors.torch import load_file, save_file
+
+    changed = change(load_file(folder / "model.safetensors"))
+    save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _lose_queries(folder: Path) -> None:
+    _weights(folder, lambda found: {name: value for name, value in found.items() if "self.query" not in name})
+
+
+def _rename_all(folder: Path) -> None:
+    _weights(folder, lambda found: {f"auto_model.{name}": value for name, value in found.items()})
+
+
+def _shorten_table(folder: Path) -> None:
+    name = "embeddings.word_embeddings.weight"
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"] - 40
+    _weights(folder, lambda found: found | {name: found[name][:rows].clone()})
+    edit(folder / "config.json", vocab_size=rows)
+
+
+def _classify(folder: Path) -> None:
+    (folder / "modules.json").unlink()
+    edit(folder / "config.json", architectures=["BertForSequenceClassification"])
+
+
+def _leave_an_adapter(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_lose_queries, r"lacks 2 weights of BertModel, first encoder\.layer\.0\.attention\.self\.query\.bias"),
+        (_rename_all, r"lacks \d+ weights of BertModel, first embeddings\.LayerNorm\.bias"),
+        (_shorten_table, r"the tokenizer has ids up to \d+, the model embeddings for \d+: they do not fit"),
+        (_classify, "holds a BertForSequenceClassification, a cross-encoder or classifier"),
+        (_leave_an_adapter, r"adapter_config\.json alone is an adapter without its base; merge them"),
+        (lambda folder: edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "GPTQ"),
+        (lambda folder: edit(folder / "config_sentence_transformers.json", prompts=None), "cannot be loaded"),
+        (lambda folder: edit(folder / "sentence_bert_config.json", max_seq_length="512"), r"max_seq_length is '512'"),
+    ],
+    ids=["lost", "renamed", "short table", "classifier", "adapter", "quantised", "null prompts", "limit in words"],
+)
+def test_a_folder_that_is_not_whole_is_refused_plainly(spoil, says, tmp_path):
+    folder = families.bert(tmp_path / "bert")
+    spoil(folder)
+    with pytest.raises(ModelError, match=says):
+        Encoder.load(folder, CPU)
+
+
+def test_what_lies_hidden_or_beside_is_not_read(tmp_path):
+    folder = families.bert(tmp_path / "bert")
+    for name in (".git/config.json", ".cache/weights.pkl", "tf_model.h5", "pytorch_model.bin", "optimizer.pt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\x80")
+    assert Encoder.load(folder, CPU).max_tokens == 512
+
+
+@pytest.mark.parametrize("kind", ["words", "bag of words"])
+def test_a_model_without_a_fast_tokenizer_is_refused_plainly(kind, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    words = ["the", "a", "text"]
+    if kind == "words":
+        from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
+
+        table = modules.WordEmbeddings(WhitespaceTokenizer(vocab=words), np.ones((3, 32), np.float32))
+        made = [table, modules.Pooling(32, "mean")]
+    else:
+        made = [modules.BoW(vocab=words)]
+    SentenceTransformer(modules=made, device="cpu").save_pretrained(str(tmp_path / "m"), create_model_card=False)
+    with pytest.raises(ModelError, match="tokenizer WhitespaceTokenizer has no tokenizer.json form"):
+        Encoder.load(tmp_path / "m", CPU)

@@ -59,6 +59,15 @@ class Context:
         return stream_handle == 7
 
 
+class Logger:
+    """TensorRT's own log."""
+
+    WARNING = 2
+
+    def __init__(self, severity: int) -> None:
+        self.severity = severity
+
+
 @pytest.fixture
 def engine(tiny_export, tmp_path, monkeypatch):
     """A folder with an engine, and the context that it is run by."""
@@ -71,9 +80,7 @@ def engine(tiny_export, tmp_path, monkeypatch):
     (folder / "engine.json").write_text(json.dumps({"gpu": GPU, "tensorrt": VERSION, "profile": profile}))
     loaded = SimpleNamespace(create_execution_context=lambda: context)
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: loaded if data == b"engine" else None)
-    logger = SimpleNamespace(WARNING=2)
-    trt = SimpleNamespace(__version__=VERSION, Logger=lambda _: logger, Runtime=lambda _: runtime)
-    trt.Logger = type("Logger", (), {"WARNING": 2, "__init__": lambda self, severity: None})
+    trt = SimpleNamespace(__version__=VERSION, Logger=Logger, Runtime=lambda _: runtime)
     monkeypatch.setattr(tensorrt_backend, "require_tensorrt", lambda: (trt, GPU))
     monkeypatch.setattr(TensorRTBackend, "device", "cpu")
     stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: None)

@@ -71,7 +71,7 @@ def test_a_candidate_that_costs_too_much_or_cuts_segments_is_not_taken(models, t
     frame, reason = compare_bases(material.corpus(), SETS, settings(tmp_path, candidates=[models[2], models[0]]))
     assert frame.filter("chosen")["model"].unique().to_list() == [models[0]]
     assert "reads 8 tokens and would cut" in reason
-    with pytest.raises(EvaluationError, match=r"no candidate may be taken: .*tiny needs .* max_gigaflops = 1e-06"):
+    with pytest.raises(EvaluationError, match=r"no candidate may be taken: .*tiny needs .*max_gigaflops = 1e-06"):
         compare_bases(material.corpus(), SETS, settings(tmp_path, candidates=models[:1], max_gigaflops=1e-6))
 
 

@@ -119,7 +119,7 @@ def test_a_batch_that_got_a_number_again_is_run(instance, folder):
 def test_a_file_still_being_written_is_not_taken(instance, folder, monkeypatch):
     monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__SETTLE_SECONDS", "3600")
     write(folder, "a.md")
-    assert tick(instance).skip_message == "1 files, nothing new; 1 changed within orchestration.settle_seconds"
+    assert tick(instance).skip_message == "1 file, nothing new; 1 changed within orchestration.settle_seconds"
 
 
 def test_a_batch_that_was_scored_already_is_not_run_again(instance, folder, tmp_path):
@@ -156,7 +156,7 @@ def test_a_mass_deletion_is_held_back_and_said(instance, folder):
     cursor = tick(instance).cursor
     for name in ("a.md", "b.md", "c.md"):
         (folder / name).unlink()
-    assert "3 known files are gone" in tick(instance, cursor).skip_message
+    assert "3 known files no longer in" in tick(instance, cursor).skip_message
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_documents_on_object_storage_are_seen_like_those_of_a_folder(instance, f
     system.pipe_file("/feed/docs/a.md", b"text of a")
     result = tick(instance)
     assert len(result.run_requests) == 1
-    assert tick(instance, result.cursor).skip_message == "1 files, nothing new"
+    assert tick(instance, result.cursor).skip_message == "1 file, nothing new"
     system.pipe_file("/feed/docs/b.md", b"text of b")
     monkeypatch.setenv("EMBED_PIPELINE_ORCHESTRATION__SETTLE_SECONDS", "3600")
     assert "1 changed within" in tick(instance, result.cursor).skip_message
@@ -238,9 +238,8 @@ def test_a_training_waits_for_enough_new_pairs(instance):
 @pytest.mark.slow
 def test_a_training_waits_for_the_examples_that_hold_the_new_pairs(instance):
     materialized(instance, "qa_dataset", pairs_by_batch={"1": 80})
-    assert (
-        "dataset_split, hard_negatives, training_examples do not hold them yet" in schedule_tick(instance).skip_message
-    )
+    waiting = "dataset_split, base_comparison, base_model, hard_negatives, training_examples do not hold them yet"
+    assert waiting in schedule_tick(instance).skip_message
 
 
 @pytest.mark.slow
@@ -388,12 +387,18 @@ def test_a_corpus_is_split_with_its_own_questions_and_not_with_those_before(foll
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("asset", "last"), [("hard_negatives", "dataset_split"), ("training_examples", "hard_negatives")]
+    ("assets", "last"),
+    [
+        ({"base_comparison", "base_model"}, "dataset_split"),
+        ({"hard_negatives"}, "base_model"),
+        ({"training_examples"}, "hard_negatives"),
+    ],
 )
-def test_what_follows_the_split_waits_for_what_is_made_before_it(following, asset, last):
-    following.selection = dg.AssetSelection.assets(asset)
+def test_what_follows_the_split_waits_for_what_is_made_before_it(following, assets, last):
+    following.selection = dg.AssetSelection.assets(*assets)
     following.batch("00001-a")
-    following.made("corpus", "qa_dataset", "qa_decisions", "dataset_split", "hard_negatives", "training_examples")
+    following.made("corpus", "left_out_documents", "qa_dataset", "qa_decisions", "dataset_split")
+    following.made("base_comparison", "base_model", "hard_negatives", "training_examples")
     for gate in ("qa_dataset", "dataset_split", "hard_negatives"):
         following.checked(gate, passed=True)
     following.tick()
@@ -401,4 +406,4 @@ def test_what_follows_the_split_waits_for_what_is_made_before_it(following, asse
     assert following.tick() == set()
     following.made(last)
     following.checked(last, passed=True)
-    assert following.tick() == {asset}
+    assert following.tick() == assets

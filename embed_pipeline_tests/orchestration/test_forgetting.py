@@ -127,11 +127,11 @@ def test_a_document_is_forgotten_everywhere(prepared):  # noqa: PLR0915 - one pr
             found = kept[row["qa_id"]]
             assert found["negative_segment_ids"] == [row["negative_segment_ids"][place] for place in left]
             assert found["negative_similarities"] == [row["negative_similarities"][place] for place in left]
-        # Nothing is read or asked again, and only the negatives are mined anew.
+        # Nothing is read or asked again; the base is chosen again, and the negatives are mined anew.
         calls = len(stub.requests)
         runner = StageRunner(build_definitions(settings), instance, settings)
         assert runner.run("sdg").made == []
-        assert runner.run("prep").made == ["hard_negatives", "training_examples"]
+        assert runner.run("prep").made == ["base_comparison", "base_model", "hard_negatives", "training_examples"]
         assert len(stub.requests) == calls
         again = {row["qa_id"]: len(row["negative_segment_ids"]) for row in project.table("hard_negatives").to_dicts()}
         written = {row["qa_id"] for row in others.filter(pl.col("origin") == "generated").to_dicts()}

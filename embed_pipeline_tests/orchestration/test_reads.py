@@ -34,7 +34,6 @@ GATES = {
     ("retrieval_evaluation", "forgetting.max_loss"),
     ("release", "forgetting.questions"),
     ("release", "forgetting.max_loss"),
-    ("onnx_precisions", "release.max_int8_ndcg_delta"),
     ("deployment", "release.min_fp16_cosine"),
     # A deployment and the check of a release set these three themselves.
     ("release", "embedding.precision"),
@@ -112,6 +111,7 @@ def test_what_a_step_reads_is_declared_and_another_adapter_trains_no_step(
             gates__max_labelled_loss="1",
             gates__min_champion_gain="-1",
             adapter__share="0",
+            embedding__context="path",
             training_data__num_negatives="2",
         )
         for name, value in project.environment.items():

@@ -99,7 +99,7 @@ def test_an_asset_of_batches_says_that_one_must_be_chosen():
          "Permission denied: /store; make it writable for this user, and run"),
         ("OSError: [Errno 30] Read-only file system\n", "OSError", "Read-only file system; make it writable"),
         ("dagster._core.errors.DagsterExecutionInterruptedError\n", "DagsterExecutionInterruptedError",
-         "interrupted; what was finished is kept"),
+         "interrupted; finished work is kept"),
         ("embed_pipeline.storage.StorageError: a.parquet cannot be reached\n", "StorageError",
          "a.parquet cannot be reached"),
         ("KeyError: 'x'\n", "KeyError", "KeyError: 'x'"),
@@ -170,7 +170,7 @@ def test_a_step_that_the_interpreter_cannot_interrupt_ends_as_soon(tmp_path, tin
         _, output = running.communicate(timeout=60)
         seconds = time.monotonic() - begun
     assert running.returncode == 130, output
-    assert output.count("error: interrupted; what was finished is kept") == 1
+    assert output.count("error: interrupted; finished work is kept") == 1
     assert seconds < 4
     assert len(project.table("documents")) == 12
 

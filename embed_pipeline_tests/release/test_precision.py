@@ -20,6 +20,7 @@ from embed_pipeline.release.precision import (
     mixed_precision,
     precision_failures,
     write_precision,
+    write_within_bounds,
 )
 from embed_pipeline.settings import Settings
 
@@ -58,6 +59,21 @@ def test_a_converter_that_repeats_its_casts_gives_the_same_graph(tiny_export, mo
     monkeypatch.setattr(float16, "convert_float_to_float16", repeating)
     found = mixed_precision(tiny_export / "model.onnx")
     assert sorted(map(str, found.graph.node)) == sorted(map(str, expected.graph.node))
+
+
+@pytest.mark.parametrize(("deltas", "written", "failing"), [([0.0], 1, 0), ([0.01, 0.0], 2, 0), ([0.01, 0.01], 2, 1)])
+def test_int8_takes_blocks_where_channels_miss_the_bound(tiny_export, tmp_path, deltas, written, failing):
+    full, cosines = Encoder(OnnxBackend(tiny_export, threads=1)).encode(TEXTS, "passage"), []
+
+    def measure(folder: Path) -> Parity:
+        found = Encoder(OnnxBackend(folder, threads=1)).encode(TEXTS, "passage")
+        cosines.append(float((found * full).sum(axis=1).min()))
+        return Parity(1, 1, cosines[-1], 1.0, 1.0, deltas[len(cosines) - 1], 0.0, ())
+
+    parity, failures = write_within_bounds(tiny_export, tmp_path / "int8", "int8", measure, Settings())
+    assert (len(cosines), len(failures), parity.min_cosine) == (written, failing, cosines[-1])
+    if written > 1:
+        assert 1 - cosines[1] < (1 - cosines[0]) / 4
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])

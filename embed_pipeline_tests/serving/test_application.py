@@ -76,7 +76,7 @@ def test_length_is_an_error_or_a_cut(endpoint):
     long = "in of to " * 30 + "class"
     refused = endpoint.embed(["a", long])
     assert refused.status_code == 400
-    assert "input[1] has 95 tokens, the model reads 64" in refused.json()["error"]["message"]
+    assert "input[1] has 95 tokens, and the model reads at most 64" in refused.json()["error"]["message"]
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     before = endpoint.metric("truncated_total")
     ends, starts = endpoint.vectors(long, truncate="END"), endpoint.vectors(long, truncate="START")

@@ -261,7 +261,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
         await held(queue, model)
         job = queue.submit(rows(*[30] * 3), 0)
         for ask in (lambda: queue.submit(rows(30), 0), lambda: queue.reservation(30).__enter__()):
-            with pytest.raises(RequestError, match="90 tokens wait already, of at most 100") as caught:
+            with pytest.raises(RequestError, match="the queue holds 90 of at most 100 tokens") as caught:
                 ask()
             assert caught.value.status == 429
             assert int(caught.value.headers["Retry-After"]) >= 1

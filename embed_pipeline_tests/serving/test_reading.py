@@ -40,7 +40,7 @@ def test_a_text_of_exactly_the_limit_is_not_too_long(backend, reader):
     # [CLS] what is ... [SEP]
     row = reader.read(["in " * (LIMIT - 4)], "query", "NONE").rows[0]
     assert len(row) == LIMIT
-    with pytest.raises(RequestError, match=r"input\[5\] has 65 tokens, the model reads 64"):
+    with pytest.raises(RequestError, match=r"input\[5\] has 65 tokens, and the model reads at most 64"):
         reader.read(["in " * (LIMIT - 3)], "query", "NONE", first=5)
 
 
@@ -85,7 +85,7 @@ def test_a_huge_text_is_not_tokenised_whole(backend, monkeypatch):
     for truncate in ("END", "START"):
         reader.read(["in of to " * 250_000], "query", truncate)
     assert max(seen) < 2 * WHOLE_CHARACTERS
-    with pytest.raises(RequestError, match=r"has more than [0-9]+ tokens, the model reads 64"):
+    with pytest.raises(RequestError, match=r"has more than [0-9]+ tokens, and the model reads at most 64"):
         reader.read(["in of to " * 250_000], "query", "NONE")
     assert max(seen) < 2 * WHOLE_CHARACTERS
 
@@ -98,7 +98,7 @@ def test_space_alone_does_not_count_against_a_text(backend, reader):
 
 def test_a_prefix_that_leaves_no_room_is_refused(backend, monkeypatch):
     monkeypatch.setattr(backend, "query_prefix", "in " * LIMIT)
-    with pytest.raises(ServingError, match="has 66 tokens, the model reads 64"):
+    with pytest.raises(ServingError, match="has 66 tokens, and the model reads at most 64"):
         Reader(backend)
 
 

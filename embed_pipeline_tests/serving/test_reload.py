@@ -7,17 +7,19 @@ import shutil
 import threading
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.release.releases import promote
-from embed_pipeline.serving.server import Follower
+from embed_pipeline.serving.connections import bind
+from embed_pipeline.serving.server import EmbeddingServer, Follower
 from embed_pipeline.serving.service import Service
 from embed_pipeline.settings import Paths, Serving, Settings
 from embed_pipeline.storage import write_whole
-from embed_pipeline_tests.serving.endpoint import Running, changed, eventually, gated, running
+from embed_pipeline_tests.serving.endpoint import MODEL, Running, changed, eventually, gated, running
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ def test_a_release_that_cannot_be_served_leaves_the_one_before(store, caplog, fa
     with following(store, max_batch_tokens=128) as served, caplog.at_level(logging.ERROR):
         broken(store, fault)
         eventually(lambda: served.metric("failed_reloads_total") == 1)
-        assert "release 3 cannot be served, 1 stays" in caplog.text
+        assert "release 3 cannot be served, so 1 stays in service" in caplog.text
         assert served.embed("class").status_code == 200
         promote(Paths(store=store), "2")
         eventually(lambda: served.service.version == "2")
@@ -174,3 +176,26 @@ def test_only_a_bundle_of_the_store_is_followed(store, bundle):
     finally:
         service.close()
         still.close()
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_before_the_first_release_it_waits_and_answers_503(bundle, tmp_path, comes):
+    paths = Paths(store=tmp_path / "store")
+    shutil.copytree(bundle, paths.store / "release" / "1")
+    serving = Serving(port="auto", cores=1, reload_seconds=0.02)
+    service = Service(Settings(paths=paths, serving=serving))
+    server = EmbeddingServer(None, service, bind(serving))
+    thread = threading.Thread(target=server.run_until_stopped)
+    thread.start()
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        statuses = [client.get(f"/v1/health/{what}").status_code for what in ("live", "ready")]
+        refused = client.post("/v1/embeddings", json={"input": "in", "model": MODEL})
+        if comes:
+            promote(paths, "1")
+            eventually(lambda: client.get("/v1/health/ready").status_code == 200)
+            assert client.get("/v1/metadata").json()["data"][0]["version"] == "1"
+        server.drain()
+        thread.join(30)
+    assert statuses == [200, 503]
+    assert refused.status_code == 503
+    assert not thread.is_alive()

@@ -141,7 +141,7 @@ def walk(value: Any, seen: dict[str, int]) -> None:
 def test_a_large_body_of_tiny_values_is_refused_before_it_is_parsed(filling):
     raw = b'{"model":"m","input":[' + filling * (4_000_000 // len(filling)) + b"1]}"
     started = time.perf_counter()
-    assert "JSON values, at most" in refusal(raw).message
+    assert "JSON values, more than" in refusal(raw).message
     # Parsing it takes several times as long, without letting another thread run.
     assert time.perf_counter() - started < 2.0
 

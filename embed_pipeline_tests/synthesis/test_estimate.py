@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.estimate import Estimate, estimate, estimate_folder
 from embed_pipeline.synthesis.generate import generate_pairs
 from embed_pipeline.synthesis.score import score_pairs
-from embed_pipeline_tests.stub_endpoint import stub_endpoint
+from embed_pipeline.synthesis.trial import choose_judge, choose_path
+from embed_pipeline_tests.stub_endpoint import Answer, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
 MakeSettings = Callable[..., Settings]
@@ -49,7 +56,7 @@ def test_it_predicts_the_calls_of_a_run_and_sends_none(make_settings: MakeSettin
     assert predicted.total.cost == pytest.approx(
         (predicted.total.prompt_tokens + 10 * predicted.total.completion_tokens) / 1e6, rel=1e-3
     )
-    assert predicted.total.seconds == sum(5.0 for stage in predicted.stages)
+    assert predicted.total.seconds == 4 * 5.0, "artifacts, questions, verdicts, and those on planted pairs"
 
 
 def test_after_a_run_nothing_is_left_to_pay(make_settings: MakeSettings, encoder: Encoder) -> None:
@@ -126,3 +133,76 @@ def test_a_folder_is_estimated_as_a_run_would_cut_it(
     assert load_batches(settings.paths.store) == []
     cut_batches(settings)
     assert estimate_folder(settings, encoder) == before
+
+
+def _documents(count: int) -> tuple[dict[str, pl.DataFrame], dict[str, str]]:
+    """Batches of documents of unequal length, in words that differ."""
+    chance = random.Random(5)
+    rows = []
+    for number in range(count):
+        for part in range(1 + number % 3):
+            said = " ".join(f"{word}{number} runs at {part}{chance.randint(10, 99)} bar." for word in WORDS[: 3 + part])
+            rows.append((f"s{number:03}-{part}", f"d{number:03}", f"The {said} Ask the service {number} for more."))
+    frame = material.segments({key: text for key, _, text in rows})
+    frame = frame.with_columns(document_id=pl.Series([document for _, document, _ in rows]))
+    half = f"d{count // 2:03}"
+    batches = {"b1": frame.filter(pl.col("document_id") < half), "b2": frame.filter(pl.col("document_id") >= half)}
+    return batches, {document: f"Machine {document}" for _, document, _ in rows}
+
+
+WORDS = ("pump", "valve", "boiler", "heater", "filter", "turbine")
+COMPLETES = {"path": "completion", "judge": "measured", "questions_per_segment": 3}
+MODELS = {
+    "by schema, two at once": ({"path": "structured", "judge": "asked"}, 2),
+    "completing, any number at once": (COMPLETES, 1000),
+    "auto, one answer in six invalid, any number at once": ({}, 1000),
+}
+
+
+def _slow_model(seed: int, *, invalid: float) -> Callable[[dict[str, Any]], Answer]:
+    """A model whose answers differ in length, and take 150 ms and 0.5 ms a token, more or less."""
+    chance = random.Random(seed)
+
+    def respond(request: dict[str, Any]) -> Answer:
+        if "prompt" in request:
+            passage = next(line for line in reversed(request["prompt"].splitlines()) if " runs at " in line)
+            said = re.findall(r"[a-z]+\d+", passage)
+            asks = request["prompt"].endswith("Question:")
+            text = f"{' What is' if asks else ''} the {chance.choice(said)} of the service for {chance.choice(said)}?"
+        elif request["messages"][0]["content"].startswith("You judge"):
+            why = "It stands there, in the words of the segment. " * chance.randint(1, 5)
+            shown, _, pair = request["messages"][1]["content"].rpartition("Pair: ")
+            right = json.loads(pair.split("\n")[0])["answer"][:30] in shown and "What is said of" in pair
+            verdict = {"justification": why, "score": chance.choice((7, 8, 9, 9.5)) if right else 2}
+            text = json.dumps(dict.fromkeys(CRITERIA, verdict))
+        else:
+            text = material.respond({**request, "messages": request["messages"][:2]})
+        if chance.random() < invalid and not text.startswith(" "):
+            text = text[: len(text) // 2]
+        return Answer(text, seconds=(0.15 + 0.0005 * len(text) / 4) * chance.lognormvariate(0, 0.25))
+
+    return respond
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_few_calls_predict_the_run(make_settings: MakeSettings, encoder: Encoder, name: str) -> None:
+    """Calls, tokens and time within a factor of 1.5, at a model that answers at its own pace."""
+    synthesis, slots = MODELS[name]
+    batches, titles = _documents(15 if "completing" in name else 10)
+    with stub_endpoint(_slow_model(3, invalid=0 if synthesis else 1 / 6), slots=slots) as stub:
+        settings = make_settings(stub.base_url, llm={"max_concurrency": 5}, multi_hop_share=0, **synthesis)
+        predicted = estimate(batches, titles, settings, lambda: encoder, ask=True)
+        usages = []
+        for batch, segments in batches.items():
+            path = choose_path(segments, titles, settings).applied(settings)
+            artifacts = extract_artifacts(batch, segments, path)
+            made = generate_pairs(batch, segments, artifacts.artifacts, titles, path, lambda: encoder)
+            judged = choose_judge(made.pairs, segments, path).applied(path)
+            usages += [artifacts.usage, made.usage, score_pairs(batch, made.pairs, segments, judged, encoder).usage]
+    pairs = {"calls": "calls", "prompt_tokens": "prompt_tokens", "completion_tokens": "completion_tokens",
+             "seconds": "elapsed"}  # fmt: skip
+    said = {name: (getattr(predicted.total, name), sum(getattr(usage, was) for usage in usages))
+            for name, was in pairs.items()}  # fmt: skip
+    for expected, was in said.values():
+        assert was / 1.5 <= expected <= was * 1.5, said

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from embed_pipeline.text.blocks import Draft, as_rows, clean_text, from_rows, table_head, without_spans
+import pytest
+
+from embed_pipeline.text.blocks import Draft, as_rows, clean_text, from_rows, table_head, table_rows, without_spans
 from embed_pipeline.text.markdown import markdown_blocks
 
 
@@ -45,3 +47,17 @@ def test_spans_are_taken_out_and_the_rest_keeps_its_blocks() -> None:
 def test_the_head_of_a_table_is_two_lines_and_names_something() -> None:
     assert table_head("| a | b |\n|---|---|\n| 1 | 2 |\n") == "| a | b |\n|---|---|\n"
     assert table_head("|  |  |\n|---|---|\n| 1 | 2 |\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[("a", 1, 2), ("b", 1, 1)], [("c", 1, 1)]], [["a", "b"], ["a", "c"]]),
+        ([[("a", 1, 1), ("b", 1, 2)], [("c", 1, 1)], [("d", 2, 1)]], [["a", "b"], ["c", "b"], ["d", ""]]),
+        ([[("a", 2, 3), ("b", 1, 1)], [("c", 1, 1)], [("d", 1, 1)]], [["a", "", "b"], ["a", "", "c"], ["a", "", "d"]]),
+        ([[("a", 1, 1), ("b", 1, 9)], []], [["a", "b"], ["", "b"]]),
+        ([], []),
+    ],
+)
+def test_a_cell_stands_in_every_row_that_it_spans(rows, expected) -> None:
+    assert table_rows(rows) == expected

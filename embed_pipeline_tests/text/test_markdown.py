@@ -109,6 +109,7 @@ def test_a_long_text_is_parsed_in_pieces_as_in_one() -> None:
 def test_what_no_reader_sees_is_left_out() -> None:
     badge = "[![build](https://x.invalid/b.svg)](https://ci.invalid)"
     unseen = ["<!-- comment -->\n<p align='center'><img src='logo.svg'></p>\n", f"{badge} {badge}\n", "![](a.png)\n"]
+    unseen += ["<style>\n.a { color: red }\n</style>\n", "<script>let a = 1 < 2</script>\n"]
     seen = ["![The regulator seen from the left](r.png)\n", "<b>Bold</b> text\n", "Text with ![a](b.png) in it.\n"]
     text = "\n".join([*unseen, *seen])
     kept = "\n".join(seen)

@@ -33,7 +33,12 @@ from embed_pipeline.release.bundle import (
 from embed_pipeline.release.existing_index import keeps_passages
 from embed_pipeline.release.manifest import Hybrid, ReleaseError
 from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
-from embed_pipeline.release.precision import engine_failures, measured_precisions, precision_failures, write_precision
+from embed_pipeline.release.precision import (
+    engine_failures,
+    measured_precisions,
+    precision_failures,
+    write_within_bounds,
+)
 from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, build_engine
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.passages import passages_by_id
@@ -93,10 +98,13 @@ def onnx_precisions(
     rows = []
     with explained():
         for precision in settings.release.precisions:
-            folder = staged / EXPORT_FOLDERS[precision]
-            write_precision(onnx_model, folder, precision)
-            parity = _measured(finetuned_model, OnnxBackend(folder), folder, corpus, test, settings)
-            failures = precision_failures(precision, parity, settings)
+            parity, failures = write_within_bounds(
+                onnx_model,
+                staged / EXPORT_FOLDERS[precision],
+                precision,
+                lambda folder: _measured(finetuned_model, OnnxBackend(folder), folder, corpus, test, settings),
+                settings,
+            )
             for failure in failures:
                 logger.warning("not released: %s", failure)
             rows.append([precision, f"{parity.min_cosine:.5f}", f"{parity.ndcg_delta:+.4f}", "; ".join(failures)])
@@ -105,7 +113,7 @@ def onnx_precisions(
 
 
 @dg.asset(
-    description="The base model as ONNX: the endpoint serves it beside the tuned one, for comparison.",
+    description="The base model as ONNX: the endpoint serves it next to the tuned one, for comparison.",
     group_name=GROUP,
     owners=OWNERS,
     kinds={"onnx"},
