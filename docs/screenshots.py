@@ -1,4 +1,4 @@
-"""The README's pictures: the Dagster UI, the report and the search page of this folder's own store, in Chromium.
+"""Pictures of this folder's own store, in Chromium: the Dagster UI, the report, the inspection and search pages.
 
     embed-pipeline run && python docs/screenshots.py
 
@@ -30,7 +30,7 @@ _LOAD_MILLISECONDS = 30_000
 
 @dataclass(frozen=True)
 class Page:
-    """A page: name, address (``{ui}``, ``{endpoint}`` and ``{report}`` stand for what is served), size in pixels."""
+    """A page: name, address (``{ui}``, ``{endpoint}``, ``{inspect}``, ``{report}``: what is served), size in pixels."""
 
     name: str
     address: str
@@ -42,6 +42,7 @@ PAGES = (
     Page("checks", "{ui}/assets/qa_dataset?view=checks"),
     Page("evaluation", "{ui}/assets/retrieval_evaluation?view=overview", height=1700),
     Page("report", "{report}", width=1200, height=1500),
+    Page("inspect", "{inspect}/?state=rejected&sort=overall&order=descending", width=1300, height=900),
     Page("search", "{endpoint}/?q=what happens when the iterator of a for loop is exhausted", width=1300, height=900),
 )
 
@@ -62,8 +63,12 @@ def main() -> None:
     report = (load_settings().paths.store / "reports" / "report.html").resolve()
     if not report.exists():
         parser.error(f"{report} is not there: run embed-pipeline run first")
-    with _served("ui", "/server_info", "{") as ui, _served("serve", "/search?q=words", '"state":"ready"') as endpoint:
-        addresses = {"ui": ui, "endpoint": endpoint, "report": report.as_uri()}
+    with (
+        _served("ui", "/server_info", "{") as ui,
+        _served("serve", "/search?q=words", '"state":"ready"') as endpoint,
+        _served("inspect", "/", "<h1>") as inspect,
+    ):
+        addresses = {"ui": ui, "endpoint": endpoint, "inspect": inspect, "report": report.as_uri()}
         for page in PAGES:
             if not arguments.names or page.name in arguments.names:
                 _take(browser, page, page.address.format(**addresses).replace(" ", "%20"))

@@ -373,8 +373,10 @@ def serve(
 
 
 @app.command()
-def inspect() -> None:
-    """The QA set in the browser: every pair, accepted or not, where it comes from and where it went."""
+def inspect(
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; default inspection.port.")] = None,
+) -> None:
+    """Show every question-answer pair in the browser, accepted or not, with its sources, scores and models."""
     from embed_pipeline.inspection.inspector import Neighbours
     from embed_pipeline.inspection.inspector import inspect as serve_pages
     from embed_pipeline.orchestration.resources import open_instance, trained_models
@@ -386,7 +388,7 @@ def inspect() -> None:
             models=lambda: trained_models(instance, settings.tracking.registered_model),
             reviewed=lambda: report_reviews(instance, settings.paths.root),
         )
-        serve_pages(settings, neighbours)
+        serve_pages(settings, neighbours, port=port)
 
 
 @app.command()

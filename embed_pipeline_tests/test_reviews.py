@@ -7,9 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 from upath import UPath
 
 from embed_pipeline import tables
+from embed_pipeline.cli import app
 from embed_pipeline.reviews import (
     ReviewError,
     ReviewJournal,
@@ -155,3 +157,22 @@ def test_a_plain_list_of_others_is_enough(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"qa_id": "q1", "action": "reject"}) + "\n\n")
     assert import_reviews(tmp_path / "a.jsonl", UPath(tmp_path), "Eva").new == 1
     assert read_reviews(UPath(tmp_path)).row(0, named=True)["reviewer"] == "Eva"
+
+
+def test_the_commands_carry_reviews_to_another_store(tmp_path, monkeypatch):
+    def command(store, *arguments):
+        monkeypatch.setenv("EMBED_PIPELINE_PATHS__STORE", str(tmp_path / store))
+        done = CliRunner().invoke(app, ["reviews", *arguments])
+        return done.exit_code, done.output
+
+    monkeypatch.chdir(tmp_path)
+    for store in ("a", "b"):
+        folder = tmp_path / store / "tables" / "qa_pairs"
+        folder.mkdir(parents=True)
+        material.pairs(material.pair_row("q1", "A?", "s1")).write_parquet(folder / "b1.parquet")
+    ReviewJournal(UPath(tmp_path / "a")).append([review_row("q1", "accept", "Eva"), review_row("zz", "reject", "Eva")])
+    assert command("a", "export", "x.csv") == (0, "2 reviews in x.csv\n")
+    status, said = command("b", "import", "x.csv")
+    assert (status, said.splitlines()[0]) == (0, "1 review added; stored before: 0")
+    assert "not stored here: 1, first zz" in said
+    assert command("b", "import", "x.csv")[1].startswith("0 reviews added; stored before: 1")

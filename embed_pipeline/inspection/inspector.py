@@ -349,13 +349,18 @@ def create_inspector(settings: Settings, neighbours: Neighbours) -> Starlette:
     return application
 
 
-def inspect(settings: Settings, neighbours: Neighbours) -> None:
+def inspect(settings: Settings, neighbours: Neighbours, *, port: int | None = None) -> None:
     """Serve the pages until SIGTERM or SIGINT.
+
+    Args:
+        settings: ``inspection``, and where the store is.
+        neighbours: models, and who is told of corrections.
+        port: instead of ``inspection.port``.
 
     Raises:
         ServingError: the address is taken or not this machine's.
     """
-    listener = bind(settings.inspection)
+    listener = bind(settings.inspection, port)
     host, port = listener.getsockname()[:2]
     if not is_loopback(host):
         writes = " and corrects pairs" if settings.inspection.corrections else ""

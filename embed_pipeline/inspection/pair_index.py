@@ -1,8 +1,8 @@
 """All pairs of a store in one frame, accepted and rejected, searched and counted in memory.
 
 Two hundred thousand pairs are searched, filtered, counted and sorted in about a tenth of a second of one core, and held
-in about half a gigabyte. A full-text index in SQLite finds rare words faster and common words slower, and counts for the charts
-take longer there, so the frame is all there is: nothing is built beside the store, and nothing goes stale.
+in about half a gigabyte. A full-text index in SQLite finds rare words faster and common ones slower, and counts for the
+charts take longer there, so the frame is all there is: nothing is built beside the store, and nothing goes stale.
 """
 
 from __future__ import annotations

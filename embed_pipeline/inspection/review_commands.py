@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from embed_pipeline.escaping import on_one_line
+from embed_pipeline.escaping import counted, on_one_line
 from embed_pipeline.settings import load_settings
 
-reviews_app = typer.Typer(help="Carry what people said of pairs between stores and other tools.", no_args_is_help=True)
+reviews_app = typer.Typer(
+    help="Export and import people's corrections; turn judged searches into a query set.", no_args_is_help=True
+)
 _File = Annotated[Path, typer.Argument(help="A file that ends in .csv or .jsonl.")]
 
 
@@ -22,7 +24,7 @@ def export_reviews(path: _File) -> None:
     found = reviews.read_reviews(load_settings().paths.root)
     found = tables.QA_REVIEWS.empty() if found is None else found
     reviews.export_reviews(found, path)
-    _say(f"{found.height} reviews in {path}")
+    _say(f"{counted(found.height, 'review')} in {path}")
 
 
 @reviews_app.command("import")
@@ -32,9 +34,9 @@ def import_reviews(path: _File) -> None:
 
     settings = load_settings()
     added = reviews.import_reviews(path, settings.paths.root, settings.inspection.reviewer_name)
-    _say(f"{added.new} reviews added, {added.known} were stored already")
+    _say(f"{counted(added.new, 'review')} added; stored before: {added.known}")
     if added.unknown:
-        _say(f"left out, because there is no such pair: {len(added.unknown)}, first {added.unknown[0]}")
+        _say(f"left out, because the pair is not stored here: {len(added.unknown)}, first {added.unknown[0]}")
 
 
 @reviews_app.command()
@@ -46,7 +48,11 @@ def queries(
     from embed_pipeline.inspection.judged_searches import write_judged_queries
 
     written, left_out = write_judged_queries(files, folder)
-    _say(f"{written} queries in {folder}; left out, because no result was judged right: {left_out}")
+    _say(f"{_queries(written)} in {folder}; left out, because no result was judged right: {left_out}")
+
+
+def _queries(number: int) -> str:
+    return f"{number:,} {'query' if number == 1 else 'queries'}"
 
 
 def _say(line: str) -> None:

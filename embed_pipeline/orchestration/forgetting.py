@@ -430,7 +430,7 @@ def comes_from(table: str, traces: Traces) -> pl.Expr:
     return pl.any_horizontal(
         _any_of(column, traces.values(identity))
         if schema[column] == pl.List
-        else pl.col(column).is_in(traces.values(identity))
+        else pl.col(column).is_in(traces.values(identity)).fill_null(value=False)
         for column, identity in TRACED_COLUMNS[table].items()
     )
 

@@ -8,6 +8,7 @@ from upath import UPath
 
 from embed_pipeline import tables
 from embed_pipeline.definitions import build_definitions
+from embed_pipeline.orchestration import forgetting
 from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
 from embed_pipeline.orchestration.jobs import STAGES
 from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews, report_reviews
@@ -70,3 +71,17 @@ def test_nobody_is_nothing(settings):
     assert (found.verdicts, found.version) == ({}, {})
     assert read_reviews(UPath(settings.paths.store)) is None
     assert tables.QA_REVIEWS.name == QA_REVIEWS.path[-1]
+
+
+def test_what_was_said_of_a_forgotten_documents_pairs_is_removed(settings):
+    root = UPath(settings.paths.store)
+    for who in ("Eva", "Ivo"):
+        ReviewJournal(root).append([review_row(f"q{number}", "accept", who) for number in (1, 2)])
+    ReviewJournal(root).append([review_row("q3", "positive", "Eva", segment_id="s1")])
+    traces = forgetting.Traces(frozenset(), frozenset(), frozenset({"s1"}), frozenset({"q1"}))
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert forgetting._forget_reviews(traces, root, instance) == 3
+        left = read_reviews(root)
+        assert left["qa_id"].to_list() == ["q2", "q2"]
+        event = instance.get_latest_materialization_event(QA_REVIEWS)
+        assert event.asset_materialization.tags["dagster/data_version"] == tables.content_hash(left)
