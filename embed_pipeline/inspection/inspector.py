@@ -124,7 +124,7 @@ class Inspector:
         if row is None:
             raise HTTPException(404, f"there is no pair {qa_id[:80]}")
         before, after = index.neighbours(query, qa_id)
-        common = {"row": row, "query": query, "before": before, "after": after}
+        common: dict[str, Any] = {"row": row, "query": query, "before": before, "after": after}
         provenance = self._provenance()
         rejected = provenance.reject(qa_id) if row["state"] == "invalid" else None
         if rejected is not None:
@@ -234,15 +234,16 @@ class Inspector:
             raise HTTPException(404, f"there is no pair {qa_id[:80]} to correct")
         if action in {"accept", "reject", "edit"} and (row["origin"] != GENERATED or row["overall"] is None):
             raise HTTPException(400, "only pairs that were generated and judged are accepted, rejected or edited here")
-        words = {name: given.get(name, "") for name in ("question", "answer")} if action == "edit" else {}
-        for name, text in words.items():
-            if " ".join(text.split()) == " ".join((row[name] or "").split()):
-                words[name] = ""
+        question, answer = (_changed(given.get(name, ""), row[name]) for name in ("question", "answer"))
+        if action == "edit" and not question and not answer:
+            action = "accept"
+        words = (question, answer) if action == "edit" else (None, None)
         segment = given.get("segment_id") if action == "positive" else None
         if segment and segment not in self._provenance().negatives(qa_id):
             raise HTTPException(400, f"segment {segment[:80]} is no hard negative of this question")
         who, comment = self._reviewer(request), given.get("comment", "")
-        self._journal.append([review_row(qa_id, action, who, segment_id=segment, comment=comment, **words)])
+        said = review_row(qa_id, action, who, question=words[0], answer=words[1], segment_id=segment, comment=comment)
+        self._journal.append([said])
         self._neighbours.reviewed()
 
     def _reviewer(self, request: Request) -> str:
@@ -311,6 +312,11 @@ async def _body(request: Request) -> bytes:
         if len(body) > _MAX_BODY_BYTES:
             raise HTTPException(413, f"a correction has at most {_MAX_BODY_BYTES} bytes")
     return body
+
+
+def _changed(given: str, before: str | None) -> str | None:
+    """The words of a form's field; None: they are those of before."""
+    return None if given.split() == (before or "").split() else given
 
 
 def _first_question(pairs: pl.LazyFrame | None, qa_id: str) -> str:

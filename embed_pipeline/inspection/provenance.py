@@ -114,7 +114,7 @@ class Provenance:
         def shown(key: str, words: Sequence[str]) -> SourceText:
             row = segments[key]
             before, after = around.get(key, ("", ""))
-            path = row.get("path") or paths.get(row["document_id"], row["document_id"])
+            path = str(row.get("path") or paths.get(row["document_id"], row["document_id"]))
             return SourceText(row, path, marked(row["text"], words), before, after)
 
         def compared(ids: str, values: str) -> list[tuple[SourceText, float]]:

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from embed_pipeline.reviews import read_reviews
-from embed_pipeline_tests.inspection.material import LAMP, inspected, write_store
+from embed_pipeline_tests.inspection.material import LAMP, TECHNICIAN, inspected, write_store
+from embed_pipeline_tests.synthesis.material import TEXTS
 
 HOSTILE = "<img src=/x onerror=document.title=1> <script>document.title=2</script> \" ' {{ 7*7 }} \u202ekcab"
 PAGES = ["/", "/documents", "/segments", "/agreement", "/pairs/q1aa", "/pairs/q2aa", "/pairs/q3aa", "/pairs/q4aa",
@@ -132,7 +133,6 @@ def test_corrections_are_stored_and_shown_at_once(correcting):
         ({}, {"sec-fetch-site": "cross-site"}, 403),
         ({"action": "drop"}, {}, 400),
         ({"action": "positive", "segment_id": "s5"}, {}, 400),
-        ({"action": "edit"}, {}, 400),
         ({"action": "comment", "comment": "x" * 5000}, {}, 400),
         ({"action": "comment", "comment": "x" * 200_000}, {}, 413),
     ],
@@ -141,6 +141,11 @@ def test_what_does_not_come_from_these_pages_or_says_nothing_is_refused(correcti
     assert send(correcting, headers=headers, **{"action": "accept", **fields}).status_code == status
     assert read_reviews(correcting.root) is None
     assert correcting.told == []
+
+
+def test_words_that_are_saved_as_they_were_are_accepted(correcting):
+    assert send(correcting, action="edit", question=f" {TECHNICIAN}\r\n", answer=TEXTS["s3"]).status_code == 303
+    assert read_reviews(correcting.root)["action"].to_list() == ["accept"]
 
 
 @pytest.mark.parametrize("qa_id", ["q4aa", "label1"])
