@@ -77,7 +77,7 @@ def fingerprint(
     parts = [str(assets.code_versions_by_key.get(key)), table.form if table else ""]
     for dependency in sorted(assets.asset_deps[key], key=str):
         name = dependency.path[-1]
-        versions = {None: read[name]} if name in read else data_versions(instance, dependency)
+        versions: Mapping[str | None, str] = {None: read[name]} if name in read else data_versions(instance, dependency)
         wanted = [batch] if batch is not None and batch in versions else sorted(versions, key=str)
         parts += [f"{dependency.to_user_string()} {part} {versions[part]}" for part in wanted]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
