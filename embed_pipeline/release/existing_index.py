@@ -48,11 +48,17 @@ def steps(manifest: Manifest) -> list[str]:
     name, facts = manifest.version, manifest.model
     prefix = f"{facts.query_prefix!r} before each" if facts.query_prefix else "nothing before them"
     queries = f"embed queries with release {name} ({prefix}): served as a model whose name ends in -query"
+    context = {
+        "none": [],
+        "title": ["before each passage's text belongs its document's title and a blank line"],
+        "path": ["before each passage's text belong its document's title, the headings above it, and a blank line"],
+    }[facts.passage_context]
     if manifest.passage_vectors == "base":
         return [
-            f"an index that was filled with {facts.base_model} stays valid: passages have the same vectors",
+            f"an index that was filled with {facts.base_model} stays valid: the same text has the same vector",
             queries,
             "new passages can be embedded with either",
+            *context,
         ]
     passages = f"{facts.passage_prefix!r} before each" if facts.passage_prefix else "nothing before them"
     return [
@@ -60,6 +66,7 @@ def steps(manifest: Manifest) -> list[str]:
         f"vectors of {facts.base_model} are not comparable with the release's",
         queries,
         "switch queries and index at the same moment",
+        *context,
     ]
 
 
