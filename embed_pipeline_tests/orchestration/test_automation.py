@@ -407,3 +407,18 @@ def test_what_follows_the_split_waits_for_what_is_made_before_it(following, asse
     following.made(last)
     following.checked(last, passed=True)
     assert following.tick() == assets
+
+
+@pytest.mark.slow
+def test_corrections_wait_for_the_next_run(following):
+    following.selection = dg.AssetSelection.assets("qa_dataset", "qa_decisions", "hard_negatives")
+    following.batch("00001-a")
+    following.made("corpus", "left_out_documents", "qa_dataset", "qa_decisions", "dataset_split")
+    following.made("base_comparison", "base_model", "hard_negatives")
+    for gate in ("qa_dataset", "dataset_split", "hard_negatives"):
+        following.checked(gate, passed=True)
+    following.tick()
+    following.made("qa_reviews")
+    assert following.tick() == set()
+    following.made("corpus")
+    assert following.tick() == {"qa_dataset", "qa_decisions"}
