@@ -46,6 +46,7 @@ def test_a_page_is_whole_and_takes_nothing_from_elsewhere(reading, page):
     assert answer.headers["cache-control"] == "no-store"
     assert '<html lang="en">' in answer.text
     assert not re.findall(r"""(?:src|href)="(?:https?:)?//|\son\w+=| style="|\bNone\b(?! of| survived)""", answer.text)
+    assert answer.text.count('aria-current="page"') == 1
     assert answer.text.count("<main") == answer.text.count("<h1") == answer.text.count('aria-label="Pages"') == 1
 
 
