@@ -58,6 +58,7 @@ class Answer:
     text: str
     finish_reason: str = "stop"
     refusal: str | None = None
+    log_probability: float | None = None
 
 
 Step = Status | Drop | Truncate | Hang | Answer
@@ -209,6 +210,8 @@ def _shape(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
         choice["message"] = {"role": "assistant", "content": answer.text, "refusal": answer.refusal}
     else:
         choice["text"] = answer.text
+    if answer.log_probability is not None:
+        choice["logprobs"] = {"content": [{"token": "?", "logprob": answer.log_probability}]}
     usage = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

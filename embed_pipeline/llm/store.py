@@ -32,9 +32,12 @@ CREATE TABLE IF NOT EXISTS responses (
     prompt_tokens INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL,
     checksum TEXT NOT NULL,
-    stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
+    stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')),
+    log_probability REAL
 ) WITHOUT ROWID
 """
+_ADDED_COLUMN = "log_probability"
+"""Stores of earlier versions lack it."""
 
 
 class ResponseStoreError(RuntimeError):
@@ -51,6 +54,8 @@ class Answer:
         prompt_tokens: tokens of the request.
         completion_tokens: tokens of the answer.
         cached: True when it came from the store.
+        log_probability: mean over its tokens of the natural logarithm of the probability that the model gave each; None
+            where it was not asked for, or not told.
     """
 
     text: str
@@ -58,6 +63,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cached: bool = False
+    log_probability: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -118,7 +124,8 @@ class ResponseStore:
             ResponseStoreError: if the file turns out damaged.
         """
         row = self._execute(
-            "SELECT text, finish_reason, prompt_tokens, completion_tokens, checksum FROM responses WHERE key = ?",
+            "SELECT text, finish_reason, prompt_tokens, completion_tokens, log_probability, checksum FROM responses"
+            " WHERE key = ?",
             (key,),
         )
         with self._lock:
@@ -126,9 +133,9 @@ class ResponseStore:
             self.misses += row is None
         if row is None:
             return None
-        if row[4] != _checksum(key, row[:4]):
+        if row[5] != _checksum(key, row[:5]):
             raise self._unusable(f"the row {key} does not match its checksum")
-        return Answer(row[0], row[1], row[2], row[3], cached=True)
+        return Answer(row[0], row[1], row[2], row[3], cached=True, log_probability=row[4])
 
     def put(self, key: str, answer: Answer, *, replace: bool = False) -> Answer:
         """Store an answer so that it survives the death of this process; the first answer to a request stays.
@@ -144,12 +151,13 @@ class ResponseStore:
         Raises:
             ResponseStoreError: if the file cannot be written or turns out damaged.
         """
-        values = (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens)
+        counts = (answer.prompt_tokens, answer.completion_tokens)
+        values = (answer.text, answer.finish_reason, *counts, answer.log_probability)
         clash = "REPLACE" if replace else "IGNORE"
         stored = self._execute(
             f"INSERT OR {clash} INTO responses"  # noqa: S608 - one of two words
-            " (key, text, finish_reason, prompt_tokens, completion_tokens, checksum)"
-            " VALUES (?, ?, ?, ?, ?, ?) RETURNING key",
+            " (key, text, finish_reason, prompt_tokens, completion_tokens, log_probability, checksum)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING key",
             (key, *values, _checksum(key, values)),
         )
         return answer if stored else self.get(key) or answer
@@ -211,7 +219,12 @@ class ResponseStore:
             raise self._unusable(f"its format is {version}, this version reads format {_FORMAT}")
         self._write_ahead()
         self._database.execute("PRAGMA synchronous = NORMAL")
+        # At once, so that of two processes one alters the table.
+        self._database.execute("BEGIN IMMEDIATE")
         self._database.execute(_SCHEMA)
+        if _ADDED_COLUMN not in {row[1] for row in self._database.execute("PRAGMA table_info(responses)")}:
+            self._database.execute(f"ALTER TABLE responses ADD COLUMN {_ADDED_COLUMN} REAL")
+        self._database.execute("COMMIT")
         self._database.execute(f"PRAGMA user_version = {_FORMAT}")
 
     def _write_ahead(self) -> None:
@@ -246,5 +259,6 @@ class ResponseStore:
 
 
 def _checksum(key: str, values: tuple[Any, ...]) -> str:
-    """Digest of a row: SQLite notices a damaged page structure, not a flipped letter."""
-    return hashlib.sha256(json.dumps([key, *values]).encode()).hexdigest()[:16]
+    """Digest of a row, without a log-probability that it lacks: SQLite notices no flipped letter."""
+    stored = values if values[-1] is not None else values[:-1]
+    return hashlib.sha256(json.dumps([key, *stored]).encode()).hexdigest()[:16]
