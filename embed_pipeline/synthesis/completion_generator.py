@@ -49,6 +49,7 @@ _OPENINGS = {
     "temporal": ("When is", "When does", "When should"),
     "multi_hop": ("How does", "What happens when", "Why"),
 }
+_UNSPACED_END = re.compile(r"(?<=[。！？])")
 _SPACED_MARK = re.compile(r"\s+([?.,])")
 _REASONING = (
     ("procedural", ("how do i", "how do you", "how can", "how to", "how should")),
@@ -173,7 +174,8 @@ def _told(source: Source) -> list[tuple[str, str]]:
     """The distinct sentences of a source's prose, each after the one before it where both are short."""
     found: dict[str, str] = {}
     before = ""
-    for sentence in sentences(source.text):
+    pieces = (piece for sentence in sentences(source.text) for piece in _UNSPACED_END.split(sentence))
+    for sentence in pieces:
         if is_prose(readable(sentence, _FOCUS_CHARACTERS)):
             found.setdefault(sentence, before if len(before) + len(sentence) < _FOCUS_CHARACTERS else "")
             before = sentence

@@ -12,7 +12,7 @@ from embed_pipeline.text.markdown import replace_headings
 
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}](?:[^\W{_IDEOGRAPHS}]|['’-])*")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[。！？])|\n\s*\n|\n(?=\s*(?:[*+-]|\d+\.)\s)")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n(?=\s*(?:[*+-]|\d+\.)\s)")
 _ENDS_A_SENTENCE = re.compile(r"[.!?:。！？][\"'”’»)\]]*$")
 _PLAIN_WORD = re.compile(r"[\"'“‘«(]*[^\W\d_]+(?:['’-][^\W\d_]+)*[\"'”’»)]*[.,;:?!]*")
 _LEAST_PROSE_CHARACTERS = 20
@@ -127,21 +127,6 @@ def support(question: str, source: str, idf: Mapping[str, float]) -> float:
     weights = {word: idf.get(word, rarest) for word in wanted}
     said = wanted & set(content_words(source))
     return sum(weights[word] for word in said) / sum(weights.values()) if weights else 0.0
-
-
-def supporting_sentence(question: str, source: str, idf: Mapping[str, float]) -> str:
-    """The sentence of ``source`` that shares most with the question, rare words counting more.
-
-    Scores are divided by the square root of the length, so that a whole list does not beat the line that answers.
-    """
-    wanted = set(content_words(question))
-
-    def score(sentence: str) -> float:
-        present = content_words(sentence)
-        shared = sum(idf.get(word, 1.0) for word in wanted & set(present))
-        return shared / math.sqrt(len(present) + 8)
-
-    return max(sentences(source), key=score, default=" ".join(source.split()))
 
 
 def readable(text: str, characters: int) -> str:

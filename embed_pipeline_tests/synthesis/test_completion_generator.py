@@ -74,6 +74,15 @@ def test_the_model_is_shown_a_sentence_at_a_time_with_the_one_before_it(make_set
     assert len(shown) == FOCUSES
 
 
+def test_sentences_of_scripts_without_spaces_are_told_apart(make_settings: MakeSettings) -> None:
+    first, second = "水泵上的红灯亮起表示过滤器已经堵塞，需要立即清洗。", "清洗过滤器时请先关闭水泵并且等待十分钟。"
+    task = QuestionTask((material.source("s2", text=first + second),), (material.WISH,), 1)
+    with stub_endpoint(lambda _: " 红灯?") as stub:
+        _complete(make_settings(), [task], stub)
+    assert [request["prompt"].count(first) for request in stub.requests] == [1, 1]
+    assert [request["prompt"].count(second) for request in stub.requests] == [0, 1]
+
+
 def test_code_tables_and_grammar_are_not_asked_about(make_settings: MakeSettings) -> None:
     text = "```\nlamp = pump.lamp(color=RED)\n```\n\nexpr ::= lamp | pump\n\n| lamp | red |\n|---|---|\n| on | 1 |\n"
     with stub_endpoint(lambda _: " the lamp of the pump?") as stub:
