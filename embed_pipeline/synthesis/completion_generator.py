@@ -33,15 +33,19 @@ from embed_pipeline.text.words import (
 )
 
 _SINGLE_HOP, _MULTI_HOP = COMPLETION_PROMPTS
-FOCUSES = 2
-"""Sentences of a source that are tried for each wish."""
+FOCUSES = 3
+"""Most sentences of a source that are tried for each wish."""
 _FOCUS_CHARACTERS = 320
 _MAX_TOKENS = 40
 _TEMPERATURE_STEP = 0.2
 _LEAST_SUPPORT = 0.55
-_LEAST_WORTH = -0.6
+_LEAST_WORTH = -0.1
+_GOOD_WORTH = 0.3
+"""A wish with such a candidate is not tried on further sentences."""
+_USUAL_LOG_PROBABILITY = -0.7
+"""Taken where the endpoint tells none."""
 _OPENINGS = {
-    "factual": ("What does", "What is", "Which", ""),
+    "factual": ("What does", "What is", "What"),
     "procedural": ("How do I", "How do you", "How can I"),
     "causal": ("What happens if", "What happens when", "Why"),
     "inferential": ("Can", "Does", "Is"),
@@ -103,7 +107,8 @@ class _Candidate:
 async def complete_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
     """Ask every task for each of its specs about several sentences, and keep the best candidate of each spec.
 
-    What is asked about one sentence comes one after another, so that the server processes it once.
+    Sentences that say most come first; a spec with a good candidate is not asked again. What is asked about one
+    sentence comes one after another, so that the server processes it once.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -117,6 +122,10 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
         asked: Counter[tuple[int, str]] = Counter()
         for place, focus in enumerate(_focuses(task, idf)):
             for number, spec in enumerate(task.specs):
+                if any(
+                    candidate.problem is None and candidate.worth >= _GOOD_WORTH for candidate in candidates[number]
+                ):
+                    continue
                 seed = task.seed + number + len(task.specs) * place
                 opening = _opening(task, spec, task.seed + number + place)
                 times = asked[place, opening]
@@ -133,7 +142,8 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
                 except InvalidAnswer as error:
                     candidates[number].append(_Candidate(error.raw, None, (error.reason, str(error))))
                     continue
-                likely = answer.log_probability or 0.0
+                told = answer.log_probability
+                likely = _USUAL_LOG_PROBABILITY if told is None else told
                 candidates[number].append(_candidate(opening, answer.text, task, spec, focus, idf, likely))
         for mine in candidates:
             _keep_best(mine, task, found)
@@ -159,7 +169,7 @@ def _focuses(task: QuestionTask, idf: Mapping[str, float]) -> list[_Focus]:
         (source,) = task.sources
         told = _told(source)
         best = sorted(told, key=lambda both: -_weight(both[1], idf))[:FOCUSES]
-        return [_Focus((sentence,), (context,)) for context, sentence in told if (context, sentence) in best]
+        return [_Focus((sentence,), (context,)) for context, sentence in best]
     chosen = []
     for source in task.sources:
         naming = [both for both in _told(source) if _names(both[1], task.shared)]

@@ -17,6 +17,8 @@ from embed_pipeline_tests.stub_endpoint import Answer, Stub, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
 MakeSettings = Callable[..., Settings]
+ANY = QuestionSpec("contextual", "visual", "question", 1)
+"""A kind of question without openings of its own."""
 
 
 def _complete(settings: Settings, tasks: list[QuestionTask], stub: Stub) -> Generated:
@@ -36,7 +38,7 @@ def _write(
 
 
 def test_a_question_becomes_a_pair_with_the_sentence_that_answers_it(make_settings: MakeSettings) -> None:
-    found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2")
+    found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2", spec=ANY)
     (pair,) = found.pairs
     assert pair.question == "What does a red lamp on the pump mean?"
     assert pair.answer == "A red lamp on the pump means that its filter is blocked."
@@ -67,20 +69,19 @@ def test_the_kind_of_question_is_steered_by_its_opening(
 
 
 def test_the_model_is_shown_a_sentence_at_a_time_with_the_one_before_it(make_settings: MakeSettings) -> None:
-    _, requests = _write(make_settings(), " What does a red lamp on the pump mean?", "s2")
+    _, requests = _write(make_settings(), " What does a lamp cost?", "s2", spec=ANY)
     shown = [request["prompt"].rpartition("\n\n")[2].rpartition("\n")[0] for request in requests]
     first = "A red lamp on the pump means that its filter is blocked."
     assert shown == [f"Text (Pump): {first}", f"Text (Pump): {first} Clean the filter with water."]
-    assert len(shown) == FOCUSES
 
 
 def test_sentences_of_scripts_without_spaces_are_told_apart(make_settings: MakeSettings) -> None:
     first, second = "水泵上的红灯亮起表示过滤器已经堵塞，需要立即清洗。", "清洗过滤器时请先关闭水泵并且等待十分钟。"
     task = QuestionTask((material.source("s2", text=first + second),), (material.WISH,), 1)
-    with stub_endpoint(lambda _: " 红灯?") as stub:
+    with stub_endpoint(lambda _: " What is it?") as stub:
         _complete(make_settings(), [task], stub)
-    assert [request["prompt"].count(first) for request in stub.requests] == [1, 1]
-    assert [request["prompt"].count(second) for request in stub.requests] == [0, 1]
+    counts = [(request["prompt"].count(first), request["prompt"].count(second)) for request in stub.requests]
+    assert sorted(counts) == [(1, 0), (1, 1)]
 
 
 def test_code_tables_and_grammar_are_not_asked_about(make_settings: MakeSettings) -> None:
@@ -107,10 +108,9 @@ WATER = " What water does the filter need?"
 def test_of_several_candidates_the_likelier_and_better_supported_is_kept(
     make_settings: MakeSettings, likely: dict[str, float], kept: list[str]
 ) -> None:
-    wish = QuestionSpec("contextual", "visual", "question", 1)
     script = [Answer(text, log_probability=value) for text, value in likely.items()]
     with stub_endpoint(lambda _: "", script=script) as stub:
-        found = _complete(make_settings(), [material.task("s2", specs=(wish,))], stub)
+        found = _complete(make_settings(), [material.task("s2", specs=(ANY,))], stub)
     assert [pair.question for pair in found.pairs] == kept
     assert len(found.rejects) == 1 - len(kept)
 
@@ -125,12 +125,22 @@ def test_the_opening_is_part_of_the_question(make_settings: MakeSettings) -> Non
 
 
 def test_the_same_opening_is_tried_again_at_a_higher_temperature(make_settings: MakeSettings) -> None:
-    wish = QuestionSpec("contextual", "visual", "question", 1)
-    with stub_endpoint(lambda _: " What does a red lamp on the pump mean?") as stub:
-        found = _complete(make_settings(sampling_temperature=0.3), [material.task("s2", specs=(wish,) * 3)], stub)
-    assert [request["temperature"] for request in stub.requests] == [0.3, 0.5, 0.7] * FOCUSES
-    assert len({request["seed"] for request in stub.requests}) == 3 * FOCUSES
+    with stub_endpoint(lambda _: " What does a red lamp on the pump tell people?") as stub:
+        found = _complete(make_settings(sampling_temperature=0.3), [material.task("s2", specs=(ANY,) * 3)], stub)
+    assert [request["temperature"] for request in stub.requests] == [0.3, 0.5, 0.7] * 2
+    assert len({request["seed"] for request in stub.requests}) == 6
     assert (len(found.pairs), [reject.reason for reject in found.rejects]) == (1, ["repeated", "repeated"])
+
+
+def test_a_wish_that_has_a_good_question_is_not_tried_on_further_sentences(make_settings: MakeSettings) -> None:
+    text = " ".join(f"Lamp number {word} of the pump is red." for word in ("one", "two", "three", "four"))
+    task = QuestionTask((material.source("s2", text=text),), (ANY,), 1)
+    with stub_endpoint(lambda _: " What does a lamp of the pump cost?") as stub:
+        _complete(make_settings(), [task], stub)
+        assert len(stub.requests) == FOCUSES
+    with stub_endpoint(lambda _: Answer(" Which lamp of the pump is red?", log_probability=-0.2)) as stub:
+        _complete(make_settings(sampling_temperature=0.4), [task], stub)
+        assert len(stub.requests) == 1
 
 
 def test_a_keyword_query_is_what_the_sentence_says_of_a_question(make_settings: MakeSettings) -> None:
@@ -156,7 +166,7 @@ def test_a_keyword_query_is_what_the_sentence_says_of_a_question(make_settings: 
     ],
 )
 def test_what_is_no_question_about_its_source_is_rejected(make_settings: MakeSettings, text: str, reason: str) -> None:
-    found, _ = _write(make_settings(), text, "s2", spec=QuestionSpec("contextual", "visual", "question", 1))
+    found, _ = _write(make_settings(), text, "s2", spec=ANY)
     assert found.pairs == []
     (reject,) = found.rejects
     assert (reject.reason, reject.segment_ids) == (reason, ("s2",))
