@@ -53,6 +53,7 @@ _OPENINGS = {
     "temporal": ("When is", "When does", "When should"),
     "multi_hop": ("How does", "What happens when", "Why"),
 }
+_PATH = " > "
 _UNSPACED_END = re.compile(r"(?<=[。！？])")
 _SPACED_MARK = re.compile(r"\s+([?.,])")
 _REASONING = (
@@ -280,6 +281,9 @@ def _problem(question: str, sources: tuple[Source, ...]) -> tuple[str, str] | No
     form = form_problem(question)
     if form is not None:
         return form, "form of the question"
+    copied = [source.title for source in sources if _PATH in source.title and source.title.lower() in question.lower()]
+    if copied:
+        return "copies_headings", ", ".join(copied)
     invented = unsupported_terms(question, "\n".join(f"{source.title}\n{source.text}" for source in sources))
     if invented:
         return "unsupported_term", ", ".join(invented)
@@ -295,9 +299,13 @@ def _problem(question: str, sources: tuple[Source, ...]) -> tuple[str, str] | No
 
 
 def _short(text: str, said: str) -> str:
-    """The keywords of a question that its sources say."""
+    """The keywords of a question that its sources say, each once."""
     known = set(content_words(said))
-    return " ".join(token for token in keywords(text).split() if known.issuperset(content_words(token)))
+    found: dict[str, str] = {}
+    for token in keywords(text).split():
+        if known.issuperset(content_words(token)):
+            found.setdefault(token.lower(), token)
+    return " ".join(found.values())
 
 
 def _pair(question: str, short: str, sources: tuple[Source, ...], answers: Sequence[str]) -> Pair:

@@ -145,7 +145,7 @@ def test_a_wish_that_has_a_good_question_is_not_tried_on_further_sentences(make_
 
 def test_a_keyword_query_is_what_the_sentence_says_of_a_question(make_settings: MakeSettings) -> None:
     spec = QuestionSpec("contextual", "visual", "keywords", 1)
-    found, _ = _write(make_settings(), " What does a red lamp on the pump possibly mean?", "s2", spec=spec)
+    found, _ = _write(make_settings(), " What does a red lamp on the pump possibly mean, a lamp?", "s2", spec=spec)
     assert (found.pairs[0].question, found.pairs[0].style) == ("red lamp pump mean", "keywords")
     steered = QuestionSpec("contextual", "causal", "keywords", 1)
     found, _ = _write(make_settings(), " the filter of the pump is blocked?", "s2", spec=steered)
