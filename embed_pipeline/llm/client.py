@@ -206,7 +206,8 @@ class LLMClient:
             seed: sampling seed.
 
         Returns:
-            The answer; ``finish_reason`` is ``length`` when ``max_tokens`` cut it.
+            The answer, with its log-probability where the endpoint tells it; ``finish_reason`` is ``length`` when
+            ``max_tokens`` cut it.
 
         Raises:
             InvalidAnswer: if the endpoint refuses this prompt alone.
@@ -222,6 +223,7 @@ class LLMClient:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,
+            "logprobs": 1,
         }
         key = request_key(request)
         return await self._answer((key, key), "/completions", Wording(self._dialect, request), parts=parts)

@@ -95,7 +95,18 @@ def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mappi
         finish_reason=finish,
         prompt_tokens=_tokens(counts.get("prompt_tokens", counts.get("input_tokens")), asked),
         completion_tokens=_tokens(counts.get("completion_tokens", counts.get("output_tokens")), text),
+        log_probability=_log_probability(choice.get("logprobs")),
     )
+
+
+def _log_probability(told: object) -> float | None:
+    """The mean over an answer's tokens, in the form of chat or of completions; None where it is not told."""
+    if not isinstance(told, dict):
+        return None
+    content = told.get("content")
+    listed = [entry.get("logprob") for entry in content] if isinstance(content, list) else told.get("token_logprobs")
+    values = [value for value in listed or [] if isinstance(value, float | int)]
+    return sum(values) / len(values) if values else None
 
 
 def _text_of(choice: Mapping[str, Any]) -> str:

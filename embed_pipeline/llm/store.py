@@ -39,10 +39,11 @@ CREATE TABLE IF NOT EXISTS responses (
     stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
 ) WITHOUT ROWID
 """
-_CALL_COLUMNS = {
-    "source": "TEXT", "kind": "TEXT", "repeated": "INTEGER", "characters": "INTEGER", "seconds": "REAL", "ended": "REAL"
+_ADDED_COLUMNS = {
+    "source": "TEXT", "kind": "TEXT", "repeated": "INTEGER", "characters": "INTEGER", "seconds": "REAL",
+    "ended": "REAL", "log_probability": "REAL",
 }  # fmt: skip
-"""Columns of the calls, null in rows of earlier versions."""
+"""Columns that files of earlier versions lack, null in their rows."""
 _DECISIONS = "CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 _MOST_CALLS = 2000
 
@@ -61,6 +62,8 @@ class Answer:
         prompt_tokens: tokens of the request.
         completion_tokens: tokens of the answer.
         cached: True when it came from the store.
+        log_probability: mean over its tokens of the natural logarithm of the probability that the model gave each; None
+            where it was not asked for, or not told.
         seconds: how long the endpoint took; None where that was not measured.
     """
 
@@ -69,6 +72,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cached: bool = False
+    log_probability: float | None = None
     seconds: float | None = field(default=None, compare=False)
 
     @property
@@ -166,7 +170,8 @@ class ResponseStore:
             ResponseStoreError: if the file turns out damaged.
         """
         row = self._execute(
-            "SELECT text, finish_reason, prompt_tokens, completion_tokens, checksum FROM responses WHERE key = ?",
+            "SELECT text, finish_reason, prompt_tokens, completion_tokens, log_probability, checksum FROM responses"
+            " WHERE key = ?",
             (key,),
         )
         with self._lock:
@@ -174,9 +179,9 @@ class ResponseStore:
             self.misses += row is None
         if row is None:
             return None
-        if row[4] != _checksum(key, row[:4]):
+        if row[5] != _checksum(key, row[:5]):
             raise self._unusable(f"the row {key} does not match its checksum")
-        return Answer(row[0], row[1], row[2], row[3], cached=True)
+        return Answer(row[0], row[1], row[2], row[3], cached=True, log_probability=row[4])
 
     def put(self, key: str, answer: Answer, *, replace: bool = False, call: Call | None = None) -> Answer:
         """Store an answer so that it survives the death of this process; the first answer to a request stays.
@@ -193,14 +198,15 @@ class ResponseStore:
         Raises:
             ResponseStoreError: if the file cannot be written or turns out damaged.
         """
-        values = (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens)
+        counts = (answer.prompt_tokens, answer.completion_tokens)
+        values = (answer.text, answer.finish_reason, *counts, answer.log_probability)
         about = (call.source, call.kind, call.repeated, call.characters) if call else (None,) * 4
         clash = "REPLACE" if replace else "IGNORE"
         stored = self._execute(
             f"INSERT OR {clash} INTO responses"  # noqa: S608 - one of two words
-            " (key, text, finish_reason, prompt_tokens, completion_tokens, checksum,"
+            " (key, text, finish_reason, prompt_tokens, completion_tokens, log_probability, checksum,"
             " source, kind, repeated, characters, seconds, ended)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING key",
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING key",
             (key, *values, _checksum(key, values), *about, answer.seconds, time.time()),
         )
         return answer if stored else self.get(key) or answer
@@ -290,21 +296,20 @@ class ResponseStore:
             raise self._unusable(f"its format is {version}, this version reads format {_FORMAT}")
         self._write_ahead()
         self._database.execute("PRAGMA synchronous = NORMAL")
+        # At once, so that of two processes one alters the table.
+        self._database.execute("BEGIN IMMEDIATE")
         self._database.execute(_SCHEMA)
         self._database.execute(_DECISIONS)
         self._add_columns()
+        self._database.execute("COMMIT")
         self._database.execute(f"PRAGMA user_version = {_FORMAT}")
 
     def _add_columns(self) -> None:
-        """Add the columns that a file of an earlier version lacks; another process may do so at the same time."""
+        """Add the columns that a file of an earlier version lacks."""
         there = {row[1] for row in self._database.execute("PRAGMA table_info(responses)")}
-        for name, kind in _CALL_COLUMNS.items():
+        for name, kind in _ADDED_COLUMNS.items():
             if name not in there:
-                try:
-                    self._database.execute(f"ALTER TABLE responses ADD COLUMN {name} {kind}")
-                except sqlite3.OperationalError as error:
-                    if "duplicate column" not in str(error):
-                        raise
+                self._database.execute(f"ALTER TABLE responses ADD COLUMN {name} {kind}")
 
     def _write_ahead(self) -> None:
         """Switch to WAL mode, which SQLite refuses at once, without its busy timeout, while another process writes."""
@@ -341,5 +346,6 @@ class ResponseStore:
 
 
 def _checksum(key: str, values: tuple[Any, ...]) -> str:
-    """Digest of a row: SQLite notices a damaged page structure, not a flipped letter."""
-    return hashlib.sha256(json.dumps([key, *values]).encode()).hexdigest()[:16]
+    """Digest of a row, without a log-probability that it lacks: SQLite notices no flipped letter."""
+    stored = values if values[-1] is not None else values[:-1]
+    return hashlib.sha256(json.dumps([key, *stored]).encode()).hexdigest()[:16]
