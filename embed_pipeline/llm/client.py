@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -229,7 +229,10 @@ class LLMClient:
             "seed": seed,
         }
         key = request_key(request)
-        return await self._answer((key, key), "/completions", Wording(self._dialect, request), parts=parts)
+        got = await self._answer((key, key), "/completions", Wording(self._dialect, request), parts=parts)
+        # An endpoint that refuses to stop there goes on.
+        ends = [place for mark in stop if (place := got.text.find(mark)) >= 0]
+        return replace(got, text=got.text[: min(ends)]) if ends else got
 
     async def judge(
         self,
