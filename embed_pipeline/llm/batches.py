@@ -16,8 +16,8 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from embed_pipeline import settings
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from openai.types import Batch
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 Outcome = Answer | Failure
 Keys = tuple[str, str]
 """Where an answer is stored that ended by itself, and one that was cut; the second is the request's name in a batch."""
@@ -42,7 +41,7 @@ RETRY_SECONDS = 0.5
 _POLL_SHARE = 0.05
 _OWNER_SECONDS = 2.0
 _UPLOAD_SECONDS = 600.0
-_WINDOW = "24h"
+_WINDOW: Literal["24h"] = "24h"
 _METADATA = "embed_pipeline"
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 _NO_ROUTE = frozenset({404, 405, 501})
@@ -145,7 +144,8 @@ class Batches:
             await asyncio.sleep(QUIET_SECONDS)
         requests, self._queue = self._queue, []
         for part in self._parts(requests):
-            self._start(uuid4().hex, lambda name, part=part: self._submit(name, part), part)
+            name = uuid4().hex
+            self._start(name, self._submit(name, part), part)
 
     def _parts(self, requests: Sequence[_Request]) -> Iterator[list[_Request]]:
         """The requests in batches within the limits, each to one path."""
@@ -164,13 +164,13 @@ class Batches:
                 size += added
             yield part
 
-    def _start(self, name: str, work: Callable[[str], Awaitable[None]], requests: Sequence[_Request] = ()) -> None:
+    def _start(self, name: str, work: Awaitable[None], requests: Sequence[_Request] = ()) -> None:
         """Work on a batch in a task; an error of it reaches all requests of the batch that wait."""
 
         async def guarded() -> None:
             held = {request.keys[1] for request in requests} | self._store.requests_of(name).keys()
             try:
-                await work(name)
+                await work
             except Exception as error:  # noqa: BLE001 - raised where the requests are awaited
                 for custom_id in held & self._waiting.keys():
                     self._settle(custom_id, error)
@@ -192,7 +192,7 @@ class Batches:
     def _follow(self, batch: OpenBatch) -> None:
         """Wait for a batch of an earlier run, or of another process."""
         if batch.name not in self._tasks:
-            self._start(batch.name, lambda name: self._resume(replace(batch, name=name)))
+            self._start(batch.name, self._resume(batch))
 
     async def _resume(self, batch: OpenBatch) -> None:
         while batch.batch is None and self._is_alive(batch.owner):
@@ -279,7 +279,8 @@ class Batches:
                     return batch.id
             return None
 
-        return await self._ask(listed, "the list of batches")
+        named: str | None = await self._ask(listed, "the list of batches")
+        return named
 
     async def _wait(self, name: str, named: str, path: str) -> None:
         """Wait for a batch's end, store its answers, and give every request its outcome."""
@@ -334,7 +335,7 @@ class Batches:
         for part in (requests[:middle], requests[middle:]):
             if part:
                 name = uuid4().hex
-                self._start(name, lambda name, part=part: self._submit(name, part), part)
+                self._start(name, self._submit(name, part), part)
                 await asyncio.wait([self._tasks[name]])
 
     @staticmethod
