@@ -13,7 +13,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +45,13 @@ _ADDED_COLUMNS = {
 }  # fmt: skip
 """Columns that files of earlier versions lack, null in their rows."""
 _DECISIONS = "CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+_BATCHES = (
+    (
+        "CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, place TEXT NOT NULL, path TEXT NOT NULL,"
+        " owner TEXT NOT NULL, file TEXT, batch TEXT, begun REAL NOT NULL, ended REAL) WITHOUT ROWID"
+    ),
+    "CREATE TABLE IF NOT EXISTS batch_requests (request TEXT PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL)",
+)
 _MOST_CALLS = 2000
 
 
@@ -115,6 +122,25 @@ class TimedCall(Call):
     seconds: float
     ended: float
     questions: int
+
+
+@dataclass(frozen=True)
+class OpenBatch:
+    """A batch whose answers are not stored yet.
+
+    Attributes:
+        name: ours.
+        path: of the API.
+        owner: machine and process that submit it.
+        file: the endpoint's name for its file; None: it may not be there yet.
+        batch: the endpoint's name for it; None: it may not be submitted yet.
+    """
+
+    name: str
+    path: str
+    owner: str
+    file: str | None
+    batch: str | None
 
 
 def request_key(request: dict[str, Any]) -> str:
@@ -243,6 +269,72 @@ class ResponseStore:
         self._execute("INSERT OR IGNORE INTO decisions (key, value) VALUES (?, ?)", (key, value))
         return self.decision(key) or value
 
+    def open_batch(self, name: str, place: str, path: str, owner: str, requests: Sequence[tuple[str, str]]) -> set[str]:
+        """Write a batch down before it is submitted.
+
+        Args:
+            name: ours.
+            place: the endpoint.
+            path: of the API.
+            owner: machine and process.
+            requests: the name of each request, which is its key where an answer is cut, and its key otherwise.
+
+        Returns:
+            The requests that are the batch's: those of other open batches are not.
+
+        Raises:
+            ResponseStoreError: if the file cannot be written or turns out damaged.
+        """
+        row = (name, place, path, owner, time.time())
+        try:
+            with self._lock:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.execute(
+                    "INSERT INTO batches (name, place, path, owner, begun) VALUES (?, ?, ?, ?, ?)", row
+                )
+                self._database.executemany(
+                    "INSERT OR IGNORE INTO batch_requests (request, name, key) VALUES (?, ?, ?)",
+                    [(request, name, key) for request, key in requests],
+                )
+                self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        return set(self.requests_of(name))
+
+    def name_batch(self, name: str, *, file: str | None = None, batch: str | None = None) -> None:
+        """Write down what the endpoint calls a batch's file, or the batch."""
+        statement = "UPDATE batches SET file = coalesce(?, file), batch = coalesce(?, batch) WHERE name = ?"
+        self._rows(statement, (file, batch, name))
+
+    def close_batch(self, name: str) -> None:
+        """Forget the requests of a batch: their answers are stored, or it was never submitted."""
+        self._rows("DELETE FROM batch_requests WHERE name = ?", (name,))
+        self._rows("UPDATE batches SET ended = ? WHERE name = ? AND ended IS NULL", (time.time(), name))
+
+    def open_batches(self, place: str) -> list[OpenBatch]:
+        """The open batches at an endpoint, oldest first."""
+        rows = self._rows(
+            "SELECT name, path, owner, file, batch FROM batches WHERE place = ? AND ended IS NULL ORDER BY begun",
+            (place,),
+        )
+        return [OpenBatch(*row) for row in rows]
+
+    def requests_of(self, name: str) -> dict[str, str]:
+        """The requests of an open batch in the order of its file, each with the key of its answer."""
+        return dict(self._rows("SELECT request, key FROM batch_requests WHERE name = ? ORDER BY rowid", (name,)))
+
+    def batch_of(self, request: str) -> str | None:
+        """The open batch that a request is in, or None."""
+        row = self._execute("SELECT name FROM batch_requests WHERE request = ?", (request,))
+        return None if row is None else str(row[0])
+
+    def batch_seconds(self, place: str) -> list[float]:
+        """How long the batches at an endpoint took that have ended."""
+        rows = self._rows(
+            "SELECT ended - begun FROM batches WHERE place = ? AND ended IS NOT NULL AND batch IS NOT NULL", (place,)
+        )
+        return [float(row[0]) for row in rows]
+
     def texts(self) -> list[str]:
         """Every stored answer.
 
@@ -299,7 +391,8 @@ class ResponseStore:
         # At once, so that of two processes one alters the table.
         self._database.execute("BEGIN IMMEDIATE")
         self._database.execute(_SCHEMA)
-        self._database.execute(_DECISIONS)
+        for statement in (_DECISIONS, *_BATCHES):
+            self._database.execute(statement)
         self._add_columns()
         self._database.execute("COMMIT")
         self._database.execute(f"PRAGMA user_version = {_FORMAT}")
