@@ -229,7 +229,9 @@ def configure(
     config: Annotated[
         Path | None, typer.Option(help="Settings file; default: embed_pipeline.toml in this folder.")
     ] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", metavar="GROUP.NAME=VALUE", help="A setting; repeatable.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="GROUP.NAME=VALUE", help="A setting; repeatable.")
+    ] = None,
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     version: Annotated[  # noqa: ARG001 - typer calls its function
