@@ -72,7 +72,7 @@ def test_an_asset_of_batches_says_that_one_must_be_chosen():
          "Permission denied: /store; make it writable for this user, and run"),
         ("OSError: [Errno 30] Read-only file system\n", "OSError", "Read-only file system; make it writable"),
         ("dagster._core.errors.DagsterExecutionInterruptedError\n", "DagsterExecutionInterruptedError",
-         "interrupted; what was finished is kept"),
+         "interrupted; finished work is kept"),
         ("embed_pipeline.storage.StorageError: a.parquet cannot be reached\n", "StorageError",
          "a.parquet cannot be reached"),
         ("KeyError: 'x'\n", "KeyError", "KeyError: 'x'"),
