@@ -3,6 +3,7 @@
 Each function takes what the one before it returns, and settings; without settings, those of ``embed_pipeline.toml`` and
 the environment count, as for the commands. Tables are polars frames in the columns of :mod:`embed_pipeline.tables`.
 What the commands add is memory: they store every table, skip what is current, apply the gates and register models.
+They also compare candidates for the base; with ``embedding.model = "auto"`` these functions take the first.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def read_documents(folder: str | Path, settings: Settings | None = None) -> Docu
     from embed_pipeline.embedding.encoder import Encoder
     from embed_pipeline.training_data.labels import with_labelled_passages
 
-    settings = settings or load_settings()
+    settings = _effective(settings)
     encoder = Encoder.load(settings.embedding.model, settings.embedding)
     documents, segments, rejected = {}, {}, []
     with TemporaryDirectory() as temporary:
@@ -126,17 +127,22 @@ def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.Dat
     from embed_pipeline.synthesis.generate import generate_pairs
     from embed_pipeline.synthesis.score import score_pairs
     from embed_pipeline.synthesis.select import select_pairs
+    from embed_pipeline.synthesis.trial import choose_judge, choose_path
+    from embed_pipeline.text.passages import passage_texts, with_titles
     from embed_pipeline.training_data.pair_sources import collect_pairs
 
-    settings = settings or load_settings()
-    encoder = open_base_encoder(settings, documents.corpus["text"])
+    settings = _effective(settings)
+    encoder = open_base_encoder(settings, passage_texts(documents.corpus, settings.embedding.context))
     pairs, scores = {}, {}
     for batch, segments in documents.segments.items():
-        asked = segments if settings.training_data.generates else segments.clear()
+        titled = with_titles(segments, documents.documents[batch])
+        asked = titled if settings.training_data.generates else titled.clear()
         titles = dict(documents.documents[batch].select("document_id", "title").iter_rows())
-        artifacts = extract_artifacts(batch, asked, settings).artifacts
-        pairs[batch] = generate_pairs(batch, asked, artifacts, titles, settings, lambda: encoder).pairs
-        scores[batch] = score_pairs(batch, pairs[batch], segments, settings, encoder).scores
+        asking = choose_path(asked, titles, settings).applied(settings)
+        artifacts = extract_artifacts(batch, asked, asking).artifacts
+        pairs[batch] = generate_pairs(batch, asked, artifacts, titles, asking, lambda: encoder).pairs
+        judging = choose_judge(pairs[batch], titled, settings).applied(settings)
+        scores[batch] = score_pairs(batch, pairs[batch], titled, judging, encoder).scores
     accepted = select_pairs(pairs, scores, documents.corpus, settings, encoder).dataset
     return collect_pairs(accepted, documents.corpus, settings)
 
@@ -153,15 +159,17 @@ def mine(pairs: pl.DataFrame, documents: DocumentSet, settings: Settings | None 
         ModelError: the base model cannot be loaded.
     """
     from embed_pipeline.embedding.proven import open_base_encoder
+    from embed_pipeline.text.passages import passage_texts
     from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
     from embed_pipeline.training_data.questions import training_questions
     from embed_pipeline.training_data.split import split_dataset
 
-    settings = settings or load_settings()
+    settings = _effective(settings)
     corpus = documents.corpus
     split = split_dataset(pairs, corpus, settings, None)
     questions = training_questions(pairs, split, corpus, settings)
-    negatives = mine_hard_negatives(questions, corpus, settings, open_base_encoder(settings, corpus["text"]))
+    encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
+    negatives = mine_hard_negatives(questions, corpus, settings, encoder)
     return TrainingSet(corpus, pairs, split, negatives, unroll(negatives))
 
 
@@ -181,18 +189,21 @@ def train(data: TrainingSet, output: str | Path, settings: Settings | None = Non
         TrainingError: as :func:`embed_pipeline.training.train.finetune`.
         ModelError: the base model cannot be loaded.
     """
+    from embed_pipeline.text.passages import passages_by_id
     from embed_pipeline.training.train import finetune
 
     folder = Path(output)
     if folder.exists():
         message = f"{folder} exists; name a folder that does not"
         raise FileExistsError(message)
+    settings = _effective(settings)
+    passages = passages_by_id(data.corpus, settings.embedding.context)
     finetune(
         data.examples,
-        dict(data.corpus.select("segment_id", "text").iter_rows()),
+        passages,
         data.query_set("dev"),
-        (data.corpus["segment_id"].to_list(), data.corpus["text"].to_list()),
-        settings or load_settings(),
+        (list(passages), list(passages.values())),
+        settings,
         output=folder,
         work=folder.with_name(f".{folder.name}.work"),
         documents=data.corpus["document_id"].to_list(),
@@ -201,7 +212,7 @@ def train(data: TrainingSet, output: str | Path, settings: Settings | None = Non
 
 
 def evaluate(model: str | Path, data: TrainingSet, settings: Settings | None = None) -> Comparison:
-    """Compare a tuned model with its base, BM25 and the hybrid on the held-out questions and on people's queries.
+    """Compare a tuned model with its base, BM25 and their hybrids on the held-out questions and on people's queries.
 
     Args:
         model: folder of the tuned model, from :func:`train`.
@@ -215,10 +226,11 @@ def evaluate(model: str | Path, data: TrainingSet, settings: Settings | None = N
     from embed_pipeline.evaluation.query_sets import labelled_set
     from embed_pipeline.evaluation.retrieval import compare
 
-    settings = settings or load_settings()
+    settings = _effective(settings)
     people = [labelled_set(folder, data.corpus) for folder in settings.evaluation.query_sets]
     sets = [data.query_set("test"), *(found for found in people if found is not None)]
-    return compare(settings.embedding.model, Path(model), data.corpus, sets, settings)
+    dev = data.query_set("dev")
+    return compare(settings.embedding.model, Path(model), data.corpus, sets, settings, dev=dev)
 
 
 def export(model: str | Path, output: str | Path, data: TrainingSet, settings: Settings | None = None) -> Parity:
@@ -237,17 +249,26 @@ def export(model: str | Path, output: str | Path, data: TrainingSet, settings: S
         OnnxExportError: the model has no valid graph.
         ModelError: the model cannot be loaded.
     """
+    from embed_pipeline.embedding.onnx_backend import OnnxBackend
     from embed_pipeline.embedding.onnx_export import export_onnx
     from embed_pipeline.release.manifest import ReleaseError
     from embed_pipeline.release.parity import PARITY_FILE, measure_parity
+    from embed_pipeline.text.passages import passages_by_id
 
-    settings = settings or load_settings()
+    settings = _effective(settings)
     folder, test = Path(output), data.query_set("test")
     export_onnx(model, folder, settings.release, settings.embedding)
-    texts = dict(data.corpus.select("segment_id", "text").iter_rows())
-    parity = measure_parity(Path(model), folder, texts, test.queries, test.qrels, embedding=settings.embedding)
+    texts = passages_by_id(data.corpus, settings.embedding.context)
+    exported = OnnxBackend(folder)
+    parity = measure_parity(Path(model), exported, texts, test.queries, test.qrels, embedding=settings.embedding)
     (folder / PARITY_FILE).write_text(json.dumps(parity.as_dict(), indent=2) + "\n", encoding="utf-8")
     if failures := parity.failures(settings.gates):
         message = f"the export in {folder} differs from {model}: {'; '.join(failures)}"
         raise ReleaseError(message)
     return parity
+
+
+def _effective(settings: Settings | None) -> Settings:
+    """The settings given, else those of the project, with the base model named."""
+    found = settings or load_settings()
+    return found.with_base(found.embedding.reading_model)

@@ -31,7 +31,7 @@ CHECKPOINTED_FACTOR = 8
 
 def usable_cores(quota: Path = _CPU_QUOTA) -> int:
     """Cores that this process may use: those it may run on, threads of one core as one, within a container's quota."""
-    import psutil  # type: ignore[import-untyped]  # psutil ships no types
+    import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(allowed, psutil.cpu_count(logical=False) or allowed)

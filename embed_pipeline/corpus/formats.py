@@ -61,11 +61,11 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
     if not close:
         return {}, text
     inner = lines[1:close]
-    found = _toml(inner) if mark == "+++" else _yaml(inner)
-    if found is None:
+    values = _toml(inner) if mark == "+++" else _yaml(inner)
+    if values is None:
         return {}, text
     rest = text[sum(len(line) + 1 for line in lines[: close + 1]) :]
-    return found, rest.lstrip("\n")
+    return values, rest.lstrip("\n")
 
 
 def _json(text: str) -> tuple[dict[str, Any], str] | None:
