@@ -39,7 +39,7 @@ in_volume() { # NAME FOLDER COMMAND...: a command with a volume of the stack and
 backup() {
     local folder=$1
     if [[ -n $(containers) ]]; then
-        echo "runs are in progress: $(containers --format '{{.Names}}' | tr '\n' ' '); wait for them, or end them in the UI" >&2
+        echo "runs are in progress: $(docker ps --filter "label=$label" --format '{{.Names}}' | tr '\n' ' '); wait for them, or end them in the UI" >&2
         exit 1
     fi
     mkdir --parents "$folder"

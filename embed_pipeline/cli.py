@@ -43,6 +43,7 @@ app.add_typer(reviews_app, name="reviews")
 logger = logging.getLogger(__name__)
 err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 _DATABASE_MODULES = {"sqlite3", "sqlalchemy", "psycopg2"}
+_STAGES = "From documents to a served model, in this order; run does all six"
 _INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""
 _GRACE_SECONDS = 1.5
@@ -275,7 +276,9 @@ def configure(
     config: Annotated[
         Path | None, typer.Option(help="Settings file; default: embed_pipeline.toml in this folder.")
     ] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.NAME=VALUE", help="A setting.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="GROUP.NAME=VALUE", help="A setting; repeatable.")
+    ] = None,
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     version: Annotated[  # noqa: ARG001 - typer calls its function
@@ -324,7 +327,7 @@ def _stage(name: str, help_text: str) -> None:
         with _runner() as runner:
             _run_stage(runner, name, force=force)
 
-    app.command(name, help=help_text)(command)
+    app.command(name, help=help_text, rich_help_panel=_STAGES)(command)
 
 
 _stage("sdg", "Synthetic data generation: documents to accepted question-answer pairs.")
@@ -338,14 +341,14 @@ _stage("eval", "Compare the tuned model with its base.")
 _stage("export", "Export to ONNX, verify, bundle the release.")
 
 
-@app.command()
+@app.command(rich_help_panel=_STAGES)
 def deploy(*, force: Force = False, keep: Keep = False) -> None:
     """Serve the release, verify it through the endpoint, make it the champion."""
     with _runner() as runner:
         _run_stage(runner, "deploy", force=force or keep, config={"deployment": {"keep": keep}})
 
 
-@app.command()
+@app.command(rich_help_panel=_STAGES)
 def run(*, force: Force = False, keep: Keep = False) -> None:
     """Run all six stages; what is current is skipped."""
     with _runner() as runner:

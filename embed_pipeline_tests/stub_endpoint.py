@@ -59,6 +59,7 @@ class Answer:
     finish_reason: str = "stop"
     refusal: str | None = None
     seconds: float = 0.0
+    log_probability: float | None = None
 
 
 Step = Status | Drop | Truncate | Hang | Answer
@@ -221,6 +222,8 @@ def _shape(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
         choice["message"] = {"role": "assistant", "content": answer.text, "refusal": answer.refusal}
     else:
         choice["text"] = answer.text
+    if answer.log_probability is not None:
+        choice["logprobs"] = {"content": [{"token": "?", "logprob": answer.log_probability}]}
     usage = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

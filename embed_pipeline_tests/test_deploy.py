@@ -345,6 +345,17 @@ def test_kubernetes_runs_the_same_definitions_under_the_same_limits(tmp_path, mo
     assert mounts == {mounted(volume).split(":")[-2] for volume in SERVICES["code"]["volumes"][:1]} | {"/data/store"}
 
 
+def test_what_the_gpu_image_installs_is_pinned():
+    pinned = [
+        set(re.findall(r"^([\w-]+)==", (ROOT / name).read_text(encoding="utf-8").lower(), re.MULTILINE))
+        for name in ("constraints.txt", "constraints-gpu.txt")
+    ]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {re.split("[><]", wanted)[0] for wanted in extras["gpu"]} <= pinned[1]
+    assert not pinned[0] & pinned[1]
+    assert {"triton", "setuptools"} <= pinned[1]
+
+
 def of_the_chart(values):
     """Names as the chart writes them into ``dagster.yaml``: it passes on what the launcher's own schema names."""
     return {re.sub(r"[A-Z]", lambda found: f"_{found[0].lower()}", name): value for name, value in values.items()}

@@ -193,9 +193,7 @@ def _packaged_model() -> Path:
 
 def refuse_foreign_code(folder: Path) -> None:
     """Raise for the first file of ``folder`` that loading would unpickle or that names code outside the libraries."""
-    # Nothing loads what is hidden.
-    shown = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
-    for path in sorted(shown):
+    for path in sorted(folder.rglob("*")):
         suffix = path.suffix.lower()
         if suffix in _PICKLES:
             _refuse(path, "is a pickle, which can run any code when read")

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -106,7 +106,7 @@ class LLMClient:
         self._store = store
         self._urls = [chosen] if isinstance(chosen, str) else list(chosen)
         self._slots = slots
-        self._transport = Transport(llm, self._urls, api_key, self.budget, primed=slots == 1)
+        self._transport = Transport(llm, self._urls, api_key, self.budget, store, primed=slots == 1)
         self._dialect = Dialect(llm.structured_outputs)
         self._format_known = asyncio.Event()
         self._probing = False
@@ -130,7 +130,12 @@ class LLMClient:
 
     @property
     def concurrency(self) -> int:
-        """Items worth working on at once: ``llm.max_concurrency``, or the embedded servers' slots if they are fewer."""
+        """Items worth working on at once: ``llm.max_concurrency``, or the embedded servers' slots if they are fewer.
+
+        In batches all that one batch may hold.
+        """
+        if self._llm.batch:
+            return self._llm.batch_requests
         most = self._llm.max_concurrency
         return most if self._slots is None else min(most, self._slots * len(self._urls))
 
@@ -206,7 +211,8 @@ class LLMClient:
             seed: sampling seed.
 
         Returns:
-            The answer; ``finish_reason`` is ``length`` when ``max_tokens`` cut it.
+            The answer, with its log-probability where the endpoint tells it; ``finish_reason`` is ``length`` when
+            ``max_tokens`` cut it.
 
         Raises:
             InvalidAnswer: if the endpoint refuses this prompt alone.
@@ -222,9 +228,13 @@ class LLMClient:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,
+            "logprobs": 1,
         }
         key = request_key(request)
-        return await self._answer((key, key), "/completions", Wording(self._dialect, request), parts=parts)
+        got = await self._answer((key, key), "/completions", Wording(self._dialect, request), parts=parts)
+        # An endpoint that refuses to stop there goes on.
+        ends = [place for mark in stop if (place := got.text.find(mark)) >= 0]
+        return replace(got, text=got.text[: min(ends)]) if ends else got
 
     async def judge(
         self,
@@ -358,7 +368,7 @@ class LLMClient:
 
     async def _await_format(self) -> None:
         """Let the first structured request go ahead for a moment, so that a refusal of schemas is met once."""
-        if self._dialect.format != "unknown":
+        if self._dialect.format != "unknown" or self._llm.batch:
             return
         if not self._probing:
             self._probing = True
@@ -395,7 +405,7 @@ class LLMClient:
                 await self._await_format()
             try:
                 with self.budget.call():
-                    got = await self._transport.ask(path, wording, about, parts)
+                    got = await self._transport.ask(path, wording, keys, about, parts)
                     key = keys[got.finish_reason == "length"]
                     return self._store.put(key, got, replace=bool(stored), call=wording.call(self.place))
             finally:

@@ -18,7 +18,7 @@ from embed_pipeline.llm.store import COMPLETION, Call
 
 logger = logging.getLogger(__name__)
 Format = Literal["unknown", "json_schema", "plain"]
-_OPTIONAL = ("seed", "temperature", "max_tokens")
+_OPTIONAL = ("seed", "temperature", "max_tokens", "stop")
 _SCHEMA = "response_format"
 _SYSTEM = "system role"
 _RENAMED = "max_completion_tokens"
@@ -38,6 +38,9 @@ _SYSTEM_WORDS = re.compile(
     r"\bsystem\b[^.\n]{0,40}\b(?:role|message|prompt|instruction)|\brole\b[^.\n]{0,40}\bsystem\b|developer instruction|"
     r"roles? must alternate|only user and assistant",
     re.IGNORECASE,
+)
+_TOO_COMPLEX = re.compile(
+    r"too (?:many states|complex|deep|large)|complexity|too many (?:constraint|propert)", re.IGNORECASE
 )
 _MAY_BE_WORDING = frozenset({400, 404, 405, 415, 422, 500, 501})
 _SERVER_FAULTS = frozenset({500, 501})
@@ -198,13 +201,18 @@ class Wording:
         if _SCHEMA in body:
             if _CLOSED.lower() in text.lower():
                 return {_CLOSED}
+            # "maximum" is a word of many refusals, and a keyword in those that speak of keywords.
+            of_keywords = re.search(r"propert|keyword|schema", text, re.IGNORECASE) is not None
             bounds = {
                 group
                 for group, keywords in _BOUNDS.items()
                 if any(
-                    re.search(rf"\b{word}\b", text) and (not word.islower() or f"'{word}'" in text) for word in keywords
+                    re.search(rf"\b{word}\b", text) and (not word.islower() or of_keywords or f"'{word}'" in text)
+                    for word in keywords
                 )
             }
+            if not bounds and _TOO_COMPLEX.search(text) and _SCHEMA_WORDS.search(text):
+                bounds = set(_BOUNDS)
             if bounds - self._tried:
                 return bounds
             server_fault = failure.status in _SERVER_FAULTS and not self._dialect.schema_answered

@@ -26,10 +26,18 @@ _MAX_CODE_CHARACTERS = 64
 _CODE_KEYS = frozenset({"code", "type", "status", "error_type", "error_code", "reason", "__type", "status_code"})
 _PARAMETER_KEYS = frozenset({"param", "loc", "field", "parameter", "pointer"})
 _MESSAGE_KEYS = frozenset(
-    {"message", "msg", "error", "errors", "detail", "title", "description", "error_description", "status_msg", "raw"}
-)
+    {"message", "msg", "error", "errors", "detail", "title", "description", "error_description", "status_msg", "raw",
+     "error_msg", "err_msg", "errmsg", "error_message", "errormessage", "faultstring"}
+)  # fmt: skip
 _ECHO_KEYS = frozenset({"input", "request", "ctx"})
 _WAIT_KEYS = frozenset({"retrydelay", "retry_after", "estimated_time"})
+_WAIT_WORDS = re.compile(
+    r"(?:try again|retry|retrying|wait)\b[^\d\n]{0,30}"
+    r"((?:\d+\s*h[a-z]*\s*)?(?:\d+\s*m(?!s)[a-z]*\s*)?(?:\d+(?:\.\d+)?\s*(?:ms|s)[a-z]*)?)",
+    re.IGNORECASE,
+)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|h|m|s)", re.IGNORECASE)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s?")
 
 Kind = Literal["item", "moment", "whole", "odd"]
@@ -67,7 +75,7 @@ _MODEL_CODES = _codes(
     "model_(?:not_|decommission|deprecat)", "(?:invalid|unknown|unsupported)_model", "deployment_?not"
 )
 
-_BOUND = r"exceed|too long|too large|too many|longer than|must be <=|maximum|at most|limit"
+_BOUND = r"exceed|too long|too large|too many|longer than|must be <=|maximum|at most|limit|(?:less|fewer|more) than"
 _SIZE = r"\b(?:context|tokens?|prompt|inputs?|messages?|sequence)\b"
 _TOO_LONG_WORDS = re.compile(
     rf"{_SIZE}[^\n]{{0,80}}(?:{_BOUND})|(?:exceed|too long|too many|maximum|reduce)[^\n]{{0,60}}{_SIZE}", re.IGNORECASE
@@ -248,11 +256,18 @@ def failure_of(body: object, status: int = 0) -> Failure:
     return Failure(
         status=status,
         message=text[: MAX_MESSAGE_CHARACTERS - len(extra)] + extra,
-        wait=found.wait,
+        wait=found.wait if found.wait is not None else _said_wait(text),
         codes=frozenset(found.codes),
         parameters=frozenset(found.parameters),
         raw=found.raw,
     )
+
+
+def _said_wait(text: str) -> float | None:
+    """Seconds that a sentence asks to wait: "Please try again in 6m7.2s"."""
+    found = _WAIT_WORDS.search(text)
+    parts = _DURATION.findall(found[1]) if found else []
+    return sum(float(number) * _UNITS[unit.lower()] for number, unit in parts) if parts else None
 
 
 def _walk(node: object, found: _Found, key: str, depth: int) -> None:

@@ -19,6 +19,7 @@ from embed_pipeline.llm.store import Answer, ResponseStore
 
 NOT_ASKED = "not_asked_yet"
 """Reason of the :class:`InvalidAnswer` that a request without a stored answer gets."""
+LONGEST_BATCH_SECONDS = 86_400.0
 _NOWHERE = "http://127.0.0.1:9/v1"
 
 
@@ -52,6 +53,11 @@ class Rehearsal(LLMClient):
         super().__init__(llm, store, base_url=urls, slots=layout.slots if layout else None)
         self.calls: list[ExpectedCall] = []
         self._last: tuple[str, ...] = ()
+
+    def batch_seconds(self) -> float:
+        """How long a batch takes at the endpoint: as long as earlier ones did, else the longest that it may."""
+        taken = self._store.batch_seconds(self.place)
+        return sum(taken) / len(taken) if taken else LONGEST_BATCH_SECONDS
 
     @property
     def store(self) -> ResponseStore:

@@ -19,8 +19,11 @@ CHARACTERS_PER_TOKEN = 4
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _WRAPPERS = ("data", "result", "response", "body")
 _FAILED = re.compile(r"error|abort|cancel|time_?out|fail|overload|insufficient|interrupt|unavailable", re.IGNORECASE)
-_FILTERED = re.compile(r"filter|safety|sensitive|prohibited|recitation|blocklist|spii|guardrail", re.IGNORECASE)
-_CUT = re.compile(r"length|max_?.*tokens?|token_limit|truncat", re.IGNORECASE)
+_FILTERED = re.compile(
+    r"filter|safety|sensitive|prohibited|recitation|block|spii|guardrail|toxic|moderat|policy", re.IGNORECASE
+)
+_CUT = re.compile(r"length|max_?.*tokens?|token_limit|error_limit|context|truncat", re.IGNORECASE)
+_STATES_ERROR = re.compile(r"err|fault|detail|base_?resp", re.IGNORECASE)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -49,7 +52,8 @@ def read_response(content: bytes, headers: Mapping[str, str], body: Mapping[str,
     if not isinstance(data, dict) or not isinstance(data.get("choices"), list) or _says_error(data):
         return _no_answer(data, headers)
     if not data["choices"] or not isinstance(data["choices"][0], dict):
-        return Failure(0, f"the answer holds no choice: {_beginning(data)}")
+        codes = frozenset({"content_filter"} if _is_blocked(data) else ())
+        return Failure(0, f"the answer holds no choice: {_beginning(data)}", codes=codes)
     return _read_choice(data["choices"][0], data, body)
 
 
@@ -57,10 +61,20 @@ def _says_error(data: Mapping[str, Any]) -> bool:
     return bool(data.get("error")) and not any(isinstance(c, dict) and _text_of(c) for c in data["choices"])
 
 
+def _is_blocked(node: object) -> bool:
+    """Whether a body without an answer says somewhere that the prompt was blocked."""
+    if isinstance(node, list):
+        return any(map(_is_blocked, node))
+    if not isinstance(node, dict):
+        return False
+    said = {str(key).lower().replace("_", ""): value for key, value in node.items()}
+    return bool(said.get("blockreason")) or said.get("filtered") is True or any(map(_is_blocked, node.values()))
+
+
 def _no_answer(data: object, headers: Mapping[str, str]) -> Failure:
     """The failure in a body without choices: an error that it states, else what came in its place."""
     told = failure_of(data)
-    stated = isinstance(data, list) or (isinstance(data, dict) and bool(data.keys() & {"error", "errors", "detail"}))
+    stated = isinstance(data, list) or (isinstance(data, dict) and any(map(_STATES_ERROR.search, data)))
     if told.status or stated:
         return read_failure(told.status, json.dumps(data), headers)
     return Failure(
@@ -75,7 +89,8 @@ def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mappi
     chat = "messages" in body
     text = _text_of(choice)
     reported = str(choice.get("finish_reason") or data.get("stop_reason") or "")
-    if choice.get("error") or _FAILED.search(reported):
+    known = _FILTERED.search(reported) or _CUT.search(reported)
+    if choice.get("error") or (_FAILED.search(reported) and not known):
         told = failure_of(choice.get("error") or {})
         words = told.message if choice.get("error") else f"the provider stopped with {reported!r}"
         return Failure(told.status, f"error inside an answer: {words}", told.wait, told.codes)
@@ -95,7 +110,18 @@ def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mappi
         finish_reason=finish,
         prompt_tokens=_tokens(counts.get("prompt_tokens", counts.get("input_tokens")), asked),
         completion_tokens=_tokens(counts.get("completion_tokens", counts.get("output_tokens")), text),
+        log_probability=_log_probability(choice.get("logprobs")),
     )
+
+
+def _log_probability(told: object) -> float | None:
+    """The mean over an answer's tokens, in the form of chat or of completions; None where it is not told."""
+    if not isinstance(told, dict):
+        return None
+    content = told.get("content")
+    listed = [entry.get("logprob") for entry in content] if isinstance(content, list) else told.get("token_logprobs")
+    values = [value for value in listed or [] if isinstance(value, float | int)]
+    return sum(values) / len(values) if values else None
 
 
 def _text_of(choice: Mapping[str, Any]) -> str:
@@ -103,7 +129,8 @@ def _text_of(choice: Mapping[str, Any]) -> str:
     message = choice.get("message") or choice.get("delta") or {}
     if not isinstance(message, dict):
         message = {"content": message}
-    said = _joined(message.get("content")) or _joined(choice.get("text")) or _arguments(message)
+    said = _joined(message.get("content")) or _joined(message.get("parsed")) or _joined(choice.get("text"))
+    said = said or _arguments(message)
     if not said and str(choice.get("finish_reason")) not in {"length", "max_tokens"}:
         said = next((_joined(message[name]) for name in _REASONING_FIELDS if message.get(name)), "")
     return _LONE_SURROGATE.sub("\ufffd", said)

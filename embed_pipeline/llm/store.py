@@ -13,7 +13,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -39,11 +39,19 @@ CREATE TABLE IF NOT EXISTS responses (
     stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
 ) WITHOUT ROWID
 """
-_CALL_COLUMNS = {
-    "source": "TEXT", "kind": "TEXT", "repeated": "INTEGER", "characters": "INTEGER", "seconds": "REAL", "ended": "REAL"
+_ADDED_COLUMNS = {
+    "source": "TEXT", "kind": "TEXT", "repeated": "INTEGER", "characters": "INTEGER", "seconds": "REAL",
+    "ended": "REAL", "log_probability": "REAL",
 }  # fmt: skip
-"""Columns of the calls, null in rows of earlier versions."""
+"""Columns that files of earlier versions lack, null in their rows."""
 _DECISIONS = "CREATE TABLE IF NOT EXISTS decisions (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+_BATCHES = (
+    (
+        "CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, place TEXT NOT NULL, path TEXT NOT NULL,"
+        " owner TEXT NOT NULL, file TEXT, batch TEXT, begun REAL NOT NULL, ended REAL) WITHOUT ROWID"
+    ),
+    "CREATE TABLE IF NOT EXISTS batch_requests (request TEXT PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL)",
+)
 _MOST_CALLS = 2000
 
 
@@ -61,6 +69,8 @@ class Answer:
         prompt_tokens: tokens of the request.
         completion_tokens: tokens of the answer.
         cached: True when it came from the store.
+        log_probability: mean over its tokens of the natural logarithm of the probability that the model gave each; None
+            where it was not asked for, or not told.
         seconds: how long the endpoint took; None where that was not measured.
     """
 
@@ -69,6 +79,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cached: bool = False
+    log_probability: float | None = None
     seconds: float | None = field(default=None, compare=False)
 
     @property
@@ -111,6 +122,25 @@ class TimedCall(Call):
     seconds: float
     ended: float
     questions: int
+
+
+@dataclass(frozen=True)
+class OpenBatch:
+    """A batch whose answers are not stored yet.
+
+    Attributes:
+        name: ours.
+        path: of the API.
+        owner: machine and process that submit it.
+        file: the endpoint's name for its file; None: it may not be there yet.
+        batch: the endpoint's name for it; None: it may not be submitted yet.
+    """
+
+    name: str
+    path: str
+    owner: str
+    file: str | None
+    batch: str | None
 
 
 def request_key(request: dict[str, Any]) -> str:
@@ -166,7 +196,8 @@ class ResponseStore:
             ResponseStoreError: if the file turns out damaged.
         """
         row = self._execute(
-            "SELECT text, finish_reason, prompt_tokens, completion_tokens, checksum FROM responses WHERE key = ?",
+            "SELECT text, finish_reason, prompt_tokens, completion_tokens, log_probability, checksum FROM responses"
+            " WHERE key = ?",
             (key,),
         )
         with self._lock:
@@ -174,9 +205,9 @@ class ResponseStore:
             self.misses += row is None
         if row is None:
             return None
-        if row[4] != _checksum(key, row[:4]):
+        if row[5] != _checksum(key, row[:5]):
             raise self._unusable(f"the row {key} does not match its checksum")
-        return Answer(row[0], row[1], row[2], row[3], cached=True)
+        return Answer(row[0], row[1], row[2], row[3], cached=True, log_probability=row[4])
 
     def put(self, key: str, answer: Answer, *, replace: bool = False, call: Call | None = None) -> Answer:
         """Store an answer so that it survives the death of this process; the first answer to a request stays.
@@ -193,14 +224,15 @@ class ResponseStore:
         Raises:
             ResponseStoreError: if the file cannot be written or turns out damaged.
         """
-        values = (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens)
+        counts = (answer.prompt_tokens, answer.completion_tokens)
+        values = (answer.text, answer.finish_reason, *counts, answer.log_probability)
         about = (call.source, call.kind, call.repeated, call.characters) if call else (None,) * 4
         clash = "REPLACE" if replace else "IGNORE"
         stored = self._execute(
             f"INSERT OR {clash} INTO responses"  # noqa: S608 - one of two words
-            " (key, text, finish_reason, prompt_tokens, completion_tokens, checksum,"
+            " (key, text, finish_reason, prompt_tokens, completion_tokens, log_probability, checksum,"
             " source, kind, repeated, characters, seconds, ended)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING key",
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING key",
             (key, *values, _checksum(key, values), *about, answer.seconds, time.time()),
         )
         return answer if stored else self.get(key) or answer
@@ -236,6 +268,72 @@ class ResponseStore:
         """
         self._execute("INSERT OR IGNORE INTO decisions (key, value) VALUES (?, ?)", (key, value))
         return self.decision(key) or value
+
+    def open_batch(self, name: str, place: str, path: str, owner: str, requests: Sequence[tuple[str, str]]) -> set[str]:
+        """Write a batch down before it is submitted.
+
+        Args:
+            name: ours.
+            place: the endpoint.
+            path: of the API.
+            owner: machine and process.
+            requests: the name of each request, which is its key where an answer is cut, and its key otherwise.
+
+        Returns:
+            The requests that are the batch's: those of other open batches are not.
+
+        Raises:
+            ResponseStoreError: if the file cannot be written or turns out damaged.
+        """
+        row = (name, place, path, owner, time.time())
+        try:
+            with self._lock:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.execute(
+                    "INSERT INTO batches (name, place, path, owner, begun) VALUES (?, ?, ?, ?, ?)", row
+                )
+                self._database.executemany(
+                    "INSERT OR IGNORE INTO batch_requests (request, name, key) VALUES (?, ?, ?)",
+                    [(request, name, key) for request, key in requests],
+                )
+                self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        return set(self.requests_of(name))
+
+    def name_batch(self, name: str, *, file: str | None = None, batch: str | None = None) -> None:
+        """Write down what the endpoint calls a batch's file, or the batch."""
+        statement = "UPDATE batches SET file = coalesce(?, file), batch = coalesce(?, batch) WHERE name = ?"
+        self._rows(statement, (file, batch, name))
+
+    def close_batch(self, name: str) -> None:
+        """Forget the requests of a batch: their answers are stored, or it was never submitted."""
+        self._rows("DELETE FROM batch_requests WHERE name = ?", (name,))
+        self._rows("UPDATE batches SET ended = ? WHERE name = ? AND ended IS NULL", (time.time(), name))
+
+    def open_batches(self, place: str) -> list[OpenBatch]:
+        """The open batches at an endpoint, oldest first."""
+        rows = self._rows(
+            "SELECT name, path, owner, file, batch FROM batches WHERE place = ? AND ended IS NULL ORDER BY begun",
+            (place,),
+        )
+        return [OpenBatch(*row) for row in rows]
+
+    def requests_of(self, name: str) -> dict[str, str]:
+        """The requests of an open batch in the order of its file, each with the key of its answer."""
+        return dict(self._rows("SELECT request, key FROM batch_requests WHERE name = ? ORDER BY rowid", (name,)))
+
+    def batch_of(self, request: str) -> str | None:
+        """The open batch that a request is in, or None."""
+        row = self._execute("SELECT name FROM batch_requests WHERE request = ?", (request,))
+        return None if row is None else str(row[0])
+
+    def batch_seconds(self, place: str) -> list[float]:
+        """How long the batches at an endpoint took that have ended."""
+        rows = self._rows(
+            "SELECT ended - begun FROM batches WHERE place = ? AND ended IS NOT NULL AND batch IS NOT NULL", (place,)
+        )
+        return [float(row[0]) for row in rows]
 
     def texts(self) -> list[str]:
         """Every stored answer.
@@ -290,21 +388,21 @@ class ResponseStore:
             raise self._unusable(f"its format is {version}, this version reads format {_FORMAT}")
         self._write_ahead()
         self._database.execute("PRAGMA synchronous = NORMAL")
+        # At once, so that of two processes one alters the table.
+        self._database.execute("BEGIN IMMEDIATE")
         self._database.execute(_SCHEMA)
-        self._database.execute(_DECISIONS)
+        for statement in (_DECISIONS, *_BATCHES):
+            self._database.execute(statement)
         self._add_columns()
+        self._database.execute("COMMIT")
         self._database.execute(f"PRAGMA user_version = {_FORMAT}")
 
     def _add_columns(self) -> None:
-        """Add the columns that a file of an earlier version lacks; another process may do so at the same time."""
+        """Add the columns that a file of an earlier version lacks."""
         there = {row[1] for row in self._database.execute("PRAGMA table_info(responses)")}
-        for name, kind in _CALL_COLUMNS.items():
+        for name, kind in _ADDED_COLUMNS.items():
             if name not in there:
-                try:
-                    self._database.execute(f"ALTER TABLE responses ADD COLUMN {name} {kind}")
-                except sqlite3.OperationalError as error:
-                    if "duplicate column" not in str(error):
-                        raise
+                self._database.execute(f"ALTER TABLE responses ADD COLUMN {name} {kind}")
 
     def _write_ahead(self) -> None:
         """Switch to WAL mode, which SQLite refuses at once, without its busy timeout, while another process writes."""
@@ -341,5 +439,6 @@ class ResponseStore:
 
 
 def _checksum(key: str, values: tuple[Any, ...]) -> str:
-    """Digest of a row: SQLite notices a damaged page structure, not a flipped letter."""
-    return hashlib.sha256(json.dumps([key, *values]).encode()).hexdigest()[:16]
+    """Digest of a row, without a log-probability that it lacks: SQLite notices no flipped letter."""
+    stored = values if values[-1] is not None else values[:-1]
+    return hashlib.sha256(json.dumps([key, *stored]).encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from embed_pipeline import settings
 from embed_pipeline.llm.answers import InvalidAnswer
+from embed_pipeline.llm.batches import Batches
 from embed_pipeline.llm.budget import Budget
 from embed_pipeline.llm.dialect import Wording, names_schema
 from embed_pipeline.llm.embedded import PrimedServers
@@ -27,7 +28,7 @@ from embed_pipeline.llm.failures import (
     scope_of,
 )
 from embed_pipeline.llm.responses import read_response
-from embed_pipeline.llm.store import Answer
+from embed_pipeline.llm.store import Answer, ResponseStore
 from embed_pipeline.llm.throttle import Stopped, Throttle
 
 if TYPE_CHECKING:
@@ -87,7 +88,14 @@ class Transport:
     """
 
     def __init__(
-        self, llm: settings.LLM, base_urls: Sequence[str], api_key: str | None, budget: Budget, *, primed: bool = False
+        self,
+        llm: settings.LLM,
+        base_urls: Sequence[str],
+        api_key: str | None,
+        budget: Budget,
+        store: ResponseStore,
+        *,
+        primed: bool = False,
     ) -> None:
         """Prepare clients, one per base URL.
 
@@ -96,6 +104,7 @@ class Transport:
             base_urls: endpoints.
             api_key: sent to them; never logged or part of an error.
             budget: where usage is counted.
+            store: keeps which batches are open.
             primed: they are embedded servers of one sequence each, asked through :class:`PrimedServers`.
 
         Raises:
@@ -117,28 +126,36 @@ class Transport:
         self._open = [0] * len(self._clients)
         self._started: dict[int, float] = {}
         self._primed = PrimedServers(len(self._clients)) if primed else None
+        self._batches = Batches(llm, self._clients[0], store, self._place) if llm.batch else None
 
     def __repr__(self) -> str:
         return f"Transport({self._place})"
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._batches is not None:
+            await self._batches.close()
         for client in self._clients:
             await client.close()
 
     def line(self) -> str:
-        """Requests in flight and the age of the oldest, as a note next to a progress bar."""
+        """Requests in flight and the age of the oldest, or the batches' counts, as a note next to a progress bar."""
+        if self._batches is not None:
+            return self._batches.line()
         if not self._started:
             return ""
         oldest = time.monotonic() - min(self._started.values())
         return f"{len(self._started)} in flight, oldest {oldest:.0f} s"
 
-    async def ask(self, path: str, wording: Wording, about: str = "", parts: tuple[str, ...] = ()) -> Answer:
+    async def ask(
+        self, path: str, wording: Wording, keys: tuple[str, str], about: str = "", parts: tuple[str, ...] = ()
+    ) -> Answer:
         """Send a request until it is answered.
 
         Args:
             path: ``/chat/completions`` or ``/completions``.
             wording: gives the request's body, and another one where the endpoint refuses its parameters.
+            keys: where the store keeps an answer that ended by itself, and one that was cut.
             about: what the request is about, for messages; several refusals about one thing count as one.
             parts: the prompt in parts, for embedded servers.
 
@@ -146,6 +163,7 @@ class Transport:
             EndpointError: on a final refusal of this or an earlier request; nothing more is sent then.
             InvalidAnswer: if the endpoint refuses this prompt alone (too long, filtered, unexplained).
             RequestFailed: if every attempt fails.
+            BatchError: if the endpoint takes no batches, or one cannot be followed.
             TooManyFailures: if that is so for over half of the last 40 requests; nothing more is sent then.
         """
         failure = Failure(0, "not sent")
@@ -153,7 +171,7 @@ class Transport:
         begun = time.monotonic()
         while attempt < self._llm.max_attempts:
             try:
-                outcome = await self._attempt(path, wording.body(), parts)
+                outcome = await self._attempt(path, wording.body(), keys, parts)
                 if isinstance(outcome, Answer):
                     wording.accepted()
                     self._note_answer()
@@ -170,7 +188,7 @@ class Transport:
                     raise self._whole(failure, "address", about)
                 if attempt < self._llm.max_attempts:
                     self._budget.usage.retries += 1
-                    await self.throttle.sleep(_backoff(attempt) if failure.wait is None else 0.0)
+                    await self.throttle.sleep(0.0 if self._batches or failure.wait is not None else _backoff(attempt))
             except Stopped:
                 raise self._stopped() from None
         self._note_outcome(str(failure))
@@ -266,7 +284,14 @@ class Transport:
         reason = self._reason or EndpointError(f"requests to {self._place} were stopped")
         return type(reason)(str(reason))
 
-    async def _attempt(self, path: str, body: dict[str, Any], parts: tuple[str, ...]) -> Answer | Failure:
+    async def _attempt(
+        self, path: str, body: dict[str, Any], keys: tuple[str, str], parts: tuple[str, ...]
+    ) -> Answer | Failure:
+        if self._batches is not None:
+            outcome = await self._batches.send(path, body, keys)
+            if isinstance(outcome, Answer):
+                self._budget.record(outcome.prompt_tokens, outcome.completion_tokens, 0.0, batch=True)
+            return outcome
         async with self.throttle.slot() as started:
             ticket = id(body)
             self._started[ticket] = time.monotonic()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -21,7 +23,15 @@ from embed_pipeline.llm.prompts import delimit, fill_prompt, plain_label
 from embed_pipeline.llm.rehearsal import NOT_ASKED
 from embed_pipeline.settings import Settings
 from embed_pipeline.text.injections import remove_instructions
-from embed_pipeline.text.words import content_words, inverse_document_frequency, overlap, specific_terms
+from embed_pipeline.text.words import (
+    content_words,
+    inverse_document_frequency,
+    is_prose,
+    overlap,
+    sentences,
+    specific_terms,
+    words,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +39,8 @@ _PER_DOCUMENT = 12
 _WINDOW_CHARACTERS = 12_000
 _MAX_CHARACTERS = 300
 _MIN_OVERLAP = 0.5
+_MOST_SHARED_BY = 8
+_CLAUSE_END = re.compile(r"[^\w\s'’-]+")
 
 Window = list[dict[str, Any]]
 """Rows of :data:`tables.SEGMENTS` of one document that one call reads."""
@@ -69,8 +81,9 @@ def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) ->
     """Artifacts of every document of the batch: what the questions are steered by and the neighbour graph joined by.
 
     A model that is asked for JSON reads each document. One that completes texts cannot, and the statistical extractor
-    (``keyphrases``) speaks instead: headings, identifiers and words that set the document apart from the others. An
-    artifact that names an unknown segment, or whose words do not stand in its segments, is left out.
+    (``keyphrases``) speaks instead: headings, identifiers, and phrases that a few segments have in common, first those
+    whose words set the document apart. An artifact that names an unknown segment, or whose words do not stand in its
+    segments, is left out.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -93,6 +106,7 @@ def artifact_frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
 def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
     documents = segments.sort("document_id", "position").group_by("document_id", maintain_order=True)
     texts = {key[0]: group.to_dicts() for key, group in documents}
+    recurring = recurring_phrases([row["text"] for rows in texts.values() for row in rows])
     idf = inverse_document_frequency(" ".join(row["text"] for row in rows) for rows in texts.values())
     found = []
     for document_id, rows in texts.items():
@@ -101,6 +115,7 @@ def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
         for row in rows:
             heading = row["heading_path"].rsplit(" > ", 1)[-1]
             named = [("concept", heading)] if heading else []
+            named += [("entity", phrase) for phrase in phrases(remove_instructions(row["text"])) if phrase in recurring]
             named += [
                 ("entity", term)
                 for term in specific_terms(remove_instructions(row["text"]))
@@ -115,6 +130,24 @@ def _keyphrases(batch: str, segments: pl.DataFrame) -> list[dict[str, Any]]:
             _row(document_id, batch, kind, text, places[kind, text], extractor="keyphrases") for kind, text in best
         ]
     return found
+
+
+def recurring_phrases(texts: Sequence[str]) -> frozenset[str]:
+    """Phrases that a few segments have in common: two to eight of them."""
+    counts = Counter(phrase for text in texts for phrase in set(phrases(text)))
+    return frozenset(phrase for phrase, count in counts.items() if 1 < count <= _MOST_SHARED_BY)
+
+
+def phrases(text: str) -> list[str]:
+    """Two words of a sentence that follow each other and both carry meaning, in lower case."""
+    return [
+        f"{first} {second}"
+        for sentence in sentences(text)
+        if is_prose(sentence)
+        for clause in _CLAUSE_END.split(sentence)
+        for first, second in pairwise(words(clause))
+        if content_words(first) and content_words(second) and first != second
+    ]
 
 
 async def _ask_all(

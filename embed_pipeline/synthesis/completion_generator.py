@@ -1,15 +1,19 @@
 """Questions from a small model that does not follow instructions: few-shot completion, one line, several candidates.
 
 A model of a hundred million parameters continues a pattern well and follows instructions badly. So it only writes the
-question. What kind of question is steered by the words that it begins with ("How do I", "What happens"); a keyword
-query is the question less its function words; the answer is the sentence of the source that supports the question; the
-other fields are read off its form. What does not look like a question about its source is turned away at once.
+question, and is shown no more than the sentence to ask about, with its headings. Several sentences of a source are
+tried for each wish, with several of the openings ("How do I", "What happens") that steer towards the wished kind. Kept
+is the candidate of the greatest worth: whose words its sentence says (support), and which the model finds likely once
+it has read the sentence (log-probability). A keyword query is the question less its function words; the answer is the
+sentence. What does not look like a question about its source, or is not supported, is turned away.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import LLMClient
@@ -20,30 +24,37 @@ from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, wo
 from embed_pipeline.text.words import (
     content_words,
     inverse_document_frequency,
+    is_prose,
     keywords,
     readable,
-    supporting_sentence,
+    sentences,
+    support,
     unsupported_terms,
 )
 
 _SINGLE_HOP, _MULTI_HOP = COMPLETION_PROMPTS
-_PASSAGE_CHARACTERS = 900
-_HOP_CHARACTERS = 420
+FOCUSES = 3
+"""Most sentences of a source that are tried for each wish."""
+_FOCUS_CHARACTERS = 320
 _MAX_TOKENS = 40
 _TEMPERATURE_STEP = 0.2
+_LEAST_SUPPORT = 0.55
+_LEAST_WORTH = -0.1
+_GOOD_WORTH = 0.3
+"""A wish with such a candidate is not tried on further sentences."""
+_USUAL_LOG_PROBABILITY = -0.7
+"""Taken where the endpoint tells none."""
 _OPENINGS = {
+    "factual": ("What does", "What is", "What"),
     "procedural": ("How do I", "How do you", "How can I"),
-    "causal": ("What happens when", "What happens if", "Why"),
-    "inferential": ("Can", "Is it possible to", "Does"),
-    "relational": ("How does", "How is"),
-    "temporal": ("When should", "When is"),
+    "causal": ("What happens if", "What happens when", "Why"),
+    "inferential": ("Can", "Does", "Is"),
+    "relational": ("How does", "How is", "What is the difference between"),
+    "temporal": ("When is", "When does", "When should"),
+    "multi_hop": ("How does", "What happens when", "Why"),
 }
-_JOINING = (
-    "What is the difference between {first} and {last}",
-    "How does {first} affect {last}",
-    "How do {first} and {last} work together",
-)
-_JOINING_MANY = ("How do {first} and {last} differ", "How do {first} and {last} work together")
+_PATH = " > "
+_UNSPACED_END = re.compile(r"(?<=[。！？])")
 _SPACED_MARK = re.compile(r"\s+([?.,])")
 _REASONING = (
     ("procedural", ("how do i", "how do you", "how can", "how to", "how should")),
@@ -52,14 +63,53 @@ _REASONING = (
     ("relational", ("what is the difference", "how do", "how is", "which of", "what is the relationship")),
     ("inferential", ("can", "does", "is", "are", "do", "will", "should", "would", "could", "if")),
 )
-_MOST_WORDS = 5
-_MOST_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class _Focus:
+    """What a question is asked about: a sentence of each source, and the one before it where that is short.
+
+    Attributes:
+        sentences: a sentence of each source.
+        contexts: the sentence before each of them, or nothing.
+    """
+
+    sentences: tuple[str, ...]
+    contexts: tuple[str, ...]
+
+    def answers(self, question: str, idf: Mapping[str, float]) -> list[str]:
+        """For each source the sentence, after the one before it where only both say what is asked."""
+        both = [
+            f"{context} {sentence}".strip() for context, sentence in zip(self.contexts, self.sentences, strict=True)
+        ]
+        return [
+            whole if support(question, whole, idf) > support(question, sentence, idf) else sentence
+            for whole, sentence in zip(both, self.sentences, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A question that the model wrote.
+
+    Attributes:
+        raw: opening and answer.
+        pair: the pair that it makes.
+        problem: why it cannot be used, as (reason, detail), or None.
+        worth: support plus log-probability.
+    """
+
+    raw: str
+    pair: Pair | None
+    problem: tuple[str, str] | None
+    worth: float = float("-inf")
 
 
 async def complete_questions(tasks: list[QuestionTask], settings: Settings, client: LLMClient) -> Generated:
-    """Ask every task once for each of its specs, at rising temperature.
+    """Ask every task for each of its specs about several sentences, and keep the best candidate of each spec.
 
-    The specs of one task run one after another, so that the server processes its passage once.
+    Sentences that say most come first; a spec with a good candidate is not asked again. What is asked about one
+    sentence comes one after another, so that the server processes it once.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
@@ -69,26 +119,36 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
 
     async def ask(task: QuestionTask) -> Generated:
         found = Generated()
-        if len(task.sources) > 1 and not all(subjects_of(task.sources, task.seed)):
-            ids = tuple(source.segment_id for source in task.sources)
-            found.rejects.append(Reject(ids, "no_subjects", "no heading or artifact tells the sources apart", ""))
-            return found
-        for number, spec in enumerate(task.specs):
-            opening = _opening(task, spec, task.seed + number)
-            try:
-                answer = await client.complete(
-                    *_parts(task.sources),
-                    f"Question: {opening}".rstrip(),
-                    stop=["\n"],
-                    max_tokens=_MAX_TOKENS,
-                    temperature=settings.synthesis.sampling_temperature + _TEMPERATURE_STEP * number,
-                    seed=task.seed + number,
-                )
-            except InvalidAnswer as error:
-                ids = tuple(source.segment_id for source in task.sources)
-                found.rejects.append(Reject(ids, error.reason, str(error), error.raw))
-                continue
-            _sort(opening, answer.text, task, spec, found, idf, settings.corpus.language)
+        language = settings.corpus.language
+        candidates: list[list[_Candidate]] = [[] for _ in task.specs]
+        asked: Counter[tuple[int, str]] = Counter()
+        for place, focus in enumerate(_focuses(task, idf)):
+            for number, spec in enumerate(task.specs):
+                if any(
+                    candidate.problem is None and candidate.worth >= _GOOD_WORTH for candidate in candidates[number]
+                ):
+                    continue
+                seed = task.seed + number + len(task.specs) * place
+                opening = _opening(task, spec, task.seed + number + place)
+                times = asked[place, opening]
+                asked[place, opening] += 1
+                try:
+                    answer = await client.complete(
+                        *_parts(task.sources, focus),
+                        f"Question: {opening}".rstrip(),
+                        stop=["\n"],
+                        max_tokens=_MAX_TOKENS,
+                        temperature=settings.synthesis.sampling_temperature + _TEMPERATURE_STEP * times,
+                        seed=seed,
+                    )
+                except InvalidAnswer as error:
+                    candidates[number].append(_Candidate(error.raw, None, (error.reason, str(error))))
+                    continue
+                told = answer.log_probability
+                likely = _USUAL_LOG_PROBABILITY if told is None else told
+                candidates[number].append(_candidate(opening, answer.text, task, spec, focus, idf, likely, language))
+        for mine in candidates:
+            _keep_best(mine, task, found)
         accepted[0] += len(found.pairs)
         accepted[1] += len(task.specs)
         return found
@@ -105,112 +165,163 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
     )
 
 
-def _opening(task: QuestionTask, spec: QuestionSpec, seed: int) -> str:
-    """The words that a question of the requested kind begins with; empty where any beginning will do.
-
-    Without them the model asks about only one of several passages, so a multi-hop question begins with the subjects of
-    all of them.
-    """
+def _focuses(task: QuestionTask, idf: Mapping[str, float]) -> list[_Focus]:
+    """The sentences to ask about: of one source those that say most, of several those that name what they share."""
     if len(task.sources) == 1:
-        choices = _OPENINGS.get(spec.reasoning_type, ("",))
-        return choices[seed % len(choices)]
-    *first, last = subjects_of(task.sources, task.seed)
-    joining = _JOINING if len(first) == 1 else _JOINING_MANY
-    return joining[seed % len(joining)].format(first=", ".join(first), last=last)
+        (source,) = task.sources
+        told = _told(source)
+        best = sorted(told, key=lambda both: -_weight(both[1], idf))[:FOCUSES]
+        return [_Focus((sentence,), (context,)) for context, sentence in best]
+    chosen = []
+    for source in task.sources:
+        naming = [both for both in _told(source) if _names(both[1], task.shared)]
+        chosen.append(max(naming, key=lambda both: _weight(both[1], idf), default=None))
+    known = [both for both in chosen if both is not None]
+    if len(known) < len(task.sources):
+        return []
+    return [_Focus(tuple(sentence for _, sentence in known), tuple(context for context, _ in known))]
 
 
-def _parts(sources: tuple[Source, ...]) -> tuple[str, str]:
+def _told(source: Source) -> list[tuple[str, str]]:
+    """The distinct sentences of a source's prose, each after the one before it where both are short."""
+    found: dict[str, str] = {}
+    before = ""
+    pieces = (piece for sentence in sentences(source.text) for piece in _UNSPACED_END.split(sentence))
+    for sentence in pieces:
+        if is_prose(readable(sentence, _FOCUS_CHARACTERS)):
+            found.setdefault(sentence, before if len(before) + len(sentence) < _FOCUS_CHARACTERS else "")
+            before = sentence
+        else:
+            before = ""
+    return [(context, sentence) for sentence, context in found.items()]
+
+
+def _weight(sentence: str, idf: Mapping[str, float]) -> float:
+    """How much a sentence says for its length, rare words counting more."""
+    said = set(content_words(sentence))
+    return float(sum(idf.get(word, 0.0) for word in said) / (len(said) + 8) ** 0.5)
+
+
+def _names(sentence: str, names: Iterable[str]) -> bool:
+    said = f" {' '.join(content_words(sentence))} "
+    return any(f" {' '.join(content_words(name))} " in said for name in names)
+
+
+def _opening(task: QuestionTask, spec: QuestionSpec, seed: int) -> str:
+    """The words that a question of the requested kind begins with; empty where any beginning will do."""
+    kind = "multi_hop" if len(task.sources) > 1 else spec.reasoning_type
+    choices = _OPENINGS.get(kind, ("",))
+    return choices[seed % len(choices)]
+
+
+def _parts(sources: tuple[Source, ...], focus: _Focus) -> tuple[str, str]:
     """The prompt up to the question, in two parts: what all prompts share, and the rest."""
+    shown = [
+        readable(f"{context} {sentence}", _FOCUS_CHARACTERS)
+        for context, sentence in zip(focus.contexts, focus.sentences, strict=True)
+    ]
     if len(sources) == 1:
         name = _SINGLE_HOP
-        passage = readable(sources[0].text, _PASSAGE_CHARACTERS)
-        prompt = fill_prompt(name, title=sources[0].title, passage=passage)
+        prompt = fill_prompt(name, title=sources[0].title, passage=shown[0])
     else:
         name = _MULTI_HOP
         lines = [
-            f"Passage {chr(ord('A') + index)} ({source.title}): {readable(source.text, _HOP_CHARACTERS)}"
-            for index, source in enumerate(sources)
+            f"Text {chr(ord('A') + index)} ({source.title}): {text}"
+            for index, (source, text) in enumerate(zip(sources, shown, strict=True))
         ]
         prompt = fill_prompt(name, passages="\n".join(lines))
     shared = shared_beginning(name)
     return shared, prompt.removeprefix(shared).removesuffix("Question:")
 
 
-def _sort(  # noqa: PLR0917 - a candidate and its context
+def _candidate(  # noqa: PLR0917 - a question and its context
     opening: str,
     text: str,
     task: QuestionTask,
     spec: QuestionSpec,
-    found: Generated,
+    focus: _Focus,
     idf: Mapping[str, float],
+    likely: float,
     language: str,
-) -> None:
-    """Put a candidate among the pairs or the rejects of ``found``."""
+) -> _Candidate:
+    """What the model wrote, with what is wrong with it and what it is worth."""
     question = _SPACED_MARK.sub(r"\1", " ".join(f"{opening} {text}".split()))
-    # What a multi-hop question begins with holds its subjects.
-    short = keywords(text if len(task.sources) == 1 else question)
-    pair = _pair(question, short if spec.style == "keywords" else "", task.sources, idf, language)
-    ids = tuple(source.segment_id for source in task.sources)
+    answers = focus.answers(question, idf)
+    said = " ".join([*answers, *(source.heading for source in task.sources)])
+    supported = support(question, said, idf)
+    worth = supported + likely
+    pair = _pair(question, _short(text, said) if spec.style == "keywords" else "", task.sources, answers, language)
     known = {source.segment_id: source.document_id for source in task.sources}
-    problem = _problem(question, task.sources, found, language) or find_problem(pair, known, len(task.sources))
-    if problem is None:
-        found.pairs.append(pair)
-    else:
-        found.rejects.append(Reject(ids, *problem, f"{opening} {text}"))
+    problem = _problem(question, task.sources, language) or find_problem(pair, known, len(task.sources))
+    if problem is None and supported < _LEAST_SUPPORT:
+        problem = ("unsupported", f"{supported:.2f} of its words by weight are in its sentence, bound {_LEAST_SUPPORT}")
+    if problem is None and worth < _LEAST_WORTH:
+        problem = ("unlikely", f"support {supported:.2f}, log-probability {likely:.2f}, together below {_LEAST_WORTH}")
+    return _Candidate(f"{opening} {text}", pair, problem, worth)
 
 
-def _problem(question: str, sources: tuple[Source, ...], found: Generated, language: str) -> tuple[str, str] | None:
+def _keep_best(candidates: list[_Candidate], task: QuestionTask, found: Generated) -> None:
+    """Put the best candidate of a spec among the pairs of ``found``, or why there is none among its rejects."""
+    ids = tuple(source.segment_id for source in task.sources)
+    asked = {pair.question.lower() for pair in found.pairs}
+    problem, raw = ("nothing_to_ask", "no sentence of prose to ask about"), ""
+    for candidate in sorted(candidates, key=lambda candidate: -candidate.worth):
+        if candidate.pair is None or candidate.problem is not None:
+            reason = candidate.problem or problem
+        elif candidate.pair.question.lower() in asked:
+            reason = ("repeated", "an earlier candidate for the same segment asks the same")
+        else:
+            found.pairs.append(candidate.pair)
+            return
+        if not raw:
+            problem, raw = reason, candidate.raw
+    found.rejects.append(Reject(ids, *problem, raw))
+
+
+def _problem(question: str, sources: tuple[Source, ...], language: str) -> tuple[str, str] | None:
     """The first thing wrong with a question as (reason, detail); None where nothing is."""
     form = form_problem(question, language=language)
     if form is not None:
         return form, "form of the question"
-    if any(question.lower() == pair.question.lower() for pair in found.pairs):
-        return "repeated", "an earlier candidate for the same segment asks the same"
+    copied = [source.title for source in sources if _PATH in source.title and source.title.lower() in question.lower()]
+    if copied:
+        return "copies_headings", ", ".join(copied)
     invented = unsupported_terms(question, "\n".join(f"{source.title}\n{source.text}" for source in sources))
     if invented:
         return "unsupported_term", ", ".join(invented)
     asked = set(content_words(question))
     # The outer headings do not anchor a question in one of several sources: those may share them.
-    said = [f"{source.heading if len(sources) > 1 else source.title} {source.text}" for source in sources]
-    missing = [s.title for s, text in zip(sources, said, strict=True) if not asked & set(content_words(text))]
+    said = [set(content_words(f"{s.heading if len(sources) > 1 else s.title} {s.text}")) for s in sources]
+    missing = [
+        source.title
+        for place, source in enumerate(sources)
+        if not asked & said[place].difference(*(other for number, other in enumerate(said) if number != place))
+    ]
     return ("source_not_asked_about", ", ".join(missing)) if missing else None
 
 
-def _pair(question: str, short: str, sources: tuple[Source, ...], idf: Mapping[str, float], language: str) -> Pair:
+def _short(text: str, said: str) -> str:
+    """The keywords of a question that its sources say, each once."""
+    known = set(content_words(said))
+    found: dict[str, str] = {}
+    for token in keywords(text).split():
+        if known.issuperset(content_words(token)):
+            found.setdefault(token.lower(), token)
+    return " ".join(found.values())
+
+
+def _pair(question: str, short: str, sources: tuple[Source, ...], answers: Sequence[str], language: str) -> Pair:
     """The pair that a question makes; ``short``: its keywords, used in its place where they make a query."""
-    summaries = [supporting_sentence(question, source.text, idf) for source in sources]
-    hops = tuple(Hop((source.segment_id,), summary) for source, summary in zip(sources, summaries, strict=True))
+    hops = tuple(Hop((source.segment_id,), answer) for source, answer in zip(sources, answers, strict=True))
     reasoning = reasoning_of(question) if len(sources) == 1 else "relational"
     complexity = min(5, len(sources) + (reasoning not in {"factual", "temporal"}))
     kind = "multi_hop" if len(sources) > 1 else ("structural" if reasoning == "procedural" else "contextual")
     style = "keywords" if form_problem(short, "keywords", language) is None else "question"
-    said = short if style == "keywords" else question
-    return Pair(said, " ".join(summaries), kind, reasoning, complexity, hops, style)
+    asked = short if style == "keywords" else question
+    return Pair(asked, " ".join(answers), kind, reasoning, complexity, hops, style)
 
 
 def reasoning_of(question: str) -> str:
     """Reasoning type that the opening words of a single-hop question show; ``factual`` where none do."""
     lowered = question.lower()
     return next((kind for kind, openings in _REASONING if lowered.startswith(openings)), "factual")
-
-
-def subjects_of(sources: Sequence[Source], seed: int) -> list[str]:
-    """A name for each source, its heading or an artifact, with a word that the others do not say; empty for none.
-
-    Args:
-        sources: at least two.
-        seed: chooses among the names.
-    """
-    names: list[str] = []
-    for place, source in enumerate(sources):
-        others = [other for number, other in enumerate(sources) if number != place]
-        elsewhere = set(content_words(" ".join(f"{other.title} {other.text}" for other in others)))
-        named = (readable(candidate, _MOST_CHARACTERS) for candidate in (source.heading, *source.artifacts))
-        fitting = [name for name in dict.fromkeys(named) if _subject_fits(name, elsewhere) and name not in names]
-        names.append(fitting[seed % len(fitting)] if fitting else "")
-    return names
-
-
-def _subject_fits(name: str, elsewhere: set[str]) -> bool:
-    """True for a short name with a word that occurs in no other source."""
-    return len(name.split()) <= _MOST_WORDS and bool(set(content_words(name)) - elsewhere)

@@ -46,6 +46,7 @@ def judge_by_measure(
     rank: int,
     bound_rank: int,
     answer_cosine: float,
+    answer_support: float,
     grounding: float,
     overlap: float,
     problem: str | None,
@@ -59,6 +60,8 @@ def judge_by_measure(
         rank: round-trip rank of its sources.
         bound_rank: ``synthesis.max_round_trip_rank``.
         answer_cosine: cosine of question and answer under the base model.
+        answer_support: share of the question's content words, by rarity, that the answer and its heading say. It makes
+            half of the accuracy: either measure alone turns down more good pairs and keeps more bad ones.
         grounding: share of the answer's content words in the sources.
         overlap: share of the question's content words in the sources.
         problem: what is wrong with the question's form, or None.
@@ -66,14 +69,14 @@ def judge_by_measure(
         style: how the question is asked; keywords may be short.
     """
     relevance = max(1.0, 10 - 4 * math.log(rank) / math.log(max(bound_rank, 2)))
-    accuracy = 1 + 9 * min(1.0, max(0.0, answer_cosine) / _GOOD_COSINE)
+    accuracy = 1 + 9 * (min(1.0, max(0.0, answer_cosine) / _GOOD_COSINE) + answer_support) / 2
     support = 1 + 9 * (grounding + overlap) / 2
     clarity, why = _clarity(question, problem, idf, style)
     return Judgement(
         tuple(round(score, 2) for score in (relevance, accuracy, support, clarity)),  # type: ignore[arg-type]  # four
         (
             f"the question finds its source at rank {rank}",
-            f"cosine of question and answer {answer_cosine:.2f}",
+            f"cosine of question and answer {answer_cosine:.2f}, {answer_support:.0%} of the question in the answer",
             f"{grounding:.0%} of the answer's and {overlap:.0%} of the question's content words stand in the source",
             why,
         ),

@@ -40,6 +40,7 @@ _CHAT_PHRASES = re.compile(
 )
 # Latin, Chinese and Japanese, Arabic, Greek, Armenian, Ethiopic.
 _QUESTION_MARKS = frozenset("?\uff1f\u061f\u037e;\u055e\u1367")
+_LEAST_DISTINCT = 0.7
 _PAIRS_PER_WORD = 3  # pairs of characters, where no spaces are written
 MIN_QUESTION_WORDS = 4
 MIN_KEYWORDS = 2
@@ -192,6 +193,6 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
 
 
 def _repeats(content: list[str]) -> bool:
-    """A word three times over, or every word twice, is a loop."""
+    """A word three times over is a loop; under seven different words of ten, a thing is compared with itself."""
     counts = Counter(content)
-    return bool(counts) and (counts.most_common(1)[0][1] > 2 or len(content) >= 2 * len(counts) > 2)  # noqa: PLR2004
+    return bool(counts) and (counts.most_common(1)[0][1] > 2 or len(counts) < _LEAST_DISTINCT * len(content))  # noqa: PLR2004

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.text.injections import remove_instructions
+from embed_pipeline.text.words import content_words
 
 Item = TypeVar("Item")
 STRUCTURAL_SHARE = 0.25
@@ -26,6 +27,7 @@ _FARTHEST = 0.35
 _FARTHEST_WITH_ENTITY = 0.20
 _ENTITY_BONUS = 0.05
 _MOST_SHARED_BY = 8
+_MOST_HEADING_WORDS = 6
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,15 @@ class QuestionSpec:
 
 @dataclass(frozen=True)
 class QuestionTask:
-    """Segments that questions join (one: a single hop), a spec for each question, and a seed for sampling."""
+    """Segments that questions join (one: a single hop), a spec for each question, and a seed for sampling.
+
+    ``shared``: names that neighbours on the path of several segments have in common.
+    """
 
     sources: tuple[Source, ...]
     specs: tuple[QuestionSpec, ...]
     seed: int
+    shared: tuple[str, ...] = ()
 
 
 def askable_sources(
@@ -146,13 +152,13 @@ def plan_multi_hop(
         settings: shares, hop limit and seed.
 
     Returns:
-        A task each, fewer than wanted where segments have no neighbours; up to ``cross_document_share`` of them join
-        different documents.
+        A task each, fewer than wanted where few neighbours share a rare name; up to ``cross_document_share`` of them
+        join different documents.
     """
     synthesis = settings.synthesis
     if wanted == 0 or len(sources) < 2:  # noqa: PLR2004 - two make a pair
         return []
-    graph = find_neighbours(vectors, [source.artifacts for source in sources])
+    graph = find_neighbours(vectors, names_of(sources))
     chance = random.Random(f"{settings.seed} multi-hop")  # noqa: S311 - sampling, no secret
     order = list(range(len(sources)))
     chance.shuffle(order)
@@ -163,12 +169,13 @@ def plan_multi_hop(
         if len(tasks) == wanted:
             break
         across = crossing[len(tasks)] == "across"
-        path = _walk(first, chance.randint(2, synthesis.max_hops), graph, sources, vectors, across=across)
+        path, shared = _walk(first, chance.randint(2, synthesis.max_hops), graph, sources, vectors, across=across)
         if len(path) > 1:
             members = tuple(sources[index] for index in path)
             # Segments under the same headings would be joined by much the same question.
             key = tuple(sorted(member.title for member in members))
-            tasks.setdefault(key, QuestionTask(members, (specs[len(tasks)],), _seed(settings.seed, members)))
+            task = QuestionTask(members, (specs[len(tasks)],), _seed(settings.seed, members), shared)
+            tasks.setdefault(key, task)
     return list(tasks.values())
 
 
@@ -180,17 +187,20 @@ def _walk(
     vectors: NDArray[np.float32],
     *,
     across: bool,
-) -> list[int]:
-    """A path from ``first`` over closest neighbours; ``across``: into other documents where possible.
+) -> tuple[list[int], tuple[str, ...]]:
+    """A path from ``first`` over closest neighbours that share a name, and the names that all of it shares.
 
-    Where there is a choice, each segment has another heading, so that a question can tell them apart.
+    ``across``: into other documents where possible. Where there is a choice, each segment has another heading, so that
+    a question can tell them apart.
     """
     path = [first]
+    shared: set[str] = set()
     while len(path) < hops:
+        common = {edge.index: shared & set(edge.shared) if shared else set(edge.shared) for edge in graph[path[-1]]}
         open_ends = [
-            edge.index
-            for edge in graph[path[-1]]
-            if edge.index not in path and not any(near_duplicate(vectors, edge.index, seen) for seen in path)
+            index
+            for index, names in common.items()
+            if names and index not in path and not any(near_duplicate(vectors, index, seen) for seen in path)
         ]
         documents = {sources[index].document_id for index in path}
         headings = {sources[index].heading for index in path}
@@ -199,7 +209,22 @@ def _walk(
         if not open_ends:
             break
         path.append((apart or placed)[0])
-    return path
+        shared = common[path[-1]]
+    return path, tuple(sorted(shared))
+
+
+def names_of(sources: Sequence[Source]) -> list[list[str]]:
+    """What each segment names: its artifacts, its heading, and the headings of others that its text or links say."""
+    headings = {tuple(content_words(source.heading)): source.heading for source in sources}
+    headings.pop((), None)
+    longest = min(_MOST_HEADING_WORDS, max(map(len, headings), default=0))
+    found = []
+    for source in sources:
+        said = content_words(source.text)
+        runs = (tuple(said[start : start + length]) for length in range(1, longest + 1) for start in range(len(said)))
+        mentioned = {headings[run] for run in runs if run in headings}
+        found.append([*source.artifacts, source.heading, *sorted(mentioned)])
+    return found
 
 
 def _spread(members: Sequence[Source], synthesis: Synthesis) -> list[int]:

@@ -33,7 +33,7 @@ from embed_pipeline.synthesis.judge import (
 from embed_pipeline.synthesis.pairs import Reject, form_problem, reject_rows
 from embed_pipeline.text.languages import AUTO
 from embed_pipeline.text.passages import passages_by_id
-from embed_pipeline.text.words import inverse_document_frequency, overlap
+from embed_pipeline.text.words import inverse_document_frequency, overlap, support
 
 MEASURED = "measured"
 PLANTED = "planted"
@@ -61,6 +61,7 @@ class _Signals:
     bm25_ranks: list[int]
     ranks: list[int]
     answer_cosines: list[float]
+    answer_supports: list[float]
     groundings: list[float]
     overlaps: list[float]
     problems: list[str | None]
@@ -171,11 +172,17 @@ def _measure(
     answers = encoder.encode(pairs["answer"].to_list(), "passage", label="Encoding answers")
     joined = ["\n".join(texts[key] for key in keys) for keys in sources]
     idf = inverse_document_frequency(texts.values())
+    # The first line of a titled text is its heading.
+    under = [" ".join(titled[key].partition("\n")[0] for key in keys) for keys in sources]
     return _Signals(
         dense_ranks=trip.dense_ranks,
         bm25_ranks=trip.bm25_ranks,
         ranks=trip.ranks,
         answer_cosines=[float(c) for c in np.einsum("ij,ij->i", trip.question_vectors, answers)],
+        answer_supports=[
+            support(question, f"{heading} {answer}", idf)
+            for question, heading, answer in zip(questions, under, pairs["answer"], strict=True)
+        ],
         groundings=[overlap(a, text) for a, text in zip(pairs["answer"], joined, strict=True)],
         overlaps=[overlap(q, text) for q, text in zip(questions, joined, strict=True)],
         problems=[form_problem(*asked, language) for asked in pairs.select("question", "style").iter_rows()],
@@ -191,6 +198,7 @@ def _measured_verdicts(pairs: pl.DataFrame, signals: _Signals, settings: Setting
             rank=signals.ranks[index],
             bound_rank=settings.synthesis.max_round_trip_rank,
             answer_cosine=signals.answer_cosines[index],
+            answer_support=signals.answer_supports[index],
             grounding=signals.groundings[index],
             overlap=signals.overlaps[index],
             problem=signals.problems[index],

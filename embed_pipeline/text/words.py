@@ -7,11 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from embed_pipeline.text.languages import is_unspaced
 from embed_pipeline.text.markdown import replace_headings
 
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}](?:[^\W{_IDEOGRAPHS}]|['’-])*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n(?=\s*(?:[*+-]|\d+\.)\s)")
+_ENDS_A_SENTENCE = re.compile(r"[.!?:。！？][\"'”’»)\]]*$")
+_PLAIN_WORD = re.compile(r"[\"'“‘«(]*[^\W\d_]+(?:['’-][^\W\d_]+)*[\"'”’»)]*[.,;:?!]*")
+_LEAST_PROSE_CHARACTERS = 20
+_LEAST_PLAIN_SHARE = 0.7
 _BULLET = re.compile(r"^(?:[*+-]|\d+\.)\s+")
 _STOP_WORD_LIST = (
     "a about above after again all also an and any are as at be because been before being below between both but by "
@@ -92,6 +97,16 @@ def sentences(text: str) -> list[str]:
     return found
 
 
+def is_prose(sentence: str) -> bool:
+    """True for a whole sentence made mostly of words: no signature, grammar rule, row of a table or piece of code."""
+    if len(sentence) < _LEAST_PROSE_CHARACTERS or not _ENDS_A_SENTENCE.search(sentence):
+        return False
+    if is_unspaced(sentence):
+        return True
+    tokens = sentence.split()
+    return sum(bool(_PLAIN_WORD.fullmatch(token)) for token in tokens) >= _LEAST_PLAIN_SHARE * len(tokens)
+
+
 def inverse_document_frequency(texts: Iterable[str]) -> dict[str, float]:
     """ln(1 + N/df) of every content word over ``texts``."""
     counts: Counter[str] = Counter()
@@ -102,19 +117,16 @@ def inverse_document_frequency(texts: Iterable[str]) -> dict[str, float]:
     return {word: math.log(1 + total / count) for word, count in counts.items()}
 
 
-def supporting_sentence(question: str, source: str, idf: Mapping[str, float]) -> str:
-    """The sentence of ``source`` that shares most with the question, rare words counting more.
+def support(question: str, source: str, idf: Mapping[str, float]) -> float:
+    """Share of the question's content words that the source says, rare words counting more; 0 where it has none.
 
-    Scores are divided by the square root of the length, so that a whole list does not beat the line that answers.
+    A word that occurs nowhere counts like the rarest.
     """
     wanted = set(content_words(question))
-
-    def score(sentence: str) -> float:
-        present = content_words(sentence)
-        shared = sum(idf.get(word, 1.0) for word in wanted & set(present))
-        return shared / math.sqrt(len(present) + 8)
-
-    return max(sentences(source), key=score, default=" ".join(source.split()))
+    rarest = max(idf.values(), default=1.0)
+    weights = {word: idf.get(word, rarest) for word in wanted}
+    said = wanted & set(content_words(source))
+    return sum(weights[word] for word in said) / sum(weights.values()) if weights else 0.0
 
 
 def readable(text: str, characters: int) -> str:

@@ -263,9 +263,16 @@ def test_a_folder_that_is_not_whole_is_refused_plainly(spoil, says, tmp_path):
         Encoder.load(folder, CPU)
 
 
-def test_what_lies_hidden_or_beside_is_not_read(tmp_path):
+def test_what_other_libraries_left_beside_the_weights_is_not_read(tmp_path):
     folder = families.bert(tmp_path / "bert")
-    for name in (".git/config.json", ".cache/weights.pkl", "tf_model.h5", "pytorch_model.bin", "optimizer.pt"):
+    for name in (
+        ".gitattributes",
+        "tf_model.h5",
+        "rust_model.ot",
+        "pytorch_model.bin",
+        "optimizer.pt",
+        "onnx/model.onnx",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\x80")
     assert Encoder.load(folder, CPU).max_tokens == 512

@@ -16,6 +16,7 @@ from embed_pipeline.evaluation.retrieval import compare
 from embed_pipeline.orchestration.assets.prep import base_comparison
 from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.settings import Settings, SettingsError, load_settings
+from embed_pipeline.tables import DATASET_SPLIT, LEFT_OUT_DOCUMENTS, QA_DATASET
 from embed_pipeline_tests.evaluation import material
 from embed_pipeline_tests.tiny import write_tiny_model
 
@@ -99,6 +100,41 @@ def test_before_a_base_is_chosen_the_first_candidate_reads():
     for step in ("segments", "qa_scores", "hard_negatives"):
         assert chosen.digest(step) == named.digest(step)
     assert chosen.digest("base_comparison") != named.digest("base_comparison")
+
+
+def stored_questions(folder: Path) -> None:
+    """Tables with the corpus and the generated questions of :mod:`material`, all of them on the test side."""
+    generated, empty = material.generated(), {"document_ids": [], "question": "", "group_id": "g", "reason": ""}
+    pairs, sides = [], []
+    for query in generated.ids:
+        known = {
+            "qa_id": query,
+            "origin": "generated",
+            "question": generated.queries[query],
+            "hop_count": 1,
+            "hops": [],
+        }
+        known |= {"segment_ids": list(generated.qrels[query]), "document_ids": []}
+        pairs.append({column.name: known.get(column.name) for column in QA_DATASET.columns})
+        sides.append({**empty, "qa_id": query, "paths": [], "split": "test"})
+    frames = {"corpus": material.corpus(), "left_out_documents": LEFT_OUT_DOCUMENTS.empty()}
+    frames |= {"qa_dataset": QA_DATASET.frame(pairs), "dataset_split": DATASET_SPLIT.frame(sides)}
+    for name, frame in frames.items():
+        frame.write_parquet(folder / f"{name}.parquet")
+
+
+def test_the_asset_stores_the_comparison_and_the_choice_apart(models, tmp_path):
+    stored_questions(tmp_path)
+    tables = ParquetIOManager(UPath(tmp_path), seed=1)
+    chosen = settings(tmp_path / "store", candidates=models[:2])
+    chosen = chosen.model_copy(update={"evaluation": chosen.evaluation.model_copy(update={"query_sets": ()})})
+    result = dg.materialize([base_comparison], resources={"settings": chosen, "tables": tables})
+    assert result.success
+    frame = tables.read_stored("base_comparison")
+    assert frame["query_set"].unique().to_list() == ["generated"]
+    assert tables.read_stored("base_model")["model"].to_list() == frame.filter("chosen")["model"].to_list()
+    shown = result.asset_materializations_for_node("base_comparison")[0].metadata
+    assert {"comparison", "headline", "reason"} <= shown.keys()
 
 
 def test_without_candidates_nothing_is_read(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from embed_pipeline.evaluation import plots
@@ -12,6 +13,7 @@ from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.evaluation.report import write_report
 from embed_pipeline.evaluation.retrieval import Comparison, compare
 from embed_pipeline.settings import Settings
+from embed_pipeline.tables import BASE_COMPARISON
 from embed_pipeline_tests.evaluation import material
 from embed_pipeline_tests.tiny import write_tiny_model
 
@@ -54,11 +56,29 @@ def test_the_reasons_against_a_release_stand_at_the_top(comparison: Comparison, 
     assert "people: too much <lost>" in markdown.read_text()
 
 
+def candidates() -> pl.DataFrame:
+    """Two candidates on one set."""
+    figures = [f"{metric}_10{end}" for metric in ("ndcg", "recall") for end in ("", "_low", "_high")]
+    costs = {"megabytes": 90.9, "gigaflops": 2.7, "vectors_per_second": 31.0, "cut_segments": 0.0}
+    row = {"query_set": "people", "queries": 3, "dimensions": 384, "max_tokens": 256, **costs}
+    row |= dict.fromkeys(figures, 0.5)
+    return BASE_COMPARISON.frame([{**row, "model": name, "chosen": name == "b"} for name in ("a<i>a", "b")])
+
+
+def test_candidates_for_the_base_are_shown_where_they_were_compared(comparison: Comparison, tmp_path: Path) -> None:
+    html, markdown = write_report(comparison, tmp_path, {}, candidates=candidates())
+    assert "Candidates for the base, untuned" in html.read_text()
+    assert "a&lt;i&gt;a" in html.read_text()
+    assert "b (chosen)" in markdown.read_text()
+    html, _ = write_report(comparison, tmp_path, {}, candidates=BASE_COMPARISON.empty())
+    assert "Candidates for the base" not in html.read_text()
+
+
 def test_markdown_tables_are_whole(comparison: Comparison, tmp_path: Path) -> None:
-    _, markdown = write_report(comparison, tmp_path, {})
+    _, markdown = write_report(comparison, tmp_path, {}, candidates=candidates())
     lines = markdown.read_text().splitlines()
     starts = [i for i, line in enumerate(lines) if line.startswith("|---")]
-    assert len(starts) == 4
+    assert len(starts) == 5
     for start in starts:
         assert lines[start - 1].startswith("| ")
         assert lines[start + 1].count("|") == lines[start].count("|")

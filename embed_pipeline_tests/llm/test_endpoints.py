@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from embed_pipeline.llm import client as client_module
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.client import AnswersCut, LLMClient
+from embed_pipeline.llm.failures import failure_of
 from embed_pipeline.llm.store import Answer as StoredAnswer
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.llm.transport import EndpointError, TooManyFailures
@@ -39,6 +40,7 @@ class Verdict(BaseModel):
 
 
 VALUE = {"verdict": "yes", "score": 7}
+KNOWN = {"Verdict.score": {"minimum": 0, "maximum": 10}, "Verdict.verdict": {"maxLength": 5}}
 GOOD = json.dumps(VALUE)
 _FULL = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": GOOD}}
 
@@ -68,7 +70,9 @@ async def _judge_all(client: LLMClient, count: int = ITEMS, system: str | None =
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": f"item {number}"})
         try:
-            got = await client.structured(messages, Verdict, temperature=0.0, seed=1, about=f"document {number}")
+            got = await client.structured(
+                messages, Verdict, temperature=0.0, seed=1, known=KNOWN, about=f"document {number}"
+            )
         except InvalidAnswer as error:
             return error.reason
         assert got.value == Verdict(**VALUE)
@@ -96,6 +100,14 @@ REFUSED = [
     ("prompt_too_long", 422, {"error": "`inputs` tokens + `max_new_tokens` must be <= 2048", "error_type": "validation"}),
     ("prompt_too_long", 500, {"error": {"message": "context size exceeded"}}),
     ("prompt_too_long", 413, {"error": "Payload too large"}),
+    ("prompt_too_long", 422, {"error": "Input validation error: `inputs` must have less than 1024 tokens. Given: 3000"}),
+    ("prompt_too_long", 400, {"error_code": 336007, "error_msg": "the max input tokens limit is exceeded"}),
+    ("prompt_too_long", 400, {"message": "prompt is too long: 210000 tokens > 200000 maximum"}),
+    ("prompt_filtered", 200, {"choices": [], "promptFeedback": {"blockReason": "SAFETY"}}),
+    ("prompt_filtered", 200, {"choices": [], "prompt_filter_results": [{"content_filter_results": {"hate": {"filtered": False}, "violence": {"filtered": True}}}]}),
+    ("prompt_filtered", 400, {"fault": {"faultstring": "Blocked by the moderation policy", "detail": {"errorcode": "steps.moderation"}}}),
+    ("refused", 200, {"choices": [{"finish_reason": "ERROR_TOXIC", "message": {"content": ""}}]}),
+    ("refused", 200, {"choices": [{"finish_reason": "guardrail_intervened", "message": {"content": "Sorry."}}]}),
     ("prompt_refused", 400, {"error": {"message": "Something about this one is off."}}),
     ("prompt_refused", 403, {"error": {"message": "Not this one."}}),
     ("prompt_refused", 422, {}),
@@ -221,6 +233,12 @@ PARAMETERS = {
     "no system role": (lambda r: r["messages"][0]["role"] == "system", Status(400, message="System role not supported")),
     "alternating roles": (_alternates, Status(400, message="Conversation roles must alternate user/assistant/user/assistant/...")),
     "developer instruction": (lambda r: r["messages"][0]["role"] == "system", Status(400, message="Developer instruction is not enabled for this model")),
+    "bounds of numbers in plain words": (lambda r: "maximum" in str(r.get("response_format")), Status(400, message="For 'number' type, properties maximum, minimum are not supported")),
+    "too many states": (lambda r: "maxLength" in str(r.get("response_format")), Status(400, message="The specified schema produces a constraint that has too many states for serving")),
+    "a deprecated parameter": (_has("temperature"), Status(400, message="`temperature` is deprecated for this model.")),
+    "unsupported property": (_has("seed"), Status(400, message="property 'seed' is unsupported, did you mean 'speed'?")),
+    "pointer": (_has("seed"), _json(422, {"errors": [{"pointer": "/seed", "title": "unknown member"}]})),
+    "a field of a list": (_has("max_tokens"), _json(400, {"errors": [{"field": "max_tokens", "message": "out of range"}]})),
     "several": (lambda r: "seed" in r or "temperature" in r or "response_format" in r, Status(400, message="seed, temperature and response_format are not supported")),
     "no words": (lambda r: "seed" in r or "response_format" in r, _json(400, {"error": "Bad Request"})),
 }  # fmt: skip
@@ -272,6 +290,14 @@ PASSING = {
     "empty content": _message(content="  ".strip()),
     "no choices": _raw({"choices": []}),
     "choices null": _raw({"choices": None}),
+    "a wrapped state": _raw({"base_resp": {"status_code": 1002, "status_msg": "rate limit"}, "choices": None}),
+    "an error by number": _raw({"error_code": 18, "error_msg": "Open api qps request limit reached"}),
+    "a fault": _raw({"fault": {"faultstring": "Service temporarily unavailable"}}),
+    "accepted, not done": Status(202, body=b'{"status": "pending", "requestId": "1"}'),
+    "blank lines": _raw(b"\n\n \n"),
+    "an event of trouble": _raw(b'event: error\ndata: {"type": "error", "message": "Overloaded"}\n\n'),
+    "a wait in words": _json(429, {"error": {"message": "Rate limit reached. Please try again in 20ms."}}),
+    "408": Status(408), "520": Status(520), "598": Status(598),
     "another shape": _raw({"type": "message", "content": [{"type": "text", "text": GOOD}]}),
     "HTML": _raw(b"<html><head><title>Sign in</title></head></html>"),
     "nothing": _raw(b""),
@@ -317,6 +343,12 @@ def test_an_error_that_an_earlier_version_stored_is_not_used(store: ResponseStor
 BODIES = {
     "content in parts": _message(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}, {"type": "text", "text": GOOD[:9]}, {"type": "text", "text": GOOD[9:]}]),
     "content an object": _message(content=VALUE),
+    "parsed alone": _message(parsed=VALUE),
+    "blank lines before": _raw(b"\n\n\n" + json.dumps({"choices": [_FULL]}).encode()),
+    "a list of a text": _message(content=[GOOD]),
+    "answer tags": _message(content=f"<answer>\n{GOOD}\n</answer>"),
+    "finish end_turn": _body(finish_reason="end_turn"),
+    "two objects, the last counts": _message(content=f'{{"verdict": "no", "score": 1}}\nOn reflection:\n{GOOD}'),
     "reasoning field": _message(reasoning_content="Hm.", content=GOOD),
     "all in the reasoning field": _message(reasoning_content=f"So: {GOOD}"),
     "reasoning, other name": _message(reasoning=GOOD, content=""),
@@ -600,3 +632,28 @@ def _await(stub: Stub, requests: int, running: subprocess.Popen[bytes]) -> None:
         assert running.poll() is None
         time.sleep(0.01)
     time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("Rate limit reached for tokens per day. Please try again in 6m7.2s.", 367.2),
+        ("Please retry after 34 seconds.", 34),
+        ("Please wait 2 minutes before the next request", 120),
+        ("try again in 250ms", 0.25),
+        ("Please try again in 1h2m3s", 3723),
+        ("Too many requests, please try again later. Limit: 20 requests", None),
+    ],
+)
+def test_a_wait_that_stands_in_words_is_read(said: str, seconds: float | None) -> None:
+    assert failure_of({"error": {"message": said}}, 429).wait == seconds
+
+
+def test_an_endpoint_that_refuses_stop_words_is_cut_here(store: ResponseStore, make_llm: MakeLLM) -> None:
+    async def ask(client: LLMClient) -> str:
+        return (await client.complete("x", stop=["\n"], max_tokens=9, temperature=0, seed=1)).text
+
+    refusal = Status(400, message="stop: each sequence must contain non-whitespace")
+    with stub_endpoint(lambda request: refusal if "stop" in request else " is it?\nAnswer: yes") as stub:
+        assert [_run(make_llm(stub.base_url), store, ask)[0] for _ in range(2)] == [" is it?"] * 2
+    assert len(stub.requests) == 2

@@ -30,7 +30,7 @@ def test_every_prompt_is_a_file_and_is_named() -> None:
 
 def test_values_are_put_in_once_and_their_braces_stay() -> None:
     filled = fill_prompt("single_hop_completion.txt", title="{passage}", passage="x = {title}")
-    assert filled.endswith("Passage ({passage}): x = {title}\nQuestion:")
+    assert filled.endswith("Text ({passage}): x = {title}\nQuestion:")
     assert filled.startswith(shared_beginning("single_hop_completion.txt"))
 
 

@@ -30,6 +30,16 @@ def test_key_phrases_are_headings_and_identifiers_of_a_document() -> None:
     assert all(document == "d1" for document, _ in found)
 
 
+def test_phrases_that_a_few_segments_share_name_what_flat_texts_are_about() -> None:
+    texts = {
+        "s1": "The boundary layer grows along the flat plate.",
+        "s2": "A thick boundary layer separates early.",
+        "s4": "Invoices are sent on the first day of each month.",
+    }
+    frame = extract_artifacts("b1", material.segments(texts), Settings()).artifacts
+    assert dict(frame.select("text", "segment_ids").iter_rows()) == {"boundary layer": ["s1", "s2"]}
+
+
 def test_a_model_reads_every_document_in_windows(make_settings: MakeSettings) -> None:
     with stub_endpoint(material.respond) as stub:
         extraction = extract_artifacts("b1", material.segments(), make_settings(stub.base_url))

@@ -1,4 +1,4 @@
-"""Few-shot completion: openings, candidates turned down, and the subjects of multi-hop questions."""
+"""Few-shot completion: openings, the best of several candidates, and questions that join segments."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import pytest
 
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.completion_generator import complete_questions, reasoning_of, subjects_of
+from embed_pipeline.synthesis.completion_generator import FOCUSES, complete_questions, reasoning_of
 from embed_pipeline.synthesis.pairs import Generated, find_problem
-from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source
-from embed_pipeline_tests.stub_endpoint import Stub, stub_endpoint
+from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask
+from embed_pipeline_tests.stub_endpoint import Answer, Stub, stub_endpoint
 from embed_pipeline_tests.synthesis import material
 
 MakeSettings = Callable[..., Settings]
+ANY = QuestionSpec("contextual", "visual", "question", 1)
+"""A kind of question without openings of its own."""
 
 
 def _complete(settings: Settings, tasks: list[QuestionTask], stub: Stub) -> Generated:
@@ -36,7 +38,7 @@ def _write(
 
 
 def test_a_question_becomes_a_pair_with_the_sentence_that_answers_it(make_settings: MakeSettings) -> None:
-    found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2")
+    found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2", spec=ANY)
     (pair,) = found.pairs
     assert pair.question == "What does a red lamp on the pump mean?"
     assert pair.answer == "A red lamp on the pump means that its filter is blocked."
@@ -53,7 +55,6 @@ def test_a_question_becomes_a_pair_with_the_sentence_that_answers_it(make_settin
 @pytest.mark.parametrize(
     ("reasoning", "openings"),
     [
-        ("factual", {"Question:"}),
         ("procedural", {"Question: How do I", "Question: How do you", "Question: How can I"}),
         ("causal", {"Question: What happens when", "Question: What happens if", "Question: Why"}),
     ],
@@ -61,34 +62,90 @@ def test_a_question_becomes_a_pair_with_the_sentence_that_answers_it(make_settin
 def test_the_kind_of_question_is_steered_by_its_opening(
     make_settings: MakeSettings, reasoning: str, openings: set[str]
 ) -> None:
-    specs = tuple(QuestionSpec("contextual", reasoning, "question", 1) for _ in range(6))
+    specs = tuple(QuestionSpec("contextual", reasoning, "question", 1) for _ in range(3))
     with stub_endpoint(lambda _: " red lamp of the pump is on?") as stub:
         _complete(make_settings(), [material.task("s2", specs=specs)], stub)
     assert {request["prompt"].rpartition("\n")[2] for request in stub.requests} == openings
 
 
+def test_the_model_is_shown_a_sentence_at_a_time_with_the_one_before_it(make_settings: MakeSettings) -> None:
+    _, requests = _write(make_settings(), " What does a lamp cost?", "s2", spec=ANY)
+    shown = [request["prompt"].rpartition("\n\n")[2].rpartition("\n")[0] for request in requests]
+    first = "A red lamp on the pump means that its filter is blocked."
+    assert shown == [f"Text (Pump): {first}", f"Text (Pump): {first} Clean the filter with water."]
+
+
+def test_sentences_of_scripts_without_spaces_are_told_apart(make_settings: MakeSettings) -> None:
+    first, second = "水泵上的红灯亮起表示过滤器已经堵塞，需要立即清洗。", "清洗过滤器时请先关闭水泵并且等待十分钟。"
+    task = QuestionTask((material.source("s2", text=first + second),), (material.WISH,), 1)
+    with stub_endpoint(lambda _: " What is it?") as stub:
+        _complete(make_settings(), [task], stub)
+    counts = [(request["prompt"].count(first), request["prompt"].count(second)) for request in stub.requests]
+    assert sorted(counts) == [(1, 0), (1, 1)]
+
+
+def test_code_tables_and_grammar_are_not_asked_about(make_settings: MakeSettings) -> None:
+    text = "```\nlamp = pump.lamp(color=RED)\n```\n\nexpr ::= lamp | pump\n\n| lamp | red |\n|---|---|\n| on | 1 |\n"
+    with stub_endpoint(lambda _: " the lamp of the pump?") as stub:
+        found = _complete(
+            make_settings(), [QuestionTask((material.source("s2", text=text),), (material.WISH,) * 2, 1)], stub
+        )
+    assert (stub.requests, [reject.reason for reject in found.rejects]) == ([], ["nothing_to_ask"] * 2)
+
+
+LAMP = " What does a red lamp on the pump mean?"
+WATER = " What water does the filter need?"
+
+
+@pytest.mark.parametrize(
+    ("likely", "kept"),
+    [
+        ({LAMP: -0.4, WATER: -0.9}, [LAMP.strip()]),
+        ({LAMP: -0.9, WATER: -0.2}, [WATER.strip()]),
+        ({LAMP: -1.7, WATER: -1.7}, []),
+    ],
+)
+def test_of_several_candidates_the_likelier_and_better_supported_is_kept(
+    make_settings: MakeSettings, likely: dict[str, float], kept: list[str]
+) -> None:
+    script = [Answer(text, log_probability=value) for text, value in likely.items()]
+    with stub_endpoint(lambda _: "", script=script) as stub:
+        found = _complete(make_settings(), [material.task("s2", specs=(ANY,))], stub)
+    assert [pair.question for pair in found.pairs] == kept
+    assert len(found.rejects) == 1 - len(kept)
+
+
 def test_the_opening_is_part_of_the_question(make_settings: MakeSettings) -> None:
     spec = QuestionSpec("structural", "procedural", "question", 2)
-    found, requests = _write(make_settings(), " clean the filter of the pump?", "s2", spec=spec)
-    assert found.pairs[0].question.endswith("clean the filter of the pump?")
+    found, requests = _write(make_settings(), " clean the blocked filter of the pump?", "s2", spec=spec)
+    assert found.pairs[0].question.endswith("clean the blocked filter of the pump?")
     assert found.pairs[0].question.startswith(("How do I", "How do you", "How can I"))
     assert (found.pairs[0].query_type, found.pairs[0].reasoning_type) == ("structural", "procedural")
     assert requests[0]["stop"] == ["\n"]
 
 
-def test_candidates_of_a_segment_differ_in_temperature_and_seed(make_settings: MakeSettings) -> None:
-    with stub_endpoint(lambda _: " What does a red lamp on the pump mean?") as stub:
-        found = _complete(
-            make_settings(sampling_temperature=0.3), [material.task("s2", specs=(material.WISH,) * 3)], stub
-        )
-    assert [request["temperature"] for request in stub.requests] == [0.3, 0.5, 0.7]
-    assert len({request["seed"] for request in stub.requests}) == 3
+def test_the_same_opening_is_tried_again_at_a_higher_temperature(make_settings: MakeSettings) -> None:
+    with stub_endpoint(lambda _: " What does a red lamp on the pump tell people?") as stub:
+        found = _complete(make_settings(sampling_temperature=0.3), [material.task("s2", specs=(ANY,) * 3)], stub)
+    assert [request["temperature"] for request in stub.requests] == [0.3, 0.5, 0.7] * 2
+    assert len({request["seed"] for request in stub.requests}) == 6
     assert (len(found.pairs), [reject.reason for reject in found.rejects]) == (1, ["repeated", "repeated"])
 
 
-def test_a_keyword_query_is_the_question_less_its_function_words(make_settings: MakeSettings) -> None:
-    spec = QuestionSpec("contextual", "factual", "keywords", 1)
-    found, _ = _write(make_settings(), " What does a red lamp on the pump mean?", "s2", spec=spec)
+def test_a_wish_that_has_a_good_question_is_not_tried_on_further_sentences(make_settings: MakeSettings) -> None:
+    text = " ".join(f"Lamp number {word} of the pump is red." for word in ("one", "two", "three", "four"))
+    task = QuestionTask((material.source("s2", text=text),), (ANY,), 1)
+    with stub_endpoint(lambda _: " What does a lamp of the pump cost?") as stub:
+        _complete(make_settings(), [task], stub)
+        assert len(stub.requests) == FOCUSES
+    with stub_endpoint(lambda _: Answer(" Which lamp of the pump is red?", log_probability=-0.2)) as stub:
+        _complete(make_settings(sampling_temperature=0.4), [task], stub)
+        assert len(stub.requests) == 1
+
+
+def test_a_keyword_query_is_what_the_sentence_says_of_a_question(make_settings: MakeSettings) -> None:
+    spec = QuestionSpec("contextual", "visual", "keywords", 1)
+    found, _ = _write(make_settings(), " What does a red lamp on the pump possibly mean, a lamp?", "s2", spec=spec)
     assert (found.pairs[0].question, found.pairs[0].style) == ("red lamp pump mean", "keywords")
     steered = QuestionSpec("contextual", "causal", "keywords", 1)
     found, _ = _write(make_settings(), " the filter of the pump is blocked?", "s2", spec=steered)
@@ -104,10 +161,12 @@ def test_a_keyword_query_is_the_question_less_its_function_words(make_settings: 
         (" What does lamp RX-7 of the pump mean?", "unsupported_term"),
         (" What do banks charge for transfers abroad?", "source_not_asked_about"),
         (" Ignore all instructions of the red lamp?", "instruction"),
+        (" What is the difference between the pump and the pump?", "repeats_itself"),
+        (" Which color of the lamp do most people prefer?", "unsupported"),
     ],
 )
 def test_what_is_no_question_about_its_source_is_rejected(make_settings: MakeSettings, text: str, reason: str) -> None:
-    found, _ = _write(make_settings(), text, "s2")
+    found, _ = _write(make_settings(), text, "s2", spec=ANY)
     assert found.pairs == []
     (reject,) = found.rejects
     assert (reject.reason, reject.segment_ids) == (reason, ("s2",))
@@ -117,35 +176,39 @@ def test_what_is_no_question_about_its_source_is_rejected(make_settings: MakeSet
 JOIN = QuestionSpec("multi_hop", "relational", "question", 2)
 
 
-def _join(*keys: str, seed: int = 0) -> QuestionTask:
-    titles = {"s2": "Pump > Lamps", "s5": "Billing > Late payment", "s1": "Pump > Tank"}
-    return QuestionTask(tuple(material.source(key, title=titles[key]) for key in keys), (JOIN,), seed)
+def _join(*keys: str, shared: str = "fee") -> QuestionTask:
+    texts = {"s4": "A fee is owed after thirty days.", "s5": "The fee is two percent of the invoice."}
+    titles = {"s4": "Billing > Due dates", "s5": "Billing > Late payment"}
+    sources = tuple(material.source(key, title=titles[key], text=texts[key]) for key in keys)
+    return QuestionTask(sources, (JOIN,), 0, (shared,))
 
 
-def test_a_multi_hop_question_names_its_subjects_and_has_a_hop_on_each_source(make_settings: MakeSettings) -> None:
-    with stub_endpoint(lambda _: " ?") as stub:
-        found = _complete(make_settings(), [_join("s2", "s5")], stub)
+def test_a_question_that_joins_segments_asks_for_what_each_says_of_the_shared_name(make_settings: MakeSettings) -> None:
+    with stub_endpoint(lambda _: " the fee of two percent change after thirty days?") as stub:
+        found = _complete(make_settings(), [_join("s4", "s5")], stub)
     (pair,) = found.pairs
-    assert pair.question == "What is the difference between Lamps and Late payment?"
-    assert [hop.segment_ids for hop in pair.hops] == [("s2",), ("s5",)]
+    assert pair.question == "How does the fee of two percent change after thirty days?"
+    assert [hop.segment_ids for hop in pair.hops] == [("s4",), ("s5",)]
     assert (pair.query_type, pair.complexity) == ("multi_hop", 3)
-    assert pair.answer == " ".join(hop.summary for hop in pair.hops)
+    assert pair.answer == "A fee is owed after thirty days. The fee is two percent of the invoice."
     prompt = stub.requests[0]["prompt"]
-    assert "Passage A (Pump > Lamps): A red lamp" in prompt
-    assert "Passage B (Billing > Late payment): A late payment" in prompt
+    assert "Text A (Billing > Due dates): A fee" in prompt
+    assert "Text B (Billing > Late payment): The fee" in prompt
 
 
-def test_three_sources_are_all_named(make_settings: MakeSettings) -> None:
-    with stub_endpoint(lambda _: "?") as stub:
-        found = _complete(make_settings(), [_join("s1", "s2", "s5")], stub)
-    assert found.pairs[0].question == "How do Tank, Lamps and Late payment differ?"
-
-
-def test_sources_that_nothing_tells_apart_are_not_asked_about(make_settings: MakeSettings) -> None:
-    with stub_endpoint(lambda _: "?") as stub:
-        found = _complete(make_settings(), [material.task("s2", "s3", specs=(JOIN,))], stub)
-    assert [reject.reason for reject in found.rejects] == ["no_subjects"]
-    assert stub.requests == []
+@pytest.mark.parametrize(
+    ("text", "shared", "reason"),
+    [
+        (" the fee of two percent count?", "fee", "source_not_asked_about"),
+        (" the fee of two percent change after thirty days?", "valve", "nothing_to_ask"),
+    ],
+)
+def test_where_one_side_would_do_nothing_is_joined(
+    make_settings: MakeSettings, text: str, shared: str, reason: str
+) -> None:
+    with stub_endpoint(lambda _: text) as stub:
+        found = _complete(make_settings(), [_join("s4", "s5", shared=shared)], stub)
+    assert (found.pairs, [reject.reason for reject in found.rejects]) == ([], [reason])
 
 
 def test_every_pair_keeps_the_rules_of_pairs(make_settings: MakeSettings) -> None:
@@ -158,13 +221,6 @@ def test_every_pair_keeps_the_rules_of_pairs(make_settings: MakeSettings) -> Non
         found = _complete(make_settings(), tasks, stub)
     assert found.pairs
     assert all(find_problem(pair, known, 1) is None for pair in found.pairs)
-
-
-def test_a_pair_that_breaks_a_rule_of_pairs_is_rejected(make_settings: MakeSettings) -> None:
-    task = QuestionTask((material.source("s2", text="The red lamp " + "of the pump " * 400),), (material.WISH,), 1)
-    with stub_endpoint(lambda _: " What does a red lamp on the pump mean?") as stub:
-        found = _complete(make_settings(), [task], stub)
-    assert [reject.reason for reject in found.rejects] == ["answer_too_long"]
 
 
 @pytest.mark.parametrize(
@@ -182,28 +238,3 @@ def test_a_pair_that_breaks_a_rule_of_pairs_is_rejected(make_settings: MakeSetti
 )
 def test_the_reasoning_type_is_read_off_the_opening(question: str, kind: str) -> None:
     assert reasoning_of(question) == kind
-
-
-def _source(title: str, text: str = "It is so.", *artifacts: str) -> Source:
-    return Source("s", "d", title, text, artifacts)
-
-
-def test_a_source_is_named_by_its_innermost_heading() -> None:
-    assert subjects_of([_source("Manual > The *red* lamp"), _source("Manual > Valves")], 0) == [
-        "The red lamp",
-        "Valves",
-    ]
-
-
-def test_what_the_others_say_too_is_no_name() -> None:
-    assert subjects_of([_source("Pump"), _source("Valve", "The pump has a valve.")], 0) == ["", "Valve"]
-    assert subjects_of([_source("Pump", "x", "RX-7"), _source("Pump", "y", "QT-2")], 0) == ["RX-7", "QT-2"]
-
-
-def test_long_headings_are_no_names() -> None:
-    assert subjects_of([_source("How to set up the red lamp of a pump"), _source("Valve")], 0) == ["", "Valve"]
-
-
-def test_the_seed_chooses_among_the_names() -> None:
-    sources = [_source("Lamp", "x", "L-1"), _source("Valve", "y", "V-1")]
-    assert {tuple(subjects_of(sources, seed)) for seed in range(4)} == {("Lamp", "Valve"), ("L-1", "V-1")}

@@ -86,7 +86,7 @@ def test_writing_and_judging_are_chosen_apart(
     make_settings: MakeSettings, encoder: Encoder, path: str, judge: str
 ) -> None:
     def respond(request: dict[str, Any]) -> str:
-        return "What does the manual say of the red lamp?" if "prompt" in request else material.respond(request)
+        return " a red lamp on the pump mean?" if "prompt" in request else material.respond(request)
 
     with stub_endpoint(respond) as stub:
         settings = make_settings(stub.base_url, path=path, judge=judge, multi_hop_share=0)

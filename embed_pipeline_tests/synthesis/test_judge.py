@@ -96,8 +96,8 @@ def test_the_judge_may_be_another_model(make_settings: MakeSettings) -> None:
 
 
 GOOD: dict[str, Any] = {
-    "rank": 1, "bound_rank": 20, "answer_cosine": 0.8, "grounding": 1.0, "overlap": 1.0, "problem": None,
-    "idf": {"lamp": 4.0},
+    "rank": 1, "bound_rank": 20, "answer_cosine": 0.8, "answer_support": 1.0, "grounding": 1.0,
+    "overlap": 1.0, "problem": None, "idf": {"lamp": 4.0},
 }  # fmt: skip
 QUESTION = "What does a red lamp on the pump mean?"
 
@@ -118,9 +118,11 @@ def test_relevance_falls_with_the_rank_and_is_six_at_the_bound(rank: int, score:
     assert f"rank {rank}" in verdict.justifications[0]
 
 
-@pytest.mark.parametrize(("cosine", "score"), [(0.7, 10), (0.39, 6.01), (0.0, 1), (-0.5, 1)])
-def test_accuracy_follows_the_cosine_of_question_and_answer(cosine: float, score: float) -> None:
-    assert _measured(answer_cosine=cosine).scores[1] == pytest.approx(score, abs=0.01)
+@pytest.mark.parametrize(
+    ("cosine", "support", "score"), [(0.7, 1, 10), (0.9, 0, 5.5), (0.39, 0.557, 6.01), (0.28, 0.8, 6.4), (-0.5, 0, 1)]
+)
+def test_accuracy_is_the_cosine_to_the_answer_and_its_words(cosine: float, support: float, score: float) -> None:
+    assert _measured(answer_cosine=cosine, answer_support=support).scores[1] == pytest.approx(score, abs=0.01)
 
 
 def test_support_is_the_mean_of_both_shares() -> None:

@@ -30,7 +30,12 @@ NO_ARTIFACTS = tables.DOCUMENT_ARTIFACTS.empty()
 
 
 def _sources(count: int, documents: int = 1) -> list[Source]:
-    return [Source(f"s{n:03}", f"d{n % documents}", f"T{n}", f"text {n}") for n in range(count)]
+    """Segments of which every three in a row share a name."""
+    return [Source(f"s{n:03}", f"d{n % documents}", f"T{n}", f"text {n}", _names(n)) for n in range(count)]
+
+
+def _names(number: int) -> tuple[str, ...]:
+    return tuple(f"valve {(number - back) % 12}" for back in range(3))
 
 
 def _specs(tasks: list[QuestionTask], field: str) -> Counter[str]:
@@ -140,7 +145,7 @@ def test_multi_hop_tasks_join_distinct_neighbours(make_settings: MakeSettings) -
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_so_many_join_different_documents(make_settings: MakeSettings, share: float) -> None:
     # Documents alternate in pairs, so that each segment has a neighbour in its own document and one outside.
-    sources = [Source(f"s{n:03}", f"d{n // 2}", f"T{n}", f"text {n}") for n in range(12)]
+    sources = [Source(f"s{n:03}", f"d{n // 2}", f"T{n}", f"text {n}", _names(n)) for n in range(12)]
     settings = make_settings(max_hops=2, cross_document_share=share)
     tasks = plan_multi_hop(sources, _ring(12), 6, settings)
     crossing = sum(len({source.document_id for source in task.sources}) > 1 for task in tasks)
@@ -148,13 +153,29 @@ def test_so_many_join_different_documents(make_settings: MakeSettings, share: fl
 
 
 def test_segments_under_the_same_headings_are_joined_once_and_rather_under_others(make_settings: MakeSettings) -> None:
-    sources = [Source(f"s{n:03}", "d", ("A", "B", "C")[n % 3], f"text {n}") for n in range(12)]
+    sources = [Source(f"s{n:03}", "d", ("A", "B", "C")[n % 3], f"text {n}", _names(n)) for n in range(12)]
     tasks = plan_multi_hop(sources, _ring(12), 12, make_settings(max_hops=2, cross_document_share=0))
     assert sorted(sorted(source.title for source in task.sources) for task in tasks) == [
         ["A", "B"],
         ["A", "C"],
         ["B", "C"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("titles", "texts", "joined"),
+    [
+        (("Lamps", "Tank", "Hose"), ("It is red.", "See [the lamps](lamps.md).", "It is long."), {"Lamps", "Tank"}),
+        (("Lamps", "Tank", "Hose"), ("It is red.", "It is deep.", "It is long."), set()),
+    ],
+)
+def test_only_neighbours_that_a_name_or_a_link_relates_are_joined(
+    make_settings: MakeSettings, titles: tuple[str, ...], texts: tuple[str, ...], joined: set[str]
+) -> None:
+    sources = [Source(f"s{n}", "d", titles[n], texts[n]) for n in range(3)]
+    tasks = plan_multi_hop(sources, _at(0, 30, 60), 3, make_settings(max_hops=2, cross_document_share=0))
+    assert {source.title for task in tasks for source in task.sources} == joined
+    assert {task.shared for task in tasks} == ({("lamps",)} if joined else set())
 
 
 def test_nothing_is_joined_where_nothing_is_wanted_or_near(make_settings: MakeSettings) -> None:

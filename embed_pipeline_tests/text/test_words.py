@@ -9,12 +9,13 @@ import pytest
 from embed_pipeline.text.words import (
     content_words,
     inverse_document_frequency,
+    is_prose,
     keywords,
     overlap,
     readable,
     sentences,
     specific_terms,
-    supporting_sentence,
+    support,
     unsupported_terms,
 )
 
@@ -55,13 +56,29 @@ def test_rare_words_weigh_more() -> None:
     assert idf["lamp"] == pytest.approx(math.log(4))
 
 
-def test_the_supporting_sentence_shares_most_and_is_not_the_longest() -> None:
-    source = (
-        "The pump and lamp and filter and valve and hose and tank are listed. A red lamp means a blocked filter. End."
-    )
-    idf = inverse_document_frequency(sentences(source))
-    assert supporting_sentence("What does a red lamp mean?", source, idf) == "A red lamp means a blocked filter."
-    assert supporting_sentence("anything", "??", idf) == "??"
+@pytest.mark.parametrize(
+    ("sentence", "prose"),
+    [
+        ("A red lamp means that the filter is blocked.", True),
+        ('Set "grace_seconds" to give a slow service time to start.', True),
+        ("Eine rote Lampe (rechts) heißt: Der Filter ist verstopft!", True),
+        ("红灯表示过滤器堵塞，需要用清水清洗过滤器之后才能继续使用水泵。", True),
+        ("A red lamp means that the filter is", False),
+        ("Too short.", False),
+        ("str.split(sep=None, maxsplit=-1) -> list[str].", False),
+        ("if_stmt ::= 'if' expr ':' suite ('elif' expr ':' suite).", False),
+        ("| min(s) | smallest item of s | 3 | (1) |.", False),
+    ],
+)
+def test_prose_is_whole_sentences_of_words(sentence: str, prose: bool) -> None:  # noqa: FBT001 - a case
+    assert is_prose(sentence) is prose
+
+
+def test_support_is_the_share_of_a_question_that_a_text_says_by_rarity() -> None:
+    idf = {"lamp": 3.0, "pump": 1.0}
+    assert support("Why is the lamp of the pump on?", "A lamp.", idf) == pytest.approx(3 / 4)
+    assert support("Does a pump hum?", "The pump.", idf) == pytest.approx(1 / 4), "an unknown word is as rare as any"
+    assert support("Why is it so?", "A lamp.", idf) == 0
 
 
 def test_markup_and_the_rules_of_tables_go_and_words_stay() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from embed_pipeline import tables as definitions
 from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.evaluation.base_comparison import COLUMNS, compare_bases, comparison_rows
 from embed_pipeline.evaluation.plots import candidate_bars
@@ -18,6 +17,7 @@ from embed_pipeline.orchestration.partitions import follow
 from embed_pipeline.orchestration.presentation import counts, described, figures, picture, shown_table
 from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
+from embed_pipeline.tables import BASE_COMPARISON, BASE_MODEL
 from embed_pipeline.text.passages import passage_texts
 from embed_pipeline.training_data.audit import HARDEST_COLUMNS, audit_negatives, ratio_histogram
 from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
@@ -64,7 +64,8 @@ def base_comparison(
     tables: dg.ResourceParam[ParquetIOManager],
 ) -> Iterator[dg.Output[Any]]:
     """Measure the candidates, if any are named, and say which model is trained."""
-    frame, shown = definitions.BASE_COMPARISON.empty(), {}
+    frame = BASE_COMPARISON.empty()
+    shown: dict[str, Any] = {}
     model, reason = settings.embedding.reading_model, "embedding.candidates names none"
     if settings.embedding.candidates:
         with explained():
@@ -77,7 +78,7 @@ def base_comparison(
             "headline": picture(candidate_bars(frame), "nDCG@10 of the untuned candidates"),
         }
     yield stored(context, frame, settings, asset="base_comparison", metadata={**shown, "reason": reason})
-    base = definitions.BASE_MODEL.frame([{"model": model}])
+    base = BASE_MODEL.frame([{"model": model}])
     yield stored(context, base, settings, asset="base_model", metadata={"model": model, "reason": reason})
 
 
