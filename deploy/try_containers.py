@@ -3,7 +3,7 @@
 Needs an engine with compose, and the base images. Nothing but Python's standard library; what needs more runs in the
 images. Ends with a table of what was tried, and status 1 where anything is not as it should be.
 """
-# ruff: noqa: INP001, S310, S404, S603, S607, T201, BLE001 - a script that runs programs of this machine
+# ruff: noqa: INP001, S310, S603, T201, BLE001 - a script that runs programs of this machine
 
 from __future__ import annotations
 
