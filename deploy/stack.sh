@@ -18,15 +18,20 @@ code=$(docker compose config --services | grep -m1 '^code')
 containers() { docker ps --quiet --filter "label=$label" "$@"; }
 
 end_runs() {
-    local running
-    # Nothing may start one meanwhile. Then runs end their steps, as they do when they are ended from the UI.
-    docker compose stop daemon webserver
-    running=$(containers --filter label=dagster/run_id)
+    local left
+    # Nothing may start one meanwhile. Runs are ended as the UI ends them; those of commands end with their commands.
+    docker compose stop daemon
+    [[ -z $(docker compose ps --quiet --status running webserver) ]] || docker compose exec --no-TTY webserver python -c '
+import dagster as dg
+from embed_pipeline.orchestration.store_lock import COMMAND_TAG, UNFINISHED
+with dg.DagsterInstance.get() as instance:
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
+        if COMMAND_TAG not in run.tags:
+            instance.run_coordinator.cancel_run(run.run_id)
+            print("ended", run.job_name, run.run_id)'
+    left=$(containers --all)
     # shellcheck disable=SC2086
-    [[ -z $running ]] || docker stop -t 120 $running >/dev/null
-    running=$(containers --all)
-    # shellcheck disable=SC2086
-    [[ -z $running ]] || docker rm --force $running >/dev/null
+    [[ -z $left ]] || docker rm --force $left >/dev/null
 }
 
 in_volume() { # NAME FOLDER COMMAND...: a command with a volume of the stack and a folder of this machine

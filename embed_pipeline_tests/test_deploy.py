@@ -392,7 +392,7 @@ def test_dagsters_launcher_and_kubernetes_accept_the_values():
     }  # fmt: skip
     daemon = values["dagsterDaemon"]
     assert set(daemon) == {"runCoordinator", "runMonitoring", "runRetries"}
-    assert set(daemon["runMonitoring"]) == {"enabled", "pollIntervalSeconds", "maxResumeRunAttempts"}
+    assert set(daemon["runMonitoring"]) == {"enabled", "pollIntervalSeconds"}
 
 
 def test_the_image_installs_extras_that_exist():

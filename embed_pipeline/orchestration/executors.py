@@ -13,13 +13,11 @@ from dagster._core.executor.step_delegating.step_handler.base import StepHandler
 from dagster_docker.container_context import DockerContainerContext
 from dagster_docker.docker_executor import DockerStepHandler, docker_executor
 
+from embed_pipeline.orchestration.launcher import RUN_LABEL, STEP_STOP_SECONDS
 from embed_pipeline.settings import Orchestration
 
 GPU_TAG = "embed_pipeline/gpu"
 """Steps with this tag are the ones that a GPU is given to."""
-_STEP_STOP_SECONDS = 15
-"""A step that is told to end is killed after so long. The steps of a run are ended one after the other, within the
-``stop_timeout`` of the run itself (``deploy/dagster.yaml``)."""
 GPU_STEP: Mapping[str, str] = MappingProxyType({GPU_TAG: "true"})
 """Tags of a step that uses a GPU where there is one: ``orchestration.gpus`` of them in a container or a pod."""
 
@@ -31,7 +29,7 @@ def stage_executor(orchestration: Orchestration, assets: Iterable[dg.AssetsDefin
         "tag_concurrency_limits": [{"key": GPU_TAG, "value": "true", "limit": 1}],
     }
     if orchestration.executor == "docker":
-        stopping = {"container_kwargs": {"stop_timeout": _STEP_STOP_SECONDS}}
+        stopping = {"container_kwargs": {"stop_timeout": STEP_STOP_SECONDS}}
         return gpu_docker_executor(gpus=orchestration.gpus, tag=GPU_TAG).configured({**limits, **stopping})
     if orchestration.executor == "kubernetes":
         from dagster_k8s import k8s_job_executor
@@ -44,7 +42,7 @@ def stage_executor(orchestration: Orchestration, assets: Iterable[dg.AssetsDefin
 
 
 class GpuStepHandler(DockerStepHandler):
-    """Dagster's step handler, with ``gpus`` devices for the steps whose ``tag`` is set."""
+    """Dagster's step handler: names the run on its containers, and gives ``gpus`` devices to steps with the ``tag``."""
 
     def __init__(self, image: str | None, common: DockerContainerContext, *, gpus: int, tag: str) -> None:
         super().__init__(image, common)
@@ -52,6 +50,8 @@ class GpuStepHandler(DockerStepHandler):
 
     def _get_docker_container_context(self, step_handler_context: StepHandlerContext) -> DockerContainerContext:
         common: DockerContainerContext = super()._get_docker_container_context(step_handler_context)
+        labels = {**common.container_kwargs.get("labels", {}), RUN_LABEL: step_handler_context.dagster_run.run_id}
+        common = common.merge(DockerContainerContext(container_kwargs={"labels": labels}))
         tags = step_handler_context.step_tags[self._get_step_key(step_handler_context)]
         if not self._gpus or self._tag not in tags:
             return common

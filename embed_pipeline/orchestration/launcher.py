@@ -16,15 +16,20 @@ from dagster_docker import DockerRunLauncher
 
 from embed_pipeline.orchestration.store_lock import COMMAND_TAG, close_if_abandoned
 
+RUN_LABEL = "embed_pipeline.run"
+"""Label of a step's container: its run."""
+STEP_STOP_SECONDS = 15
+"""A step that is told to end is killed after so long."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class StackRunLauncher(DockerRunLauncher):
-    """Dagster's launcher of containers, with two differences.
+    """Dagster's launcher of containers, with three differences.
 
     ``${NAME}`` in ``networks`` and ``container_kwargs`` is taken from the environment, so that volumes, networks and
-    limits are those of the stack that started the process. And a run that a command executes in its own process is not
-    missed for having no container: it goes on while its command holds the store's lock.
+    limits are those of the stack that started the process. A run that a command executes in its own process is not
+    missed for having no container: it goes on while its command holds the store's lock. Ending a run ends its steps,
+    which an executor leaves at work where another container could take its run up (``max_resume_run_attempts``).
     """
 
     def __init__(
@@ -47,6 +52,16 @@ class StackRunLauncher(DockerRunLauncher):
         if close_if_abandoned(self._instance, run):
             return CheckRunHealthResult(WorkerStatus.NOT_FOUND, msg="Its command exited unexpectedly.")
         return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+    def terminate(self, run_id: str) -> bool:
+        """End the run's container, then those of its steps; whether there was a run to end."""
+        ended: bool = super().terminate(run_id)
+        run = self._instance.get_run_by_id(run_id)
+        if run is not None:
+            client = self._get_client(self.get_container_context(run))
+            for step in client.containers.list(filters={"label": f"{RUN_LABEL}={run_id}"}):
+                step.stop(timeout=STEP_STOP_SECONDS)
+        return ended
 
 
 def _filled(value: Any) -> Any:  # noqa: ANN401 - any part of a configuration

@@ -18,13 +18,14 @@ _LOCK = ".lock"
 # Who only looks whether the lock is held holds it for an instant.
 _LOCK_SECONDS = 0.5
 _ABANDONED = "the command running it exited unexpectedly; run it again"
-_UNFINISHED = [
+UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+"""States of runs that wait or work."""
 
 
 class StoreBusyError(RuntimeError):
@@ -85,7 +86,7 @@ def close_abandoned(instance: dg.DagsterInstance, store: Path) -> list[str]:
     here = str(store.resolve())
     own = instance.is_persistent and Path(instance.root_directory).resolve().is_relative_to(here)
     closed = []
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED)):
         if COMMAND_TAG in run.tags and (own or run.tags.get(_STORE_TAG) == here):
             instance.report_run_failed(run, _ABANDONED)
             logger.warning("run %s of %s was abandoned; it is recorded as failed", run.run_id, run.job_name)
@@ -96,7 +97,7 @@ def close_abandoned(instance: dg.DagsterInstance, store: Path) -> list[str]:
 
 def unfinished_runs(instance: dg.DagsterInstance, *, since: datetime | None = None) -> list[str]:
     """Runs that wait or work, each with its job and state; ``since``: those too that have ended since then."""
-    found = instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED))
+    found = instance.get_runs(filters=dg.RunsFilter(statuses=UNFINISHED))
     if since is not None:
         # Databases keep the times of runs in whole seconds.
         found = [*found, *instance.get_runs(filters=dg.RunsFilter(updated_after=since - timedelta(seconds=1)))]

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from embed_pipeline.orchestration.executors import GPU_STEP, GPU_TAG, GpuStepHandler, stage_executor
 from embed_pipeline.orchestration.jobs import all_assets
-from embed_pipeline.orchestration.launcher import StackRunLauncher
+from embed_pipeline.orchestration.launcher import RUN_LABEL, STEP_STOP_SECONDS, StackRunLauncher
 from embed_pipeline.orchestration.store_lock import command_tags
 from embed_pipeline.settings import Orchestration
 
@@ -47,6 +47,7 @@ def launch(monkeypatch, tags, gpus=1):
         instance=SimpleNamespace(run_launcher=None),
         dagster_run=SimpleNamespace(
             job_name="finetune",
+            run_id="r",
             job_code_origin=SimpleNamespace(
                 repository_origin=SimpleNamespace(container_image=None, container_context={}),
             ),
@@ -69,6 +70,7 @@ def test_a_tagged_step_gets_the_gpu_and_keeps_the_rest(monkeypatch):
     assert (request["Driver"], request["Count"], request["Capabilities"]) == ("nvidia", 1, [["gpu"]])
     assert kwargs["volumes"] == ["store:/store"]
     assert kwargs["network"] == "net"
+    assert kwargs["labels"] == {RUN_LABEL: "r"}
     assert kwargs["environment"]["A"] == "1"
 
 
@@ -117,6 +119,36 @@ def test_a_launcher_misses_no_container_of_a_command(tmp_path, held, status):
         with FileLock(tmp_path / ".lock") if held else nullcontext():
             assert launcher.check_run_worker_health(run).status.name == status
         assert instance.get_run_by_id(run.run_id).is_finished is not held
+
+
+class EndedClient(FakeClient):
+    """Has one container of each step, and notes which are stopped."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.stopped = steps, []
+
+    def get(self, name):
+        return SimpleNamespace(stop=lambda timeout: self.stopped.append((name, timeout)))
+
+    def list(self, filters):
+        return [self.get(name) for run, name in self.steps if filters == {"label": f"{RUN_LABEL}={run}"}]
+
+
+def test_ending_a_run_ends_its_steps_though_its_executor_leaves_them(monkeypatch):
+    with dg.DagsterInstance.local_temp() as instance:
+
+        @dg.job(name="sdg")
+        def job():
+            pass
+
+        run = instance.create_run_for_job(job, tags={"docker/container_id": "run"}, status=dg.DagsterRunStatus.STARTED)
+        client = EndedClient([(run.run_id, "step"), ("other", "another run's")])
+        launcher = StackRunLauncher(None, container_kwargs={"stop_timeout": 120})
+        launcher.register_instance(instance)
+        monkeypatch.setattr(launcher, "_get_client", lambda _: client)
+        assert launcher.terminate(run.run_id)
+    assert client.stopped == [("run", 120), ("step", STEP_STOP_SECONDS)]
 
 
 def test_the_launcher_needs_nothing_that_the_webserver_lacks():
