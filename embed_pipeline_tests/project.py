@@ -69,6 +69,9 @@ def small_project(root: Path, model: Path | str, base_url: str, **settings: str)
         "CORPUS__SEGMENT_TOKENS": "60",
         "CORPUS__MIN_SEGMENT_TOKENS": "10",
         "GATES__MIN_ACCEPTED_PAIRS": "5",
+        # The stub answers by schema alone; how a model is asked is tried in its own tests.
+        "SYNTHESIS__PATH": "structured",
+        "SYNTHESIS__JUDGE": "asked",
         # A model of random weights puts all questions close together.
         "SYNTHESIS__NEAR_DUPLICATE_SIMILARITY": "1",
         "TRAINING_DATA__MIN_TEST_QUESTIONS": "2",

@@ -185,7 +185,7 @@ def _measure(
         ],
         groundings=[overlap(a, text) for a, text in zip(pairs["answer"], joined, strict=True)],
         overlaps=[overlap(q, text) for q, text in zip(questions, joined, strict=True)],
-        problems=[form_problem(*asked, language) for asked in pairs.select("question", "style").iter_rows()],
+        problems=[form_problem(q, style, language) for q, style in pairs.select("question", "style").iter_rows()],
         hop_needs=[hop_need(pair, titled, idf) for pair in pairs.iter_rows(named=True)],
         idf=idf,
     )
