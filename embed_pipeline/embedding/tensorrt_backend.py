@@ -105,7 +105,7 @@ class TensorRTBackend(Backend):
             raise ModelError(message)
         self._context = self._engine.create_execution_context()
         # TensorRT synchronises the whole device for a call on the default stream.
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no annotation here
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not type it
         self._lock = threading.Lock()
         self._built_for = built_for
 

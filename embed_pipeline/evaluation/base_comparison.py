@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -169,6 +170,11 @@ def _barred(row: Mapping[str, Any], bound: float) -> str:
     return ""
 
 
+def _shown(model: str) -> str:
+    """A candidate as reports show it: of a folder its name, not where it lies on this machine."""
+    return Path(model).name if model.startswith(("/", ".", "~")) else model
+
+
 def comparison_rows(frame: pl.DataFrame) -> list[list[str]]:
     """The table as text, under :data:`COLUMNS`; the base that is trained is marked.
 
@@ -177,7 +183,7 @@ def comparison_rows(frame: pl.DataFrame) -> list[list[str]]:
     """
     return [
         [
-            f"{row['model']} (chosen)" if row["chosen"] else row["model"],
+            f"{_shown(row['model'])} (chosen)" if row["chosen"] else _shown(row["model"]),
             f"{row['query_set']} ({row['queries']})",
             *(f"{row[n]:.4f} ({row[f'{n}_low']:.4f} to {row[f'{n}_high']:.4f})" for n in ("ndcg_10", "recall_10")),
             str(row["dimensions"]),
