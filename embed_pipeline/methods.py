@@ -30,9 +30,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "documents": Method(2, ("corpus", "text")),
         "segments": Method(2, ("corpus", "text")),
-        "document_artifacts": Method(2, ("synthesis", "llm", "text")),
-        "qa_pairs": Method(2, ("synthesis", "llm", "embedding", "text")),
-        "qa_scores": Method(2, ("synthesis", "llm", "embedding", "text")),
+        "document_artifacts": Method(3, ("synthesis", "llm", "text")),
+        "qa_pairs": Method(3, ("synthesis", "llm", "embedding", "text")),
+        "qa_scores": Method(3, ("synthesis", "llm", "embedding", "text")),
         "corpus": Method(2, ("corpus", "training_data", "text")),
         "qa_dataset": Method(2, ("synthesis", "training_data", "embedding", "text")),
         "dataset_split": Method(1, ("training_data", "text")),
