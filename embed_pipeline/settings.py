@@ -371,12 +371,6 @@ class LLM(Group):
             raise ValueError(message)
         return value
 
-    @model_validator(mode="after")
-    def _batches_need_an_endpoint(self) -> LLM:
-        if self.batch and self.base_url is None:
-            raise ValueError("llm.batch is true and llm.base_url is none: the embedded server takes no batches")
-        return self
-
     @property
     def embedded(self) -> bool:
         """True when the embedded server answers."""

@@ -24,6 +24,7 @@ from embed_pipeline.llm.answers import (
     parse_answer,
     strict_schema,
 )
+from embed_pipeline.llm.batch_api import BatchError
 from embed_pipeline.llm.budget import Budget, Usage
 from embed_pipeline.llm.dialect import Dialect, Wording
 from embed_pipeline.llm.embedded import embedded_server, model_file
@@ -433,7 +434,10 @@ async def open_client(llm: settings.LLM, store_path: Path) -> AsyncIterator[LLMC
         EmbeddedModelError: if the embedded server cannot be started.
         ResponseStoreError: if the store cannot be used.
         EndpointError: if the API key cannot be an HTTP header.
+        BatchError: if batches are asked of the embedded server.
     """
+    if llm.batch and llm.embedded:
+        raise BatchError("llm.batch is true and llm.base_url is none: the embedded server takes no batches")
     async with AsyncExitStack() as opened:
         store = opened.enter_context(ResponseStore(store_path))
         if llm.embedded:

@@ -34,8 +34,8 @@ WEIGHTS_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SLOTS = 8
 """Parallel sequences of a large model, and the most servers of a small one."""
 SLOT_TOKENS = 2048
-SMALL_SLOT_TOKENS = 4096
-"""Tokens that a sequence of a large model holds, and one of a small model, which has room for more."""
+ROOMY_SLOT_TOKENS = 4096
+"""Tokens that a sequence holds, and one of a small model of the user's, which may be asked for JSON."""
 _FIRST_ANSWER_SECONDS = 60
 SMALL_MODEL_BYTES = 1_000_000_000
 """Up to this file size each core gets a server of its own; the file is mapped into memory once."""
@@ -145,12 +145,13 @@ def embedded_server(llm: settings.LLM, folder: Path) -> Iterator[Servers]:
     import xllamacpp
 
     layout = lay_out(SLOTS, llm.server_threads, file.stat().st_size)
+    slot_tokens = ROOMY_SLOT_TOKENS if llm.gguf_path is not None and layout.slots == 1 else SLOT_TOKENS
     servers: list[Any] = []
     try:
         weights = _weights(file, folder)
         for _ in range(layout.servers):
             try:
-                servers.append(xllamacpp.Server(_parameters(weights, layout.slots, layout.threads)))
+                servers.append(xllamacpp.Server(_parameters(weights, layout.slots, layout.threads, slot_tokens)))
             except RuntimeError as error:
                 raise EmbeddedModelError(f"llama.cpp cannot load {file}: {error}") from error
         logger.info("Embedded %s: %s", file.stem, layout)
@@ -181,13 +182,13 @@ def _weights(file: Path, folder: Path) -> Path:
         raise EmbeddedModelError(message) from error
 
 
-def _parameters(file: Path, slots: int, threads: int) -> CommonParams:
+def _parameters(file: Path, slots: int, threads: int, slot_tokens: int) -> CommonParams:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(file)
     parameters.n_parallel = slots
-    parameters.n_ctx = slots * (SMALL_SLOT_TOKENS if slots == 1 else SLOT_TOKENS)
+    parameters.n_ctx = slots * slot_tokens
     parameters.cpuparams.n_threads = threads
     parameters.cpuparams_batch.n_threads = threads
     parameters.hostnames = ["127.0.0.1"]

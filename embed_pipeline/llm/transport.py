@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from embed_pipeline import settings
 from embed_pipeline.llm.answers import InvalidAnswer
-from embed_pipeline.llm.batches import Batches
+from embed_pipeline.llm.batch_api import Batches
 from embed_pipeline.llm.budget import Budget
 from embed_pipeline.llm.dialect import Wording, names_schema
 from embed_pipeline.llm.embedded import PrimedServers

@@ -22,13 +22,13 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 
-from embed_pipeline.llm import batches as batches_module
+from embed_pipeline.llm import batch_api
 from embed_pipeline.llm.answers import InvalidAnswer
-from embed_pipeline.llm.batches import BatchError
-from embed_pipeline.llm.client import LLMClient
+from embed_pipeline.llm.batch_api import BatchError
+from embed_pipeline.llm.client import LLMClient, open_client
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.llm.transport import EndpointError
-from embed_pipeline.settings import LLM, Settings
+from embed_pipeline.settings import LLM
 
 Request = dict[str, Any]
 Line = dict[str, Any] | None
@@ -187,7 +187,7 @@ def batch_stub(stub: BatchStub) -> Iterator[BatchStub]:  # noqa: C901 - a server
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("QUIET_SECONDS", 0.05), ("FIRST_POLL_SECONDS", 0.02), ("RETRY_SECONDS", 0.01)):
-        monkeypatch.setattr(batches_module, name, seconds)
+        monkeypatch.setattr(batch_api, name, seconds)
 
 
 def _item(request: Request) -> int:
@@ -316,8 +316,15 @@ def test_a_batch_too_large_for_the_queue_is_halved(store: ResponseStore) -> None
 def test_an_endpoint_without_batches_names_the_setting(store: ResponseStore) -> None:
     with batch_stub(BatchStub(routes=False)) as stub, pytest.raises(BatchError, match=r"no Batch API.*llm\.batch"):
         _run(stub, store)
-    with pytest.raises(ValueError, match=r"llm\.batch is true and llm\.base_url is none"):
-        Settings.model_validate({"llm": {"batch": True}})
+
+
+def test_the_embedded_server_takes_no_batches(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with open_client(LLM(batch=True), tmp_path / "responses.sqlite"):
+            pass
+
+    with pytest.raises(BatchError, match=r"llm\.batch is true and llm\.base_url is none"):
+        asyncio.run(run())
 
 
 def test_a_cancelled_batch_keeps_its_answers_and_stops(store: ResponseStore) -> None:
@@ -340,12 +347,12 @@ def test_a_moment_of_weakness_submits_nothing_twice(store: ResponseStore, kind: 
 _PROCESS = """
 import asyncio, sys
 from pathlib import Path
-from embed_pipeline.llm import batches
+from embed_pipeline.llm import batch_api
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.settings import LLM
-from embed_pipeline_tests.llm.test_batches import _judge_all
-batches.QUIET_SECONDS = 0.05
+from embed_pipeline_tests.llm.test_batch_api import _judge_all
+batch_api.QUIET_SECONDS = 0.05
 
 async def run():
     with ResponseStore(Path(sys.argv[2])) as store:
