@@ -82,6 +82,9 @@ def test_a_completion_is_asked_once_and_stored(store: ResponseStore, make_llm: M
         ({"content": [{"token": "to", "logprob": -0.5}, {"token": "?", "logprob": -1.5}]}, -1.0),
         ({"tokens": ["to", "?"], "token_logprobs": [None, -0.4]}, -0.4),
         ({"content": []}, None),
+        ({"content": ["-0.1", {"logprob": "none"}]}, None),
+        ({"token_logprobs": -0.1}, None),
+        ("none", None),
         (None, None),
     ],
 )
