@@ -22,6 +22,8 @@ from embed_pipeline.llm import throttle as throttle_module
 from embed_pipeline.llm.answers import InvalidAnswer
 from embed_pipeline.llm.budget import BudgetExhausted
 from embed_pipeline.llm.client import LLMClient, open_client
+from embed_pipeline.llm.responses import read_response
+from embed_pipeline.llm.store import Answer as StoredAnswer
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.llm.transport import EndpointError, RequestFailed, TooManyFailures
 from embed_pipeline.settings import LLM, LLM_KEY_VARIABLE
@@ -72,6 +74,25 @@ def test_a_completion_is_asked_once_and_stored(store: ResponseStore, make_llm: M
     assert len(stub.requests) == 1
     assert stub.requests[0] | {"model": "stub", "stop": ["\n"], "max_tokens": 30, "seed": 1} == stub.requests[0]
     assert stub.authorizations == [f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize(
+    ("told", "mean"),
+    [
+        ({"content": [{"token": "to", "logprob": -0.5}, {"token": "?", "logprob": -1.5}]}, -1.0),
+        ({"tokens": ["to", "?"], "token_logprobs": [None, -0.4]}, -0.4),
+        ({"content": []}, None),
+        ({"content": ["-0.1", {"logprob": "none"}]}, None),
+        ({"token_logprobs": -0.1}, None),
+        ("none", None),
+        (None, None),
+    ],
+)
+def test_the_mean_log_probability_is_read_in_either_form(told: object, mean: float | None) -> None:
+    body = {"choices": [{"text": "to?", "finish_reason": "stop", "logprobs": told}]}
+    got = read_response(json.dumps(body).encode(), {}, {"prompt": "x"})
+    assert isinstance(got, StoredAnswer)
+    assert got.log_probability == mean
 
 
 def test_the_same_request_at_once_is_one_call(store: ResponseStore, make_llm: MakeLLM) -> None:
@@ -377,6 +398,8 @@ _KILLED_RUN = """
 import asyncio, sys
 from pathlib import Path
 from embed_pipeline.llm.client import LLMClient
+from embed_pipeline.llm.responses import read_response
+from embed_pipeline.llm.store import Answer as StoredAnswer
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.settings import LLM
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,21 @@ def test_an_answer_survives_reopening(tmp_path: Path) -> None:
     with ResponseStore(tmp_path / "deep" / "r.sqlite") as store:
         assert store.get("k") == Answer("an answer", "stop", 12, 3, cached=True)
         assert (store.hits, store.misses, len(store)) == (1, 0, 1)
+
+
+def test_a_store_of_an_earlier_version_is_read_and_takes_log_probabilities(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with ResponseStore(path) as store:
+        store.put("old", ANSWER)
+    database = sqlite3.connect(path)
+    database.execute("ALTER TABLE responses DROP COLUMN log_probability")
+    database.commit()
+    database.close()
+    with ResponseStore(path) as store:
+        store.put("new", replace(ANSWER, log_probability=-0.5))
+    with ResponseStore(path) as store:
+        assert store.get("old") == replace(ANSWER, cached=True)
+        assert store.get("new") == replace(ANSWER, cached=True, log_probability=-0.5)
 
 
 def test_the_key_depends_on_every_part_and_not_on_order() -> None:
