@@ -538,7 +538,7 @@ def _end_interrupted(said: str) -> NoReturn:
     if not _ending.acquire(blocking=False):
         # Another thread is at it.
         threading.Event().wait()
-    import psutil
+    import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):

@@ -55,7 +55,7 @@ class StackRunLauncher(DockerRunLauncher):
 
     def terminate(self, run_id: str) -> bool:
         """End the run's container, then those of its steps; whether there was a run to end."""
-        ended: bool = super().terminate(run_id)
+        ended: bool = super().terminate(run_id)  # type: ignore[no-untyped-call]
         run = self._instance.get_run_by_id(run_id)
         if run is not None:
             client = self._get_client(self.get_container_context(run))
