@@ -1,6 +1,6 @@
 """What the title, or the headings, before each segment gain on questions people asked, under the untuned base model.
 
-    python benchmarks/context.py [--set DIR ...] [--most 2000] [--only NAME ...]
+    python benchmarks/context.py [--set DIR ...] [--queries 75] [--most 600] [--only NAME ...]
 
 ``DIR`` is a BEIR folder. One with a folder ``documents``, whose files its judgements name, is read as it is; of any
 other each passage becomes a Markdown file, once with its title as the first heading and once with the title in its
@@ -17,7 +17,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,11 @@ def main() -> None:
     """Measure and write the results, a set at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", type=Path, nargs="*", default=[], help="BEIR folders")
-    parser.add_argument("--most", type=int, default=2000, help="documents of a set: the judged ones, then its first")
+    parser.add_argument("--queries", type=int, default=75, help="questions of a BEIR folder: its first")
+    parser.add_argument("--most", type=int, default=600, help="documents of a set, the judged ones first")
     parser.add_argument("--only", nargs="*", default=[], help="names of the results to measure")
     options = parser.parse_args()
-    for name, write, questions in _sets(options.set, options.most):
+    for name, write, questions in _sets(options.set, options.most, options.queries):
         if not options.only or name in options.only:
             entry = measured(write, questions)
             kept: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
@@ -61,17 +62,19 @@ def main() -> None:
 
 
 def _sets(
-    folders: list[Path], most: int
+    folders: list[Path], most: int, queries: int
 ) -> Iterator[tuple[str, Callable[[Path], object], Callable[[pl.DataFrame], QuerySet | None]]]:
     """Name, what writes the documents of a set, and what gives its questions over their corpus."""
     yield "sample", partial(write_sample, "python"), partial(labelled_set, SAMPLE)
     for folder in folders:
         if (folder / "documents").is_dir():
-            yield folder.name, partial(_link, folder / "documents"), partial(labelled_set, folder / "labels")
+            yield folder.name, partial(copy_documents, folder, most), partial(labelled_set, folder / "labels")
             continue
+        found = read_beir(folder, ("test",))
+        chosen = {query: found.judged["test"][query].grades for query in sorted(found.judged["test"])[:queries]}
         for form in ("title in the text", "title apart"):
-            write = partial(write_passages, folder, most, apart=form == "title apart")
-            yield f"{folder.name}, {form}", write, partial(_questions, folder)
+            write = partial(write_passages, folder, _judged(chosen), most, apart=form == "title apart")
+            yield f"{folder.name}, {form}", write, partial(_questions, folder.name, found.queries, chosen)
 
 
 def measured(write: Callable[[Path], object], questions: Callable[[pl.DataFrame], QuerySet | None]) -> dict[str, Any]:
@@ -118,31 +121,40 @@ def measured(write: Callable[[Path], object], questions: Callable[[pl.DataFrame]
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
-def write_passages(beir: Path, most: int, folder: Path, *, apart: bool) -> None:
+def _judged(chosen: Mapping[str, Mapping[str, int]]) -> set[str]:
+    return {key for grades in chosen.values() for key, grade in grades.items() if grade > 0}
+
+
+def write_passages(beir: Path, judged: set[str], most: int, folder: Path, *, apart: bool) -> None:
     """Passages as Markdown files: the judged ones, then the first of the others."""
     rows = {row["_id"]: row for _, row in read_json_lines(beir / "corpus.jsonl")}
-    judged = {key for found in read_beir(beir, ("test",)).judged["test"].values() for key in found.grades}
-    for key in sorted(rows, key=lambda key: key not in judged)[: max(most, len(judged))]:
+    for key in sorted(rows, key=lambda key: key not in judged)[:most]:
         title, text = " ".join((rows[key].get("title") or "").split()), rows[key]["text"]
         head = f"---\ntitle: {json.dumps(title)}\n---\n\n" if apart else f"# {title}\n\n" if title else ""
         (folder / f"{key}.md").write_text(f"{head}{text}\n", "utf-8")
 
 
-def _questions(beir: Path, corpus: pl.DataFrame) -> QuerySet:
-    found, known = read_beir(beir, ("test",)), set(corpus["path"])
+def _questions(
+    name: str, queries: Mapping[str, str], chosen: Mapping[str, Mapping[str, int]], corpus: pl.DataFrame
+) -> QuerySet:
+    known = set(corpus["path"])
     qrels = {
-        query: grades
-        for query, judged in found.judged["test"].items()
-        if (grades := {f"{key}.md": g for key, g in judged.grades.items() if g > 0 and f"{key}.md" in known})
+        query: found
+        for query, grades in chosen.items()
+        if (found := {f"{key}.md": grade for key, grade in grades.items() if grade > 0 and f"{key}.md" in known})
     }
-    return QuerySet(beir.name, {query: found.queries[query] for query in qrels}, qrels, unit="document")
+    return QuerySet(name, {query: queries[query] for query in qrels}, qrels, unit="document")
 
 
-def _link(documents: Path, folder: Path) -> None:
-    for path in documents.rglob("*.md"):
-        target = folder / path.relative_to(documents)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
+def copy_documents(beir: Path, most: int, folder: Path) -> None:
+    """The documents that are judged, then the first of the others."""
+    judged = _judged(
+        {query: found.grades for query, found in read_beir(beir / "labels", ("test",)).judged["test"].items()}
+    )
+    paths = {path.relative_to(beir / "documents").as_posix(): path for path in (beir / "documents").rglob("*.md")}
+    for name in sorted(paths, key=lambda name: (name not in judged, name))[:most]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(paths[name].read_bytes())
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def main() -> None:
         print(json.dumps(measured(works[options.one])))
         return
     for name in options.only or works:
-        again = [sys.executable, __file__, "--files", str(options.files), "--one", name]
+        chosen = ["--files", str(options.files), "--large-megabytes", str(options.large_megabytes)]
+        again = [sys.executable, __file__, *chosen, "--one", name]
         done = subprocess.run(again, check=True, capture_output=True, text=True)  # noqa: S603 - this very script
         kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
         kept.setdefault(options.label, {})[name] = json.loads(done.stdout.splitlines()[-1])

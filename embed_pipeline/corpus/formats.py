@@ -54,8 +54,7 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
     lines = text[:_MOST_METADATA].split("\n")
     mark = lines[0].rstrip()
     if mark not in _METADATA_MARKS:
-        found, rest = _json(text) or _unmarked(lines, text) or ({}, text)
-        return found, rest
+        return _json(text) or _unmarked(lines, text) or ({}, text)
     ends = _METADATA_MARKS.get(mark, ())
     close = next((number for number, line in enumerate(lines[1:], start=1) if line.rstrip() in ends), 0)
     if not close:

@@ -188,9 +188,8 @@ def _is_kept(element: Tag, *, has_article: bool) -> bool:
 
 
 def _is_mostly_links(element: Tag) -> bool:
-    linked, named = (
-        sum(len(part.get_text(strip=True)) for part in element.find_all(name)) for name in ("a", list(_HEADINGS))
-    )
+    linked = sum(len(link.get_text(strip=True)) for link in element.find_all("a"))
+    named = sum(len(heading.get_text(strip=True)) for heading in element.find_all(list(_HEADINGS)))
     return linked >= _MOSTLY_LINKS * (len(element.get_text(strip=True)) - named)
 
 

@@ -320,8 +320,9 @@ class _Writer:
             width = int(group.get("cols", width))
             heads = [row for head in group.findall(nodes.thead) for row in head.children]
             rows = [row for body in group.findall(nodes.tbody) for row in body.children]
-            shown = [*table_rows(map(self._cells, heads)), *table_rows(map(self._cells, rows))]
-            lines = [_line([*row, *[""] * (width - len(row))]) for row in ([] if heads else [[]]) + shown]
+            named: list[list[str]] = table_rows(map(self._cells, heads)) or [[]]
+            shown = [*named, *table_rows(map(self._cells, rows))]
+            lines = [_line([*row, *[""] * (width - len(row))]) for row in shown]
             lines.insert(1, _line(["---"] * width))  # Markdown has one row of heads
             self.draft.add("table", "\n".join(lines))
 
