@@ -1,6 +1,6 @@
 """TensorRT's backends against a stand-in for its bindings, which computes the graph; what runs needs a GPU.
 
-The names are those of the bindings of TensorRT 10.0 and 11.4.
+The names are those of the bindings of TensorRT 11.4.
 """
 
 from __future__ import annotations
