@@ -6,33 +6,40 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata, resources
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
 from embed_pipeline import settings as settings_module
-from embed_pipeline.escaping import TerminalFormatter, counted, for_terminal, on_one_line
+from embed_pipeline.escaping import TerminalFormatter, counted, on_one_line
 from embed_pipeline.inspection.review_commands import reviews_app
 from embed_pipeline.settings import Settings, load_settings
+from embed_pipeline.terminal import (
+    INTERRUPTED,
+    KEPT,
+    end_interrupted,
+    ended_when_told,
+    err,
+    explain_error,
+    fail,
+    out,
+    say,
+)
 
 if TYPE_CHECKING:
     from embed_pipeline.orchestration.runs import StageRunner
 
-# No markup: what is printed holds paths and words of documents, and a bracket in them is a bracket.
-out = Console(markup=False, highlight=False, emoji=False)
 app = typer.Typer(
     help="A folder of documents becomes a tuned, exported and served text-embedding model, with no labels.",
     no_args_is_help=True,
@@ -41,22 +48,9 @@ app = typer.Typer(
 )
 app.add_typer(reviews_app, name="reviews")
 logger = logging.getLogger(__name__)
-err = Console(stderr=True, markup=False, highlight=False, emoji=False)
-_DATABASE_MODULES = {"sqlite3", "sqlalchemy", "psycopg2"}
 _STAGES = "From documents to a served model, in this order; run does all six"
-_INTERRUPTED = 130
-"""Exit status after Ctrl-C or SIGTERM, as shells have it."""
-_GRACE_SECONDS = 1.5
-"""What is at work when a signal comes has so long to end by itself."""
-_KEPT = "interrupted; finished work is kept, and the same command resumes from there"
-_ending = threading.Lock()
-_terminal = os.dup(sys.__stderr__.fileno()) if sys.__stderr__ else os.open(os.devnull, os.O_WRONLY)
 Force = Annotated[bool, typer.Option("--force", help="Make everything again, even what is current.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the endpoint running.")]
-
-
-# Imported name to the extra that installs it; every other missing module comes with the extra pipeline.
-_EXTRAS = {"onnxruntime": "serve", "openvino": "openvino", "gguf": "embedded", "xllamacpp": "embedded", "peft": "lora"}
 
 
 class DatasetFormat(StrEnum):
@@ -78,12 +72,12 @@ def init(
     }
     taken = sorted(name for name in templates if (folder / name).exists())
     if taken:
-        _fail(f"{folder} already has {', '.join(taken)}; remove them, or name another folder")
+        fail(f"{folder} already has {', '.join(taken)}; remove them, or name another folder")
     (folder / "data" / "documents").mkdir(parents=True, exist_ok=True)
     for name, content in sorted(templates.items()):
         (folder / name).write_bytes(content)
-        _say(f"wrote {folder / name}")
-    _say(f"Next: put documents into {folder / 'data' / 'documents'}, read embed_pipeline.toml, then embed-pipeline run")
+        say(f"wrote {folder / name}")
+    say(f"Next: put documents into {folder / 'data' / 'documents'}, read embed_pipeline.toml, then embed-pipeline run")
 
 
 @app.command()
@@ -117,7 +111,7 @@ def estimate(
     out.print(f"{counted(found.questions, 'question')} to write about {counted(found.segments, 'segment')}")
     out.print(table)
     for cap in found.caps:
-        _say(cap)
+        say(cap)
 
 
 @app.command()
@@ -148,13 +142,13 @@ def adopt(
     settings = load_settings()
     found = read_sample(sample) if sample else None
     for sentence in steps(read_manifest(current_bundle(settings.paths))):
-        _say(f"- {sentence}")
+        say(f"- {sentence}")
     if found is None:
         return
     checked = check_index(*found, Encoder.load(settings.embedding.model, settings.embedding))
-    _say(f"{checked.texts} texts of the index: least cosine to the base's vectors {checked.least_cosine:.5f}")
+    say(f"{checked.texts} texts of the index: least cosine to the base's vectors {checked.least_cosine:.5f}")
     if checked.others:
-        _fail(
+        fail(
             f"{len(checked.others)} of them are not the base's, the furthest {checked.others[0][:80]!r}: the index was "
             "filled with another model, another prefix, or texts that were cut otherwise"
         )
@@ -175,7 +169,7 @@ def dataset(
     named = (tables.QA_DATASET, tables.DATASET_SPLIT, tables.CORPUS, tables.HARD_NEGATIVES)
     qa, split, corpus, negatives = (read_table(table_path(root, table.name), table) for table in named)
     export_dataset(form.value, folder, qa=qa, split=split, corpus=corpus, hard_negatives=negatives, context=context)
-    _say(f"{counted(qa.height, 'question')} about {counted(corpus.height, 'segment')} in {folder}")
+    say(f"{counted(qa.height, 'question')} about {counted(corpus.height, 'segment')} in {folder}")
 
 
 @app.command()
@@ -204,28 +198,26 @@ def forget(
     table.add_row("stored answers of the language model", str(gone.answers), "")
     out.print(table)
     for artifact in gone.artifacts:
-        _say(f"deleted from MLflow, because it quoted the document: {artifact}")
-    _say(f"models trained on it, which still hold it: {', '.join(gone.models) or 'none'}")
+        say(f"deleted from MLflow, because it quoted the document: {artifact}")
+    say(f"models trained on it, which still hold it: {', '.join(gone.models) or 'none'}")
     if gone.unknown:
-        _say(f"models for which this is unknown: {', '.join(gone.unknown)}")
+        say(f"models for which this is unknown: {', '.join(gone.unknown)}")
     if gone.shortened:
-        _say("mine the negatives again: embed-pipeline prep")
+        say("mine the negatives again: embed-pipeline prep")
     if gone.meanwhile:
-        _fail(
-            f"these runs started meanwhile and may have written it back: {', '.join(gone.meanwhile)}; forget it again"
-        )
+        fail(f"these runs started meanwhile and may have written it back: {', '.join(gone.meanwhile)}; forget it again")
 
 
 def _show_remains(places: Mapping[str, int]) -> None:
     """Print the places that still hold words of a forgotten document; exit with status 1 if there are any."""
     if not places:
-        _say("no trace of it was found in tables, manifests, answers, reports, releases, MLflow and Dagster's history")
+        say("no trace of it was found in tables, manifests, answers, reports, releases, MLflow and Dagster's history")
         return
     table = Table("place", "found")
     for place, count in places.items():
         table.add_row(on_one_line(place), str(count))
     out.print(table)
-    _fail("traces remain in these places; docs/operations.md, Forgetting a document, says how to clear each")
+    fail("traces remain in these places; docs/operations.md, Forgetting a document, says how to clear each")
 
 
 @app.command()
@@ -239,7 +231,7 @@ def rollback(
     settings = load_settings()
     tracker = MLflow.of(settings).tracker()
     with open_instance(settings.paths.store) as instance:
-        _say(f"{roll_back(instance, tracker, settings, version)} is served again")
+        say(f"{roll_back(instance, tracker, settings, version)} is served again")
 
 
 store_app = typer.Typer(help="Move the store, or upgrade its databases.", no_args_is_help=True)
@@ -253,7 +245,7 @@ def move(target: Annotated[Path, typer.Argument(help="A folder that does not exi
 
     settings = load_settings()
     move_store(settings, target)
-    _say(f"{settings.paths.store} is now {target}; set paths.store = {target}")
+    say(f"{settings.paths.store} is now {target}; set paths.store = {target}")
 
 
 @store_app.command()
@@ -262,7 +254,7 @@ def upgrade() -> None:
     from embed_pipeline.orchestration.resources import upgrade_store
 
     for line in upgrade_store(load_settings()):
-        _say(line)
+        say(line)
 
 
 def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's signature
@@ -317,7 +309,7 @@ def sample(name: Annotated[str, typer.Argument(help="Which sample: python.")] = 
     from embed_pipeline.corpus.sample import write_sample
 
     folder = load_settings().paths.documents
-    _say(f"{counted(len(write_sample(name, folder)), 'document')} in {folder}")
+    say(f"{counted(len(write_sample(name, folder)), 'document')} in {folder}")
 
 
 def _stage(name: str, help_text: str) -> None:
@@ -427,16 +419,11 @@ def status() -> None:
         out.print(table)
 
 
-def _say(line: str) -> None:
-    """Print a line that may contain paths or words of documents."""
-    out.print(on_one_line(line), soft_wrap=True)
-
-
 @contextmanager
 def _runner() -> Iterator[StageRunner]:
     """Settings first, so that a wrong one is refused before Dagster loads."""
     settings = load_settings()
-    with _ended_when_told():
+    with ended_when_told():
         from embed_pipeline.definitions import defs
         from embed_pipeline.orchestration.resources import open_instance
         from embed_pipeline.orchestration.runs import StageRunner
@@ -463,8 +450,8 @@ def _show_comparison(settings: Settings) -> None:
     for row in headline_rows(read_table(table_path(settings.paths.root, metrics.name), metrics)):
         table.add_row(*map(on_one_line, row))
     out.print(table)
-    _say(f"report: {settings.paths.store / 'reports' / 'report.html'}")
-    _say("start the endpoint: embed-pipeline serve")
+    say(f"report: {settings.paths.store / 'reports' / 'report.html'}")
+    say("start the endpoint: embed-pipeline serve")
 
 
 def _settings_first(arguments: Sequence[str]) -> list[str]:
@@ -486,104 +473,18 @@ def main() -> None:
         app(_settings_first(sys.argv[1:]), standalone_mode=True)
     except SystemExit as ended:
         # Typer's for Ctrl-C.
-        if ended.code == _INTERRUPTED:
-            _end_interrupted(_KEPT)
+        if ended.code == INTERRUPTED:
+            end_interrupted(KEPT)
         raise
     except KeyboardInterrupt:
-        _end_interrupted(_KEPT)
+        end_interrupted(KEPT)
     except Exception as error:
-        said = _explained(error)
+        said = explain_error(error)
         if said is None:
             raise
         if type(error).__name__ == "StageInterrupted":
-            _end_interrupted(said)
-        _fail(said)
-
-
-@contextmanager
-def _ended_when_told() -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM end this process soon, whatever it computes at that moment.
-
-    A step is interrupted when the interpreter has its turn, and Dagster waits until it has ended; a product of large
-    matrices or the loading of a model may take a minute. The kernel hands a signal's number to the thread started
-    here at once.
-    """
-    numbers, handed_on = os.pipe()
-    os.set_blocking(handed_on, False)
-
-    def watch() -> None:
-        while (told := os.read(numbers, 1)) and told[0] not in {signal.SIGINT, signal.SIGTERM}:
-            pass
-        os.close(numbers)
-        if told:
-            time.sleep(_GRACE_SECONDS)
-            _end_interrupted(_KEPT)
-
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler), signal.set_wakeup_fd(handed_on)
-    threading.Thread(target=watch, name="interruption", daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.set_wakeup_fd(before[1])
-        os.close(handed_on)
-
-
-def _end_interrupted(said: str) -> NoReturn:
-    """Say so and end at once, and every child with it.
-
-    Whatever is stored is put in place whole, so that no moment is a wrong one; the run is recorded as failed by the
-    next command, and taking down an interpreter that holds torch would take seconds.
-    """
-    if not _ending.acquire(blocking=False):
-        # Another thread is at it.
-        threading.Event().wait()
-    import psutil  # type: ignore[import-untyped]  # psutil ships no types
-
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
-    # While a step is at work, Dagster has standard error written into the step's log.
-    with os.fdopen(_terminal, "w", encoding="utf-8") as terminal:
-        err.file = terminal
-        err.show_cursor()
-        _print_error(said)
-    os._exit(_INTERRUPTED)
-
-
-def _fail(message: str, *, status: int = 1) -> NoReturn:
-    _print_error(message)
-    sys.exit(status)
-
-
-def _print_error(message: str) -> None:
-    err.print(Text.assemble(("error: ", "bold red"), for_terminal(message)), soft_wrap=True)
-
-
-def _explained(error: BaseException) -> str | None:
-    """Return an expected error as a sentence; None: the error is a fault of this program."""
-    if type(error).__module__.startswith("embed_pipeline."):
-        return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("embed_pipeline"):
-        module = error.name.partition(".")[0]
-        extra = _EXTRAS.get(module, "pipeline")
-        return f"{module} is not installed, and this command needs it: pip install 'embed-pipeline[{extra}]'"
-    cause: BaseException | None = error
-    while cause is not None:
-        module = type(cause).__module__.partition(".")[0]
-        if module in _DATABASE_MODULES:
-            said = str(cause).strip().splitlines()[0]
-            return (
-                f"a database cannot be used: {said}; Dagster's is in paths.store or where the dagster.yaml of "
-                "DAGSTER_HOME says, MLflow's where tracking.uri says: check that it runs and has space, and "
-                "run the same command again; what was stored before is intact"
-            )
-        if isinstance(cause, OSError):
-            from embed_pipeline.storage import explain_system_error
-
-            return explain_system_error(cause)
-        cause = cause.__cause__
-    return None
+            end_interrupted(said)
+        fail(said)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from embed_pipeline.cli import err, out
 from embed_pipeline.escaping import TerminalFormatter, as_markdown, for_terminal
 from embed_pipeline.orchestration.presentation import picture, readable_sample, shown_list, shown_table
+from embed_pipeline.terminal import err, out
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 MUTATION = (

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
-import psutil  # type: ignore[import-untyped]  # psutil ships no types
+import psutil
 
 from embed_pipeline.corpus.formats import Limits, UnreadableError
 from embed_pipeline.settings import Corpus

@@ -119,11 +119,10 @@ def _log_probability(told: object) -> float | None:
     if not isinstance(told, dict):
         return None
     content = told.get("content")
+    listed = told.get("token_logprobs")
     if isinstance(content, list):
         listed = [entry.get("logprob") for entry in content if isinstance(entry, dict)]
-    else:
-        listed = told.get("token_logprobs")
-    stated = listed if isinstance(listed, list) else []
+    stated: list[object] = listed if isinstance(listed, list) else []
     values = [float(value) for value in stated if isinstance(value, float | int) and math.isfinite(value)]
     return sum(values) / len(values) if values else None
 

@@ -147,8 +147,8 @@ class _DistinctPassages:
             distinct.select("embedded").with_row_index("number"), on="embedded"
         )
         number: dict[str, int] = dict(placed.select("segment_id", "number").iter_rows())
-        columns = (distinct[name].to_list() for name in ("text", "embedded", "segment_id"))
-        return cls(*columns, number)
+        texts, told, ids = (distinct[name].to_list() for name in ("text", "embedded", "segment_id"))
+        return cls(texts, told, ids, number)
 
 
 def _number_questions(ordered: pl.DataFrame, number: Mapping[str, int]) -> list[Question]:
