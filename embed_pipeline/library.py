@@ -101,11 +101,13 @@ def read_documents(folder: str | Path, settings: Settings | None = None) -> Docu
                 encoder.count_tokens,
                 max_tokens=encoder.passage_tokens,
                 count_unknown=encoder.count_unknown,
+                context=settings.embedding.context,
             )
             rejected.append(unread)
     corpus, _ = current_corpus(documents, segments, settings.corpus)
     if settings.training_data.label_sets:
-        corpus = with_labelled_passages(corpus, settings.training_data.label_sets, encoder.count_tokens)
+        folders, context = settings.training_data.label_sets, settings.embedding.context
+        corpus = with_labelled_passages(corpus, folders, encoder.count_tokens, context)
     return DocumentSet(documents, segments, pl.concat(rejected), corpus)
 
 
