@@ -98,7 +98,7 @@ def compare(
         language = "auto" if query_set.corpus else settings.corpus.language
         lexical[passages.ids] = lexical.get(passages.ids) or BM25(passages.texts, language)
     searches = [
-        _Search(
+        _SearchedSet(
             with_identical_texts(query_set, passages),
             Collection(passages.ids, passages.texts, documents, of_base[0], of_tuned[0], lexical[passages.ids]),
             base=of_base[1],
@@ -117,7 +117,7 @@ def compare(
 
 
 @dataclass(frozen=True)
-class _Search:
+class _SearchedSet:
     """A query set, what is searched for it, and its queries under both models, float32 (queries, d)."""
 
     query_set: QuerySet
@@ -190,7 +190,7 @@ def encode_sets(
     return encoded
 
 
-def _evaluate(search: _Search, dense_weights: tuple[float, float], settings: Settings) -> SetResult:
+def _evaluate(search: _SearchedSet, dense_weights: tuple[float, float], settings: Settings) -> SetResult:
     query_set, collection = search.query_set, search.collection
     evaluation = settings.evaluation
     ranked = rank_set(
