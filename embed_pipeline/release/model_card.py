@@ -102,8 +102,8 @@ For this collection, {dense_weight:.2f} times the z-score of the cosine plus {le
 BM25 was chosen on generated dev questions, where nDCG@10 is then {ndcg_10:.3f}; by reciprocal ranks (constant 60) it is
 {reciprocal_ranks_ndcg_10:.3f}. `docs/hybrid.md` of embed-pipeline has the settings for common search engines."""
 _INDEX = {
-    "base": "Passages have the vectors of `{base_model}`, bit for bit: an index that was filled with it stays valid.",
-    "own": "Its vectors are not comparable with those of `{base_model}`: every passage has to be embedded again.",
+    "base": "Passages have the vectors of {base_model}, bit for bit: an index that was filled with it stays valid.",
+    "own": "Its vectors are not comparable with those of {base_model}: every passage has to be embedded again.",
 }
 _NOT_FUSED = "There were no dev questions to choose the weight of a fusion on."
 
@@ -142,7 +142,7 @@ def model_card(
         query_text=repr(f"{facts.query_prefix}what is a context manager?"),
         metrics=_table("measure", metrics, "No figures were recorded."),
         lineage=_table("made from", created_from, "No data versions were recorded."),
-        index=_INDEX[passage_vectors].format(base_model=facts.base_model),
+        index=_INDEX[passage_vectors].format(base_model=as_markdown(facts.base_model)),
         hybrid=_FUSED.format(**hybrid.model_dump(), lexical_weight=1 - hybrid.dense_weight) if hybrid else _NOT_FUSED,
         parity=_table("export against original", parity, "The export's parity was not recorded."),
     )

@@ -42,6 +42,10 @@ GATES = {
     ("deployment", "embedding.precision"),
     ("deployment", "embedding.query_prefix"),
     ("deployment", "embedding.passage_prefix"),
+    # Settings that a step makes itself are validated.
+    ("finetuned_model", "embedding.candidates"),
+    ("release", "embedding.model"),
+    ("release", "embedding.candidates"),
 }
 
 

@@ -99,6 +99,7 @@ def test_the_manifest_says_what_it_holds(bundle):
         "passage_prefix": "the ",
         "base_model": "sentence-transformers/all-MiniLM-L6-v2",
         "matryoshka_dimensions": [],
+        "passage_context": "none",
     }
     assert {"README.md", "model/model.safetensors", "onnx/model.onnx", "onnx/tokenizer.json"} <= set(manifest.files)
 
@@ -122,7 +123,15 @@ def test_the_card_has_front_matter_figures_and_prefixes(bundle):
 )
 def test_names_and_prefixes_in_the_card_are_text(hostile):
     facts = ModelFacts(dimensions=8, max_tokens=64, query_prefix=hostile, passage_prefix=hostile, base_model=hostile)
-    card = model_card(facts, "v1-0123abcd", {hostile: {"nDCG": 0.5, "set": hostile}}, {}, {hostile: hostile})
+    card = model_card(
+        facts,
+        "v1-0123abcd",
+        metrics={hostile: {"nDCG": 0.5, "set": hostile}},
+        passage_vectors="base",
+        hybrid=None,
+        parity={},
+        created_from={hostile: hostile},
+    )
     _, head, body = card.split("---\n", 2)
     assert yaml.safe_load(head)["base_model"] == hostile
     assert set(yaml.safe_load(head)) == {"library_name", "pipeline_tag", "base_model", "tags"}

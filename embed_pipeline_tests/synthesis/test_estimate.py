@@ -165,8 +165,7 @@ def _slow_model(seed: int, *, invalid: float) -> Callable[[dict[str, Any]], Answ
 
     def respond(request: dict[str, Any]) -> Answer:
         if "prompt" in request:
-            passage = next(line for line in reversed(request["prompt"].splitlines()) if " runs at " in line)
-            said = re.findall(r"[a-z]+\d+", passage)
+            said = re.findall(r"[a-z]+\d+", request["prompt"])[-4:]
             asks = request["prompt"].endswith("Question:")
             text = f"{' What is' if asks else ''} the {chance.choice(said)} of the service for {chance.choice(said)}?"
         elif request["messages"][0]["content"].startswith("You judge"):

@@ -69,10 +69,11 @@ def _copies(request: Request) -> str:
 
 
 def _continues(request: Request) -> str:
-    """A completion: a question in the passage's own words, another one with another seed."""
-    text = next(text for text in material.TEXTS.values() if text in request["prompt"][-600:])
-    said = [word.strip(".").lower() for word in text.split() if len(word) > 4]
-    start = request["seed"] % (len(said) - 3)
+    """A completion: a question in the words of the sentence that is shown last, another one with another seed."""
+    every = [sentence for text in material.TEXTS.values() for sentence in text.rstrip(".").split(". ")]
+    shown = max(every, key=request["prompt"].rfind)
+    said = [word.lower() for word in shown.split() if len(word) > 3]
+    start = request["seed"] % max(1, len(said) - 2)
     asks = request["prompt"].endswith("Question:")
     return f"{' What is' if asks else ''} the {said[start]} and the {said[start + 1]} of the {said[start + 2]}?"
 

@@ -77,7 +77,7 @@ def test_labels_on_a_copy_hold_for_the_document_that_stayed(tmp_path, caplog):
     ]
     corpus = material.corpus({"guide.md": ["about the lexer only", "a generator"], "other.md": ["x"]})
     copies = left_out(copy="guide", **{"other-copy": "other", "copy-of-gone": "gone"})
-    (label,) = read_labels([write_rows(tmp_path / "own.jsonl", *rows)], corpus, copies)
+    (label,) = read_labels([write_rows(tmp_path / "own.jsonl", *rows)], corpus, left_out=copies)
     assert (label.positives, label.negatives) == (["guide.md#0"], ["other.md#0"])
     assert "own: 1 passages are not in the corpus" in caplog.text
 
