@@ -321,6 +321,8 @@ def test_the_real_embedded_model_writes_questions_that_train_the_real_encoder(tm
         Path("packaged"),
         "none",
         corpus__segment_tokens="120",
+        synthesis__path="auto",
+        synthesis__judge="auto",
         synthesis__near_duplicate_similarity="0.95",
         synthesis__questions_per_segment="2",
         training_data__min_test_questions="1",

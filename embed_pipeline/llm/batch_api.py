@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,7 +83,8 @@ class Batches:
         self._client = client
         self._store = store
         self._place = place
-        self._owner = f"{socket.gethostname()} {os.getpid()}"
+        # Two clients of one process are two owners.
+        self._owner = f"{socket.gethostname()} {os.getpid()} {uuid4().hex}"
         self._queue: list[_Request] = []
         self._waiting: dict[str, _Request] = {}
         self._counts: dict[str, tuple[int, int, int]] = {}
@@ -195,24 +196,25 @@ class Batches:
             self._start(batch.name, self._resume(batch))
 
     async def _resume(self, batch: OpenBatch) -> None:
+        held = self._store.requests_of(batch.name)
         while batch.batch is None and self._is_alive(batch.owner):
             # Another process is about to submit it.
             await asyncio.sleep(_OWNER_SECONDS)
             now = {other.name: other for other in self._store.open_batches(self._place)}
             if batch.name not in now:
-                return self._release(batch.name)
+                return self._release(batch.name, held)
             batch = now[batch.name]
         named = batch.batch or await self._find(batch.name, batch.file)
         if named is None:
             # It was never submitted.
-            return self._release(batch.name)
+            return self._release(batch.name, held)
         logger.info("Batch %s is picked up again", named)
         self._store.name_batch(batch.name, batch=named)
         return await self._wait(batch.name, named, batch.path)
 
-    def _release(self, name: str) -> None:
+    def _release(self, name: str, held: Iterable[str] = ()) -> None:
         """Forget a batch that is not at the endpoint; the requests of it that wait go into another one."""
-        held = self._store.requests_of(name)
+        held = {*held, *self._store.requests_of(name)}
         self._store.close_batch(name)
         for custom_id in held:
             request = self._waiting.get(custom_id)
@@ -224,8 +226,8 @@ class Batches:
                     self._enqueue(request)
 
     def _is_alive(self, owner: str) -> bool:
-        """Whether another process of this machine still works on a batch; of other machines that is unknown: no."""
-        host, _, process = owner.rpartition(" ")
+        """Whether another client on this machine still works on a batch; of other machines that is unknown: no."""
+        host, process, _ = owner.split(" ")
         if owner == self._owner or host != socket.gethostname():
             return False
         try:
@@ -284,12 +286,13 @@ class Batches:
 
     async def _wait(self, name: str, named: str, path: str) -> None:
         """Wait for a batch's end, store its answers, and give every request its outcome."""
-        begun = time.monotonic()
+        # Whoever else waits for the batch may close it first, and its requests are then no longer listed.
+        keys, begun = self._store.requests_of(name), time.monotonic()
         while True:
             batch = await self._ask(lambda: self._client.batches.retrieve(named), f"batch {named}", gone=True)
             if batch is None:
                 logger.warning("Batch %s is not at %s any more; its requests are submitted again", named, self._place)
-                return self._release(name)
+                return self._release(name, keys)
             counts = batch.request_counts
             if counts is not None:
                 self._counts[name] = (counts.total, counts.completed, counts.failed)
@@ -297,14 +300,13 @@ class Batches:
                 break
             elapsed = time.monotonic() - begun
             await asyncio.sleep(min(LAST_POLL_SECONDS, max(FIRST_POLL_SECONDS, _POLL_SHARE * elapsed)))
-        return await self._take(name, batch, path)
+        return await self._take(name, batch, path, keys)
 
-    async def _take(self, name: str, batch: Batch, path: str) -> None:
+    async def _take(self, name: str, batch: Batch, path: str, keys: Mapping[str, str]) -> None:
         outcomes: dict[str, Outcome] = {}
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id:
                 outcomes.update(await self._read(file_id, path))
-        keys = self._store.requests_of(name)
         for custom_id, outcome in outcomes.items():
             if isinstance(outcome, Answer) and custom_id in keys:
                 key = custom_id if outcome.finish_reason == "length" else keys[custom_id]
