@@ -38,5 +38,6 @@ COPY_KINDS = ("duplicate", "near_duplicate")
 
 SYSTEMS = ("base", "tuned", "bm25", "hybrid_base", "hybrid_tuned")
 HYBRIDS = ("hybrid_base", "hybrid_tuned")
+RECIPROCAL_RANKS = "RRF"
 METRICS = ("nDCG", "Recall", "Precision", "MAP", "MRR")
 OUTCOMES = ("won", "lost", "same")

@@ -157,10 +157,15 @@ class BM25:
 
 def hybrid_scores(dense: Floats, lexical: Floats, dense_weight: float) -> Floats:
     """The hybrid of two score rows over the same texts, float32 (n,): their z-scores, weighted."""
-    return dense_weight * _standardized(dense) + (1 - dense_weight) * _standardized(lexical)
+    return mix_standardized(standardized(dense), standardized(lexical), dense_weight)
 
 
-def _standardized(scores: Floats) -> Floats:
+def mix_standardized(dense: Floats, lexical: Floats, dense_weight: float) -> Floats:
+    """The hybrid of two rows of z-scores, for those who mix the same rows with several weights."""
+    return dense_weight * dense + (1 - dense_weight) * lexical
+
+
+def standardized(scores: Floats) -> Floats:
     """Z-scores over the texts; zeros where all scores are equal."""
     spread = float(scores.std())
     centred: Floats = (scores - scores.mean()).astype(np.float32)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.enumerations import HYBRIDS
+from embed_pipeline.enumerations import HYBRIDS, RECIPROCAL_RANKS
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.evaluation.ranking import FUSIONS, Collection, rank_fusions, score_rankings
 from embed_pipeline.settings import Settings
@@ -45,7 +45,11 @@ def measure_fusions(
     queries = {ids[row]: query_set.queries[ids[row]] for row in rows}
     qrels = {query: query_set.qrels[query] for query in queries}
     sampled = QuerySet(query_set.name, queries, qrels, query_set.unit)
-    ranked = rank_fusions(sampled, collection, base[rows], tuned[rows], depth=10)
+    fusions = dict(FUSIONS)
+    wanted = settings.evaluation.hybrid_dense_weight
+    if wanted != "auto" and wanted not in FUSIONS.values():
+        fusions[repr(wanted)] = wanted
+    ranked = rank_fusions(sampled, collection, base[rows], tuned[rows], depth=10, fusions=fusions)
     return {key: score_rankings(rankings, qrels, (10,)).column("nDCG", 10) for key, rankings in ranked.items()}
 
 
@@ -91,10 +95,11 @@ def fusion_rows(query_set: str, scores: Scores, weights: tuple[float, float]) ->
             "query_set": query_set,
             "system": hybrid,
             "fusion": fusion,
-            "dense_weight": FUSIONS[fusion],
+            "dense_weight": weight,
             "queries": len(values),
             "ndcg_10": float(values.mean()),
-            "chosen": FUSIONS[fusion] == chosen[hybrid],
+            "chosen": weight == chosen[hybrid],
         }
         for (hybrid, fusion), values in scores.items()
+        for weight in [None if fusion == RECIPROCAL_RANKS else float(fusion)]
     ]

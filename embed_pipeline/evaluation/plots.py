@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from embed_pipeline.enumerations import HYBRIDS
+from embed_pipeline.enumerations import HYBRIDS, RECIPROCAL_RANKS
 from embed_pipeline.evaluation.adoption import LABELS
 from embed_pipeline.evaluation.gates import headline
 
@@ -102,7 +102,7 @@ def fusion_curves(weights: pl.DataFrame, query_set: str) -> bytes:
         curve = rows.drop_nulls("dense_weight").sort("dense_weight")
         color, label = _COLORS[hybrid], LABELS[hybrid]
         axes.plot(curve["dense_weight"], curve["ndcg_10"], color=color, linewidth=2, label=label)
-        ranks = rows.filter(fusion="RRF")["ndcg_10"].item()
+        ranks = rows.filter(fusion=RECIPROCAL_RANKS)["ndcg_10"].item()
         axes.axhline(ranks, color=color, linewidth=1, linestyle=":", label=f"{label}, by reciprocal ranks")
         for row in curve.filter("chosen").to_dicts():
             axes.plot(row["dense_weight"], row["ndcg_10"], marker="o", color=color)

@@ -5,25 +5,28 @@ The systems are base, tuned, BM25, and BM25's hybrids with both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
-from embed_pipeline.enumerations import HYBRIDS, METRICS, SYSTEMS
+from embed_pipeline.embedding.search import BM25, hybrid_scores, mix_standardized, standardized, top_indices
+from embed_pipeline.enumerations import HYBRIDS, METRICS, RECIPROCAL_RANKS
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.progress import progress
 
 Floats = NDArray[np.float32]
+Key = TypeVar("Key", bound=Hashable)
 _BLOCK_BYTES = 64 * 1024 * 1024
 
 RANK_CONSTANT = 60
 _FUSED_RANKS = 1000
 FUSIONS: Mapping[str, float | None] = {
     **{f"{share / 100:.2f}": share / 100 for share in range(100, -1, -5)},
-    "RRF": None,
+    RECIPROCAL_RANKS: None,
 }
 """How BM25 is fused with a dense model: name to dense weight, the most dense first; None: by reciprocal ranks."""
 
@@ -86,23 +89,24 @@ def rank_set(
         depth: length of each ranking.
         dense_weights: share of the dense z-score in the hybrid with the base and in that with the tuned model.
     """
-    ranker = _UnitRanker(collection.ids, collection.documents, by_document=query_set.unit == "document")
-    ranked = {system: Ranked() for system in SYSTEMS}
-    with progress(f"Ranking {query_set.name}", len(query_set), "queries") as bar:
-        for query, dense, lexical in _score_rows(query_set, collection, base, tuned):
-            rows = {"base": dense[0], "tuned": dense[1], "bm25": lexical}
-            for hybrid, row, weight in zip(HYBRIDS, dense, dense_weights, strict=True):
-                rows[hybrid] = hybrid_scores(row, lexical, weight)
-            for system, scores in rows.items():
-                ranker.rank(ranked[system], query, scores, depth, lexical=system == "bm25")
-            bar.advance()
-    return ranked
+
+    def fuse(dense: tuple[Floats, Floats], lexical: Floats) -> dict[str, Floats]:
+        fused = (hybrid_scores(row, lexical, weight) for row, weight in zip(dense, dense_weights, strict=True))
+        return {"base": dense[0], "tuned": dense[1], "bm25": lexical, **dict(zip(HYBRIDS, fused, strict=True))}
+
+    return _rank_rows(query_set, collection, (base, tuned), fuse, depth=depth, label=f"Ranking {query_set.name}")
 
 
 def rank_fusions(
-    query_set: QuerySet, collection: Collection, base: Floats, tuned: Floats, *, depth: int
+    query_set: QuerySet,
+    collection: Collection,
+    base: Floats,
+    tuned: Floats,
+    *,
+    depth: int,
+    fusions: Mapping[str, float | None] = FUSIONS,
 ) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """Rank the collection for every query by each of :data:`FUSIONS` of BM25 with the base and with the tuned model.
+    """Rank the collection for every query by each fusion of BM25 with the base and with the tuned model.
 
     Args:
         query_set: the queries, in the order of ``query_set.ids``.
@@ -110,20 +114,44 @@ def rank_fusions(
         base: the queries under the base model, float32 (queries, d), unit rows.
         tuned: the queries under the tuned model, float32 (queries, d'), unit rows.
         depth: length of each ranking.
+        fusions: name of each fusion to its dense weight; None: by reciprocal ranks.
 
     Returns:
         (hybrid, name of the fusion) to query id to item ids, best first.
     """
-    ranker = _UnitRanker(collection.ids, collection.documents, by_document=query_set.unit == "document")
-    ranked = {(hybrid, fusion): Ranked() for hybrid in HYBRIDS for fusion in FUSIONS}
-    with progress(f"Ranking {query_set.name} by every fusion", len(query_set), "queries") as bar:
-        for query, dense, lexical in _score_rows(query_set, collection, base, tuned):
-            for hybrid, row in zip(HYBRIDS, dense, strict=True):
-                for fusion, weight in FUSIONS.items():
-                    scores = _reciprocal_ranks(row, lexical) if weight is None else hybrid_scores(row, lexical, weight)
-                    ranker.rank(ranked[hybrid, fusion], query, scores, depth, lexical=False)
-            bar.advance()
+
+    def fuse(dense: tuple[Floats, Floats], lexical: Floats) -> dict[tuple[str, str], Floats]:
+        words, fused = standardized(lexical), {}
+        for hybrid, row in zip(HYBRIDS, dense, strict=True):
+            meaning = standardized(row)
+            for fusion, weight in fusions.items():
+                mixed = _reciprocal_ranks(row, lexical) if weight is None else mix_standardized(meaning, words, weight)
+                fused[hybrid, fusion] = mixed
+        return fused
+
+    label = f"Ranking {query_set.name} by every fusion"
+    ranked = _rank_rows(query_set, collection, (base, tuned), fuse, depth=depth, label=label)
     return {key: found.rankings for key, found in ranked.items()}
+
+
+def _rank_rows(
+    query_set: QuerySet,
+    collection: Collection,
+    queries: tuple[Floats, Floats],
+    fuse: Callable[[tuple[Floats, Floats], Floats], Mapping[Key, Floats]],
+    *,
+    depth: int,
+    label: str,
+) -> dict[Key, Ranked]:
+    """Rank the collection by every row of scores that ``fuse`` makes of a query's scores under each model and BM25."""
+    ranker = _UnitRanker(collection.ids, collection.documents, by_document=query_set.unit == "document")
+    ranked: defaultdict[Key, Ranked] = defaultdict(Ranked)
+    with progress(label, len(query_set), "queries") as bar:
+        for query, dense, lexical in _score_rows(query_set, collection, *queries):
+            for key, scores in fuse(dense, lexical).items():
+                ranker.rank(ranked[key], query, scores, depth, lexical=key == "bm25")
+            bar.advance()
+    return dict(ranked)
 
 
 def rank_by_model(

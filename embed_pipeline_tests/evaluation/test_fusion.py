@@ -64,6 +64,16 @@ def test_fusions_go_from_the_model_alone_to_bm25_alone() -> None:
     assert chosen == [("hybrid_base", 0.5), ("hybrid_tuned", 0.0)]
 
 
+def test_a_weight_that_is_set_between_the_steps_is_measured_too() -> None:
+    collection = Collection(tuple("abcd"), TEXTS, tuple("wxyz"), VECTORS, VECTORS[::-1].copy(), BM25(TEXTS))
+    query_set = QuerySet("dev", {"q": "red"}, {"q": {"a": 1}})
+    fixed = Settings.model_validate({"evaluation": {"hybrid_dense_weight": 0.333}})
+    query = np.asarray([[0.0, 1.0]], dtype=np.float32)
+    scores = measure_fusions(query_set, collection, query, query, fixed)
+    rows = FUSION_WEIGHTS.frame(fusion_rows("dev", scores, choose_weights(scores, fixed)))
+    assert rows.filter("chosen")["dense_weight"].to_list() == [0.333, 0.333]
+
+
 def results(name: str, **gains: float) -> SetResult:
     """Two hundred questions; each system's nDCG@10 is the base's and its gain, give or take a little."""
     generator = np.random.default_rng(5)

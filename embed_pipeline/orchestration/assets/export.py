@@ -15,6 +15,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.onnx_export import export_onnx
 from embed_pipeline.embedding.tensorrt_backend import TensorRTBackend, TensorRTUnavailable
+from embed_pipeline.enumerations import RECIPROCAL_RANKS
 from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
 from embed_pipeline.evaluation.query_sets import QuerySet, generated_set
 from embed_pipeline.orchestration.executors import GPU_STEP
@@ -281,7 +282,7 @@ def _hybrids(weights: pl.DataFrame) -> dict[Literal["tuned", "base"], Hybrid]:
     for model, system in _HYBRIDS.items():
         of_model = dev.filter(system=system)
         for row in of_model.filter("chosen").to_dicts():
-            by_ranks = of_model.filter(fusion="RRF")["ndcg_10"].item()
+            by_ranks = of_model.filter(fusion=RECIPROCAL_RANKS)["ndcg_10"].item()
             found[model] = Hybrid(
                 dense_weight=row["dense_weight"], ndcg_10=row["ndcg_10"], reciprocal_ranks_ndcg_10=by_ranks
             )
