@@ -8,7 +8,6 @@ They also compare candidates for the base; with ``embedding.model = "auto"`` the
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -225,12 +224,13 @@ def evaluate(model: str | Path, data: TrainingSet, settings: Settings | None = N
         EvaluationError: there is no question to evaluate on.
         ModelError: a model cannot be loaded.
     """
-    from embed_pipeline.evaluation.query_sets import labelled_set
+    from embed_pipeline.evaluation.query_sets import known_sets
     from embed_pipeline.evaluation.retrieval import compare
+    from embed_pipeline.tables import LEFT_OUT_DOCUMENTS
 
     settings = _effective(settings)
-    people = [labelled_set(folder, data.corpus) for folder in settings.evaluation.query_sets]
-    sets = [data.query_set("test"), *(found for found in people if found is not None)]
+    nothing = LEFT_OUT_DOCUMENTS.empty()
+    sets = known_sets(data.pairs, data.split, data.corpus, nothing, settings.evaluation.query_sets)
     dev = data.query_set("dev")
     return compare(settings.embedding.model, Path(model), data.corpus, sets, settings, dev=dev)
 
@@ -254,7 +254,7 @@ def export(model: str | Path, output: str | Path, data: TrainingSet, settings: S
     from embed_pipeline.embedding.onnx_backend import OnnxBackend
     from embed_pipeline.embedding.onnx_export import export_onnx
     from embed_pipeline.release.manifest import ReleaseError
-    from embed_pipeline.release.parity import PARITY_FILE, measure_parity
+    from embed_pipeline.release.parity import measure_parity, write_parity
     from embed_pipeline.text.passages import passages_by_id
 
     settings = _effective(settings)
@@ -263,7 +263,7 @@ def export(model: str | Path, output: str | Path, data: TrainingSet, settings: S
     texts = passages_by_id(data.corpus, settings.embedding.context)
     exported = OnnxBackend(folder)
     parity = measure_parity(Path(model), exported, texts, test.queries, test.qrels, embedding=settings.embedding)
-    (folder / PARITY_FILE).write_text(json.dumps(parity.as_dict(), indent=2) + "\n", encoding="utf-8")
+    write_parity(parity, folder)
     if failures := parity.failures(settings.gates):
         message = f"the export in {folder} differs from {model}: {'; '.join(failures)}"
         raise ReleaseError(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +88,12 @@ class Parity:
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON values, as the manifest keeps them."""
         return asdict(self) | {"worst": [asdict(text) for text in self.worst]}
+
+
+def write_parity(parity: Parity, folder: Path) -> None:
+    """Write the figures into the export's folder, without texts: it may be released, where no document is forgotten."""
+    kept = replace(parity, worst=tuple(replace(text, text="") for text in parity.worst))
+    (folder / PARITY_FILE).write_text(json.dumps(kept.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def read_parity(onnx_folder: Path) -> Parity:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +32,7 @@ from embed_pipeline.release.bundle import (
 )
 from embed_pipeline.release.existing_index import keeps_passages
 from embed_pipeline.release.manifest import Hybrid, ReleaseError
-from embed_pipeline.release.parity import PARITY_FILE, Parity, measure_parity, read_parity
+from embed_pipeline.release.parity import Parity, measure_parity, read_parity, write_parity
 from embed_pipeline.release.precision import (
     engine_failures,
     measured_precisions,
@@ -241,9 +240,7 @@ def _measured(
         embedding=settings.embedding,
         vectors=settings.paths.store / "vectors",
     )
-    # Without the texts: the file goes into releases, where no document is ever forgotten.
-    kept = replace(parity, worst=tuple(replace(text, text="") for text in parity.worst))
-    (folder / PARITY_FILE).write_text(json.dumps(kept.as_dict(), indent=2) + "\n", encoding="utf-8")
+    write_parity(parity, folder)
     return parity
 
 
