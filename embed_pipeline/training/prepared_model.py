@@ -45,11 +45,8 @@ def prepare_model(settings: Settings) -> SentenceTransformer:
     device = torch_device(settings.embedding)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    model = load_model(settings.embedding.model, settings.embedding, device)
-    if training.sides == "query":
-        model = split_sides(model)
+    model = load_plain_base(settings, device)
     turn_off_dropout(model)
-    declare_dimensions(model, training.matryoshka_dimensions)
     bf16 = machine.training_precision(training, torch.device(device)) == "bf16"
     choose_attention(model, training, device, bf16=bf16)
     if training.lora_rank:
