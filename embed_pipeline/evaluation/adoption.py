@@ -17,7 +17,7 @@ LABELS = {
     "hybrid_tuned": "BM25 + tuned",
 }
 """System to its name for readers."""
-# By the work of putting them in place: a lexical index beside the vectors is less than embedding the corpus again.
+# The least work first: adding a lexical index to the vectors is less than embedding the corpus again.
 _BY_EFFORT = ("base", "hybrid_base", "tuned", "hybrid_tuned")
 
 
@@ -36,17 +36,17 @@ def advise(results: Sequence[SetResult], settings: Settings) -> list[str]:
 
 
 def _advice(result: SetResult, settings: Settings) -> str:
-    best = max(_BY_EFFORT, key=lambda system: result.scores[system].column("nDCG", 10).mean())
-    better = [system for system in _BY_EFFORT if _less(result, system, "base", settings).low > 0]
+    gains = {system: _less(result, system, "base", settings) for system in _BY_EFFORT}
+    best = max(gains, key=lambda system: gains[system].difference)
+    better = [system for system, gain in gains.items() if gain.low > 0]
     chosen = next((system for system in better if _less(result, best, system, settings).low <= 0), "base")
     figure = f"nDCG@10 {result.scores[chosen].column('nDCG', 10).mean():.3f}"
     name = result.query_set.name
-    hybrids = _figures(_less(result, "hybrid_tuned", "hybrid_base", settings))
-    beside = f"{LABELS['hybrid_tuned']} against {LABELS['hybrid_base']}: {hybrids}"
+    between = _figures(_less(result, "hybrid_tuned", "hybrid_base", settings))
+    hybrids = f"{LABELS['hybrid_tuned']} against {LABELS['hybrid_base']}: {between}"
     if chosen == "base":
-        return f"{name}: keep the base, {figure}; no system is shown to be better. {beside}"
-    gain = _figures(_less(result, chosen, "base", settings))
-    return f"{name}: deploy {LABELS[chosen]}, {figure}, {gain} against the base. {beside}"
+        return f"{name}: keep the base, {figure}; no system is shown to be better. {hybrids}"
+    return f"{name}: deploy {LABELS[chosen]}, {figure}, {_figures(gains[chosen])} against the base. {hybrids}"
 
 
 def _less(result: SetResult, system: str, other: str, settings: Settings) -> Verdict:
