@@ -134,10 +134,12 @@ def adopt(
     ] = None,
 ) -> None:
     """Say what the release that is served asks of an existing index, and check a sample of one against the base."""
+    from embed_pipeline import tables
     from embed_pipeline.embedding.encoder import Encoder
     from embed_pipeline.release.existing_index import check_index, read_sample, steps
     from embed_pipeline.release.manifest import read_manifest
     from embed_pipeline.release.releases import current_bundle
+    from embed_pipeline.storage import read_table, table_path
 
     settings = load_settings()
     found = read_sample(sample) if sample else None
@@ -145,7 +147,8 @@ def adopt(
         say(f"- {sentence}")
     if found is None:
         return
-    checked = check_index(*found, Encoder.load(settings.embedding.model, settings.embedding))
+    base = read_table(table_path(settings.paths.root, tables.BASE_MODEL.name), tables.BASE_MODEL)["model"].item()
+    checked = check_index(*found, Encoder.load(base, settings.embedding))
     say(f"{checked.texts} texts of the index: least cosine to the base's vectors {checked.least_cosine:.5f}")
     if checked.others:
         fail(
