@@ -4,8 +4,8 @@
     python benchmarks/linear_adapter.py --beir DIR [DIR ...] --own    a sentence's own passage is ranked as well
 
 For each BEIR folder the map is fitted to its corpus, and the set's queries are scored under the base and under shares
-of the map, on both sides and on the query side alone, with BM25 beside it and without. Differences are to the base, and
-with BM25 to BM25 and the base, with paired bootstrap intervals. The teacher was tuned on Cranfield's queries, all of
+of the map, on both sides and on the query side alone, each with and without BM25. Differences are to the base, and with
+BM25 to BM25 and the base, with paired bootstrap intervals. The teacher was tuned on Cranfield's queries, all of
 them; every other query is scored alone as well, to see whether the gain is that of a few. Everything is added to
 ``benchmarks/results/linear_adapter.json``.
 """

@@ -23,7 +23,7 @@ _DROPPED = frozenset(
 _DROPPED_ROLES = frozenset(
     {"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar", "tablist"}
 )
-# Lists of a page's own headings, and the numbers beside the lines of code.
+# Lists of a page's own headings, and line numbers of code.
 _CONTENTS = frozenset({"toc", "table-of-contents", "contents", "toc_container"})
 _LINE_NUMBERS = frozenset({"linenos", "lineno", "linenodiv", "blob-num", "line-numbers-rows"})
 _PERMALINKS = frozenset(

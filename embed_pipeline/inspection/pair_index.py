@@ -2,7 +2,7 @@
 
 Two hundred thousand pairs are searched, filtered, counted and sorted in about a tenth of a second of one core, and held
 in about half a gigabyte. A full-text index in SQLite finds rare words faster and common ones slower, and counts for the
-charts take longer there, so the frame is all there is: nothing is built beside the store, and nothing goes stale.
+charts take longer there, so there is only the frame: no index on disk that could go stale.
 """
 
 from __future__ import annotations

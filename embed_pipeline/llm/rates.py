@@ -1,7 +1,7 @@
 """What an endpoint's latest answers say of the next ones: their tokens, how many are asked again, how long they take.
 
 An endpoint shows its speed by calls that ran alone and by calls that ran together. Where those took as long as these,
-more at once are taken to be answered at once; where they took much longer, the endpoint works off a few at a time.
+it is assumed to answer any number at once; where they took much longer, it answers a few at a time.
 """
 
 from __future__ import annotations
