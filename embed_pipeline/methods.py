@@ -28,7 +28,7 @@ class Method:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "documents": Method(3, ("corpus", "text")),
+        "documents": Method(4, ("corpus", "text")),
         "segments": Method(2, ("corpus", "text")),
         "document_artifacts": Method(3, ("synthesis", "llm", "text")),
         "qa_pairs": Method(3, ("synthesis", "llm", "embedding", "text")),

@@ -229,7 +229,10 @@ def _elements_around_blocks(root: Tag) -> set[int]:
 
 def _write(element: Tag, draft: Draft, depth: int) -> None:
     if element.name in _HEADINGS:
-        title = clean_title(element.get_text(" " if element.find("br") else "")).strip(_MARKS).strip()
+        for link in element.find_all("a"):
+            if not link.get_text(strip=True).strip(_MARKS):
+                link.replace_with(*link.find_all("img"))
+        title = clean_title(element.get_text(" " if element.find("br") else "")).rstrip("¶🔗 ")
         pictured = " ".join(str(picture.get("alt") or "") for picture in element.find_all("img"))
         draft.add_heading(int(element.name[1]), title or clean_title(pictured))
     elif element.name == "pre":

@@ -38,6 +38,10 @@ def test_html_becomes_markdown_without_its_furniture() -> None:
         ("<title>Only a title</title><p>x</p>", "Only a title"),
         ("<h1>Guide<a class='hash-link' href='#x'>\u200b</a></h1>", "Guide"),
         ("<h1><a class='anchor' href='#x'>#</a>Guide</h1>", "Guide"),
+        ("<h1><a href='#x'>#</a> Guide <a href='#x'>¶</a></h1>", "Guide"),
+        ("<h1><code>#root</code></h1><p>x</p>", "#root"),
+        ("<h1>Learn C#</h1><p>x</p>", "Learn C#"),
+        ("<h1>§ 12 Liability</h1><p>x</p>", "§ 12 Liability"),
         ("<p>x", ""),
     ],
 )
