@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beir", type=Path, nargs="+", required=True, help="BEIR folders with corpora of their own")
     parser.add_argument("--own", action="store_true", help="rank a sentence's own passage too; the product does not")
+    parser.add_argument("--vectors", type=Path, help="keep vectors in this folder for the next time")
     options = parser.parse_args()
     if options.own:
         find = linear_adapter.sentence_queries
@@ -59,15 +60,15 @@ def main() -> None:
         if queries is None or queries.corpus is None:
             parser.error(f"{folder} has no corpus and judgements of its own")
         name = f"{queries.name}, own passage ranked" if options.own else queries.name
-        kept[name] = measure(queries, queries.corpus, Settings())
+        kept[name] = measure(queries, queries.corpus, Settings(), options.vectors)
         print(name, json.dumps(kept[name], indent=1))
     kept["machine"] = f"{os.cpu_count()} cores, {platform.machine()}"
     RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def measure(asked: QuerySet, corpus: Passages, settings: Settings) -> dict[str, Any]:
-    """Figures of the base and of every share of the map."""
-    encoder = Encoder.load(settings.embedding.model, settings.embedding)
+def measure(asked: QuerySet, corpus: Passages, settings: Settings, store: Path | None) -> dict[str, Any]:
+    """Figures of the base and of every share of the map; vectors come from ``store`` where it has them."""
+    encoder = Encoder.load(settings.embedding.model, settings.embedding, store)
     passages = encoder.encode(corpus.texts, "passage", label="encode passages")
     queries = encoder.encode([asked.queries[query] for query in asked.ids], "query")
     weight = settings.training.teacher_dense_weight

@@ -24,6 +24,7 @@ from rich.text import Text
 from embed_pipeline import settings as settings_module
 from embed_pipeline.escaping import TerminalFormatter, counted, on_one_line
 from embed_pipeline.inspection.review_commands import reviews_app
+from embed_pipeline.machine import sleep_at_barriers
 from embed_pipeline.settings import Settings, load_settings
 from embed_pipeline.terminal import (
     INTERRUPTED,
@@ -472,6 +473,7 @@ def _settings_first(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Run the command; an expected error is printed as one sentence, with exit status 1."""
+    sleep_at_barriers()
     try:
         app(_settings_first(sys.argv[1:]), standalone_mode=True)
     except SystemExit as ended:

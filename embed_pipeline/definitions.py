@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from embed_pipeline.machine import sleep_at_barriers
 from embed_pipeline.orchestration.automation import all_schedules, all_sensors
 from embed_pipeline.orchestration.checks import all_checks
 from embed_pipeline.orchestration.executors import stage_executor
@@ -39,4 +40,5 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     )
 
 
+sleep_at_barriers()
 defs = build_definitions(load_settings())

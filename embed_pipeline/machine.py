@@ -28,6 +28,19 @@ _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 CHECKPOINTED_FACTOR = 8
 """How many times more tokens fit where layers keep their inputs alone and compute the rest again."""
 
+# How OpenMP's threads wait for each other: of GNU (torch, faiss, scikit-learn) and of Intel and LLVM.
+_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+
+def sleep_at_barriers() -> None:
+    """Have OpenMP's threads sleep while they wait for each other, in this process and in those that it starts.
+
+    By default they spin: beside other work they then hold the cores that the awaited thread needs. OpenMP reads the
+    variables when it is loaded, so this comes before torch or faiss is imported. What the environment sets stays.
+    """
+    for name, value in _ASLEEP.items():
+        os.environ.setdefault(name, value)
+
 
 def usable_cores(quota: Path = _CPU_QUOTA) -> int:
     """Cores that this process may use: those it may run on, threads of one core as one, within a container's quota."""

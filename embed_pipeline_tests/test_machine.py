@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,18 @@ def test_a_processor_trains_in_bf16_only_with_units_for_it(
 def test_a_precision_that_is_set_is_kept() -> None:
     assert training_precision(Training(precision="fp32"), CPU) == "fp32"
     assert training_precision(Training(precision="bf16"), CPU) == "bf16"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "entry", ["embed_pipeline.definitions", "embed_pipeline.cli", "embed_pipeline.serving.__main__"]
+)
+def test_no_entry_point_loads_openmp_before_it_says_how_threads_wait(entry: str) -> None:
+    code = (
+        f"import os, sys, {entry}; from embed_pipeline.machine import sleep_at_barriers; early = sorted("
+        "{'torch', 'faiss', 'sklearn', 'onnxruntime'} & set(sys.modules)); sleep_at_barriers(); "
+        "print(early, os.environ['OMP_WAIT_POLICY'], os.environ['GOMP_SPINCOUNT'], os.environ['KMP_BLOCKTIME'])"
+    )
+    environment = {**os.environ, "GOMP_SPINCOUNT": "7"}
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert ran.stdout.split("\n")[-2] == "[] PASSIVE 7 0"

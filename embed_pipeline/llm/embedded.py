@@ -191,6 +191,8 @@ def _parameters(file: Path, slots: int, threads: int, slot_tokens: int) -> Commo
     parameters.n_ctx = slots * slot_tokens
     parameters.cpuparams.n_threads = threads
     parameters.cpuparams_batch.n_threads = threads
+    # Threads sleep while they wait for each other: those that spin hold the cores of all else.
+    parameters.cpuparams.poll = parameters.cpuparams_batch.poll = 0
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.ui = False

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from embed_pipeline.escaping import TerminalFormatter, for_terminal
+from embed_pipeline.machine import sleep_at_barriers
 from embed_pipeline.serving.server import serve
 from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import SettingsError, load_settings
@@ -15,6 +16,7 @@ from embed_pipeline.settings import SettingsError, load_settings
 
 def main() -> int:
     """Serve the bundle that the command line names; 1 with a message where that fails."""
+    sleep_at_barriers()
     parser = argparse.ArgumentParser(prog="python -m embed_pipeline.serving", description=__doc__)
     parser.add_argument("bundle", type=Path, help="folder of the release bundle")
     parser.add_argument("--port", type=int, default=None, help="instead of serving.port; 0: any free one")

@@ -1,9 +1,10 @@
 """Questions from a small model that does not follow instructions: few-shot completion, one line, several candidates.
 
 A model of a hundred million parameters continues a pattern well and follows instructions badly. So it only writes the
-question, and is shown no more than the sentence to ask about, with its headings. Several sentences of a source are
-tried for each wish, with several of the openings ("How do I", "What happens") that steer towards the wished kind. Kept
-is the candidate of the greatest worth: whose words its sentence says (support), and which the model finds likely once
+question, and is shown no more than the sentence to ask about, with its headings. Its first words are given: an opening
+that steers towards the wished kind, with a name that the sentence speaks of ("How does a wildcard pattern"), so that
+the question stays with the sentence. Several sentences of a source are tried for each wish. Kept is the candidate of
+the greatest worth: whose words its sentence says (support), and which the model finds likely once
 it has read the sentence (log-probability). A keyword query is the question less its function words; the answer is the
 sentence. What does not look like a question about its source, or is not supported, is turned away.
 """
@@ -24,8 +25,11 @@ from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, wo
 from embed_pipeline.text.words import (
     content_words,
     inverse_document_frequency,
+    is_plural,
     is_prose,
     keywords,
+    name_of_heading,
+    names_in,
     readable,
     sentences,
     support,
@@ -39,11 +43,12 @@ _FOCUS_CHARACTERS = 320
 _MAX_TOKENS = 40
 _TEMPERATURE_STEP = 0.2
 _LEAST_SUPPORT = 0.55
-_LEAST_WORTH = -0.2
-_GOOD_WORTH = 0.3
+_LEAST_WORTH = 0.0
+_GOOD_WORTH = 0.15
 """A wish with such a candidate is not tried on further sentences."""
-_USUAL_LOG_PROBABILITY = -0.7
-"""Taken where the endpoint tells none."""
+_LEAST_KEYWORDS = 3
+_USUAL_LOG_PROBABILITY = -0.55
+"""Taken where the endpoint tells none: then the bound on support alone decides."""
 _OPENINGS = {
     "factual": ("What does", "What is", "What"),
     "procedural": ("How do I", "How do you", "How can I"),
@@ -52,6 +57,14 @@ _OPENINGS = {
     "relational": ("How does", "How is", "What is the difference between"),
     "temporal": ("When is", "When does", "When should"),
     "multi_hop": ("How does", "What happens when", "Why"),
+}
+_NAMING_OPENINGS = {
+    "factual": ("What {does} {name}", "What {be} {name}"),
+    "procedural": ("How do I use {name}", "How {does} {name}"),
+    "causal": ("What happens when {name}", "Why {does} {name}"),
+    "inferential": ("Can {name}", "{Does} {name}"),
+    "relational": ("How {does} {name}", "How {be} {name}"),
+    "temporal": ("When {does} {name}", "When {be} {name}"),
 }
 _PATH = " > "
 _UNSPACED_END = re.compile(r"(?<=[。！？])")
@@ -72,10 +85,14 @@ class _Focus:
     Attributes:
         sentences: a sentence of each source.
         contexts: the sentence before each of them, or nothing.
+        names: what the question may name: what a sentence of one source speaks of, and its source is about.
+        heading: the source's heading, to be named where the sentence speaks of nothing; empty where it is no name.
     """
 
     sentences: tuple[str, ...]
     contexts: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    heading: str = ""
 
     def answers(self, question: str, idf: Mapping[str, float]) -> list[str]:
         """For each source the sentence, after the one before it where only both say what is asked."""
@@ -114,7 +131,10 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
     """
-    idf = inverse_document_frequency(source.text for task in tasks for source in task.sources)
+    sources = [source for task in tasks for source in task.sources]
+    idf = inverse_document_frequency(source.text for source in sources)
+    places = Counter(heading for heading, _ in {(source.heading.lower(), source.document_id) for source in sources})
+    everywhere = frozenset(heading for heading, documents in places.items() if documents > 1)
     accepted = [0, 0]
 
     async def ask(task: QuestionTask) -> Generated:
@@ -122,14 +142,14 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
         language = settings.corpus.language
         candidates: list[list[_Candidate]] = [[] for _ in task.specs]
         asked: Counter[tuple[int, str]] = Counter()
-        for place, focus in enumerate(_focuses(task, idf)):
+        for place, focus in enumerate(_focuses(task, idf, everywhere)):
             for number, spec in enumerate(task.specs):
                 if any(
                     candidate.problem is None and candidate.worth >= _GOOD_WORTH for candidate in candidates[number]
                 ):
                     continue
                 seed = task.seed + number + len(task.specs) * place
-                opening = _opening(task, spec, task.seed + number + place)
+                opening = _opening(task, spec, focus, task.seed + number + place)
                 times = asked[place, opening]
                 asked[place, opening] += 1
                 try:
@@ -165,13 +185,23 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
     )
 
 
-def _focuses(task: QuestionTask, idf: Mapping[str, float]) -> list[_Focus]:
-    """The sentences to ask about: of one source those that say most, of several those that name what they share."""
+def _focuses(task: QuestionTask, idf: Mapping[str, float], everywhere: frozenset[str]) -> list[_Focus]:
+    """The sentences to ask about: of one source those that say most, of several those that name what they share.
+
+    Args:
+        task: the task.
+        idf: how much a word says.
+        everywhere: headings of several documents, in lower case, which name nothing.
+    """
     if len(task.sources) == 1:
         (source,) = task.sources
         told = _told(source)
         best = sorted(told, key=lambda both: -_weight(both[1], idf))[:FOCUSES]
-        return [_Focus((sentence,), (context,)) for context, sentence in best]
+        heading = "" if source.heading.lower() in everywhere else name_of_heading(source.heading)
+        return [
+            _Focus((sentence,), (context,), tuple(n for n in names_in(sentence) if _is_about(source, n)), heading)
+            for context, sentence in best
+        ]
     chosen = []
     for source in task.sources:
         naming = [both for both in _told(source) if _names(both[1], task.shared)]
@@ -207,11 +237,27 @@ def _names(sentence: str, names: Iterable[str]) -> bool:
     return any(f" {' '.join(content_words(name))} " in said for name in names)
 
 
-def _opening(task: QuestionTask, spec: QuestionSpec, seed: int) -> str:
+def _opening(task: QuestionTask, spec: QuestionSpec, focus: _Focus, seed: int) -> str:
     """The words that a question of the requested kind begins with; empty where any beginning will do."""
     kind = "multi_hop" if len(task.sources) > 1 else spec.reasoning_type
-    choices = _OPENINGS.get(kind, ("",))
-    return choices[seed % len(choices)]
+    # What a whole section is about makes the same factual question of each of its sentences.
+    names = focus.names or ((focus.heading,) if focus.heading and kind != "factual" else ())
+    if not names or kind not in _NAMING_OPENINGS:
+        choices = _OPENINGS.get(kind, ("",))
+        return choices[seed % len(choices)]
+    name, choices = names[seed % len(names)], _NAMING_OPENINGS[kind]
+    does, be = ("do", "are") if is_plural(name) else ("does", "is")
+    opening = choices[seed // len(names) % len(choices)]
+    return opening.format(name=name, does=does, Does=does.capitalize(), be=be)
+
+
+def _is_about(source: Source, name: str) -> bool:
+    """Whether a source is about what is named: its headings name it, or it comes back to it."""
+    named = content_words(name)
+    return (
+        set(named) <= set(content_words(source.title))
+        or f" {' '.join(content_words(source.text))} ".count(f" {' '.join(named)} ") > 1
+    )
 
 
 def _parts(sources: tuple[Source, ...], focus: _Focus) -> tuple[str, str]:
@@ -316,7 +362,8 @@ def _pair(question: str, short: str, sources: tuple[Source, ...], answers: Seque
     reasoning = reasoning_of(question) if len(sources) == 1 else "relational"
     complexity = min(5, len(sources) + (reasoning not in {"factual", "temporal"}))
     kind = "multi_hop" if len(sources) > 1 else ("structural" if reasoning == "procedural" else "contextual")
-    style = "keywords" if form_problem(short, "keywords", language) is None else "question"
+    is_short = len(short.split()) >= _LEAST_KEYWORDS and form_problem(short, "keywords", language) is None
+    style = "keywords" if is_short else "question"
     asked = short if style == "keywords" else question
     return Pair(asked, " ".join(answers), kind, reasoning, complexity, hops, style)
 

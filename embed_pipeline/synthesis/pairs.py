@@ -20,7 +20,7 @@ from embed_pipeline.text.languages import (
     is_unspaced,
     terms,
 )
-from embed_pipeline.text.words import content_words, words
+from embed_pipeline.text.words import content_words, names_code, words
 
 MAX_QUESTION_CHARACTERS = 500
 MAX_ANSWER_CHARACTERS = 4000
@@ -180,14 +180,14 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
     longest = MAX_QUESTION_WORDS * (_PAIRS_PER_WORD if is_unspaced(question) else 1)
     checks = (
         ("empty", not found),
-        ("too_short", len(found) < (MIN_QUESTION_WORDS if full else MIN_KEYWORDS)),
+        ("too_short", len(found) < (MIN_QUESTION_WORDS - names_code(question) if full else MIN_KEYWORDS)),
         ("too_long", len(found) > longest),
         ("instruction", gives_instructions(question)),
         ("not_a_question", full and not asks),
         ("refers_to_text", bool(_CONTEXT_PHRASES.search(question))),
         ("asks_the_model", bool(_CHAT_PHRASES.search(question))),
         ("repeats_itself", _repeats(content)),
-        ("no_subject", len(set(content)) < 2),  # noqa: PLR2004 - a subject and what is asked of it
+        ("no_subject", len(set(content)) < 2 - names_code(question)),  # a subject and what is asked of it
     )
     return next((reason for reason, failed in checks if failed), None)
 

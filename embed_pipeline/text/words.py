@@ -28,10 +28,24 @@ _STOP_WORD_LIST = (
     "with within without would yes yet you your"
 )
 _STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
+_JOINING = frozenset({"and", "of", "or"})
 _SPECIFIC_TERM = re.compile(
     r"(?<![\w.])[A-Za-z_][\w.]*\(\)|__\w+__|(?<!\w)\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*\b|\b[A-Z]{2,}\w*\b|\b\d[\d.]*\b"
     r"|`[^`]+`|[\"“][^\"”]{1,40}[\"”]"
 )
+_CODE = re.compile(r"\w\(\)|__\w+__|[^\W\d]_[^\W\d]|[^\W\d]\.[^\W\d]")
+_NUMBER = re.compile(r"[\d.]+")
+# What a sentence is about, where it says so in up to four words before its verb: an auxiliary, or after an article
+# of one thing the first word in -s.
+_SUBJECT = re.compile(
+    r"(?:(an?|the|each|every|all|any|both)\s+)?((?:[\w.'’-]+\s+){1,4}?)"
+    r"(?:is|are|was|were|has|have|had|can|cannot|could|may|might|must|should|will|would|does|do|always|never|only|also)\b"
+    r"|(an?|each|every)\s+((?:[\w.'’-]+\s+){1,3}?)\w+(?<!s)s\s",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(r"^[\s\d.]+(?=\s)")
+_MOST_NAME_WORDS = 5
+_NO_NAMES = frozenset(("how", "what", "why", "when", "where", "which", "who"))
 _CELL_BORDER = re.compile(r" ?\| ?")
 _MARKUP = re.compile(r"`+|\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
 _REPEATED_MARK = re.compile(r"([^\w\s])\1{3,}")
@@ -69,10 +83,51 @@ def specific_terms(question: str) -> list[str]:
     return [term.strip('`"“”()') for term in _SPECIFIC_TERM.findall(question)]
 
 
+def names_in(sentence: str) -> list[str]:
+    """What a sentence speaks of: its subject, then its identifiers, acronyms and quoted terms; each once."""
+    subject = _SUBJECT.match(_MARKUP.sub("", sentence))
+    found = []
+    if subject:
+        article, name = (subject[1] or subject[3] or "").lower(), (subject[2] or subject[4]).strip()
+        if content_words(name) and _STOP_WORDS.isdisjoint({*words(name)} - _JOINING):
+            article = article if article in {"a", "an", "the"} else ""
+            found.append(f"{article} {name if article else _inside_a_sentence(name)}".strip())
+    for term in _SPECIFIC_TERM.findall(sentence):
+        inner = term.strip('`"“”')
+        if len(content_words(inner)) in {1, 2} and not _NUMBER.fullmatch(inner):
+            found.append(f'"{inner}"' if inner.isalpha() and inner != term else inner)
+    return list(dict.fromkeys(found))
+
+
+def name_of_heading(heading: str) -> str:
+    """The heading as a name inside a question; empty where it is long, a question, or tells to do something."""
+    plain = _inside_a_sentence(_NUMBERED.sub("", _MARKUP.sub("", heading)).strip(" .:"))
+    said = words(plain)
+    names = bool(content_words(plain)) and len(said) <= _MOST_NAME_WORDS and not plain.endswith("?")
+    return plain if names and not said[0].endswith("ing") and said[0] not in _NO_NAMES else ""
+
+
+def _inside_a_sentence(name: str) -> str:
+    """The name without a capital that only begins a sentence or a heading."""
+    return name[0].lower() + name[1:] if name[1:] == name[1:].lower() else name
+
+
 def unsupported_terms(question: str, source: str) -> list[str]:
     """Specific terms of the question that do not occur in the source."""
     text = source.lower()
     return [term for term in specific_terms(question) if term and term.lower() not in text]
+
+
+def is_plural(name: str) -> bool:
+    """Whether an English verb after the name takes its plural form."""
+    *before, last = name.split()
+    ends = last.isalpha() and last.endswith("s") and not last.endswith(("ss", "us", "is"))
+    return ends or "and" in before
+
+
+def names_code(question: str) -> bool:
+    """Whether a function, a method or a variable is named, which says by itself what is asked about."""
+    return _CODE.search(question) is not None
 
 
 def keywords(question: str) -> str:

@@ -11,6 +11,7 @@ import logging
 import sys
 
 from embed_pipeline.embedding.families import ModelError
+from embed_pipeline.machine import sleep_at_barriers
 from embed_pipeline.settings import SettingsError, load_settings
 from embed_pipeline.training.task import TrainingError, is_first_process
 from embed_pipeline.training.train import stored_task, train_seeds
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> int:
     """Train as one of the processes; 0, or 1 with the reason in the log."""
+    sleep_at_barriers()
     first = is_first_process()
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s")
     try:

@@ -63,9 +63,26 @@ def test_the_kind_of_question_is_steered_by_its_opening(
     make_settings: MakeSettings, reasoning: str, openings: set[str]
 ) -> None:
     specs = tuple(QuestionSpec("contextual", reasoning, "question", 1) for _ in range(3))
+    task = QuestionTask((material.source("s2", title="How it works"),), specs, 7)
     with stub_endpoint(lambda _: " red lamp of the pump is on?") as stub:
-        _complete(make_settings(), [material.task("s2", specs=specs)], stub)
+        _complete(make_settings(), [task], stub)
     assert {request["prompt"].rpartition("\n")[2] for request in stub.requests} == openings
+
+
+def test_a_question_begins_with_a_name_that_its_source_is_about_or_its_heading(make_settings: MakeSettings) -> None:
+    text = "Lamp filters are cleaned with `rinse()`. The weather in the north is wet. Old lamp filters have rust, and rinse() helps."
+    specs = tuple(QuestionSpec("contextual", "relational", "question", 1) for _ in range(4))
+    with stub_endpoint(lambda _: Answer(" the lamp?", log_probability=-2.0)) as stub:
+        _complete(make_settings(), [QuestionTask((material.source("s2", text=text),), specs, 0)], stub)
+    openings: dict[str, set[str]] = {}
+    for request in stub.requests:
+        shown, _, opening = request["prompt"].rpartition("\nQuestion: ")
+        openings.setdefault(shown.rpartition(" ")[2], set()).add(opening)
+    assert openings == {
+        "rinse().": {"How do lamp filters", "How does rinse()", "How are lamp filters", "How is rinse()"},
+        "wet.": {"How does pump", "How is pump"},
+        "helps.": {"How does rinse()", "How is rinse()"},
+    }
 
 
 def test_the_model_is_shown_a_sentence_at_a_time_with_the_one_before_it(make_settings: MakeSettings) -> None:
@@ -119,7 +136,9 @@ def test_the_opening_is_part_of_the_question(make_settings: MakeSettings) -> Non
     spec = QuestionSpec("structural", "procedural", "question", 2)
     found, requests = _write(make_settings(), " clean the blocked filter of the pump?", "s2", spec=spec)
     assert found.pairs[0].question.endswith("clean the blocked filter of the pump?")
-    assert found.pairs[0].question.startswith(("How do I", "How do you", "How can I"))
+    opening = requests[0]["prompt"].rpartition("Question: ")[2]
+    assert opening in {"How do I use pump", "How does pump"}
+    assert found.pairs[0].question.startswith(opening)
     assert (found.pairs[0].query_type, found.pairs[0].reasoning_type) == ("structural", "procedural")
     assert requests[0]["stop"] == ["\n"]
 

@@ -98,6 +98,8 @@ def test_a_full_question(question: str, problem: str | None) -> None:
 def test_other_styles_need_neither_a_question_word_nor_a_mark() -> None:
     assert form_problem("pump red lamp", "keywords") is None
     assert form_problem("pump red lamp") == "too_short"
+    assert form_problem("What is rinse()?") is None, "code says by its name what is asked about"
+    assert form_problem("What is rinse?") == "too_short"
     assert form_problem("red lamp on the pump is blinking", "symptom") is None
     assert form_problem("pump", "keywords") == "too_short"
     assert form_problem("this pump lamp", "keywords") == "refers_to_text"

@@ -9,8 +9,11 @@ import pytest
 from embed_pipeline.text.words import (
     content_words,
     inverse_document_frequency,
+    is_plural,
     is_prose,
     keywords,
+    names_code,
+    names_in,
     overlap,
     readable,
     sentences,
@@ -37,6 +40,33 @@ def test_specific_terms_are_what_a_model_may_invent() -> None:
     question = 'Does open_file() raise OSError 13 or __init__ set "mode" in `argv`?'
     assert specific_terms(question) == ["open_file", "OSError", "13", "__init__", "mode", "argv"]
     assert unsupported_terms("Does FooBar return 12?", "foobar returns 3") == ["12"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "names"),
+    [
+        ("A wildcard pattern always succeeds.", ["a wildcard pattern"]),
+        ("**Default values are evaluated** from left to right.", ["default values"]),
+        ("Kubernetes and Docker can be used.", ["Kubernetes and Docker"]),
+        ("The rate of sync is set with `rate()` or `rate`.", ["the rate of sync", "rate()", '"rate"']),
+        ('Put "silent" into retry_policy at 3.5 GB.', ['"silent"', "retry_policy", "GB"]),
+        ("Return true if the value is even.", []),
+        ("This method may still be used.", []),
+        ("It is a mapping.", []),
+        ('For lists, the term "any of x that is in y" is used.', []),
+    ],
+)
+def test_a_sentence_names_its_subject_and_what_is_marked_in_it(sentence: str, names: list[str]) -> None:
+    assert names_in(sentence) == names
+
+
+def test_names_are_told_by_their_form() -> None:
+    assert [is_plural(name) for name in ("lamps", "the old lamps", "red and blue", "a bus", "glass", "lamp()")] == [
+        *(True, True, True),
+        *(False, False, False),
+    ]
+    code = ("rinse()", "__init__", "retry_policy", "json.loads")
+    assert [names_code(f"What is {name}?") for name in (*code, "a pump", "3.5", "C. Then")] == [True] * 4 + [False] * 3
 
 
 def test_keywords_keep_the_words_as_written() -> None:
