@@ -60,7 +60,7 @@ _OPENINGS = {
 }
 _NAMING_OPENINGS = {
     "factual": ("What {does} {name}", "What {be} {name}"),
-    "procedural": ("How do I use {name}", "How {does} {name}"),
+    "procedural": ("How do I use {name}", "How can I use {name}"),
     "causal": ("What happens when {name}", "Why {does} {name}"),
     "inferential": ("Can {name}", "{Does} {name}"),
     "relational": ("How {does} {name}", "How {be} {name}"),
