@@ -5,7 +5,7 @@ question, and is shown no more than the sentence to ask about, with its headings
 tried for each wish, with several of the openings ("How do I", "What happens") that steer towards the wished kind. Kept
 is the candidate of the greatest worth: whose words its sentence says (support), and which the model finds likely once
 it has read the sentence (log-probability). A keyword query is the question less its function words; the answer is the
-sentence. What does not look like a question about its source, or is not supported, is turned away.
+sentence. What does not look like a question about its source, or is not supported, is rejected.
 """
 
 from __future__ import annotations
