@@ -48,6 +48,9 @@ PROSE = {
         "British spelling, as everywhere else: behaviour, colour, neighbour, labelled, recognise",
     r"(?-i:(?!CODE|had|that)(\w+) \1)": "a word twice",
 }  # fmt: skip
+COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands} | {
+    group.name for group in app.registered_groups
+}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -113,9 +116,12 @@ def test_settings_and_commands_that_a_page_names_exist(page):
     groups = {name: field.annotation.model_fields for name, field in Settings.model_fields.items() if name != "seed"}
     for group, name in re.findall(rf"(?<!/)\b({'|'.join(groups)})\.([a-z]\w*)\b(?!\*)", code):
         assert name in {*groups[group], "json", "py", "toml", "md"}, f"{group}.{name}"
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
-    commands |= {group.name for group in app.registered_groups}
-    assert set(re.findall(r"(?:^ *|`|bin/)embed-pipeline (?:--set \S+ )*([a-z]\w*)", code, re.MULTILINE)) <= commands
+    assert set(re.findall(r"(?:^ *|`|bin/)embed-pipeline (?:--set \S+ )*([a-z]\w*)", code, re.MULTILINE)) <= COMMANDS
+
+
+def test_every_command_is_listed():
+    pages = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/how-it-works.md"))
+    assert {name for name in COMMANDS if not re.search(rf"`(?:embed-pipeline )?{name}\b", pages)} == set()
 
 
 def prose(path: Path) -> str:
