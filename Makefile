@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 OLDEST := .oldest
 
-.PHONY: demo test test-fast test-oldest ui check lint format install constraints methods families audit sbom nightly docs wheel
+.PHONY: demo test test-fast test-oldest coverage ui check lint format install constraints methods families audit sbom nightly docs wheel
 
 define DEMO_PLAN
 The demo tunes all-MiniLM-L6-v2 on the Python language reference (79 documents), in 14 to 17 minutes on two quiet cores:
@@ -42,6 +42,9 @@ test: install  ## the whole test suite
 test-fast: install  ## the tests that take under 1.5 seconds each
 	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
+coverage: install  ## the whole suite, and the share of lines and branches that it runs
+	$(BIN)/python -m pytest $(SPREAD) --cov --cov-report=term --cov-report=html:build/coverage
+
 test-oldest: install $(OLDEST)/.installed  ## released folders, read by the oldest versions that pyproject.toml allows
 	EMBED_OLDEST_VERSIONS=$(abspath $(OLDEST)) $(BIN)/python -m pytest embed_pipeline_tests/embedding/test_families.py -k oldest
 
@@ -58,10 +61,14 @@ ui: install  ## Dagster's web UI on this project
 
 check: lint test  ## what CI runs
 
-lint: install
+lint: install  ## code, types, spelling, GitHub's files; test_pages.py holds the rules of the prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -82,8 +89,8 @@ methods: install  ## record the code that makes the assets, once the versions in
 docs: install  ## the documentation site, into build/site; fails where a link or an anchor leads nowhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-wheel: install  ## the package, into dist/
-	$(BIN)/python -m build --wheel
+wheel: install  ## the package, into dist/; by way of the source archive, so that nothing of an earlier build gets in
+	$(BIN)/python -m build
 
 install: $(INSTALLED)
 

@@ -118,7 +118,7 @@ def corpus_of(data: Labelled) -> pl.DataFrame:
 
 
 def examples_of(data: Labelled, corpus: pl.DataFrame, settings: Settings, tokens: int, titles: int) -> pl.DataFrame:
-    """The train judgements with mined negatives, and so many titles with their texts beside them."""
+    """The train judgements with mined negatives, and so many titles with their texts next to them."""
     rows = [(query, "labelled", data.queries[query], sorted(items)) for query, items in sorted(data.train.items())]
     held = {item for items in data.test.values() for item in items}
     free = [item for item in sorted(data.titles) if data.titles[item] and item not in held]

@@ -268,7 +268,7 @@ def vector() -> list[float]:
 
 
 def stub(latency: float) -> None:
-    """Start the stub language model anew, so slow."""
+    """Start the stub language model again, this slow."""
     call("docker", "rm", "--force", f"{STACK}-llm", check=False)
     tests = f"{HERE / 'embed_pipeline_tests'}:/tests/embed_pipeline_tests:ro"
     call(

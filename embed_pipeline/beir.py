@@ -13,7 +13,7 @@ parts, ``qrels/test.parquet`` or parts named for their side in ``qrels``, ``data
 
 Other keys are ignored, and so is a byte order mark. A passage's text is title and text joined by a space, as BEIR joins
 them, without white space around it. A passage judged more than once for a query has its highest grade. A judgement on a
-query that is not there is left out and counted in the log.
+missing query is left out and counted in the log.
 """
 
 from __future__ import annotations

@@ -8,10 +8,15 @@ They also compare candidates for the base; with ``embedding.model = "auto"`` the
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import polars as pl
 
@@ -21,6 +26,27 @@ if TYPE_CHECKING:
     from embed_pipeline.evaluation.query_sets import QuerySet
     from embed_pipeline.evaluation.retrieval import Comparison
     from embed_pipeline.release.parity import Parity
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _apart_from_a_loop(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Run ``function`` in a thread of its own where this one runs an event loop already, as a notebook's does.
+
+    The language model's client has an event loop of its own, and a thread can run one at a time.
+    """
+
+    @wraps(function)
+    def called(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return function(*args, **kwargs)
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(copy_context().run, partial(function, *args, **kwargs)).result()
+
+    return called
 
 
 @dataclass(frozen=True)
@@ -110,6 +136,7 @@ def read_documents(folder: str | Path, settings: Settings | None = None) -> Docu
     return DocumentSet(documents, segments, pl.concat(rejected), corpus)
 
 
+@_apart_from_a_loop
 def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.DataFrame:
     """Write questions about the documents, score them and keep the good ones: table ``qa_dataset``.
 
@@ -148,6 +175,7 @@ def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.Dat
     return collect_pairs(accepted, documents.corpus, settings)
 
 
+@_apart_from_a_loop
 def mine(pairs: pl.DataFrame, documents: DocumentSet, settings: Settings | None = None) -> TrainingSet:
     """Split the pairs without leaks and mine hard negatives for the training questions.
 

@@ -763,7 +763,7 @@ class Deployment(Group):
 
 
 class Gates(Group):
-    """Bounds of the checks: what is too little, too much or too far off to go on from."""
+    """Bounds of the checks: what is too little, too much or too far off to continue."""
 
     min_accepted_pairs: Positive = gates(20)
     """The dataset check fails below this many accepted pairs."""

@@ -49,7 +49,7 @@ class _FileList:
     """What a stored folder holds.
 
     Attributes:
-        folder: its name beside the list.
+        folder: its name, next to the list.
         files: sha256 by path in the folder.
         stored: seconds since 1970.
     """
@@ -225,7 +225,7 @@ class Shelf:
 
     @staticmethod
     def _download(source: UPath, files: Mapping[str, str], target: Path) -> None:
-        """Fetch beside the target, compare, and move into place."""
+        """Fetch next to the target, compare, and move into place."""
         logger.info("fetching %s", source)
         staged = target.with_name(f".{target.name}.part")
         shutil.rmtree(staged, ignore_errors=True)

@@ -582,7 +582,7 @@ HARD_NEGATIVES = Table(
         ),
         Column("negative_similarities", pl.List(pl.Float64), "Cosine of question and negative, in the same order."),
         _count("labelled_negatives", "Negatives at the front that come with the labels: no ceiling holds for them."),
-        _count("above_ceiling", "Candidates turned away because they came too close to the positive."),
+        _count("above_ceiling", "Candidates rejected because they came too close to the positive."),
         _ids("answering_segment_ids", "Candidates that a cross-check says answer it: dropped, or positives now."),
         _text("cross_check", "Who checked and what became of answers, such as `drop by judge gpt-x`; empty: nobody."),
     ),

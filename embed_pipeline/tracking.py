@@ -44,7 +44,7 @@ _PASSED = "passed"
 
 
 class TrackingError(RuntimeError):
-    """A run or a model version is not there, or MLflow refuses what it is given."""
+    """A run or a model version does not exist, or MLflow refuses what it is given."""
 
 
 class Tracker:
@@ -61,7 +61,7 @@ class Tracker:
         Args:
             uri: ``sqlite:///<file>`` or a server's ``http(s)://``.
             experiment: the experiment's name.
-            artifacts: folder of artifacts; None: the server's own, and for SQLite ``mlartifacts`` beside the file.
+            artifacts: folder of artifacts; None: the server's own, and for SQLite ``mlartifacts`` next to the file.
             pages: address of MLflow's UI, for links; None: that of the server.
 
         Raises:

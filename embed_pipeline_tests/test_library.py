@@ -1,20 +1,22 @@
-"""The public Python API: imported when used, and the example script makes a model with it."""
+"""The public Python API: imported when used, and the example script and the notebook make models with it."""
 
 from __future__ import annotations
 
 import doctest
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 import embed_pipeline
 from embed_pipeline_tests.project import small_project, well_behaved
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "documents_to_model.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_every_public_name_is_there_and_documented():
@@ -41,12 +43,36 @@ def test_a_model_is_not_written_over_a_folder(tmp_path):
         embed_pipeline.train(None, tmp_path)
 
 
+def notebook_code() -> str:
+    """The notebook's cells, one after the other."""
+    notebook = nbformat.read(EXAMPLES / "documents_to_model.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+AS_IN_A_NOTEBOOK = f"""
+import asyncio
+async def cell():
+    exec({notebook_code()!r}, {{}})
+asyncio.run(cell())
+"""
+
+
 @pytest.mark.slow
-def test_the_example_makes_a_model(tiny_model, tmp_path):
+@pytest.mark.parametrize(
+    ("program", "output", "says"),
+    [
+        ([str(EXAMPLES / "documents_to_model.py"), "handbook", "--output", "out"], "out", "12 documents, 72 segments"),
+        (["-c", AS_IN_A_NOTEBOOK], "tuned", "negatives:"),
+    ],
+    ids=["script", "notebook"],
+)
+def test_an_example_makes_a_model(tiny_model, tmp_path, program, output, says):
     with stub_endpoint(well_behaved) as stub:
         project = small_project(tmp_path, tiny_model, stub.base_url)
+        project.documents.rename(tmp_path / "handbook")
         done = subprocess.run(
-            [sys.executable, str(EXAMPLE), "documents", "--output", "out"],
+            [sys.executable, *program],
             cwd=tmp_path,
             env={**os.environ, **project.environment},
             capture_output=True,
@@ -54,8 +80,13 @@ def test_the_example_makes_a_model(tiny_model, tmp_path):
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    assert "12 documents, 72 segments" in done.stdout
+    assert says in done.stdout
     assert "generated: " in done.stdout
-    assert (tmp_path / "out" / "model" / "modules.json").is_file()
-    assert (tmp_path / "out" / "onnx" / "model.onnx").is_file()
+    assert (tmp_path / output / "model" / "modules.json").is_file()
+    assert (tmp_path / output / "onnx" / "model.onnx").is_file()
     assert not (tmp_path / "store" / "tables").exists(), "nothing is stored but answers and caches"
+
+
+def test_the_notebook_reads_documents_that_are_there():
+    (folder,) = re.findall(r'read_documents\("(.*)"\)', notebook_code())
+    assert list((EXAMPLES / folder).glob("*.md"))

@@ -48,7 +48,7 @@ class BatchFile:
 
 @dataclass(frozen=True)
 class Batch:
-    """New or changed files, paths that are gone, and lines then known as boilerplate, which are taken out of the files.
+    """New or changed files, paths that are gone, and lines then known as boilerplate, which are removed from the files.
 
     What is learned later does not change the batch: its questions are paid for. ``skipped`` counts what the folder held
     and was left alone, by reason.
@@ -135,7 +135,7 @@ class ScanLimits:
         files: files read at most.
         bytes: bytes read at most; a single larger file is read all the same.
         seconds: no further file is read after so long.
-        max_deleted_share: where more than this share of the known files is gone, none is taken for deleted.
+        max_deleted_share: where more than this share of the known files is gone, none counts as deleted.
     """
 
     settle_seconds: float = 0.0
@@ -154,7 +154,7 @@ class NewBatches:
         scan: the files that are there.
         unsettled: new or changed files that may still be written to.
         waiting: new or changed files that this look had no time for.
-        held_back: files that are gone, but not taken for deleted: a folder could not be read, or too many went at once.
+        held_back: files that are gone, but do not count as deleted: a folder was unreadable, or too many went at once.
     """
 
     batches: tuple[Batch, ...]

@@ -1,8 +1,8 @@
-"""Boilerplate: paragraphs that stand in many documents, such as navigation, page heads and feet, licence texts.
+"""Boilerplate: paragraphs that occur in many documents, such as navigation, page heads and feet, licence texts.
 
 What a third of the documents say tells none of them apart: questions about it have no one right passage, and it makes
 unlike passages alike. The unit is the paragraph, known by its lines, so that a menu whose order varies is still one.
-Each line is kept where it is met first and taken out elsewhere: nothing that was written is lost to the corpus.
+Each line is kept where it occurs first and removed elsewhere: nothing that was written is lost to the corpus.
 Headings, code, tables and what introduces something (``Returns:``) are never taken.
 """
 
@@ -73,7 +73,7 @@ class _Paragraph:
 
 
 def remove_boilerplate(documents: Sequence[Document], corpus: Corpus, known: Collection[str] = ()) -> Cleaned:
-    """Take paragraphs out of ``documents`` all of whose lines are boilerplate and stand in an earlier text already.
+    """Remove paragraphs from ``documents`` all of whose lines are boilerplate and occur in an earlier text.
 
     A line is boilerplate where ``corpus.boilerplate_documents`` distinct texts have it and ``corpus.boilerplate_share``
     of all, or where ``known`` holds its id: an earlier batch found it. A text that would lose over half of itself is
@@ -161,7 +161,7 @@ def _recurring(counts: Counter[str], texts: int, corpus: Corpus, known: Collecti
 
 
 def _removed_share(text: str, paragraphs: list[_Paragraph], recurring: set[str]) -> bool:
-    """True where more of the text is boilerplate than may be taken out."""
+    """True where more of the text is boilerplate than may be removed."""
     size = sum(p.end - p.start for p in paragraphs if p.lines.keys() <= recurring)
     return size > _MOST_REMOVED * len(text)
 

@@ -1,4 +1,4 @@
-"""Bytes of a file to text, and what is no text taken out of it."""
+"""Bytes of a file to text, without what is no text."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False
 
     Returns:
         Frames of :data:`tables.DOCUMENTS` and :data:`tables.REJECTED_DOCUMENTS`, sorted by path. Files of the
-        same text share a document id; they are cut into segments once and stand in the corpus once.
+        same text share a document id; they are cut into segments once and are in the corpus once.
 
     Raises:
         CorpusError: ``only_batch`` and no file of it is usable.

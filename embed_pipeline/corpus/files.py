@@ -363,7 +363,7 @@ def scan_documents(documents: Path | str, corpus: Corpus) -> Scan:
     """List the files that have one of ``corpus.suffixes``, without opening any.
 
     Raises:
-        CorpusError: ``documents`` is not there, may not be read, or holds more than ``corpus.max_files`` entries.
+        CorpusError: ``documents`` does not exist, may not be read, or holds more than ``corpus.max_files`` entries.
     """
     return scan_url(documents, corpus) if isinstance(documents, str) else scan_folder(documents, corpus)
 

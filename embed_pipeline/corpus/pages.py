@@ -1,7 +1,7 @@
 """HTML to Markdown: BeautifulSoup parses, markdownify writes each block, and what is furniture goes.
 
 The tree says what is a heading, a table, a list: each block is written from its own element, so that nothing in its
-text is taken for structure. Containers are walked without recursion, however deep they are nested.
+text is read as structure. Containers are walked without recursion, however deep they are nested.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def read_html(text: str) -> ParsedDocument:
 
 
 def _without_sections(text: str) -> str:
-    """The text with what XHTML has in CDATA sections as other text; HTML's parser takes them for comments."""
+    """The text with what XHTML has in CDATA sections as other text; HTML's parser reads them as comments."""
     first, *sections = text.split("<![CDATA[")
     parts = (section.partition("]]>") for section in sections)
     return first + "".join(f"{escape(inner, quote=False)}{rest}" for inner, _, rest in parts)
@@ -105,7 +105,7 @@ def _joined(found: re.Match[str]) -> str:
 
 
 def _drop_furniture(soup: BeautifulSoup) -> None:
-    """Take out what is not the page's text: menus, page heads and feet, permalinks."""
+    """Remove what is not the page's text: menus, page heads and feet, permalinks."""
     gone: dict[int, Any] = {}  # by identity, and kept until the end so that no identity comes twice
     framing: list[Tag] = []
     for node in list(soup.descendants):
@@ -130,7 +130,7 @@ def _main_part(soup: BeautifulSoup) -> Tag | None:
 
 
 def _look_at(node: Any, gone: dict[int, Any], framing: list[Tag]) -> None:  # noqa: ANN401 - a tag or a comment
-    """Take out a node that is no text in any place; note one that may frame the page."""
+    """Remove a node that is no text in any place; note one that may frame the page."""
     if not isinstance(node, Tag):
         node.extract()
     elif node.name == "noframes":

@@ -303,7 +303,7 @@ class _Writer:
         self.draft.add_parsed(kept, whole or blocks)
 
     def _write_problem(self, message: nodes.system_message) -> None:
-        """Write what docutils could not read, as it stands in the file; what it only warns of was read."""
+        """Write what docutils could not read as the file has it; what docutils only warns of was read."""
         if message["level"] < _ERROR:
             return
         for node in message.findall(nodes.literal_block):

@@ -192,7 +192,7 @@ def _pairs(row: dict[str, Any]) -> Row:
 
 
 def _shown(value: object, depth: int) -> str:
-    """A value as text; empty for what is not there."""
+    """A value as text; empty for a missing one."""
     if value is None or isinstance(value, str):
         return value or ""
     if depth > _DEEPEST_VALUE or not isinstance(value, dict | list):

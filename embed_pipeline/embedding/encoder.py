@@ -72,7 +72,7 @@ class Encoder:
         """Load ``name``, as :func:`~embed_pipeline.embedding.models.resolve_model` takes it, with torch.
 
         Raises:
-            ModelError: the model is not there, cannot be read, or brings code of its own.
+            ModelError: the model is missing, cannot be read, or brings code of its own.
         """
         return cls(TorchBackend.load(name, embedding), embedding.batch_tokens, store)
 

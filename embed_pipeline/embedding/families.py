@@ -45,7 +45,7 @@ _NAME_PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 class ModelError(ValueError):
-    """A model is not there, cannot be read, or wants to run code of its own."""
+    """A model is missing, cannot be read, or wants to run code of its own."""
 
 
 def adapt(model: SentenceTransformer, embedding: Embedding) -> None:
@@ -299,8 +299,8 @@ def _tokenizers(model: SentenceTransformer) -> list[tuple[Path, Any]]:
 def _end_texts(tokenizer: Any, folder: Path) -> None:  # noqa: ANN401 - transformers' tokenizers share no public base
     """Have ``tokenizer`` end texts with its last token where its configuration asks for it.
 
-    transformers 5 ignores ``add_eos_token`` beside a ``tokenizer.json``, which often leaves the token out, and models
-    that pool the last token were trained with it.
+    transformers 5 ignores ``add_eos_token`` where there is a ``tokenizer.json``, which often leaves the token out,
+    and models that pool the last token were trained with it.
     """
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -82,7 +82,7 @@ def sides_of(onnx_folder: Path) -> list[Path]:
 
 
 def export_digest(path: Path) -> str:
-    """Hash of the ONNX file ``path`` and of the data beside it."""
+    """Hash of the ONNX file ``path`` and of the data next to it."""
     digest = hashlib.sha256()
     for part in sorted(path.parent.glob(f"{path.name}*")):
         digest.update(bytes.fromhex(file_hash(part)))

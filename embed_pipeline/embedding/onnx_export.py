@@ -57,7 +57,7 @@ def export_onnx(model: str | Path, output: Path, release: Release, embedding: Em
     """Write ``model``, as ``resolve_model`` takes it, as ONNX to the folder ``output``, checked.
 
     ``model.onnx`` takes ``input_ids`` and ``attention_mask`` (int64, [batch, sequence], both dynamic) and gives
-    ``embeddings`` (float32, [batch, dimensions], unit rows). Beside it: ``tokenizer.json``, the model's and the
+    ``embeddings`` (float32, [batch, dimensions], unit rows). Next to it: ``tokenizer.json``, the model's and the
     tokenizer's configuration, and ``embedding_config.json`` with limits and prefixes. The same weights give the
     same bytes, and no path of this machine is left in them. A model with another way for queries than for passages
     becomes two graphs: that of queries, with all that belongs to it, lies in the folder ``query``.
@@ -253,7 +253,7 @@ def _sentence_encoder(model: SentenceTransformer) -> torch.nn.Module:
 
 
 def _strip(path: Path) -> None:
-    """Take out what the exporter notes about its own run: stack traces, source lines, module paths."""
+    """Remove what the exporter notes about its own run: stack traces, source lines, module paths."""
     import onnx
 
     proto = onnx.load(str(path), load_external_data=False)

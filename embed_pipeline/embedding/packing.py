@@ -1,6 +1,6 @@
 """Passes without padding on a GPU: a batch's texts end to end in one row, so that nothing but tokens is computed.
 
-The attention is torch's own flash attention over rows of different lengths, so that no package beside torch is
+The attention is torch's own flash attention over rows of different lengths, so that no package other than torch is
 needed. Whether a model may be packed is not known from its name: it is tried, and the vectors are compared with those
 of padded rows.
 

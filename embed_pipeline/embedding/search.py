@@ -236,7 +236,7 @@ def _contenders(scores: torch.Tensor, best: torch.Tensor, k: int) -> tuple[torch
     """Scores of a tile that may be among the k best, and their positions in it; where a row has fewer, -inf.
 
     Most passages of a later tile are below what is already found. So the greatest score of each group of neighbouring
-    passages is compared first, and only groups above are looked into. With groups of 4 and k = 2, two queries whose
+    passages is compared first, and only groups above are searched. With groups of 4 and k = 2, two queries whose
     second-best scores so far (their floors) are 0.5 and 0.6, and this tile::
 
         scores                                  group maxima   floor

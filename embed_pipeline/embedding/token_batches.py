@@ -109,7 +109,7 @@ def lanes_for(model_file: Path, threads: int) -> int:
     """How many inferences of a model may run side by side, each on one core; 1: one at a time, over all of them.
 
     Args:
-        model_file: the graph; data beside it has its name as a beginning.
+        model_file: the graph; the name of its data file, next to it, begins with its name.
         threads: that may compute; 0: all cores.
     """
     weights = sum(part.stat().st_size for part in model_file.parent.glob(f"{model_file.name}*"))

@@ -91,7 +91,7 @@ class TorchBackend(Backend):
             threads: of one inference on a CPU; 0: as many as torch takes. It holds for all of torch in this process.
 
         Raises:
-            ModelError: the model is not there, cannot be read, brings code of its own, or is another than the one
+            ModelError: the model is missing, cannot be read, brings code of its own, or is another than the one
                 exported.
         """
         model, precision = load_model(name, embedding), precision or embedding.precision

@@ -33,7 +33,7 @@ class VectorStore:
 
         Args:
             folder: made when something is put.
-            identity: all that decides the bits of a vector beside its text: weights, runtime, precision, batches.
+            identity: all that decides the bits of a vector, other than its text: weights, runtime, precision, batches.
         """
         self._folder, self._identity = folder, identity
 

@@ -119,7 +119,7 @@ def labelled_set(folder: Path, corpus: pl.DataFrame, left_out: pl.DataFrame | No
     """The test questions of a BEIR folder (:mod:`embed_pipeline.beir`).
 
     Without ``corpus.jsonl`` the judged ids are paths of documents in ``corpus``, or of copies that it leaves out, whose
-    judgements hold for the document that stayed; judgements on documents that are not there are left out and counted
+    judgements hold for the document that stayed; judgements on missing documents are left out and counted
     in the log.
 
     Args:

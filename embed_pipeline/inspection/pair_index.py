@@ -370,7 +370,7 @@ def _figures(frame: pl.DataFrame, corpus: pl.DataFrame) -> tuple[pl.DataFrame, p
 
 
 class CurrentIndex:
-    """The index of the tables as they are stored now, made anew when one of them was replaced."""
+    """The index of the tables as they are stored now, made again when one of them was replaced."""
 
     def __init__(self, root: UPath) -> None:
         self._root, self._read = root, stored_tables(root)

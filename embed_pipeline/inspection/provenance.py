@@ -68,7 +68,7 @@ class PairDetail:
         hops: its hops with their segments.
         positives: what its training examples take for answers, each with its similarity.
         negatives: likewise its hard negatives.
-        answering: segments that a cross-check took out of the negatives.
+        answering: segments that a cross-check removed from the negatives.
         result: its row of :data:`tables.QUESTION_RESULTS`.
         firsts: the segments that base and tuned model rank first, by id.
         models: versions trained on it.

@@ -84,7 +84,7 @@ class Rehearsal(LLMClient):
         """From the store.
 
         Raises:
-            InvalidAnswer: it is not there.
+            InvalidAnswer: the store has no such answer.
         """
         del path, about
         found = [stored for key in keys if (stored := self._store.get(key)) is not None]

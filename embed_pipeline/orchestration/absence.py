@@ -271,7 +271,7 @@ def _in_tables(root: UPath) -> Iterator[tuple[str, str]]:
 
 
 def _in_files(paths: Paths) -> Iterator[tuple[str, str]]:
-    """Answers of the language model, reports, what lies beside models, and logs."""
+    """Answers of the language model, reports, what lies next to models, and logs."""
     store = paths.store
     if paths.responses.is_file():
         with ResponseStore(paths.responses) as answers:

@@ -103,7 +103,7 @@ class ParquetIOManager(dg.UPathIOManager):
         }
 
     def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401 - as load_partitions
-        """Load, and explain a table that is not there yet."""
+        """Load a table, and explain what to do where it does not exist yet."""
         try:
             loaded = super().load_input(context)
         except FileNotFoundError as error:

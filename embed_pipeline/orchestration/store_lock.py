@@ -57,7 +57,7 @@ def command_tags(stage: str, store: Path) -> dict[str, str]:
 def close_if_abandoned(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Record the run of a command as failed where nobody holds its store's lock any more; returns whether it was.
 
-    For processes beside the command that see its store; where they do not, the run is taken to go on.
+    For processes other than the command that see its store; where they do not, the run counts as running.
     """
     store = Path(run.tags[_STORE_TAG])
     if not store.is_dir():

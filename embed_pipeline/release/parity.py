@@ -180,7 +180,7 @@ def measure_parity(
 def _metrics(
     hits: Hits, query_ids: Sequence[str], passage_ids: Sequence[str], qrels: Mapping[str, Mapping[str, int]]
 ) -> tuple[float, float]:
-    """NDCG@10 and Recall@10. Scores are ranks, so that the metric does not order ties anew."""
+    """NDCG@10 and Recall@10. Scores are ranks, so that the metric does not reorder ties."""
     import ir_measures
     from ir_measures import R, nDCG
 

@@ -74,7 +74,7 @@ class Index:
 class Search:
     """Search over the corpus of the store.
 
-    It is indexed when somebody first looks, anew for a new release, and follows the stored corpus: what was removed
+    It is indexed when somebody first looks, again for a new release, and follows the stored corpus: what was removed
     there, as a forgotten document is, is found no more once ``serving.reload_seconds`` have passed.
     """
 
@@ -112,7 +112,7 @@ class Search:
         return {**state, "state": "ready", "done": index.done, "total": index.total, "systems": systems}
 
     async def _current(self) -> Index:
-        """The index of the models served now; begun where it is not there yet."""
+        """The index of the models served now; begun where there is none yet."""
         self._service.require_ready()
         async with self._choosing:
             models, before = self._service.models, self._index

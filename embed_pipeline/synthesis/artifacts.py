@@ -82,7 +82,7 @@ def extract_artifacts(batch: str, segments: pl.DataFrame, settings: Settings) ->
 
     A model that is asked for JSON reads each document. One that completes texts cannot, and the statistical extractor
     (``keyphrases``) speaks instead: headings, identifiers, and phrases that a few segments have in common, first those
-    whose words set the document apart. An artifact that names an unknown segment, or whose words do not stand in its
+    whose words set the document apart. An artifact that names an unknown segment, or whose words do not occur in its
     segments, is left out.
 
     Raises:

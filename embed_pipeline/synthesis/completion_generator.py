@@ -6,7 +6,7 @@ that steers towards the wished kind, with a name that the sentence speaks of ("H
 the question stays with the sentence. Several sentences of a source are tried for each wish. Kept is the candidate of
 the greatest worth: whose words its sentence says (support), and which the model finds likely once
 it has read the sentence (log-probability). A keyword query is the question less its function words; the answer is the
-sentence. What does not look like a question about its source, or is not supported, is turned away.
+sentence. What does not look like a question about its source, or is not supported, is rejected.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def judge_by_measure(
         bound_rank: ``synthesis.max_round_trip_rank``.
         answer_cosine: cosine of question and answer under the base model.
         answer_support: share of the question's content words, by rarity, that the answer and its heading say. It makes
-            half of the accuracy: either measure alone turns down more good pairs and keeps more bad ones.
+            half of the accuracy: either measure alone rejects more good pairs and keeps more bad ones.
         grounding: share of the answer's content words in the sources.
         overlap: share of the question's content words in the sources.
         problem: what is wrong with the question's form, or None.
@@ -132,7 +132,7 @@ class NoVerdict:
 
 
 def plant_bad_pairs(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Pairs that a judge must turn down, made from good ones: a few of each kind, named in ``planted``.
+    """Pairs that a judge must reject, made from good ones: a few of each kind, named in ``planted``.
 
     ``wrong_answer`` has the answer of another pair, ``other_segment`` the segments of another pair, and
     ``copied_prompt`` asks for what the generator was told. With few pairs there are none.

@@ -91,7 +91,7 @@ def yield_per_document(dataset: pl.DataFrame, corpus: pl.DataFrame, gates: Gates
 
 
 def acceptance_rate(decisions: pl.DataFrame, gates: Gates) -> Check:
-    """Accepted pairs as a share of the scored ones; the best-scored that were turned down.
+    """Accepted pairs as a share of the scored ones; the best-scored that were rejected.
 
     Args:
         decisions: frame of :data:`tables.QA_DECISIONS`.

@@ -1,4 +1,4 @@
-"""The block model: what a document is made of, and where each part stands in the document's kept text.
+"""The block model: what a document is made of, and where each part is in the document's kept text.
 
 A reader gives a document as text and blocks. All that depends on structure (titles, heading paths, segments,
 boilerplate) is made from the blocks; no other code looks for headings, fences or tables. Kept text is Markdown whatever
@@ -140,7 +140,7 @@ def table_head(text: str) -> str:
 def table_rows(rows: Iterable[Iterable[tuple[str, int, int]]]) -> list[list[str]]:
     """The cells of a table by row and column.
 
-    A cell that spans rows stands in each, so that every row says all; one that spans columns stands in the first.
+    A cell that spans rows is repeated in each, so that every row says all; one that spans columns is in the first.
 
     Args:
         rows: text of each cell, and how many columns and rows it spans.
@@ -181,7 +181,7 @@ def without_spans(
 
 
 def _moved(blocks: Sequence[Block], spans: Sequence[tuple[int, int]]) -> Iterator[Block]:
-    """Blocks with the characters of ``spans`` taken out of their places."""
+    """Blocks with the characters of ``spans`` removed from their places."""
     points = sorted({place for block in blocks for place in (block.start, block.end)})
     new: dict[int, int] = {}
     gone, place = 0, 0

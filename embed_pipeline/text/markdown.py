@@ -214,7 +214,7 @@ def _tokens(text: str) -> Iterator[tuple[Token, int]]:
 
 
 def _mark_first_items(tokens: Sequence[Token]) -> None:
-    """Note which items are the first of a list that stands in no other."""
+    """Note which items are the first of a list that is in no other."""
     for before, token in pairwise(tokens):
         if token.type == _LIST_ITEM:
             token.meta["first"] = before.type in {"bullet_list_open", "ordered_list_open"}

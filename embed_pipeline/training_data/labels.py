@@ -157,8 +157,8 @@ def read_labels(
 
     An id names a passage of the label's own set, a segment, or the path of a document: then the document's segment
     that shares most content words with the question answers it. The path of a copy that the corpus leaves out stands
-    for the document that stayed. What is not there is left out and counted in the log, and so is a question that keeps
-    no positive.
+    for the document that stayed. What does not exist is left out and counted in the log, and so is a question
+    that keeps no positive.
 
     Args:
         labelled: the label sets.
