@@ -39,6 +39,8 @@ class Page:
 
 
 PAGES = (
+    Page("graph", "{ui}/asset-groups", height=700),
+    Page("dataset", "{ui}/assets/qa_dataset?view=overview", height=1900),
     Page("checks", "{ui}/assets/qa_dataset?view=checks"),
     Page("evaluation", "{ui}/assets/retrieval_evaluation?view=overview", height=1700),
     Page("report", "{report}", width=1200, height=1500),

@@ -653,29 +653,32 @@ FUSION_WEIGHTS = Table(
 
 QUESTION_RESULTS = Table(
     "question_results",
-    "nDCG@10 and Recall@10 of base and tuned model, query by query: wins and losses.",
+    "What base, tuned model and BM25 make of each query: wins and losses of the tuned model.",
     (
         _text("query_set", "`generated`, or the labelled set's name."),
         _text("query_id", "The pair's qa_id, or the set's query id."),
         _text("question", "The query."),
         _real("base_ndcg_10", "nDCG@10 under the base model."),
         _real("tuned_ndcg_10", "nDCG@10 under the tuned model."),
+        _real("bm25_ndcg_10", "nDCG@10 under BM25."),
         _real("base_recall_10", "Recall@10 under the base model."),
         _real("tuned_recall_10", "Recall@10 under the tuned model."),
         _count(
             "base_rank", "Rank of the base model's first answer; null: not within the deepest cut-off.", nullable=True
         ),
         _count("tuned_rank", "Rank of the first answer under the tuned model; null as above.", nullable=True),
+        _count("bm25_rank", "Rank of BM25's first answer; null as above, or it shares no word.", nullable=True),
         _real("change", "nDCG@10 under the tuned model less that under the base model."),
         _one_of("outcome", OUTCOMES, "The sign of the change."),
         _text("base_first", "Segment that the base model ranks first."),
         _text("tuned_first", "Segment that the tuned model ranks first."),
+        _text("bm25_first", "Segment that BM25 ranks first; empty: none shares a word with the query."),
     ),
     key=("query_set", "query_id"),
     stage="eval",
     sources={
         "query_id": ("qa_dataset.qa_id",),
-        **dict.fromkeys(("base_first", "tuned_first"), ("corpus.segment_id",)),
+        **dict.fromkeys(("base_first", "tuned_first", "bm25_first"), ("corpus.segment_id",)),
     },
 )
 

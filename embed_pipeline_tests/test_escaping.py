@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from embed_pipeline.escaping import TerminalFormatter, as_markdown, for_terminal
-from embed_pipeline.orchestration.presentation import picture, readable_sample, shown_list, shown_table
+from embed_pipeline.orchestration.presentation import bars, picture, readable_sample, shown_list, shown_table
 from embed_pipeline.terminal import err, out
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -110,10 +110,10 @@ def test_cells_are_text_in_every_kind_of_metadata():
     shown = {record.data["path"] for record in sample.records}
     assert shown <= {" ".join(text.split()) for text in HOSTILE}
     assert shown_table(["a"], [[None], [0.5], ["\x1b"], ["x" * 500]]).records[2].data == {"a": r"\x1b"}
-    for value in (shown_list(HOSTILE), picture(b"png", HOSTILE[0])):
+    for value in (shown_list(HOSTILE), picture(b"png", HOSTILE[0]), *(bars({text: 1}) for text in HOSTILE)):
         page = MarkdownIt("commonmark").render(value.value)
         assert "<script" not in page
-        assert re.findall(r'<img src="(?!data:image/png;base64,)', page) == []
+        assert re.findall(r'<img src="(?!data:image/(?:png;base64|svg\+xml),)', page) == []
         assert "<a " not in page
 
 

@@ -38,6 +38,7 @@ OTHERS: dict[str, Any] = {
     "corpus.language": "de",
     "synthesis.reasoning_types": {"factual": 1},
     "synthesis.styles": {"question": 1},
+    "synthesis.example_queries": PACKAGE.parent / "data" / "sample" / "python-reference" / "queries.jsonl",
     "orchestration.training_cron": "5 4 * * *",
     "evaluation.cutoffs": (10,),
     "deployment.endpoint_prefixes": "client",

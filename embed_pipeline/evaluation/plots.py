@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,25 +156,6 @@ def training_curves(losses: Curve, dev: Curve, best_step: int) -> bytes:
     return _png(figure)
 
 
-def draw_bars(labels: Sequence[str], heights: Sequence[float], axis: str) -> bytes:
-    """A bar for each label, its height written above: a PNG."""
-    figure, axes = _figure(1.2 + 0.9 * max(2, len(labels)), 2.6)
-    bars = axes.bar(range(len(labels)), heights, 0.7, color=_COLORS["tuned"])
-    axes.bar_label(bars, color=_INK, fontsize=9)
-    axes.set_xticks(range(len(labels)), list(labels))
-    axes.set_xlabel(axis)
-    return _png(figure)
-
-
-def draw_histograms(values: Mapping[str, Sequence[float]], bounds: tuple[float, float]) -> bytes:
-    """Histograms side by side over the same bounds, one for each name: a PNG."""
-    figure, columns = _figure(2.2 * len(values), 2.4, columns=len(values))
-    for axes, (name, sample) in zip(columns, values.items(), strict=True):
-        axes.hist(sample, bins=18, range=bounds, color=_COLORS["tuned"])
-        axes.set_xlabel(name.replace("_", " "))
-    return _png(figure)
-
-
 def data_uri(png: bytes) -> str:
     """``png`` as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
@@ -185,17 +166,16 @@ def markdown_image(png: bytes, alternative: str = "plot") -> str:
     return f"![{alternative}]({data_uri(png)})"
 
 
-def _figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, Any]:
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
     # Built without pyplot: no global state, no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    drawn = figure.subplots(1, columns)
-    for axes in [drawn] if columns == 1 else drawn:
-        _style(axes)
-    return figure, drawn
+    axes = figure.subplots()
+    _style(axes)
+    return figure, axes
 
 
 def _style(axes: Any, *, grid: bool = True) -> None:  # noqa: ANN401 - matplotlib is imported lazily

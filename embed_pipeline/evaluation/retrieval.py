@@ -28,6 +28,8 @@ from embed_pipeline.text.passages import passage_texts
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 HEADLINE = ("nDCG", 10)
+_QUESTION_SYSTEMS = ("base", "tuned", "bm25")
+"""The systems that are shown query by query."""
 
 
 @dataclass(frozen=True)
@@ -305,11 +307,8 @@ def _slices(query_set: QuerySet) -> list[tuple[str, NDArray[np.int64]]]:
 
 
 def _question_rows(result: SetResult) -> list[dict[str, object]]:
-    columns = {
-        f"{system}_{metric.lower()}_10": result.scores[system].column(metric, 10)
-        for system in ("base", "tuned")
-        for metric in ("nDCG", "Recall")
-    }
+    columns = {f"{system}_ndcg_10": result.scores[system].column("nDCG", 10) for system in _QUESTION_SYSTEMS}
+    columns |= {f"{system}_recall_10": result.scores[system].column("Recall", 10) for system in ("base", "tuned")}
     changes = columns["tuned_ndcg_10"] - columns["base_ndcg_10"]
     return [
         {
@@ -317,11 +316,10 @@ def _question_rows(result: SetResult) -> list[dict[str, object]]:
             "query_id": query,
             "question": result.query_set.queries[query],
             **{name: float(values[row]) for name, values in columns.items()},
-            **{f"{system}_rank": _first_answer(result, system, query) for system in ("base", "tuned")},
+            **{f"{system}_rank": _first_answer(result, system, query) for system in _QUESTION_SYSTEMS},
             "change": float(changes[row]),
             "outcome": "won" if changes[row] > 0 else "lost" if changes[row] < 0 else "same",
-            "base_first": result.ranked["base"].first[query],
-            "tuned_first": result.ranked["tuned"].first[query],
+            **{f"{system}_first": result.ranked[system].first[query] for system in _QUESTION_SYSTEMS},
         }
         for row, query in enumerate(result.query_set.ids)
     ]

@@ -23,11 +23,11 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from embed_pipeline import tables
-from embed_pipeline.enumerations import CRITERIA, GENERATED
+from embed_pipeline.enumerations import CRITERIA, GENERATED, OUTCOMES
 from embed_pipeline.inspection.agreement import judged_pairs, measure_agreement, threshold_curves
-from embed_pipeline.inspection.pair_index import STATES, CurrentIndex, verdict_word
+from embed_pipeline.inspection.pair_index import STATES, CountedValue, CurrentIndex, PairIndex, verdict_word
 from embed_pipeline.inspection.pair_query import CHOICES, PAGE_SIZES, RANGES, SORTS, PairQuery, QueryError
-from embed_pipeline.inspection.provenance import Provenance, raw_responses
+from embed_pipeline.inspection.provenance import Provenance, TrainedModel, raw_responses
 from embed_pipeline.lineage import LineageError, Model, stored_tables
 from embed_pipeline.reviews import ReviewError, ReviewJournal, ReviewVerdict, fold_reviews, read_reviews, review_row
 from embed_pipeline.serving.connections import GuardedProtocol, HostMiddleware, bind
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 128 * 1024
 _ROWS = 50
 _DOCUMENT_SORTS = ("path", "segments", "covered", "pairs", "accepted", "share", "won", "lost")
+_EVALUATION_FILTERS = {"set": "query_set", "outcome": "outcome"}
+_EVALUATION_SORTS = ("change", "base_rank", "tuned_rank", "bm25_rank")
 _COVERAGE = ("all", "without", "with")
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; base-uri 'none'; form-action 'self'; "
@@ -96,6 +98,7 @@ class Inspector:
             Route("/documents/{document_id}", self.document),
             Route("/segments", self.segments),
             Route("/segments/{segment_id}", self.segment),
+            Route("/evaluation", self.evaluation),
             Route("/agreement", self.agreement),
             *(Route(f"/{name}", self.asset) for name in _ASSETS),
         ]
@@ -186,7 +189,7 @@ class Inspector:
         figures = {row["segment_id"]: row for row in index.segments.filter(document_id=document_id).to_dicts()}
         return self._page(
             "document.html", own=own, versions=versions, segments=segments, models=models, figures=figures,
-            pairs=index.page(query), query=query,
+            pairs=index.page(query), query=query, asked=_asked(index, models),
         )  # fmt: skip
 
     def segment(self, request: Request) -> Response:
@@ -197,10 +200,33 @@ class Inspector:
             raise HTTPException(404, f"there is no segment {segment_id[:80]}")
         query = PairQuery(segment=segment_id, size=200)
         shown, negative, negatives, models = found
+        index = self._index.get()
         return self._page(
             "segment.html", shown=shown, negative=negative, negatives=negatives, models=models, query=query,
-            pairs=self._index.get().page(query),
+            pairs=index.page(query), asked=_asked(index, models),
         )  # fmt: skip
+
+    def evaluation(self, request: Request) -> Response:
+        """The queries of the last evaluation, those of people's sets too: which the tuned model won and lost."""
+        stored = stored_tables(self._root)("question_results")
+        everything = tables.QUESTION_RESULTS.empty() if stored is None else stored.collect()
+        sets = everything["query_set"].unique().sort().to_list()
+        orders = ("ascending", "descending")
+        asked = _simple(request, {"set": sets, "outcome": OUTCOMES, "sort": _EVALUATION_SORTS, "order": orders})
+        question = pl.col("question").str.to_lowercase()
+        words = [question.str.contains(word, literal=True) for word in asked["q"].lower().split()]
+        chosen = {column: pl.col(column) == asked[name] for name, column in _EVALUATION_FILTERS.items() if asked[name]}
+        counts = {}
+        for name, column in _EVALUATION_FILTERS.items():
+            others = (condition for other, condition in chosen.items() if other != column)
+            counts[name] = _counted(everything.filter(*words, *others)[column], asked[name])
+        found = everything.filter(*words, *chosen.values())
+        down = [asked["order"] == "descending", False, False]
+        found = found.sort(asked["sort"] or "change", "query_set", "query_id", descending=down, nulls_last=True)
+        firsts = pl.concat([found["base_first"], found["tuned_first"]]).unique()
+        named = self._index.get().segments.filter(pl.col("segment_id").is_in(firsts.implode()))
+        places = dict(named.select("segment_id", pl.format("{} segment {}", "path", "position")).iter_rows())
+        return self._listed("evaluation.html", found, asked, counts=counts, everything=everything.height, places=places)
 
     def agreement(self, request: Request) -> Response:  # noqa: ARG002 - a handler takes the request
         """Judge and reviewers, and what other thresholds would do."""
@@ -312,6 +338,19 @@ async def _body(request: Request) -> bytes:
         if len(body) > _MAX_BODY_BYTES:
             raise HTTPException(413, f"a correction has at most {_MAX_BODY_BYTES} bytes")
     return body
+
+
+def _asked(index: PairIndex, models: Sequence[TrainedModel]) -> dict[str, str]:
+    """The questions by which models were trained."""
+    return index.questions(key for model in models for key in model.qa_ids)
+
+
+def _counted(values: pl.Series, chosen: str) -> list[CountedValue]:
+    """How often each value occurs, commonest first; the chosen one is always among them."""
+    counted = dict(values.value_counts(sort=True).iter_rows())
+    if chosen:
+        counted.setdefault(chosen, 0)
+    return [CountedValue(value, count, value == chosen) for value, count in counted.items()]
 
 
 def _changed(given: str, before: str | None) -> str | None:

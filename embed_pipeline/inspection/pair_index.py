@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -147,6 +147,10 @@ class PairIndex:
         """A pair's row; None: there is none."""
         rows = self.frame.filter(pl.col("qa_id") == qa_id).drop("words").to_dicts()
         return rows[0] if rows else None
+
+    def questions(self, ids: Iterable[str]) -> dict[str, str]:
+        """Id to question, of those that there are."""
+        return dict(self.frame.filter(pl.col("qa_id").is_in(list(ids))).select("qa_id", "question").iter_rows())
 
     def neighbours(self, query: PairQuery, qa_id: str) -> tuple[str | None, str | None]:
         """The pairs before and after one in the order of a query; None: there is none."""

@@ -60,6 +60,13 @@ class HopSources:
 
 
 @dataclass(frozen=True)
+class TrainedModel(Model):
+    """A model version that was trained on something, and the questions by which it was, as ids in their order."""
+
+    qa_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PairDetail:
     """A pair with everything around it.
 
@@ -70,7 +77,7 @@ class PairDetail:
         negatives: likewise its hard negatives.
         answering: segments that a cross-check removed from the negatives.
         result: its row of :data:`tables.QUESTION_RESULTS`.
-        firsts: the segments that base and tuned model rank first, by id.
+        firsts: the segments that base, tuned model and BM25 rank first, by id.
         models: versions trained on it.
     """
 
@@ -81,7 +88,7 @@ class PairDetail:
     answering: list[str]
     result: Row | None
     firsts: dict[str, Row]
-    models: list[Model]
+    models: list[TrainedModel]
 
 
 class Provenance:
@@ -103,7 +110,7 @@ class Provenance:
         result = _first(
             self._rows("question_results", (pl.col("query_id") == qa_id) & (pl.col("query_set") == "generated"))
         )
-        firsts = [] if result is None else [result["base_first"], result["tuned_first"]]
+        firsts = [] if result is None else [result[f"{system}_first"] for system in ("base", "tuned", "bm25")]
         wanted = [*mined.get("positive_segment_ids", ()), *mined.get("negative_segment_ids", ()), *firsts]
         others = {row["segment_id"]: row for row in self._segments(wanted)}
         segments = {row["segment_id"]: row for row in found.segments}
@@ -156,7 +163,7 @@ class Provenance:
                 return row, [_shown_other(one, one["segment_id"], "") for one in self._segments(row["segment_ids"])]
         return None
 
-    def document(self, document_id: str) -> tuple[Row, list[Row], list[Row], list[Model]] | None:
+    def document(self, document_id: str) -> tuple[Row, list[Row], list[Row], list[TrainedModel]] | None:
         """A document version: itself, every version of its file, its segments, the models trained on it."""
         own = _first(self._rows("documents", (pl.col("document_id") == document_id) & ~pl.col("deleted")))
         if own is None:
@@ -172,7 +179,7 @@ class Provenance:
         models = self.trained_on(pl.col("segment_id").is_in(list(unique)))
         return {**own, "forget": f"embed-pipeline forget {shlex.quote(own['path'])}"}, versions, ordered, models
 
-    def segment(self, segment_id: str) -> tuple[SourceText, list[Row], int, list[Model]] | None:
+    def segment(self, segment_id: str) -> tuple[SourceText, list[Row], int, list[TrainedModel]] | None:
         """A segment: its text, questions that have it as a negative (some, and how many), the models trained on it."""
         found = self._segments([segment_id])
         if not found:
@@ -186,8 +193,8 @@ class Provenance:
             negative = holding.select("qa_id", "origin", "question").sort("qa_id").to_dicts()
         return shown, negative[:_MOST_ROWS], len(negative), self.trained_on(pl.col("segment_id") == segment_id)
 
-    def trained_on(self, condition: pl.Expr) -> list[Model]:
-        """The models whose training examples hold such ids (``qa_id``, ``segment_id``)."""
+    def trained_on(self, condition: pl.Expr) -> list[TrainedModel]:
+        """The models whose training examples hold such ids (``qa_id``, ``segment_id``), as answer or hard negative."""
         found = []
         for model in self._models:
             version = model.data_versions.get("training_examples", "unrecorded")
@@ -195,8 +202,9 @@ class Provenance:
                 used = pl.read_parquet(io.BytesIO(read_whole(trained_on_path(self._root, version))))
             except FileNotFoundError:
                 continue
-            if not used.filter(condition).is_empty():
-                found.append(model)
+            questions = used.filter(condition)["qa_id"].unique().sort().to_list()
+            if questions:
+                found.append(TrainedModel(model.name, model.version, model.data_versions, tuple(questions)))
         return found
 
     def _rows(self, name: str, condition: pl.Expr) -> list[Row]:

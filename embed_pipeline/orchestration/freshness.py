@@ -19,6 +19,7 @@ from embed_pipeline.llm.prompts import (
 from embed_pipeline.methods import made_by
 from embed_pipeline.orchestration.partitions import document_batches
 from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.example_queries import ExampleQueries
 from embed_pipeline.training_data.pair_sources import labels_version
 
 FINGERPRINT = "made_from"
@@ -50,7 +51,8 @@ _PAGES: Mapping[str, str] = MappingProxyType(
         "dataset_split": "/?split=train&split=dev&split=test",
         "hard_negatives": "/?split=train",
         "training_examples": "/?split=train",
-        "question_results": "/?outcome=lost",
+        "retrieval_evaluation": "/evaluation",
+        "question_results": "/evaluation?outcome=lost",
     }
 )
 """Asset to the inspection page of what it holds."""
@@ -125,12 +127,18 @@ def _recorded(instance: dg.DagsterInstance, key: dg.AssetKey, batch: str | None)
 
 
 def code_version(step: str, settings: Settings) -> str:
-    """A step's code version: its method and settings, and the prompts and label files that it reads."""
+    """A step's code version: its method and settings, and the prompts and files of people's that it reads.
+
+    Raises:
+        ExampleQueriesError: ``synthesis.example_queries`` cannot be read.
+    """
     parts = [made_by(step, settings)]
     if step in _PROMPTS:
         parts.append(prompt_version(*_PROMPTS[step]))
     if step in _LABELLED:
         parts.append(labels_version(settings))
+    if step == "qa_pairs" and (examples := ExampleQueries.of(settings)):
+        parts.append(examples.version)
     if step == "base_comparison" and settings.embedding.candidates:
         # Without candidates, what they would be measured by decides nothing.
         parts.append(settings.digest("retrieval_evaluation"))

@@ -20,8 +20,8 @@ from starlette.responses import HTMLResponse
 
 from embed_pipeline.serving.served_model import ServedModel
 from embed_pipeline.serving.service import Service
-from embed_pipeline.serving.serving_errors import RequestError, invalid
-from embed_pipeline.storage import read_table, table_path, version_of
+from embed_pipeline.serving.serving_errors import RequestError, invalid, unavailable
+from embed_pipeline.storage import StorageError, read_table, table_path, version_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -92,7 +92,8 @@ class Search:
         """The best segments for ``query`` under every model served, or how far the indexing has come.
 
         Raises:
-            RequestError: 400 for no query or a very long one, 404 where there is no corpus, 503 while loading.
+            RequestError: 400 for no query or a very long one, 404 where there is no corpus, 503 while loading and where
+                the corpus cannot be read.
         """
         if not query.strip():
             raise invalid("q is empty", "q")
@@ -175,7 +176,10 @@ def _begin(models: tuple[ServedModel, ...], path: UPath, before: Index | None) -
     from embed_pipeline.text.passages import passage_texts
 
     version = _stored_version(path)
-    corpus = read_table(path, tables.CORPUS)
+    try:
+        corpus = read_table(path, tables.CORPUS)
+    except StorageError as error:
+        raise unavailable(f"the corpus cannot be searched: {error}") from error
     shown = corpus.head(MAX_SEGMENTS)
     texts = passage_texts(shown, models[0].manifest.model.passage_context)
     vectors = [np.zeros((shown.height, model.dimensions), dtype=np.float32) for model in models]
@@ -197,6 +201,8 @@ def _stored_version(path: UPath) -> str:
     except FileNotFoundError as error:
         message = f"there is no corpus at {path}; run the pipeline up to the corpus first"
         raise RequestError(404, message, code="no_corpus") from error
+    except StorageError as error:
+        raise unavailable(f"the corpus cannot be searched: {error}") from error
 
 
 def _hits(index: Index, model: ServedModel, vectors: NDArray[np.float32], query: NDArray[np.float32]) -> dict[str, Any]:

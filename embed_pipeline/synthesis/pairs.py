@@ -24,11 +24,13 @@ from embed_pipeline.text.words import content_words, names_code, words
 
 MAX_QUESTION_CHARACTERS = 500
 MAX_ANSWER_CHARACTERS = 4000
-_LEADING_TEXT = (
-    "what how why when where which who whom whose is are was were do does did can could should would will may must "
-    "in for if under on at by to from with has have"
+_ASKING_TEXT = (
+    "what how why when where which who whom whose is are was were do does did can could should would will may must"
 )
-_LEADING_MARKS = frozenset(_LEADING_TEXT.split())
+_ASKING_WORDS = frozenset(_ASKING_TEXT.split())
+_LEADING_MARKS = _ASKING_WORDS.union(
+    ("in", "for", "if", "under", "on", "at", "by", "to", "from", "with", "has", "have")
+)
 _CONTEXT_PHRASES = re.compile(
     r"\b(?:this|these|above|aforementioned|following)\b|"
     r"\b(?:the|given|first|last|next) (?:passage|text|code|document|example|section|paragraph|statement above|"
@@ -190,6 +192,18 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
         ("no_subject", len(set(content)) < 2 - names_code(question)),  # a subject and what is asked of it
     )
     return next((reason for reason, failed in checks if failed), None)
+
+
+def is_question(query: str, language: str = AUTO) -> bool:
+    """True where a query that a person typed is a question: by its mark, or in English by its first word.
+
+    ``language`` is ``corpus.language``; auto: the query's own.
+    """
+    language = detect_language(query) if language == AUTO else language
+    if query.rstrip()[-1:] in _QUESTION_MARKS or language in WITHOUT_QUESTION_MARK:
+        return True
+    found = words(query) if language == ENGLISH else []
+    return len(found) >= MIN_QUESTION_WORDS and found[0] in _ASKING_WORDS
 
 
 def _repeats(content: list[str]) -> bool:

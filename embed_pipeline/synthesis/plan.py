@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embed_pipeline.settings import Settings, Synthesis
+from embed_pipeline.synthesis.example_queries import ExampleQueries
 from embed_pipeline.text.injections import remove_instructions
 from embed_pipeline.text.words import content_words
 
@@ -111,14 +112,18 @@ def plan_single_hop(sources: Sequence[Source], settings: Settings) -> list[Quest
     """A task for each segment that gets questions, in the order of the segments.
 
     The shares of types and styles hold document by document, up to rounding.
+
+    Raises:
+        ExampleQueriesError: ``synthesis.example_queries`` cannot be read.
     """
+    styles = _wanted_styles(settings)
     by_document: dict[str, list[Source]] = {}
     for source in sources:
         by_document.setdefault(source.document_id, []).append(source)
     tasks = []
     for document, members in by_document.items():
         counts = _spread(members, settings.synthesis)
-        specs = iter(_specs(document, sum(counts), settings))
+        specs = iter(_specs(document, sum(counts), settings, styles))
         for source, count in zip(members, counts, strict=True):
             if count:
                 mine = tuple(next(specs) for _ in range(count))
@@ -162,7 +167,7 @@ def plan_multi_hop(
     chance = random.Random(f"{settings.seed} multi-hop")  # noqa: S311 - sampling, no secret
     order = list(range(len(sources)))
     chance.shuffle(order)
-    specs = _specs("multi-hop", wanted, settings, multi_hop=True)
+    specs = _specs("multi-hop", wanted, settings, _wanted_styles(settings), multi_hop=True)
     crossing = _sample({"across": synthesis.cross_document_share, "within": 1 - synthesis.cross_document_share}, wanted)
     tasks: dict[tuple[str, ...], QuestionTask] = {}
     for first in order:
@@ -236,14 +241,22 @@ def _spread(members: Sequence[Source], synthesis: Synthesis) -> list[int]:
     return [each + (index in richest) for index in range(len(members))]
 
 
-def _specs(name: str, count: int, settings: Settings, *, multi_hop: bool = False) -> list[QuestionSpec]:
-    """As many specs, their types and styles in the shares that the settings ask for, in a seeded order."""
+def _wanted_styles(settings: Settings) -> dict[str, float]:
+    """Weights of the styles: as set, or steered by people's queries."""
+    styles, examples = dict(settings.synthesis.styles), ExampleQueries.of(settings)
+    return styles if examples is None else examples.steer(styles)
+
+
+def _specs(
+    name: str, count: int, settings: Settings, styles: Mapping[str, float], *, multi_hop: bool = False
+) -> list[QuestionSpec]:
+    """As many specs, their types in the shares that the settings ask for, styles as given, in a seeded order."""
     synthesis = settings.synthesis
     low, high = synthesis.min_complexity, synthesis.max_complexity
     shares: dict[str, dict[str, float]] = {
         "query": {"structural": STRUCTURAL_SHARE, "contextual": 1 - STRUCTURAL_SHARE},
         "reasoning": dict(synthesis.reasoning_types),
-        "style": dict(synthesis.styles),
+        "style": dict(styles),
         "complexity": {str(level): 1.0 for level in range(max(low, 2) if multi_hop and high > 1 else low, high + 1)},
     }
     if multi_hop:

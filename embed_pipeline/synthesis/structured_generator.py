@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from embed_pipeline.llm.answers import InvalidAnswer, exactly, explain_problem, 
 from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.llm.prompts import delimit, plain_label, read_prompt
 from embed_pipeline.settings import Settings, Synthesis
+from embed_pipeline.synthesis.example_queries import ExampleQueries, ShownQueries
 from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem, form_problem
 from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, work_order
 from embed_pipeline.text.languages import AUTO
@@ -108,11 +109,12 @@ class RequestedQuestion:
 
 @dataclass(frozen=True)
 class PromptCall:
-    """One call: labelled segments, numbered requests over them, and a seed."""
+    """One call: labelled segments, numbered requests over them, a seed, and people's queries where there are some."""
 
     sources: Mapping[str, Source]
     requests: tuple[RequestedQuestion, ...]
     seed: int
+    examples: ShownQueries | None = None
 
     @property
     def segment_ids(self) -> tuple[str, ...]:
@@ -154,7 +156,7 @@ def _halves(call: PromptCall) -> list[PromptCall]:
     for requests in (call.requests[:middle], call.requests[middle:]):
         labels = {label for request in requests for label in request.labels}
         sources = {label: source for label, source in call.sources.items() if label in labels}
-        halves.append(PromptCall(sources, requests, call.seed))
+        halves.append(replace(call, sources=sources, requests=requests))
     return halves
 
 
@@ -171,8 +173,9 @@ def messages_of(call: PromptCall) -> list[dict[str, Any]]:
     named = {label: source.artifacts[:_ARTIFACTS_SHOWN] for label, source in call.sources.items() if source.artifacts}
     steer = f"\n\nWhat the segments are about: {json.dumps(named, ensure_ascii=False)}" if named else ""
     asked = "\n".join(lines)
+    style = f"\n\n{call.examples.prompt}" if call.examples else ""
     return [
-        {"role": "system", "content": read_prompt("questions.md")},
+        {"role": "system", "content": read_prompt("questions.md") + style},
         {"role": "user", "content": f"{delimit(texts)}\n\nRequests:\n{asked}{steer}"},
     ]
 
@@ -216,14 +219,18 @@ async def ask_calls(
 
     Args:
         calls: from :func:`plan_calls`.
-        settings: sampling, hops and complexity.
+        settings: sampling, hops and complexity, and people's queries.
         client: the endpoint.
         label: what the progress shows.
 
     Raises:
         EndpointError, BudgetExhausted, TooManyFailures: from the client.
+        ExampleQueriesError: ``synthesis.example_queries`` cannot be read.
     """
     accepted = [0, 0]
+    examples = ExampleQueries.of(settings)
+    if examples:
+        calls = [replace(call, examples=examples.shown(settings.seed)) for call in calls]
 
     async def ask(call: PromptCall) -> Generated:
         temperature = settings.synthesis.sampling_temperature
@@ -265,7 +272,7 @@ def sort_answer(answer: PairsAnswer, call: PromptCall, max_hops: int, language: 
         labels = request.labels if request else tuple(call.sources)
         known = {call.sources[label].segment_id: call.sources[label].document_id for label in labels}
         pair = _pair(item, call)
-        problem = _not_as_asked(item, request) or _form(pair, language) or find_problem(pair, known, max_hops)
+        problem = _not_as_asked(item, request) or _form(pair, call, language) or find_problem(pair, known, max_hops)
         if problem is None:
             found.pairs.append(pair)
         else:
@@ -295,10 +302,12 @@ def _not_as_asked(item: PairAnswer, request: RequestedQuestion | None) -> tuple[
     return None
 
 
-def _form(pair: Pair, language: str) -> tuple[str, str] | None:
+def _form(pair: Pair, call: PromptCall, language: str) -> tuple[str, str] | None:
     """Forms that no language excuses; the others are left to the judge."""
     if copies_prompt(pair.question):
         return "copies_prompt", "the question is a sentence of the prompt"
+    if call.examples and call.examples.holds(pair.question):
+        return "copies_prompt", "the question is one of synthesis.example_queries"
     problem = form_problem(pair.question, pair.style, language)
     return (problem, "form of the question") if problem in _FORMS_REFUSED else None
 

@@ -1,8 +1,7 @@
-"""An audit of the training data for a person to read: figures, a plot and the hardest examples."""
+"""An audit of the training data for a person to read: figures and the hardest examples."""
 
 from __future__ import annotations
 
-import io
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,6 @@ _HARDEST = 10
 HARDEST_COLUMNS = ("question", "origin", "positive", "negative", "similarities")
 # Two ways of summing a cosine of float32 vectors differ by less.
 _EPSILON = 1e-6
-_INK, _GRID, _BAR, _LINE = "#5b6470", "#9aa4b033", "#0072b2", "#d55e00"
 
 
 @dataclass(frozen=True)
@@ -172,31 +170,6 @@ def full_share(hard_negatives: pl.DataFrame, num_negatives: int) -> float:
         return 1.0
     counts: list[int] = hard_negatives["negative_segment_ids"].list.len().to_list()
     return sum(count >= num_negatives for count in counts) / len(counts)
-
-
-def ratio_histogram(ratios: Sequence[float], relative_margin: float) -> bytes:
-    """Distribution of negative-to-positive similarity, with the ceiling: a PNG with a transparent ground."""
-    # Built without pyplot: no global state, no display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.set_facecolor("none")
-    axes.hist(ratios, bins=40, color=_BAR, zorder=2)
-    axes.axvline(1 - relative_margin, color=_LINE, linewidth=1.4, linestyle="--", label="ceiling")
-    axes.set_xlabel("similarity of negative / least similar positive", color=_INK)
-    axes.set_ylabel("negatives", color=_INK)
-    axes.tick_params(colors=_INK, labelsize=9)
-    axes.grid(axis="y", color=_GRID, zorder=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in {"left", "bottom"})
-        spine.set_color(_GRID)
-    axes.legend(frameon=False, labelcolor=_INK, loc="upper left")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, transparent=True, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _ratios(row: Mapping[str, Any]) -> list[float]:

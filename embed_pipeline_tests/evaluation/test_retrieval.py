@@ -80,7 +80,9 @@ def test_every_question_says_where_its_answer_was_found_and_what_became_of_it(co
     assert (questions["change"] == questions["tuned_ndcg_10"] - questions["base_ndcg_10"]).all()
     for row in questions.to_dicts():
         assert row["outcome"] == ("won" if row["change"] > 0 else "lost" if row["change"] < 0 else "same")
-        assert (row["base_ndcg_10"] > 0) == (row["base_rank"] is not None and row["base_rank"] <= 10)
+        for system in ("base", "tuned", "bm25"):
+            rank = row[f"{system}_rank"]
+            assert (row[f"{system}_ndcg_10"] > 0) == (rank is not None and rank <= 10)
     own = questions.filter(query_set="generated")
     assert own["base_rank"].to_list() == [1] * own.height
 
@@ -97,7 +99,7 @@ def test_the_same_text_is_the_same_answer(tiny_model: Path) -> None:
 def test_a_set_with_its_own_corpus_is_evaluated_over_that(tiny_model: Path) -> None:
     own = QuerySet("own", {"q": "python"}, {"q": {"d1": 1}}, corpus=Passages(("d1", "d2"), ("python", "list")))
     found = compare(tiny_model, tiny_model, material.corpus(), [own], SETTINGS)
-    assert found.questions["base_first"].to_list() == ["d1"]
+    assert found.questions["base_first"].to_list() == found.questions["bm25_first"].to_list() == ["d1"]
     assert set(found.passages) == {"d1"}
 
 

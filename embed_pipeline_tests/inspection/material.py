@@ -65,6 +65,7 @@ def write_store(root: Path, texts: dict[str, str] = TEXTS, **pair: Any) -> UPath
     mined = {"positive_segment_ids": ["s2"], "positive_similarities": [0.8], "ceiling": 0.76}
     mined |= {"negative_segment_ids": ["s3", "gone"], "negative_similarities": [0.7, 0.5]}
     result = {"query_set": "generated", "base_rank": 1, "tuned_rank": None, "base_first": "s5", "tuned_first": "s4"}
+    result |= {"bm25_rank": 3, "bm25_ndcg_10": 0.5, "bm25_first": ""}
     label = UNSAID | {"qa_id": "label1", "origin": "labelled", "label_set": "people", "question": "What costs a fee?"}
     label |= {"hop_count": 1, "hops": [{"hop_number": 1, "segment_ids": ["s5"], "summary": ""}]}
     label |= {"segment_ids": ["s5"], "document_ids": ["d2"]}
@@ -94,7 +95,10 @@ def write_store(root: Path, texts: dict[str, str] = TEXTS, **pair: Any) -> UPath
         "hard_negatives": filled(tables.HARD_NEGATIVES, {"qa_id": "q1aa", "question": LAMP, **mined}),
         "training_examples": filled(tables.TRAINING_EXAMPLES, {"example_id": "e1", "qa_id": "q1aa"}),
         "question_results": filled(
-            tables.QUESTION_RESULTS, {"query_id": "q3aa", **result, "outcome": "lost", "change": -0.4}
+            tables.QUESTION_RESULTS,
+            {"query_id": "q3aa", "question": FEE, **result, "outcome": "lost", "change": -0.4},
+            {"query_id": "p1", "question": "pump <b>stops</b>", "query_set": "people", "outcome": "won", "change": 0.2},
+            {"query_id": "p2", "question": "fee", "query_set": "people", "outcome": "lost", "change": -0.1},
         ),
     }
     for name, frame in frames.items():

@@ -9,12 +9,13 @@ import httpx
 import pytest
 
 from embed_pipeline.reviews import read_reviews
-from embed_pipeline_tests.inspection.material import LAMP, TECHNICIAN, inspected, write_store
+from embed_pipeline_tests.inspection.material import FEE, LAMP, TECHNICIAN, inspected, write_store
 from embed_pipeline_tests.synthesis.material import TEXTS
 
 HOSTILE = "<img src=/x onerror=document.title=1> <script>document.title=2</script> \" ' {{ 7*7 }} \u202ekcab"
-PAGES = ["/", "/documents", "/segments", "/agreement", "/pairs/q1aa", "/pairs/q2aa", "/pairs/q3aa", "/pairs/q4aa",
-         "/pairs/label1", "/documents/d1", "/segments/s2", "/pairs/q1aa/raw", "/segments?coverage=without"]  # fmt: skip
+PAGES = ["/", "/documents", "/segments", "/evaluation", "/agreement", "/pairs/q1aa", "/pairs/q2aa", "/pairs/q3aa",
+         "/pairs/q4aa", "/pairs/label1", "/pairs/q1aa/raw", "/documents/d1", "/segments/s2",
+         "/segments?coverage=without"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,15 @@ def test_a_pairs_page_tells_the_whole_way(reading):
     lost = reading.get("/pairs/q3aa").text
     assert "Hop 2" in lost
     assert "beyond the deepest cut-off" in lost
+    ranks = r'<td>BM25</td><td class="number" data-label="Rank">3</td><td [^>]+>0.500</td><td>nothing shares a word'
+    assert re.search(ranks, lost)
     assert "Nobody judged it" in reading.get("/pairs/q4aa").text
-    assert "embed-pipeline forget d1.md" in reading.get("/documents/d1").text
+    document = reading.get("/documents/d1").text
+    assert "embed-pipeline forget d1.md" in document
+    learned = document.partition("Models that learned from it")[2].partition("</details>")[0]
+    assert "tuned version 2" in learned
+    assert "by 1 question that" in learned
+    assert f'<a href="/pairs/q1aa" dir="auto">{LAMP}</a>' in learned
     invalid = re.search(r"/pairs/x[0-9a-f-]+", reading.get("/?state=invalid").text)[0]
     assert "Why? 7" in reading.get(invalid).text
 
@@ -83,12 +91,32 @@ def test_a_pairs_page_tells_the_whole_way(reading):
         ("/?zz=1", 400, "there is no filter"),
         ("/documents?sort=zz", 400, "sort is"),
         ("/documents?page=0", 400, "page is"),
+        ("/evaluation?set=zz", 400, "set is"),
         ("/nothing", 404, "Not Found"),
     ],
 )
 def test_what_there_is_not_is_said_on_a_page(reading, address, status, said):
     answer = reading.get(address)
     assert (answer.status_code, said in answer.text, 'role="alert"' in answer.text) == (status, True, True)
+
+
+@pytest.mark.parametrize(
+    ("address", "heading", "listed"),
+    [
+        ("", "3 queries", ["FEE", "fee", "pump"]),
+        ("?outcome=lost", "2 of 3 queries", ["FEE", "fee"]),
+        ("?outcome=lost&set=people", "1 of 3 queries", ["fee"]),
+        ("?outcome=won&set=generated", "0 of 3 queries", []),
+        ("?q=Pump+STOPS", "1 of 3 queries", ["pump"]),
+        ("?sort=change&order=descending", "3 queries", ["pump", "fee", "FEE"]),
+    ],
+)
+def test_the_queries_that_the_tuned_model_lost_are_filtered_on_every_set(reading, address, heading, listed):
+    page = reading.get(f"/evaluation{address}").text
+    assert f"<h1>{heading} of the last evaluation" in page
+    names = {FEE: "FEE", "fee": "fee", "pump &lt;b&gt;stops&lt;/b&gt;": "pump"}
+    assert [names[text] for text in re.findall(r'<td class="question"><[^>]+>(.+?)</(?:a|span)>', page)] == listed
+    assert ("No query has all of this" in page) == (not listed)
 
 
 def test_without_the_setting_nothing_is_corrected(reading):

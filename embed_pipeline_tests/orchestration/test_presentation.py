@@ -1,12 +1,17 @@
-"""Column lineage names tables and columns that exist, along edges that the graph has."""
+"""Column lineage along the graph's edges; plots that the UI shows without a click; samples that can be read."""
 
 from __future__ import annotations
 
+import re
+from urllib.parse import unquote
+from xml.etree import ElementTree as ET
+
 import dagster as dg
+import polars as pl
 import pytest
 
 from embed_pipeline.definitions import defs
-from embed_pipeline.orchestration.presentation import column_lineage
+from embed_pipeline.orchestration.presentation import bars, column_lineage, counts, curves, histograms, readable_sample
 from embed_pipeline.tables import TABLES
 
 GRAPH = defs.resolve_asset_graph()
@@ -47,3 +52,40 @@ def test_what_is_made_of_whole_tables_or_is_no_table_has_no_lineage():
     first = {"documents", "rejected_documents", "boilerplate", "qa_reviews"}
     assert {table for table in TABLES if not lineage(table)} == figures | first | {"deployment"}
     assert column_lineage(dg.AssetKey("finetuned_model"), [dg.AssetKey("training_examples")]) == {}
+
+
+SHOWN_AT_ONCE = 1000
+"""Length of Markdown from which on the installed UI hides it behind [Show Markdown]."""
+SCORES = [1 + 9 * (step * 37 % 100) / 100 for step in range(500)]
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        (counts(pl.Series("hops", [1, 1, 3, None])), ["1 2", "3 1"]),
+        (bars({"a long <name> & more" * 2: 0.5, "tuned": -1.0} | {str(n): 1000 * n for n in range(10)}), None),
+        (histograms(dict.fromkeys(("relevance", "accuracy", "context support", "clarity"), SCORES), 1, 10), None),
+        (histograms({"similarity": [0.5, 0.9]}, 0.4, 1, mark=0.95), ["similarity 0.4-1"]),
+        (curves({"loss": [(n, 9 / (n + 1)) for n in range(999)], "dev": [(7, 0.5)], "none": []}),
+         ["loss 0.00901-9", "dev 0.5-0.5"]),
+    ],
+)  # fmt: skip
+def test_a_plot_is_short_enough_to_be_shown_without_a_click(value, texts):
+    assert len(value.value) < SHOWN_AT_ONCE
+    drawn = ET.fromstring(unquote(re.fullmatch(r"!\[plot\]\(<data:image/svg\+xml,(.+)>\)", value.value)[1]))
+    found = [part.text for part in drawn if part.tag.endswith("text")]
+    assert found == texts or texts is None
+    assert "nan" not in value.value
+
+
+def test_what_there_is_none_of_is_not_drawn_and_many_bars_are_a_table():
+    assert bars({}) is counts(pl.Series("x", [], pl.String)) is histograms({"x": []}, 0, 1) is curves({"x": []}) is None
+    many = bars({str(n): n for n in range(13)})
+    assert [record.data["value"] for record in many.records] == [str(n) for n in range(13)]
+
+
+def test_a_sample_has_the_columns_that_can_be_read():
+    frame = pl.DataFrame({"batch": ["b"] * 30, "text": [f"t{n}" for n in range(30)], "ids": [["s"]] * 30})
+    sample = readable_sample(frame, 1)
+    assert [(len(sample.records), column.name) for column in sample.schema.columns] == [(10, "text")]
+    assert [column.name for column in readable_sample(frame[:1], 1).schema.columns] == ["batch", "text"]

@@ -193,14 +193,26 @@ def test_the_page_can_be_left_out(bundle):
         assert "/search" not in served.client.get("/openapi.json").json()["paths"]
 
 
-def test_a_damaged_corpus_is_an_error_and_not_a_result(bundle, tmp_path):
+def test_a_corpus_of_another_version_or_a_damaged_one_is_said_with_what_to_run(bundle, tmp_path):
     store = corpus(tmp_path)
     path = store / "tables" / "corpus.parquet"
-    pl.read_parquet(path).drop("path").write_parquet(path)
-    with running(bundle, store=store) as served:
-        answer = served.client.get("/search", params={"q": "class"})
-        assert answer.status_code == 500
+    whole = pl.read_parquet(path)
+    whole.drop("path").write_parquet(path)
+    with running(bundle, store=store, reload_seconds=0.02) as served:
+
+        def refused(reason: str) -> bool:
+            answer = served.client.get("/search", params={"q": "class"})
+            said = f"the corpus cannot be searched: {path} {reason}"
+            return (answer.status_code, answer.json()["detail"]) == (503, said) and "retry-after" in answer.headers
+
+        missing = "table corpus: missing columns ['path'], unknown columns []"
+        assert refused(f"was stored by another version ({missing}); run: embed-pipeline sdg")
         assert served.embed("class").status_code == 200
+        whole.write_parquet(path)
+        found(served, "class")
+        path.write_bytes(b"words")
+        eventually(lambda: served.client.get("/search", params={"q": "class"}).status_code == 503)
+        assert "make it again with: embed-pipeline sdg --force" in served.client.get("/search?q=class").text
 
 
 def test_what_is_taken_out_of_the_corpus_is_found_no_more_and_nothing_else_is_embedded_again(bundle, tmp_path):

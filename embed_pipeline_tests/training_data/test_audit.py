@@ -12,7 +12,6 @@ from embed_pipeline.training_data.audit import (
     estimate_false_negatives,
     full_share,
     negatives_failures,
-    ratio_histogram,
 )
 from embed_pipeline_tests.training_data import material
 from embed_pipeline_tests.training_data.material import prose, settings
@@ -79,8 +78,6 @@ def test_figures():
     assert (audit.examples, audit.negatives, audit.full_share) == (2, 2, 0.5)
     assert audit.ratios == pytest.approx([0.875, 0.625])
     assert audit.mean_ratio == pytest.approx(0.75)
-    assert ratio_histogram(audit.ratios, 0.05).startswith(b"\x89PNG")
-    assert ratio_histogram([], 0.05).startswith(b"\x89PNG")
 
 
 def test_the_hardest_come_first():

@@ -9,7 +9,8 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline.embedding.models import base_model_name
-from embed_pipeline.evaluation.gates import forgetting_failures, release_failures
+from embed_pipeline.evaluation.adoption import LABELS
+from embed_pipeline.evaluation.gates import forgetting_failures, headline, release_failures
 from embed_pipeline.evaluation.plots import fusion_curves, headline_bars, recall_curves
 from embed_pipeline.evaluation.query_sets import (
     generated_set,
@@ -24,7 +25,7 @@ from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import all_batches
-from embed_pipeline.orchestration.presentation import described, picture, shown_list, shown_table
+from embed_pipeline.orchestration.presentation import bars, curves, described, figures, picture, shown_list, shown_table
 from embed_pipeline.orchestration.resources import MLflow, newest_metadata
 from embed_pipeline.settings import Settings
 from embed_pipeline.tracking import TrackedRun
@@ -83,8 +84,9 @@ def retrieval_evaluation(
     yield stored(context, comparison.metrics, settings, asset="retrieval_evaluation", metadata=shown)
     yield stored(context, comparison.questions, settings, asset="question_results")
     fused = comparison.fusions["query_set"].unique(maintain_order=True)
-    curves = {name: picture(fusion_curves(comparison.fusions, name), name) for name in fused}
-    yield stored(context, comparison.fusions, settings, asset="fusion_weights", metadata=curves)
+    pictures = {name: picture(fusion_curves(comparison.fusions, name), name) for name in fused}
+    drawn = figures({f"nDCG@10 {name}": curves(_by_weight(comparison.fusions, name)) for name in fused})
+    yield stored(context, comparison.fusions, settings, asset="fusion_weights", metadata={**pictures, **drawn})
 
 
 def _track(run: TrackedRun, comparison: Comparison, reports: tuple[Path, Path], links: dict[str, str]) -> None:
@@ -105,9 +107,25 @@ def _shown(comparison: Comparison) -> dict[str, Any]:
         **{f"verdict_{name}": verdict.sentence for name, verdict in comparison.verdicts.items()},
         **{f"recall_{name}": picture(recall_curves(comparison.metrics, name), name) for name in comparison.verdicts},
     }
+    metadata |= {f"nDCG@10 {name}": bars(values) for name, values in _by_system(comparison.metrics).items()}
     if comparison.warnings:
         metadata["cautions"] = shown_list(comparison.warnings)
     return metadata
+
+
+def _by_system(metrics: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """nDCG@10 of each system on each query set."""
+    found: dict[str, dict[str, float]] = {}
+    for (name, system), row in headline(metrics).items():
+        found.setdefault(name, {})[LABELS[system]] = row["value"]
+    return found
+
+
+def _by_weight(fusions: pl.DataFrame, query_set: str) -> dict[str, list[tuple[float, float]]]:
+    """nDCG@10 at each dense weight, of BM25 with each model."""
+    rows = fusions.filter(query_set=query_set).drop_nulls("dense_weight").sort("dense_weight")
+    each = rows.group_by("system", maintain_order=True)
+    return {LABELS[str(name)]: list(part.select("dense_weight", "ndcg_10").iter_rows()) for (name,), part in each}
 
 
 def _report(

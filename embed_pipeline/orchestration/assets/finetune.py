@@ -12,7 +12,7 @@ from embed_pipeline.evaluation.query_sets import generated_set
 from embed_pipeline.orchestration.executors import GPU_STEP
 from embed_pipeline.orchestration.io_managers import name_by_content, stage_folder
 from embed_pipeline.orchestration.outputs import explained, stored
-from embed_pipeline.orchestration.presentation import OWNERS, picture
+from embed_pipeline.orchestration.presentation import OWNERS, curves, figures, picture
 from embed_pipeline.orchestration.resources import MLflow
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import content_hash
@@ -75,11 +75,11 @@ def finetuned_model(
             work=work_folder(settings),
             documents=corpus["document_id"].to_list(),
         )
-        curves = training_curves(result.loss_curve, result.dev_curve, result.best_step)
+        drawn = training_curves(result.loss_curve, result.dev_curve, result.best_step)
         run.log_curves({"loss": result.loss_curve, "dev_ndcg_10": result.dev_curve})
         run.log_metrics(_figures(result, ("final_loss", "examples_per_second", "seconds", *_QUALITY)))
         run.set_tags({"hardware": result.device, "precision": result.precision, "weights": result.weights})
-        run.log_artifact(curves, "training.png")
+        run.log_artifact(drawn, "training.png")
         folder = name_by_content(staged)
         name = settings.tracking.registered_model
         version = mlflow.tracker().register_model(
@@ -90,8 +90,9 @@ def finetuned_model(
     links: dict[str, Any] = {"mlflow_run_id": run.run_id, "mlflow_version": version}
     pages = {"mlflow_run": run.run_url, "mlflow_model": mlflow.tracker().version_url(name, version)}
     links |= {label: dg.MetadataValue.url(page) for label, page in pages.items() if page}
-    metadata = {**_facts(result), **links, "curves": picture(curves, "loss and dev nDCG@10")}
-    return stored(context, folder, settings, metadata=metadata)
+    progress = curves({"loss": result.loss_curve, "dev nDCG@10": result.dev_curve})
+    metadata = {**_facts(result), **links, "progress": progress, "curves": picture(drawn, "loss and dev nDCG@10")}
+    return stored(context, folder, settings, metadata=figures(metadata))
 
 
 def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
@@ -99,6 +100,7 @@ def _is_over(instance: dg.DagsterInstance, run_id: str) -> bool:
     return run is None or run.is_finished
 
 
+_OF_STEPS = ("batch_size", "epochs", "learning_rate", "small_data", "steps", "best_step", "examples_per_second")
 _QUALITY = ("dev_ndcg_10", "general_before", "general_after", "tuned_share")
 
 
@@ -115,5 +117,7 @@ def _figures(result: TrainingResult, names: tuple[str, ...]) -> dict[str, float]
 
 
 def _facts(result: TrainingResult) -> dict[str, Any]:
-    """The numbers and texts of a result; its curves are drawn instead."""
-    return {name: value for name, value in vars(result).items() if isinstance(value, int | float | str)}
+    """The numbers and texts of a result, its curves are drawn instead; of the training only where there was one."""
+    absent = () if result.steps else _OF_STEPS
+    facts = {name: value for name, value in vars(result).items() if isinstance(value, int | float | str)}
+    return {name: value for name, value in facts.items() if name not in absent}

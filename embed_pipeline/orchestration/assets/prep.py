@@ -1,5 +1,6 @@
 """Accepted pairs to training examples: split, hard negatives, one example for each question and positive."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,12 @@ from embed_pipeline.orchestration.forgetting import remember_examples
 from embed_pipeline.orchestration.io_managers import ParquetIOManager
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import follow
-from embed_pipeline.orchestration.presentation import counts, described, figures, picture, shown_table
+from embed_pipeline.orchestration.presentation import bars, counts, described, figures, histograms, picture, shown_table
 from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import BASE_COMPARISON, BASE_MODEL
 from embed_pipeline.text.passages import passage_texts
-from embed_pipeline.training_data.audit import HARDEST_COLUMNS, audit_negatives, ratio_histogram
+from embed_pipeline.training_data.audit import HARDEST_COLUMNS, audit_negatives
 from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset
@@ -44,9 +45,8 @@ def dataset_split(
     with explained():
         frame = split_dataset(qa_dataset, corpus, settings, previous)
     sides = dict(frame["split"].value_counts(sort=True).iter_rows())
-    shown = {"sides": picture(counts(frame["split"], "side"), "pairs on each side")}
-    facts = {"groups": frame["group_id"].n_unique(), **sides, **shown}
-    return stored(context, frame, settings, metadata=facts)
+    facts = {"groups": frame["group_id"].n_unique(), **sides, "split": counts(frame["split"])}
+    return stored(context, frame, settings, metadata=figures(facts))
 
 
 @dg.multi_asset(
@@ -73,9 +73,11 @@ def base_comparison(
             sets = known_sets(qa, split, corpus, left_out, settings.evaluation.query_sets)
             frame, reason = compare_bases(corpus, sets, settings)
         model = frame.filter("chosen")["model"][0]
+        by_set = frame.group_by("query_set", maintain_order=True)
         shown = {
             "comparison": shown_table(COLUMNS, comparison_rows(frame)),
             "headline": picture(candidate_bars(frame), "nDCG@10 of the untuned candidates"),
+            **{f"nDCG@10 {name[0]}": bars(dict(rows.select("model", "ndcg_10").iter_rows())) for name, rows in by_set},
         }
     yield stored(context, frame, settings, asset="base_comparison", metadata={**shown, "reason": reason})
     base = BASE_MODEL.frame([{"model": model}])
@@ -108,17 +110,18 @@ def hard_negatives(
         frame = mine_hard_negatives(questions, corpus, settings, encoder)
     audit = audit_negatives(frame, corpus, settings)
     suspected = audit.false_negatives.rate
-    histogram = ratio_histogram(audit.ratios, settings.training_data.relative_margin)
+    ceiling = 1 - settings.training_data.relative_margin
+    lowest = math.floor(10 * min(audit.ratios, default=0)) / 10
     facts = {
         "negatives": audit.negatives,
-        "questions_with_all_negatives": audit.full_share,
+        "questions_with_all_negatives": audit.full_share if frame.height else None,
         "turned_away_above_ceiling": int(frame["above_ceiling"].sum()),
-        **({} if suspected is None else {"suspected_false_negatives": suspected}),
-        "ratio": picture(histogram, "similarity of negatives, as a share of the positive's"),
-        "hardest": shown_table(HARDEST_COLUMNS, audit.hardest),
-        **figures({"origins": audit.origins}),
+        "suspected_false_negatives": suspected,
+        "negative_to_positive": histograms({"similarity": audit.ratios}, lowest, 1, mark=ceiling),
+        "hardest": shown_table(HARDEST_COLUMNS, audit.hardest) if audit.hardest else None,
+        "origin": bars(audit.origins),
     }
-    return stored(context, frame, settings, metadata=facts, read=reviews.version)
+    return stored(context, frame, settings, metadata=figures(facts), read=reviews.version)
 
 
 @dg.asset(**described("training_examples", GROUP, {"python"}), automation_condition=follow("hard_negatives"))
@@ -129,5 +132,4 @@ def training_examples(
     with explained():
         frame = unroll(hard_negatives)
     remember_examples(settings.paths.root, frame)
-    origins = dict(frame["origin"].value_counts(sort=True).iter_rows())
-    return stored(context, frame, settings, metadata=figures({"origins": origins}))
+    return stored(context, frame, settings, metadata=figures({"origin": counts(frame["origin"])}))

@@ -15,6 +15,7 @@ from embed_pipeline.corpus.segments import longest_segment, split_segments
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.enumerations import CRITERIA
+from embed_pipeline.llm.budget import Usage
 from embed_pipeline.orchestration.absence import forget_answers
 from embed_pipeline.orchestration.outputs import explained, stored
 from embed_pipeline.orchestration.partitions import (
@@ -28,15 +29,15 @@ from embed_pipeline.orchestration.presentation import (
     counts,
     described,
     figures,
-    picture,
+    histograms,
     read_pairs,
-    score_histograms,
     shown_table,
     traced_pairs,
 )
 from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
+from embed_pipeline.synthesis.example_queries import ExampleQueries
 from embed_pipeline.synthesis.generate import generate_pairs
 from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
@@ -80,9 +81,34 @@ def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
     return dict(frame[column].drop_nulls().value_counts(sort=True).iter_rows())
 
 
-def _means(scores: pl.DataFrame) -> dict[str, Any]:
-    """Mean of every score; nothing where nothing was judged."""
-    return {f"mean_{name}": scores[name].mean() for name in (*CRITERIA, "overall") if scores.height}
+def _judged(scores: pl.DataFrame) -> dict[str, Any]:
+    """Mean and distribution of every score; nothing where nothing was judged."""
+    if scores.is_empty():
+        return {}
+    means = {f"mean_{name}": scores[name].mean() for name in (*CRITERIA, "overall")}
+    samples = {name.replace("_", " "): scores[name].to_list() for name in CRITERIA}
+    return {**means, "scores": histograms(samples, 1, 10)}
+
+
+def _usage(usage: Usage, settings: Settings) -> dict[str, Any]:
+    """What was asked of the language model; nothing where nothing was, and no cost where no price is set."""
+    llm = settings.llm
+    priced = llm.price_per_million_prompt_tokens or llm.price_per_million_completion_tokens
+    counted = {name: value for name, value in asdict(usage).items() if name != "cost" or priced}
+    return {"usage": counted} if usage.calls or usage.cached else {}
+
+
+def _people(generated: pl.DataFrame, corpus: pl.DataFrame, settings: Settings) -> dict[str, Any]:
+    """How far the accepted questions are from ``synthesis.example_queries``; nothing where one of them is missing."""
+    examples = ExampleQueries.of(settings)
+    if examples is None or generated.is_empty():
+        return {}
+    found = examples.distances(generated["question"].to_list(), corpus["text"].to_list(), settings.seed)
+    columns = ["measure", "generated", "people", "distance"]
+    return {
+        "distance_to_example_queries": sum(one.distance for one in found) / len(found),
+        "example_queries": shown_table(columns, [[getattr(one, name) for name in columns] for one in found]),
+    }
 
 
 @dg.multi_asset(
@@ -104,9 +130,12 @@ def documents(context: dg.AssetExecutionContext, settings: dg.ResourceParam[Sett
             remember_lines(settings.paths.root, lines["line_id"].to_list(), batch.name)
     facts = {"deleted": int(read["deleted"].sum()), "set_aside": rejected.height, **_counts(rejected, "reason")}
     facts |= {f"skipped {reason}": count for reason, count in batch.skipped.items()}
-    gone = {"boilerplate_characters": _characters(read) - _characters(cleaned), "boilerplate_lines": lines.height}
-    most = ["text", "documents", "removed_from"]
-    shown = {"most_frequent": shown_table(most, lines.select(most).head(_LINES_SHOWN).rows())}
+    gone, shown = {}, {}
+    if settings.corpus.boilerplate_share != "off":
+        gone = {"boilerplate_characters": _characters(read) - _characters(cleaned), "boilerplate_lines": lines.height}
+    if lines.height:
+        most = ["text", "documents", "removed_from"]
+        shown = {"most_frequent": shown_table(most, lines.select(most).head(_LINES_SHOWN).rows())}
     yield stored(context, cleaned, settings, asset="documents", metadata={**facts, **gone})
     yield stored(context, rejected, settings, asset="rejected_documents")
     yield stored(context, lines, settings, asset="boilerplate", metadata=shown)
@@ -159,7 +188,7 @@ def document_artifacts(
         forget_answers(settings.paths)
         path = choose_path(asked, _titles(documents), settings)
         found = extract_artifacts(chosen_batch(context), asked, path.applied(settings))
-    usage = figures({"usage": asdict(found.usage), "dropped": dict(found.dropped), **path.facts()})
+    usage = figures({**_usage(found.usage, settings), "dropped": dict(found.dropped), **path.facts()})
     return stored(context, found.artifacts, settings, metadata={**_counts(found.artifacts, "kind"), **usage})
 
 
@@ -193,10 +222,10 @@ def qa_pairs(
             path.applied(settings),
             lambda: open_base_encoder(settings, passage_texts(titled, settings.embedding.context)),
         )
-    shapes = {"hops": picture(counts(made.pairs["hop_count"], "hops"), "pairs by number of hops")}
-    usage = figures({"usage": asdict(made.usage), "query_types": _counts(made.pairs, "query_type"), **path.facts()})
-    yield stored(context, made.pairs, settings, asset="qa_pairs", metadata={**usage, **shapes})
-    reasons = figures({"reasons": _counts(made.rejects, "reason")})
+    kinds = {name: counts(made.pairs[name]) for name in ("hop_count", "query_type", "style")}
+    shown = figures({**_usage(made.usage, settings), **kinds, **path.facts()})
+    yield stored(context, made.pairs, settings, asset="qa_pairs", metadata=shown)
+    reasons = figures({"reason": counts(made.rejects["reason"])})
     yield stored(context, made.rejects, settings, asset="rejected_pairs", metadata=reasons)
 
 
@@ -219,11 +248,9 @@ def qa_scores(
         encoder = open_base_encoder(settings, passage_texts(titled, settings.embedding.context))
         judge = choose_judge(qa_pairs, titled, settings)
         scoring = score_pairs(chosen_batch(context), qa_pairs, titled, judge.applied(settings), encoder)
-    shown = {"scores": picture(score_histograms(scoring.scores), "scores by criterion")}
-    usage = figures({"usage": asdict(scoring.usage), "judges": _counts(scoring.scores, "judge"), **judge.facts()})
-    yield stored(
-        context, scoring.scores, settings, asset="qa_scores", metadata={**_means(scoring.scores), **shown, **usage}
-    )
+    usage = {**_usage(scoring.usage, settings), "judges": _counts(scoring.scores, "judge"), **judge.facts()}
+    shown = figures({**_judged(scoring.scores), **usage})
+    yield stored(context, scoring.scores, settings, asset="qa_scores", metadata=shown)
     yield stored(context, scoring.rejects, settings, asset="rejected_judgements")
 
 
@@ -257,7 +284,8 @@ def corpus(
     unfinished = sorted(documents.keys() - segments.keys())
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
     facts |= figures({"batches": len(segments), "batches_left_out": unfinished})
-    facts |= {"boilerplate_for_later_batches": len(recurring)}
+    if settings.corpus.boilerplate_share != "off":
+        facts |= {"boilerplate_for_later_batches": len(recurring)}
     language = settings.corpus.language
     facts |= figures({"language": dominant_language(frame["text"].to_list()) if language == AUTO else language})
     yield stored(context, frame, settings, asset="corpus", metadata=facts)
@@ -283,20 +311,17 @@ def qa_dataset(
         encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
         selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder, reviewed=reviews.verdicts)
         dataset = collect_pairs(selection.dataset, corpus, settings, left_out_documents)
+        people = _people(selection.dataset, corpus, settings)
     asked = selection.dataset["segment_ids"].explode().drop_nulls().n_unique()
     sources = dataset.select(source=pl.coalesce("batch", "label_set", "origin"))
     facts = {
         **({"accepted_share": selection.decisions["accepted"].mean()} if selection.decisions.height else {}),
         **({"segment_coverage": asked / max(1, corpus.height)} if settings.training_data.generates else {}),
-        **figures({"origins": _counts(dataset, "origin"), "query_types": _counts(dataset, "query_type")}),
+        **figures({name: counts(dataset[name]) for name in ("hop_count", "query_type", "origin")}),
         PAIRS_BY_BATCH: dg.MetadataValue.json(_counts(sources, "source")),
     }
-    shapes = {
-        "hops": picture(counts(dataset["hop_count"], "hops"), "accepted pairs by hops"),
-        "traced": traced_pairs(dataset, corpus),
-        **read_pairs(dataset, corpus),
-    }
+    shapes = {**people, "pairs": read_pairs(dataset, corpus), "traced": traced_pairs(dataset, corpus)}
     read = reviews.version
     yield stored(context, dataset, settings, asset="qa_dataset", metadata={**facts, **shapes}, read=read)
-    reasons = figures({"reasons": _counts(selection.decisions, "reason")})
+    reasons = figures({"reason": counts(selection.decisions["reason"])})
     yield stored(context, selection.decisions, settings, asset="qa_decisions", metadata=reasons, read=read)
