@@ -70,7 +70,10 @@ def test_the_kind_of_question_is_steered_by_its_opening(
 
 
 def test_a_question_begins_with_a_name_that_its_source_is_about_or_its_heading(make_settings: MakeSettings) -> None:
-    text = "Lamp filters are cleaned with `rinse()`. The weather in the north is wet. Old lamp filters have rust, and rinse() helps."
+    text = (
+        "Lamp filters are cleaned with `rinse()`. The weather in the north is wet. "
+        "Old lamp filters have rust, and rinse() helps."
+    )
     specs = tuple(QuestionSpec("contextual", "relational", "question", 1) for _ in range(4))
     with stub_endpoint(lambda _: Answer(" the lamp?", log_probability=-2.0)) as stub:
         _complete(make_settings(), [QuestionTask((material.source("s2", text=text),), specs, 0)], stub)
