@@ -109,7 +109,7 @@ def read_back(original: Encoder, folder: Path, *, trusted: bool = False, path: s
     def read(texts: Sequence[str]) -> dict[str, Floats]:
         with tempfile.TemporaryDirectory() as made:
             output = Path(made) / "vectors.npz"
-            asked = {"folder": str(folder), "texts": list(texts), "output": str(output), "trusted": trusted}
+            asked = {"folder": str(folder.absolute()), "texts": list(texts), "output": str(output), "trusted": trusted}
             environment = os.environ | ({} if path is None else {"PYTHONPATH": path})
             done = subprocess.run(  # noqa: S603 - this very interpreter and a script of ours
                 [sys.executable, "-c", _READER],

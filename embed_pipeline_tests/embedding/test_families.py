@@ -166,10 +166,12 @@ def test_a_base_that_does_not_survive_its_own_save_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_reads_the_folder_back(tmp_path):
+def test_a_process_of_its_own_reads_the_folder_back(tmp_path, monkeypatch):
     model = load_model(families.modernbert(tmp_path / "base"), CPU)
     write_model_folder(model, tmp_path / "saved")
-    least = read_back(Encoder.of(model, CPU), tmp_path / "saved")
+    # A store is a relative path by default.
+    monkeypatch.chdir(tmp_path)
+    least = read_back(Encoder.of(model, CPU), Path("saved"))
     assert min(least.values()) > 1 - 1e-6
     (tmp_path / "saved" / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot read what was written"):
