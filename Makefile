@@ -11,10 +11,10 @@ OLDEST := .oldest
 .PHONY: demo test test-fast test-oldest coverage ui check lint format install constraints methods families audit sbom nightly docs wheel
 
 define DEMO_PLAN
-The demo tunes all-MiniLM-L6-v2 on the Python language reference (79 documents), in 14 to 17 minutes on two quiet cores:
+The demo tunes all-MiniLM-L6-v2 on the Python language reference (79 documents), in 15 to 60 minutes on two cores:
   sdg       a packaged language model writes and scores the questions     minutes
   prep      split, hard negatives, training examples                      seconds
-  finetune  training                                                      minutes, with sdg the longest part
+  finetune  training                                                      minutes, after sdg the longest part
   eval      base against tuned, on held-out and on hand-written questions a minute or two
   export    ONNX, compared with the original, and a release bundle        a minute or two
   deploy    served and compared once more                                 a minute or two
