@@ -27,7 +27,7 @@ from embed_pipeline.text.words import overlap, readable, words
 FORMS: Mapping[str, tuple[str, ...]] = {
     "question": ("question", "paraphrase"),
     "keywords": ("keywords",),
-    "statement": ("symptom",),
+    "statement": ("keywords", "symptom"),
 }
 """Form of a query to the styles of that form."""
 SHOWN = 8
@@ -141,7 +141,7 @@ class ExampleQueries:
             total = sum(styles.get(style, 0.0) for style in members)
             for style in members:
                 if total and style in styles:
-                    weights[style] = self.forms[form] * styles[style] / total
+                    weights[style] += self.forms[form] * styles[style] / total
         return weights if any(weights.values()) else dict(styles)
 
     def shown(self, seed: int) -> ShownQueries:

@@ -96,7 +96,7 @@ def test_people_ask_without_a_question_mark_too(query: str, asks: object) -> Non
     ("queries", "styles", "expected"),
     [
         (["red lamp", "what is the red lamp?"], STYLES, [0.8, 1, 0, 0.2]),
-        (["red lamp", STATEMENT, STATEMENT + " again", "pump fee"], STYLES, [0, 2, 2, 0]),
+        (["red lamp", STATEMENT, STATEMENT + " again", "pump fee"], STYLES, [0, 10 / 3, 2 / 3, 0]),
         (["red lamp"], {"question": 1.0, "keywords": 0.0}, [1, 0]),
         (["red lamp", "what is it for?"], {"question": 3.0, "keywords": 0.0}, [1, 0]),
     ],
