@@ -44,7 +44,7 @@ PROSE = {
     r"go(?:es)? on from": "resumes from",
     r"so much of|looks? into|looked into": "say how much; examines",
     r"seldom": "rarely",
-    r"behavior|colors?|favor|favorite|neighbors?|labeled|canceled|(?:organ|recogn|summar|initial)iz(?:e|es|ed|ing)":
+    r"behavior|colors?|favor|favorite|neighbors?|labeled|canceled|summarize[sd]?|(?:organ|recogn|initial)iz(?:es?|ed|ing)":
         "British spelling, as everywhere else: behaviour, colour, neighbour, labelled, recognise",
     r"(?-i:(?!CODE|had|that)(\w+) \1)": "a word twice",
 }  # fmt: skip
