@@ -243,12 +243,12 @@ def _opening(task: QuestionTask, spec: QuestionSpec, focus: _Focus, seed: int) -
     # What a whole section is about makes the same factual question of each of its sentences.
     names = focus.names or ((focus.heading,) if focus.heading and kind != "factual" else ())
     if not names or kind not in _NAMING_OPENINGS:
-        choices = _OPENINGS.get(kind, ("",))
-        return choices[seed % len(choices)]
-    name, choices = names[seed % len(names)], _NAMING_OPENINGS[kind]
+        openings = _OPENINGS.get(kind, ("",))
+        return openings[seed % len(openings)]
+    name, forms = names[seed % len(names)], _NAMING_OPENINGS[kind]
     does, be = ("do", "are") if is_plural(name) else ("does", "is")
-    opening = choices[seed // len(names) % len(choices)]
-    return opening.format(name=name, does=does, Does=does.capitalize(), be=be)
+    form = forms[seed // len(names) % len(forms)]
+    return form.format(name=name, does=does, Does=does.capitalize(), be=be)
 
 
 def _is_about(source: Source, name: str) -> bool:

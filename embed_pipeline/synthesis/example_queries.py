@@ -183,7 +183,7 @@ class ExampleQueries:
             )
         generated, people = sides
         return [
-            StyleDistance(name, *map(_middle, (own, people[name])), float(ks_2samp(own, people[name]).statistic))
+            StyleDistance(name, _middle(own), _middle(people[name]), float(ks_2samp(own, people[name]).statistic))
             for name, own in generated.items()
         ]
 
