@@ -1,4 +1,4 @@
-"""A training step and an encoding beside busy processes: OpenMP's threads spinning at barriers against sleeping there.
+"""A training step and an encoding next to busy processes: OpenMP's threads spinning at barriers against sleeping there.
 
     python benchmarks/busy.py
     python benchmarks/busy.py --busy 0 2 --rounds 5
@@ -32,7 +32,7 @@ TEXTS, TOKENS, STEPS = 16, 128, 5
 def main() -> None:
     """Measure in turns, print and keep the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2, 4], help="processes beside the work")
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2, 4], help="processes next to the work")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def beside(busy: int, mode: str) -> dict[str, float]:
-    """One measurement beside so many busy processes."""
+    """One measurement next to so many busy processes."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     try:
         command = [sys.executable, __file__, "--mode", mode]

@@ -35,7 +35,7 @@ _ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME":
 def sleep_at_barriers() -> None:
     """Have OpenMP's threads sleep while they wait for each other, in this process and in those that it starts.
 
-    By default they spin: beside other work they then hold the cores that the awaited thread needs. OpenMP reads the
+    By default they spin: next to other work they then hold the cores that the awaited thread needs. OpenMP reads the
     variables when it is loaded, so this comes before torch or faiss is imported. What the environment sets stays.
     """
     for name, value in _ASLEEP.items():

@@ -399,7 +399,7 @@ class Synthesis(Group):
     """Weights of the reasoning types asked for; ``visual`` too where documents describe figures."""
     styles: Weights = decides({"question": 4, "keywords": 2, "symptom": 1, "paraphrase": 1}, "qa_pairs")
     """Weights of the styles asked for: full question, keyword query, error message or symptom, other words."""
-    example_queries: Path | None = decides(None, "qa_pairs")
+    example_queries: Path | None = decides(None, "qa_pairs", "qa_dataset")
     """File of queries that people typed, without judgements: .txt with one a line, or .csv or .jsonl with a column
     ``query`` or ``text``. Their forms and lengths decide how often each style of ``styles`` is asked for, and a model
     that follows instructions is shown eight of them (docs/tuning.md)."""

@@ -246,7 +246,7 @@ def _json_rows(text: str, path: Path) -> Iterator[str]:
 
 
 def _length(query: str) -> int:
-    """Words of a query; where no spaces are written, three characters are taken for a word."""
+    """Words of a query; where no spaces are written, three characters count as a word."""
     found = len(words(query))
     return -(-found // _CHARACTERS_PER_WORD) if is_unspaced(query) else found
 
