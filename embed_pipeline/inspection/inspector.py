@@ -311,7 +311,7 @@ class Inspector:
         if isinstance(error, LineageError):
             status = 404
         if isinstance(error, StorageError):
-            status = 503
+            status = 500
             logger.error("%s", error)
         said = error.detail if isinstance(error, HTTPException) else str(error)
         return self._page("refused.html", status=status, said=said)
