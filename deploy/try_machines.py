@@ -118,20 +118,29 @@ class Machine:
         call(f"ip netns del ep-{self.name}")
         logger.info("machine %s is off", self.name)
 
-    def begin(self, command: str) -> subprocess.Popen[str]:
-        """Start a command on it."""
+    def begin(self, command: str) -> subprocess.Popen[bytes]:
+        """Start a command on it, which writes to logs/commands.log."""
         if self._processes is None:
             raise WrongOutcomeError(f"machine {self.name} is off")
         [inside] = psutil.Process(self._processes.pid).children()
         line = shlex.split(f"nsenter --target {inside.pid} --mount --uts --net --pid bash -c")
-        line.append(f"cd {TREE}/work && exec {command}")
-        return subprocess.Popen(
-            line, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        line.append(f"cd {TREE}/work && exec {command} >>{TREE}/logs/commands.log 2>&1")
+        return subprocess.Popen(line, env=self._environment)
 
     def run(self, command: str) -> None:
         """Run a command on it to its end."""
-        succeed(self.begin(command))
+        self.succeed(self.begin(command))
+
+    def succeed(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for a command's success.
+
+        Raises:
+            WrongOutcomeError: with the end of what it said.
+        """
+        if process.wait():
+            said = (self.folder / self.name / "logs" / "commands.log").read_text(encoding="utf-8")
+            message = f"status {process.returncode} of {process.args!r} on machine {self.name}: {said[-3000:]}"
+            raise WrongOutcomeError(message)
 
     def count_answers(self, since: float = 0) -> int:
         """Answers of the language model that it has stored since then."""
@@ -139,17 +148,6 @@ class Machine:
             return 0
         with closing(sqlite3.connect(f"file:{self.answers}?mode=ro", uri=True, timeout=30)) as database:
             return int(database.execute("SELECT count(*) FROM responses WHERE ended > ?", (since,)).fetchone()[0])
-
-
-def succeed(process: subprocess.Popen[str]) -> None:
-    """Wait for a command's success.
-
-    Raises:
-        WrongOutcomeError: with the end of what it said.
-    """
-    said, _ = process.communicate()
-    if process.returncode:
-        raise WrongOutcomeError(f"status {process.returncode} of {process.args!r}: {said[-3000:]}")
 
 
 def call(command: str) -> None:
@@ -390,8 +388,8 @@ def train_on_both(on: dict[str, Machine]) -> None:
         torchrun = f"{PROGRAMS}/torchrun {there} --nproc-per-node 1 -m embed_pipeline.training"
         training.append(machine.begin(f"env GLOO_SOCKET_IFNAME=eth1 EMBED_PIPELINE_EMBEDDING__DEVICE=cpu {torchrun}"))
     began = time.monotonic()
-    for process in training:
-        succeed(process)
+    for machine, process in zip(on.values(), training, strict=True):
+        machine.succeed(process)
     logger.info("one training on both machines, after %.0f s", time.monotonic() - began)
     winners = {name: list((m.folder / name / "store" / "models").rglob("winner-*/seed.json")) for name, m in on.items()}
     if [len(found) for found in winners.values()] != [1, 0]:

@@ -31,7 +31,7 @@ from embed_pipeline_tests.serving.endpoint import eventually
 ROOT = Path(__file__).parent.parent.parent
 # The database alone takes seconds to be made.
 pytestmark = pytest.mark.slow
-CANCELED, FAILURE, STARTED = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED
+CANCELED, FAILURE = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE
 RUNNING, NOT_FOUND = "RUNNING", "NOT_FOUND"
 
 
@@ -111,9 +111,9 @@ def working(instance, machine="one", runs=1, program="import time; time.sleep(60
     try:
         yield started
     finally:
-        worker.tell()
-        worker.tell()
-        thread.join()
+        while thread.is_alive():
+            worker.tell()
+            thread.join(0.1)
         assert all(process.poll() is not None for process in started.values()), "nothing is left at work"
 
 
@@ -135,9 +135,9 @@ def test_each_run_is_executed_once_and_a_machine_takes_no_more_than_it_may(insta
         machines = {run_id: instance.get_run_by_id(run_id).tags.get(WORKER_TAG) for run_id in runs}
         assert machines == {run_id: "one" if run_id in one else "two" if run_id in two else None for run_id in runs}
         assert [health(instance, run_id) for run_id in (*one, *two)] == [RUNNING] * 4
-        one.popitem()[1].kill()
-        eventually(lambda: {*one, *two} == runs or len({*one, *two}) == 4)
-    # Told twice to end, the workers kill their runs and say so.
+        next(iter(one.values())).kill()
+        eventually(lambda: {*one, *two} == runs)
+    # Told more than once to end, a worker kills its runs and records it.
     assert all(status(instance, run_id) is FAILURE for run_id in runs)
 
 
@@ -177,7 +177,6 @@ def test_a_worker_that_loses_its_connection_kills_its_runs_and_goes_on_with_othe
             connection.execute(sqlalchemy.text(cut))
         eventually(lambda: started[run_id].returncode == -9)
         assert health(instance, run_id) == NOT_FOUND
-        assert status(instance, run_id) is STARTED, "it is the monitor that says so"
         after = waiting(instance)
         eventually(lambda: after in started)
 
