@@ -58,7 +58,7 @@ def database():
         server = subprocess.Popen([*owner, programs[-1] / "postgres", *options], stderr=subprocess.DEVNULL)
         ready = [programs[-1] / "pg_isready", "-q", "-h127.0.0.1", f"-p{port}"]
         eventually(lambda: subprocess.run(ready, check=False).returncode == 0)
-        yield f"postgresql://u@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://u@127.0.0.1:{port}/postgres"
     finally:
         if server is not None:
             subprocess.run([*owner, programs[-1] / "pg_ctl", f"-D{folder}", "-mimmediate", "stop"], check=True)
