@@ -66,6 +66,7 @@ mkdir /srv/machine
 mount --bind "$2/$1" /srv/machine
 mount -t tmpfs none "$2"
 cd /srv/machine/work
+touch ../logs/on
 shift 2
 for line in "$@"; do
     bash -c "exec $line" >>"/srv/machine/logs/$(echo "$line" | sed 's/.*bin.//; s/ .*//').log" 2>&1 &
@@ -104,7 +105,14 @@ class Machine:
             call(command)
         line = shlex.split(f"ip netns exec ep-{self.name} unshare --mount --uts --pid --fork --kill-child --mount-proc")
         line += ["bash", "-c", MACHINE, "machine", self.name, str(self.folder), *self._programs]
+        sign = self.folder / self.name / "logs" / "on"
+        sign.unlink(missing_ok=True)
         self._processes = subprocess.Popen(line, env=self._environment)
+        while not sign.exists():
+            if self._processes.poll() is not None:
+                message = f"machine {self.name} ended with status {self._processes.returncode}"
+                raise WrongOutcomeError(message)
+            time.sleep(0.1)
         logger.info("machine %s is on", self.name)
 
     def switch_off(self) -> None:
