@@ -123,6 +123,7 @@ class Machine:
         self._processes.kill()
         self._processes.wait()
         self._processes = None
+        call(f"ip link del ep-{self.name}")
         call(f"ip netns del ep-{self.name}")
         logger.info("machine %s is off", self.name)
 
