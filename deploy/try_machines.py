@@ -167,6 +167,7 @@ def call(command: str) -> None:
 def clean_up() -> None:
     """Remove what an earlier trial may have left when it was killed itself."""
     for name in MACHINES:
+        subprocess.run(["ip", "link", "del", f"ep-{name}"], check=False, capture_output=True)
         subprocess.run(["ip", "netns", "del", f"ep-{name}"], check=False, capture_output=True)
     subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
 
