@@ -30,6 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -266,7 +267,7 @@ class Trial:
     def __init__(self, folder: Path, instance: dg.DagsterInstance, on: dict[str, Machine]) -> None:
         self.folder, self.instance, self.on = folder, instance, on
         self.week = Week(folder, instance)
-        self.until = self.week.until
+        self.until = partial(self.week.until, seconds=900)
         self.allowed_twice = 0
 
     def batches(self, *statuses: dg.DagsterRunStatus) -> list[dg.DagsterRun]:
@@ -275,24 +276,21 @@ class Trial:
         return [run for run in self.instance.get_runs(filters, limit=500) if "dagster/partition" in run.tags]
 
     def finished(self) -> int:
-        """Batches that are complete."""
-        return len({run.tags["dagster/partition"] for run in self.batches(dg.DagsterRunStatus.SUCCESS)})
+        """Batches whose last table is made."""
+        return len(self.instance.get_materialized_partitions(dg.AssetKey(ASKING[-1])))
 
-    def asking(self, machine: str) -> dict[str, float]:
-        """Runs of a machine in a step that asks the model, and when the step began."""
-        found = {}
+    def at_work(self, machine: str) -> dict[str, float | None]:
+        """Runs of a machine that have not made all tables, and since when each is in a step that asks the model."""
+        found: dict[str, float | None] = {}
         for run in self.batches(dg.DagsterRunStatus.STARTED):
-            if run.tags.get(WORKER_TAG) == machine:
-                events = [entry for entry in self.instance.all_logs(run.run_id) if entry.dagster_event]
-                steps = {
-                    (e.dagster_event.step_key, e.dagster_event.event_type): e.timestamp
-                    for e in events
-                    if e.dagster_event
-                }
-                for step in ASKING:
-                    began = steps.get((step, dg.DagsterEventType.STEP_START))
-                    if began and (step, dg.DagsterEventType.STEP_SUCCESS) not in steps:
-                        found[run.run_id] = began
+            events = [entry for entry in self.instance.all_logs(run.run_id) if entry.dagster_event]
+            times = {(e.dagster_event.step_key, e.dagster_event.event_type): e.timestamp for e in events}  # type: ignore[union-attr]
+            steps = {step: times.get((step, dg.DagsterEventType.STEP_START)) for step in ASKING}
+            done = {step for step in ASKING if (step, dg.DagsterEventType.STEP_SUCCESS) in times}
+            if run.tags.get(WORKER_TAG) == machine and ASKING[-1] not in done:
+                found[run.run_id] = min(
+                    (began for step, began in steps.items() if began and step not in done), default=None
+                )
         return found
 
     def lose_power(self, *, returns: bool) -> None:
@@ -302,25 +300,18 @@ class Trial:
             returns: it is on again before another machine may execute its runs; else after one has begun to.
         """
         two = self.on["two"]
-        began: dict[str, float] = {}
 
-        def at_work() -> bool:
-            began.clear()
-            began.update(self.asking("two"))
-            return bool(began) and two.count_answers(min(began.values())) > 0
+        def asked() -> int:
+            """Answers that it has of steps that are not done."""
+            began = [since for since in self.at_work("two").values() if since is not None]
+            return two.count_answers(min(began)) if began else 0
 
-        self.until("machine two has an answer of a step that is not done", at_work)
-        cut_off = [run.run_id for run in self.batches(dg.DagsterRunStatus.STARTED) if run.tags[WORKER_TAG] == "two"]
+        self.until("machine two has an answer of a step that is not done", lambda: asked() > 0)
         two.switch_off()
-        at_risk = two.count_answers(min(began.values()))
+        cut_off, stored = list(self.at_work("two")), asked()
         # What was on its way is paid for again; what is stored only where another machine takes over.
-        self.allowed_twice += len(began) + (0 if returns else at_risk)
-        logger.info(
-            "%d runs are cut off, %d asking; %d answers of their steps are on its disk",
-            len(cut_off),
-            len(began),
-            at_risk,
-        )
+        self.allowed_twice += len(cut_off) + (0 if returns else stored)
+        logger.info("%d runs are cut off; %d answers of steps that were not done are on the disk", len(cut_off), stored)
         self.until("its runs are given up", lambda: all(self.ended(run) for run in cut_off))
         self.until("they wait again", lambda: len(self.again(cut_off)) == len(cut_off))
         if not returns:
