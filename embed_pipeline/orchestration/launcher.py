@@ -140,7 +140,7 @@ class RunLocks:
             return bool(self._connection.execute(sqlalchemy.text(statement), {"run_id": run_id}).scalar())
 
 
-class WorkerRunLauncher(RunLauncher, ConfigurableClass):
+class WorkerRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
     """Leaves runs to the workers of several machines that share Dagster's Postgres (``embed-pipeline worker``).
 
     A run waits in the state STARTING until a worker locks it. One that goes on without a lock has lost its worker:

@@ -110,10 +110,11 @@ class Worker:
         for run_id, process in list(self._at_work.items()):
             run, status = self._instance.get_run_by_id(run_id), process.poll()
             if status is not None:
-                if run is not None and not run.is_finished:
-                    ending = run.status is dg.DagsterRunStatus.CANCELING
-                    record = self._instance.report_run_canceled if ending else self._instance.report_run_failed
-                    record(run, f"Its process on {self._machine} ended with status {status}.")
+                said = f"Its process on {self._machine} ended with status {status}."
+                if run is not None and run.status is dg.DagsterRunStatus.CANCELING:
+                    self._instance.report_run_canceled(run, said)
+                elif run is not None and not run.is_finished:
+                    self._instance.report_run_failed(run, said)
                 locks.release(run_id)
                 del self._at_work[run_id]
             elif run is None or run.status in {dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE}:
