@@ -159,9 +159,8 @@ class WorkerRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
-        told = (
-            "For so long, a run that is run again is left to the machine that it was on; then any machine executes it."
-        )
+        """What ``dagster.yaml`` may say of it."""
+        told = "Seconds for which a run that is run again is left to the machine that it was on."
         return {"return_seconds": dg.Field(int, default_value=300, description=told)}
 
     @classmethod

@@ -108,7 +108,8 @@ class Worker:
     def _look(self, locks: RunLocks) -> None:
         """See after the runs at work, then take one that waits; one at a time, so that idle machines share."""
         for run_id, process in list(self._at_work.items()):
-            run, status = self._instance.get_run_by_id(run_id), process.poll()
+            # In this order: what a process recorded before it ended is seen.
+            status, run = process.poll(), self._instance.get_run_by_id(run_id)
             if status is not None:
                 said = f"Its process on {self._machine} ended with status {status}."
                 if run is not None and run.status is dg.DagsterRunStatus.CANCELING:
