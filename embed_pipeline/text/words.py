@@ -109,7 +109,7 @@ def name_of_heading(heading: str) -> str:
 
 def _inside_a_sentence(name: str) -> str:
     """The name without a capital that only begins a sentence or a heading."""
-    return name[0].lower() + name[1:] if name[1:] == name[1:].lower() else name
+    return name[:1].lower() + name[1:] if name[1:] == name[1:].lower() else name
 
 
 def unsupported_terms(question: str, source: str) -> list[str]:

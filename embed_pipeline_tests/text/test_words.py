@@ -12,6 +12,7 @@ from embed_pipeline.text.words import (
     is_plural,
     is_prose,
     keywords,
+    name_of_heading,
     names_code,
     names_in,
     overlap,
@@ -58,6 +59,19 @@ def test_specific_terms_are_what_a_model_may_invent() -> None:
 )
 def test_a_sentence_names_its_subject_and_what_is_marked_in_it(sentence: str, names: list[str]) -> None:
     assert names_in(sentence) == names
+
+
+@pytest.mark.parametrize(
+    ("heading", "name"),
+    [
+        ("Literal Patterns", "Literal Patterns"),
+        ("2.1. Line structure", "line structure"),
+        ("The `sorted()` function", "the sorted() function"),
+        *((heading, "") for heading in ("", "...", "How it works", "Customizing classes", "Why?", "A", "a b c d e f")),
+    ],
+)
+def test_a_heading_is_a_name_unless_it_tells_or_asks(heading: str, name: str) -> None:
+    assert name_of_heading(heading) == name
 
 
 def test_names_are_told_by_their_form() -> None:
