@@ -46,7 +46,7 @@ def main() -> None:
         taken: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
         for _ in range(options.rounds):
             for mode in MODES:
-                taken[mode].append(beside(busy, mode))
+                taken[mode].append(measured(busy, mode))
         for mode, runs in taken.items():
             medians = {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
             figures[f"{busy} busy, {mode}"] = medians
@@ -54,7 +54,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 
-def beside(busy: int, mode: str) -> dict[str, float]:
+def measured(busy: int, mode: str) -> dict[str, float]:
     """One measurement next to so many busy processes."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     try:

@@ -198,8 +198,14 @@ def _focuses(task: QuestionTask, idf: Mapping[str, float], everywhere: frozenset
         told = _told(source)
         best = sorted(told, key=lambda both: -_weight(both[1], idf))[:FOCUSES]
         heading = "" if source.heading.lower() in everywhere else name_of_heading(source.heading)
+        text, titled = _spoken(source.text), set(content_words(source.title))
+
+        def is_about(name: str) -> bool:
+            """Whether the source is about what is named: its headings name it, or it comes back to it."""
+            return titled.issuperset(content_words(name)) or text.count(_spoken(name)) > 1
+
         return [
-            _Focus((sentence,), (context,), tuple(n for n in names_in(sentence) if _is_about(source, n)), heading)
+            _Focus((sentence,), (context,), tuple(filter(is_about, names_in(sentence))), heading)
             for context, sentence in best
         ]
     chosen = []
@@ -233,8 +239,13 @@ def _weight(sentence: str, idf: Mapping[str, float]) -> float:
 
 
 def _names(sentence: str, names: Iterable[str]) -> bool:
-    said = f" {' '.join(content_words(sentence))} "
-    return any(f" {' '.join(content_words(name))} " in said for name in names)
+    said = _spoken(sentence)
+    return any(_spoken(name) in said for name in names)
+
+
+def _spoken(text: str) -> str:
+    """The content words of a text, spaced so that one text is found in another by whole words."""
+    return f" {' '.join(content_words(text))} "
 
 
 def _opening(task: QuestionTask, spec: QuestionSpec, focus: _Focus, seed: int) -> str:
@@ -249,15 +260,6 @@ def _opening(task: QuestionTask, spec: QuestionSpec, focus: _Focus, seed: int) -
     does, be = ("do", "are") if is_plural(name) else ("does", "is")
     form = forms[seed // len(names) % len(forms)]
     return form.format(name=name, does=does, Does=does.capitalize(), be=be)
-
-
-def _is_about(source: Source, name: str) -> bool:
-    """Whether a source is about what is named: its headings name it, or it comes back to it."""
-    named = content_words(name)
-    return (
-        set(named) <= set(content_words(source.title))
-        or f" {' '.join(content_words(source.text))} ".count(f" {' '.join(named)} ") > 1
-    )
 
 
 def _parts(sources: tuple[Source, ...], focus: _Focus) -> tuple[str, str]:

@@ -179,17 +179,19 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
         found, content = terms(question), index_terms([question], language)[0]
         asks = question.rstrip()[-1:] in _QUESTION_MARKS or language in WITHOUT_QUESTION_MARK
     full = style == "question"
+    # The name of a function says by itself what is asked about.
+    spared = 1 if names_code(question) else 0
     longest = MAX_QUESTION_WORDS * (_PAIRS_PER_WORD if is_unspaced(question) else 1)
     checks = (
         ("empty", not found),
-        ("too_short", len(found) < (MIN_QUESTION_WORDS - names_code(question) if full else MIN_KEYWORDS)),
+        ("too_short", len(found) < (MIN_QUESTION_WORDS - spared if full else MIN_KEYWORDS)),
         ("too_long", len(found) > longest),
         ("instruction", gives_instructions(question)),
         ("not_a_question", full and not asks),
         ("refers_to_text", bool(_CONTEXT_PHRASES.search(question))),
         ("asks_the_model", bool(_CHAT_PHRASES.search(question))),
         ("repeats_itself", _repeats(content)),
-        ("no_subject", len(set(content)) < 2 - names_code(question)),  # a subject and what is asked of it
+        ("no_subject", len(set(content)) < 2 - spared),  # a subject and what is asked of it
     )
     return next((reason for reason, failed in checks if failed), None)
 
