@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from embed_pipeline.settings import Embedding, Release
+
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DO_NOT_TRACK="1", MPLBACKEND="Agg")
 for _variable in [name for name in os.environ if name.startswith("EMBED_PIPELINE_")]:
     del os.environ[_variable]
@@ -19,6 +21,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from embed_pipeline_tests.tiny import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def exporting() -> Embedding:
+    """Settings of the export: with prefixes, so that a lost one shows."""
+    return Embedding(device="cpu", query_prefix="what is ", passage_prefix="the ")
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_model: Path, exporting: Embedding, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNX folder of the tiny model; tests that change it copy it first."""
+    from embed_pipeline.embedding.onnx_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    export_onnx(tiny_model, folder, Release(), exporting)
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="session")

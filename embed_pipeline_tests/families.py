@@ -188,12 +188,12 @@ def _xlm_named(kind: str = "XLMRobertaTokenizer", limit: int = 512) -> dict[str,
     return {"model_max_length": limit, "tokenizer_class": kind, **_XLM_NAMES}
 
 
-def _kin(model: Any, config: Any, **options: Any) -> Callable[[Path], Path]:
+def _kin(name: str, **options: Any) -> Callable[[Path], Path]:
     """A relative of RoBERTa, whose positions start after the padding token, without any limit in its folder."""
 
     def make(folder: Path) -> Path:
         values = {"vocab_size": _xlm().get_vocab_size(), "max_position_embeddings": 130, **_SHAPE, **_XLM_IDS}
-        made = model(config(**{**values, **options}))
+        made = getattr(tf, f"{name}Model")(getattr(tf, f"{name}Config")(**{**values, **options}))
         return _write(folder, made, _xlm(), _xlm_named(limit=UNLIMITED), read=None)
 
     return make
@@ -448,12 +448,12 @@ def _save(model: Any, folder: Path) -> Path:
 
 
 ROBERTA_KIN: dict[str, Callable[[Path], Path]] = {
-    "data2vec": _kin(tf.Data2VecTextModel, tf.Data2VecTextConfig),
-    "xlm-r-xl": _kin(tf.XLMRobertaXLModel, tf.XLMRobertaXLConfig),
-    "roberta-prelayernorm": _kin(tf.RobertaPreLayerNormModel, tf.RobertaPreLayerNormConfig),
-    "i-bert": _kin(tf.IBertModel, tf.IBertConfig),
-    "camembert": _kin(tf.CamembertModel, tf.CamembertConfig),
-    "longformer": _kin(tf.LongformerModel, tf.LongformerConfig, attention_window=[16] * LAYERS),
+    "data2vec": _kin("Data2VecText"),
+    "xlm-r-xl": _kin("XLMRobertaXL"),
+    "roberta-prelayernorm": _kin("RobertaPreLayerNorm"),
+    "i-bert": _kin("IBert"),
+    "camembert": _kin("Camembert"),
+    "longformer": _kin("Longformer", attention_window=[16] * LAYERS),
 }
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "BERT": bert,

@@ -58,6 +58,7 @@ def test_labels_alone_become_training_examples_and_nobody_is_asked(tiny_model, t
     assert len(set(project.table("training_examples")["question"]) & set(pairs["question"])) > 20
 
 
+@pytest.mark.slow
 def test_structure_alone_needs_no_language_model(tiny_model, tmp_path):
     with stub_endpoint(nobody) as stub:
         project = small_project(tmp_path, tiny_model, stub.base_url, training_data__sources="structure")
@@ -72,6 +73,7 @@ def test_structure_alone_needs_no_language_model(tiny_model, tmp_path):
     assert project.table("training_examples").height > 0
 
 
+@pytest.mark.slow
 def test_labels_that_change_are_read_again(tiny_model, tmp_path):
     with stub_endpoint(nobody) as stub:
         project = labelled_project(tmp_path, tiny_model, stub, 20)

@@ -138,6 +138,7 @@ SETS: dict[str, tuple[Callable[[], Iterator[tuple[str, str]]], Any, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_the_packages_at_hand_carry_enough_to_compare() -> None:
     counts = {ending: sum(1 for _ in zip(texts(), range(MOST), strict=False)) for ending, (texts, _, _) in SETS.items()}
     assert sum(counts.values()) >= LEAST

@@ -1,4 +1,4 @@
-"""The tiny model, exported once, and the ways to open it that this room's tests share."""
+"""The ways to open the tiny model that this room's tests share."""
 
 from __future__ import annotations
 
@@ -8,23 +8,7 @@ from pathlib import Path
 import pytest
 
 from embed_pipeline.embedding.backend import Backend
-from embed_pipeline.settings import Embedding, Release
-
-
-@pytest.fixture(scope="session")
-def exporting() -> Embedding:
-    """Settings of the export: with prefixes, so that a lost one shows."""
-    return Embedding(device="cpu", query_prefix="what is ", passage_prefix="the ")
-
-
-@pytest.fixture(scope="session")
-def tiny_export(tiny_model: Path, exporting: Embedding, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX folder of the tiny model; tests that change it copy it first."""
-    from embed_pipeline.embedding.onnx_export import export_onnx
-
-    folder = tmp_path_factory.mktemp("export") / "onnx"
-    export_onnx(tiny_model, folder, Release(), exporting)
-    return folder
+from embed_pipeline.settings import Embedding
 
 
 @pytest.fixture(params=["torch", "onnxruntime", "openvino"])

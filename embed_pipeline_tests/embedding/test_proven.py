@@ -123,11 +123,13 @@ def test_with_many_auto_is_the_fastest_and_gives_torchs_vectors(settings, clock,
         assert cosines_of(encoder.encode(PASSAGES, kind), expected).min() >= 0.99999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
 def test_a_backend_that_is_named_encodes_any_number_of_passages(settings, backend):
     assert chosen(settings(backend=backend)).name == backend
 
 
+@pytest.mark.slow
 def test_what_was_found_on_this_machine_is_not_sought_again(settings, clock, monkeypatch):
     clock(torch=3, onnxruntime=2, openvino=1)
     assert chosen(settings()).name == "openvino"
@@ -143,6 +145,7 @@ def test_what_was_found_on_this_machine_is_not_sought_again(settings, clock, mon
         chosen(settings())
 
 
+@pytest.mark.slow
 def test_a_named_backend_that_gives_other_vectors_is_an_error(settings, monkeypatch):
     turn(monkeypatch, OnnxBackend)
     with pytest.raises(ModelError, match=r"with onnxruntime gives other vectors .* set embedding\.backend to 'auto'"):
@@ -210,12 +213,14 @@ def test_an_export_is_that_of_its_weights_and_prefixes_and_few_are_kept(settings
     assert exports_of(settings()) == sorted([first, *third.exports.values()])
 
 
+@pytest.mark.slow
 def test_vectors_of_two_backends_are_not_mixed_in_the_store(settings):
     for backend in ("torch", "onnx", "openvino", "onnx"):
         open_base_encoder(settings(backend=backend), PASSAGES).encode(PASSAGES, "passage")
     assert len(list((settings().paths.store / "vectors").glob("*.npy"))) == 3
 
 
+@pytest.mark.slow
 def test_half_precision_is_torchs_alone(settings, clock):
     clock(torch=3, onnxruntime=1, openvino=1)
     assert chosen(settings(precision="bf16")).name == "torch"
@@ -223,6 +228,7 @@ def test_half_precision_is_torchs_alone(settings, clock):
         settings(precision="bf16", backend="onnx")
 
 
+@pytest.mark.slow
 def test_without_openvino_there_is_onnxruntime(settings, clock, monkeypatch):
     clock(torch=3, onnxruntime=2, openvino=1)
     found = proven.find_spec

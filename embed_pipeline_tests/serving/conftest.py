@@ -7,22 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from embed_pipeline.settings import Embedding, Release
 from embed_pipeline_tests.serving.endpoint import Running, running
-
-EXPORTING = Embedding(device="cpu", query_prefix="what is ", passage_prefix="the ")
 
 
 @pytest.fixture(scope="session")
-def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tiny_model: Path, tiny_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Release "1" of the tiny model: 32 dimensions, cut to 16 where asked, 64 tokens, with prefixes."""
-    from embed_pipeline.embedding.onnx_export import export_onnx
     from embed_pipeline.release.bundle import Lineage, write_bundle
 
     folder = tmp_path_factory.mktemp("serving")
-    export_onnx(tiny_model, folder / "onnx", Release(), EXPORTING)
     lineage = Lineage(version="1", matryoshka_dimensions=(16, 32), parity={"min_cosine": 1.0}, mlflow={"run": "r1"})
-    write_bundle(folder / "1", model=tiny_model, onnx_folder=folder / "onnx", lineage=lineage)
+    write_bundle(folder / "1", model=tiny_model, onnx_folder=tiny_export, lineage=lineage)
     return folder / "1"
 
 

@@ -181,6 +181,7 @@ def expected(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tupl
         return _generate(Settings.model_validate({"paths": paths, "llm": endpoint}), encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_every_provider_ends_in_the_same_pairs(
     make_settings: Callable[..., Settings], encoder: Encoder, expected: tuple[list[tuple[Any, ...]], int], name: str
