@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from embed_pipeline.settings import Embedding, Release
 
@@ -31,11 +32,16 @@ def exporting() -> Embedding:
 
 @pytest.fixture(scope="session")
 def tiny_export(tiny_model: Path, exporting: Embedding, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX folder of the tiny model; tests that change it copy it first."""
+    """ONNX folder of the tiny model, made once for all processes of a run; tests that change it copy it first."""
     from embed_pipeline.embedding.onnx_export import export_onnx
 
-    folder = tmp_path_factory.mktemp("export") / "onnx"
-    export_onnx(tiny_model, folder, Release(), exporting)
+    ours = tmp_path_factory.getbasetemp()
+    shared = ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours
+    folder = shared / "tiny-export"
+    with FileLock(shared / "tiny-export.lock"):
+        if not folder.exists():
+            export_onnx(tiny_model, shared / "tiny-export-unfinished", Release(), exporting)
+            (shared / "tiny-export-unfinished").rename(folder)
     return folder
 
 

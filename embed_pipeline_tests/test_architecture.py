@@ -32,6 +32,7 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_module_keeps_to_its_layer(path):
     place = path.relative_to(PACKAGE).parts[0]
@@ -120,6 +121,7 @@ def test_no_modules_import_each_other_in_a_circle():
     assert first_circle(graph) == []
 
 
+@pytest.mark.slow
 def test_no_rooms_import_each_other_in_a_circle():
     rooms: dict[str, set[str]] = defaultdict(set)
     for name, imported in internal_imports().items():
@@ -135,6 +137,7 @@ def test_no_two_modules_have_one_name():
     assert [name for name, count in names.items() if count > 1] == []
 
 
+@pytest.mark.slow
 def test_no_two_classes_have_one_name():
     places = defaultdict(list)
     for path in MODULES:

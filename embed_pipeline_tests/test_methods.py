@@ -22,6 +22,7 @@ def test_the_code_that_makes_the_assets_is_as_recorded():
     )
 
 
+@pytest.mark.slow
 def test_the_versions_are_as_recorded():
     assert recorded()["versions"] == present()["versions"], "a version was raised; record it: make methods"
 

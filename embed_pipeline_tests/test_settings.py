@@ -202,6 +202,7 @@ def read_attributes() -> frozenset[str]:
     return frozenset(found)
 
 
+@pytest.mark.slow
 def test_no_setting_is_unread():
     # Bounds of acceptance are read by the name of their criterion.
     criteria = {f"synthesis.min_{name}" for name in ("relevance", "accuracy", "context_support", "clarity", "overall")}

@@ -162,6 +162,7 @@ def test_what_is_not_there_is_named(tracker: Tracker, tmp_path: Path) -> None:
         run.log_artifact(b"bytes")
 
 
+@pytest.mark.slow
 def test_links_lead_to_where_browsers_find_the_server(tmp_path: Path) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "links", pages="http://localhost:5000/")
     assert tracker.version_url("tuned", "1") == "http://localhost:5000/#/models/tuned/versions/1"
@@ -178,6 +179,7 @@ def test_the_url_of_a_run_on_a_server_shows_no_password(tracker: Tracker, client
     assert remote._run_url(stored) == f"https://mlflow.example/#/experiments/{experiment}/runs/{run.run_id}"
 
 
+@pytest.mark.slow
 def test_opening_a_new_store_is_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "quiet")

@@ -146,6 +146,7 @@ def _drop(folder: Path, settings: Settings, *topics: int, frame: str = FOOT) -> 
     return documents, lines
 
 
+@pytest.mark.slow
 def test_a_batch_takes_out_what_was_known_when_it_was_cut_and_no_more(
     folder: Path, make_settings: MakeSettings
 ) -> None:

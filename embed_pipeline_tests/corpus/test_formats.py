@@ -51,6 +51,7 @@ def test_what_is_no_metadata_stays(text: str) -> None:
     assert split_front_matter(text) == ({}, text)
 
 
+@pytest.mark.slow
 def test_hostile_metadata_is_passed_over() -> None:
     for value in ("[" * 30_000, "&a [*a, *a]", "!!python/object/apply:os.system [ls]"):
         assert split_front_matter(f"---\ntitle: {value}\n---\ntext\n")[1] == "text\n"

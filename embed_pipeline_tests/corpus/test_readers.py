@@ -93,6 +93,7 @@ def office():
         yield reader
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
@@ -106,6 +107,7 @@ def test_an_office_file_becomes_markdown(office, name, content, expected):
     assert office.read(name, content).text.strip() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -149,6 +151,7 @@ def test_a_conversion_that_takes_too_much_memory_ends_and_the_next_is_read():
         assert "valve" in reader.read("b.docx", docx()).text
 
 
+@pytest.mark.slow
 def test_a_conversion_that_takes_too_long_is_ended_and_the_next_is_read():
     with ReadingProcess(Corpus(conversion_seconds=0.1)) as reader:
         reader._process = reader._start()
@@ -238,6 +241,7 @@ def test_a_word_file_is_called_by_its_title(office):
     assert office.read("a.docx", docx(core=core.format("Document1"))).title == "Valves"
 
 
+@pytest.mark.slow
 def test_one_process_reads_every_format(tmp_path):
     texts = {"a.md": b"# A", "b.rst": b"A\n=\n", "c.html": b"<h1>A</h1>", "d.txt": b"A\n=\n", "e.htm": b"<h1>A</h1>"}
     with ReadingProcess(Corpus()) as reader:

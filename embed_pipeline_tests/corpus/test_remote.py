@@ -198,6 +198,7 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_s3_is_listed_by_the_page_and_read(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_LISTING_PAGE", 3)
     system = fsspec.filesystem("s3")
@@ -257,6 +258,7 @@ class _Redirecting(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_web_server_cannot_have_another_host_read(tmp_path: Path) -> None:
     asked: list[str] = []
 

@@ -160,6 +160,7 @@ def test_the_packaged_model_equals_sentence_transformers():
     assert (encoder.encode(texts, "passage") * expected).sum(axis=1).min() >= 0.99999
 
 
+@pytest.mark.slow
 def test_without_torch_an_export_is_encoded(tiny_export: Path) -> None:
     import subprocess
     import sys

@@ -264,6 +264,7 @@ def _said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
+@pytest.mark.slow
 def test_queries_that_take_another_way_are_proven_too(tmp_path):
     routed = Encoder.load(families.two_heads(tmp_path / "router"), Embedding(device="cpu"))
     expected = proof_vectors(routed, PASSAGES[:8])

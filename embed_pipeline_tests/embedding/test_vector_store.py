@@ -64,6 +64,7 @@ def test_a_damaged_file_is_not_used(tiny_model, store, damage):
     assert np.array_equal(np.load(path), vectors)
 
 
+@pytest.mark.slow
 def test_only_the_calls_used_last_are_kept(tiny_model, store):
     encoder = Encoder.load(tiny_model, CPU, store)
     for n in range(20):

@@ -38,6 +38,7 @@ def settings(tmp_path: Path, **embedding: object) -> Settings:
     )
 
 
+@pytest.mark.slow
 def test_a_candidate_has_the_figures_of_the_base_in_an_evaluation(models, tmp_path):
     chosen = settings(tmp_path, candidates=models[:2])
     frame, reason = compare_bases(material.corpus(), SETS, chosen)
@@ -123,6 +124,7 @@ def stored_questions(folder: Path) -> None:
         frame.write_parquet(folder / f"{name}.parquet")
 
 
+@pytest.mark.slow
 def test_the_asset_stores_the_comparison_and_the_choice_apart(models, tmp_path):
     stored_questions(tmp_path)
     tables = ParquetIOManager(UPath(tmp_path), seed=1)

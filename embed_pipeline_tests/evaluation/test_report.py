@@ -65,6 +65,7 @@ def candidates() -> pl.DataFrame:
     return BASE_COMPARISON.frame([{**row, "model": name, "chosen": name == "b"} for name in ("a<i>a", "b")])
 
 
+@pytest.mark.slow
 def test_candidates_for_the_base_are_shown_where_they_were_compared(comparison: Comparison, tmp_path: Path) -> None:
     html, markdown = write_report(comparison, tmp_path, {}, candidates=candidates())
     assert "Candidates for the base, untuned" in html.read_text()
@@ -74,6 +75,7 @@ def test_candidates_for_the_base_are_shown_where_they_were_compared(comparison: 
     assert "Candidates for the base" not in html.read_text()
 
 
+@pytest.mark.slow
 def test_markdown_tables_are_whole(comparison: Comparison, tmp_path: Path) -> None:
     _, markdown = write_report(comparison, tmp_path, {}, candidates=candidates())
     lines = markdown.read_text().splitlines()
@@ -84,6 +86,7 @@ def test_markdown_tables_are_whole(comparison: Comparison, tmp_path: Path) -> No
         assert lines[start + 1].count("|") == lines[start].count("|")
 
 
+@pytest.mark.slow
 def test_pictures_are_png(comparison: Comparison) -> None:
     pictures = [
         plots.recall_curves(comparison.metrics, "people"),

@@ -144,6 +144,7 @@ def test_the_same_text_under_two_titles_is_the_same_answer(tiny_model: Path) -> 
     assert found.questions["base_rank"].to_list() == [1]
 
 
+@pytest.mark.slow
 def test_each_release_is_measured_with_its_own_context(tiny_model: Path) -> None:
     sets = [material.generated(), material.labelled()]
     plain = compare(tiny_model, tiny_model, material.corpus(), sets, SETTINGS)

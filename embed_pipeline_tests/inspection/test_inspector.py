@@ -129,6 +129,7 @@ def test_other_names_of_this_machine_are_refused(reading):
     assert reading.get("/", headers={"host": "localhost:8010"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_corrections_are_stored_and_shown_at_once(correcting):
     assert send(correcting, action="accept").status_code == 303
     assert "the next run of sdg takes it over" in correcting.get("/pairs/q2aa").text
@@ -183,6 +184,7 @@ def test_only_judged_pairs_are_decided_on(correcting, qa_id):
     assert 'value="reject"' not in correcting.get(f"/pairs/{qa_id}").text
 
 
+@pytest.mark.slow
 def test_a_proxy_says_who_corrects(tmp_path):
     root = write_store(tmp_path)
     with (
@@ -194,6 +196,7 @@ def test_a_proxy_says_who_corrects(tmp_path):
     assert read_reviews(root)["reviewer"].to_list() == ["ivo@example"]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_document_is_markup(tmp_path):
     texts = dict.fromkeys(("s1", "s2", "s3", "s4", "s5"), HOSTILE)
     root = write_store(tmp_path, texts, question=HOSTILE, answer=HOSTILE)

@@ -68,6 +68,7 @@ def test_filters_leave_what_they_say(index, given, expected):
     assert {key[:1] if key.startswith("x") else key for key in found(index, *given)} == expected
 
 
+@pytest.mark.slow
 def test_counts_are_those_that_a_click_would_find(index):
     for given in ([], [("state", "accepted")], [("q", "pump"), ("overall_least", "5")]):
         query = PairQuery.parse(given)

@@ -306,6 +306,7 @@ def test_a_batch_that_fails_for_one_line_is_about_that_one(store: ResponseStore)
     assert len(stub.batches) == 2
 
 
+@pytest.mark.slow
 def test_a_batch_too_large_for_the_queue_is_halved(store: ResponseStore) -> None:
     full = [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}]
     with batch_stub(BatchStub(ends={0: "failed"}, errors={0: full})) as stub:
@@ -406,6 +407,7 @@ def test_the_progress_shows_counts(store: ResponseStore, monkeypatch: pytest.Mon
     assert any("1 batches: 0 of 6 done, 0 failed" in line for line in shown), shown
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_batch(tmp_path: Path) -> None:
     with batch_stub(BatchStub(polls=3)) as stub:
         path = tmp_path / "responses.sqlite"

@@ -130,6 +130,7 @@ def test_the_layout_fits_the_machine_and_the_model() -> None:
     assert lay_out(256, "all", 10**8).threads >= 1
 
 
+@pytest.mark.slow
 def test_finding_the_model_imports_nothing_heavy() -> None:
     code = (
         "import sys; from embed_pipeline.llm import client, embedded;"

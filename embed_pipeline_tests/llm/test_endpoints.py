@@ -446,6 +446,7 @@ def test_an_endpoint_that_is_not_running_says_so_within_seconds(store: ResponseS
         assert "llm.base_url" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_https_at_an_http_port_and_an_unknown_certificate_are_named(
     store: ResponseStore, make_llm: MakeLLM, tmp_path: Path
 ) -> None:
@@ -543,6 +544,7 @@ def test_after_a_cut_no_two_messages_of_the_user_follow_each_other(store: Respon
 # Many requests at once.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finish", ["stop", None, "eos", "length"])
 def test_the_first_wave_is_asked_at_once_whatever_the_finish_reason(
     store: ResponseStore, make_llm: MakeLLM, finish: str | None
@@ -572,6 +574,7 @@ def test_a_server_that_answers_in_schemas_by_chance_is_asked_in_words_from_then_
     assert len(stub.requests) == ITEMS + 1
 
 
+@pytest.mark.slow
 def test_the_progress_says_what_is_in_flight(
     store: ResponseStore, make_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ class EndedClient(FakeClient):
         return [self.get(name) for run, name in self.steps if filters == {"label": f"{RUN_LABEL}={run}"}]
 
 
+@pytest.mark.slow
 def test_ending_a_run_ends_its_steps_though_its_executor_leaves_them(monkeypatch):
     with dg.DagsterInstance.local_temp() as instance:
 
@@ -151,6 +152,7 @@ def test_ending_a_run_ends_its_steps_though_its_executor_leaves_them(monkeypatch
     assert client.stopped == [("run", 120), ("step", STEP_STOP_SECONDS)]
 
 
+@pytest.mark.slow
 def test_the_launcher_needs_nothing_that_the_webserver_lacks():
     found = "import sys, embed_pipeline.orchestration.launcher; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True).stdout.split()
@@ -176,6 +178,7 @@ def test_kubernetes_is_asked_for_the_same():
     assert per_step(Orchestration(executor="kubernetes")) == {}
 
 
+@pytest.mark.slow
 def test_the_settings_name_the_executor():
     assert stage_executor(Orchestration(), all_assets).name == "multiprocess"
     assert stage_executor(Orchestration(executor="docker"), all_assets).name == "gpu_docker"

@@ -62,6 +62,7 @@ def test_a_store_that_was_copied_writes_into_itself_alone(used, tmp_path):
     assert file_hashes(used) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other_disk", [False, True])
 def test_a_store_is_moved_whole(used, tmp_path, monkeypatch, other_disk):
     store, target = copy(used, tmp_path / "here"), tmp_path / "there" / "store"
@@ -85,6 +86,7 @@ def test_a_store_is_moved_whole(used, tmp_path, monkeypatch, other_disk):
     assert str(store).encode() not in (target / "mlflow.db").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_in_the_way_of_a_move_is_said_and_nothing_is_moved(used, tmp_path):
     store = copy(used, tmp_path / "here")
     (tmp_path / "full").mkdir()

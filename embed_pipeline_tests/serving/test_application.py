@@ -168,6 +168,7 @@ def test_models_and_metadata_say_what_is_served(client, endpoint):
     assert release["model"]["dimensions"] == 32
 
 
+@pytest.mark.slow
 def test_a_model_may_have_a_slash_in_its_name(bundle):
     with running(bundle, model_name="org/model") as served:
         assert served.client.get("/v1/models/org/model-passage").json()["id"] == "org/model"

@@ -86,6 +86,7 @@ def test_openai_cuts_nothing_and_reads_both_encodings(endpoint, vectors):
             client.embeddings.create(model="absent", input="in")
 
 
+@pytest.mark.slow
 def test_openai_with_a_key(bundle):
     with running(bundle, api_key="clef") as guarded:
         for key, error in (("wrong", openai.AuthenticationError), ("clef", None)):

@@ -44,6 +44,7 @@ def test_headers_that_drip_close_it_at_the_same_time(hasty):
         assert time.monotonic() - started < 3
 
 
+@pytest.mark.slow
 def test_the_second_request_of_a_connection_is_held_to_it_too(hasty):
     with hasty.connect() as connection:
         connection.sendall(LIVE + b"\r\n")

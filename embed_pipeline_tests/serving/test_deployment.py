@@ -94,6 +94,7 @@ def test_a_faithful_endpoint_is_kept_and_takes_up_the_next_release(bundle, corpu
     assert kept_endpoint(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_a_release_that_an_endpoint_does_not_take_up_is_reported(bundle, tmp_path):
     confirm_release("2", settings(tmp_path))
     with running(bundle) as served:
@@ -233,6 +234,7 @@ class PlainServer(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_type", [False, True])
 @pytest.mark.parametrize("twist", [0.0, 0.2])
 def test_an_endpoint_that_others_run_is_held_to_the_same_proof(bundle, corpus, tmp_path, by_type, twist):
@@ -256,6 +258,7 @@ def test_an_endpoint_that_others_run_is_held_to_the_same_proof(bundle, corpus, t
     assert (row["min_cosine"] > 0.99999) is not bool(twist)
 
 
+@pytest.mark.slow
 def test_our_own_server_is_verified_by_its_address(bundle, corpus, tmp_path):
     with running(bundle) as served:
         given = Deployment(endpoint_url=f"{served.url}/")

@@ -67,6 +67,7 @@ def test_an_address_of_the_network_answers_to_any_name(bundle):
         assert served.client.get("/v1/models", headers={"host": "embeddings.example"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_no_web_page_may_use_it_unless_its_origin_is_named(endpoint, bundle):
     assert endpoint.client.options("/v1/embeddings", headers=PREFLIGHT).status_code == 405
     assert "access-control-allow-origin" not in endpoint.client.get("/v1/models", headers={"origin": ORIGIN}).headers
@@ -122,6 +123,7 @@ def test_a_blank_key_is_refused(monkeypatch, given):
         serving_api_key()
 
 
+@pytest.mark.slow
 def test_all_addresses_are_those_of_ipv4_too(bundle):
     with running(bundle, host="::") as served:
         port = served.url.rsplit(":", 1)[1]

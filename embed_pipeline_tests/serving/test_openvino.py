@@ -82,6 +82,7 @@ def test_without_the_package_it_is_refused_and_the_others_are_not(bundle, monkey
     assert opened(bundle, backend="auto").backend.runtime != "openvino"
 
 
+@pytest.mark.slow
 def test_an_endpoint_says_what_computes(bundle):
     with running(bundle, backend="openvino", precision="int8") as served:
         row = served.client.get("/v1/metadata").json()["data"][0]

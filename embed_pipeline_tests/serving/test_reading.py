@@ -90,6 +90,7 @@ def test_a_huge_text_is_not_tokenised_whole(backend, monkeypatch):
     assert max(seen) < 2 * WHOLE_CHARACTERS
 
 
+@pytest.mark.slow
 def test_space_alone_does_not_count_against_a_text(backend, reader):
     for text in (" " * 300_000 + "class", "class" + " " * 300_000):
         for truncate in ("NONE", "END", "START"):

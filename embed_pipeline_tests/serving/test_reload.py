@@ -40,6 +40,7 @@ def version(served: Running) -> str:
     return served.client.get("/v1/metadata").json()["data"][0]["version"]
 
 
+@pytest.mark.slow
 def test_a_promoted_release_is_served_and_a_promoted_back_one_too(store):
     encoders = {name: Encoder(OnnxBackend(store / "release" / name / "onnx", threads=1)) for name in "12"}
     expected = {name: encoder.encode(["class"], "query") for name, encoder in encoders.items()}
@@ -59,6 +60,7 @@ def test_a_promoted_release_is_served_and_a_promoted_back_one_too(store):
             )
 
 
+@pytest.mark.slow
 def test_no_request_is_lost_while_releases_change(store):
     statuses: list[int] = []
     stop = threading.Event()
@@ -82,6 +84,7 @@ def test_no_request_is_lost_while_releases_change(store):
     assert set(statuses) == {200}
 
 
+@pytest.mark.slow
 def test_models_change_between_two_steps_of_the_event_loop(store, monkeypatch):
     with running(store / "release" / "1", store=store, reload_seconds="never") as served:
         held, released, opened = threading.Event(), threading.Event(), threading.Event()
@@ -128,6 +131,7 @@ def test_a_release_loaded_just_before_the_event_loop_begins_is_served(bundle):
     service.close()
 
 
+@pytest.mark.slow
 def test_what_the_old_release_has_begun_it_finishes(store):
     with following(store) as served, gated(served.service) as gate:
         answers: list[int] = []
@@ -154,6 +158,7 @@ def broken(store: Path, fault: str) -> None:
     promote(Paths(store=store), "3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["changed", "gone", "too wide"])
 def test_a_release_that_cannot_be_served_leaves_the_one_before(store, caplog, fault):
     with following(store, max_batch_tokens=128) as served, caplog.at_level(logging.ERROR):
@@ -178,6 +183,7 @@ def test_only_a_bundle_of_the_store_is_followed(store, bundle):
         still.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comes", [True, False])
 def test_before_the_first_release_it_waits_and_answers_503(bundle, tmp_path, comes):
     paths = Paths(store=tmp_path / "store")

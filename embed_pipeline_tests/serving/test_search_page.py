@@ -95,6 +95,7 @@ def test_both_models_show_what_each_ranks_first(compared):
     assert (answer["segments"], answer["indexed"], answer["done"], answer["total"]) == (60, 60, 120, 120)
 
 
+@pytest.mark.slow
 def test_another_release_is_indexed_anew(bundle, tmp_path):
     store = corpus(tmp_path)
     shutil.copytree(bundle, store / "release" / "1")
@@ -193,6 +194,7 @@ def test_the_page_can_be_left_out(bundle):
         assert "/search" not in served.client.get("/openapi.json").json()["paths"]
 
 
+@pytest.mark.slow
 def test_a_corpus_of_another_version_or_a_damaged_one_is_said_with_what_to_run(bundle, tmp_path):
     store = corpus(tmp_path)
     path = store / "tables" / "corpus.parquet"
@@ -215,6 +217,7 @@ def test_a_corpus_of_another_version_or_a_damaged_one_is_said_with_what_to_run(b
         assert "make it again with: embed-pipeline sdg --force" in served.client.get("/search?q=class").text
 
 
+@pytest.mark.slow
 def test_what_is_taken_out_of_the_corpus_is_found_no_more_and_nothing_else_is_embedded_again(bundle, tmp_path):
     store = corpus(tmp_path)
     path = store / "tables" / "corpus.parquet"
@@ -276,6 +279,7 @@ def test_a_browser_makes_no_element_of_what_a_document_says(bundle, tmp_path):
     assert "<title>Search" in done.stdout
 
 
+@pytest.mark.slow
 def test_segments_are_indexed_as_the_release_embeds_them(bundle, tmp_path):
     store = corpus(tmp_path)
     titled = changed(bundle, store / "release" / "1", "onnx/embedding_config.json")

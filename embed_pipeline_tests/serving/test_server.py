@@ -89,6 +89,7 @@ def test_it_stops_when_nothing_is_in_flight_or_the_time_for_it_is_over(bundle):
     service.close()
 
 
+@pytest.mark.slow
 def test_while_loading_it_lives_and_is_not_ready(bundle, monkeypatch):
     from embed_pipeline.serving import service as module
 
@@ -153,6 +154,7 @@ def test_a_broken_bundle_ends_the_server_with_what_is_wrong(bundle, tmp_path):
         serve(copy, Settings(serving=Serving(port="auto", cores=1)))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     with process(tmp_path / "nowhere", 0) as failed:
         assert failed.wait(60) == 1
@@ -162,6 +164,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     assert not any("Traceback" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_endpoint_loads_no_training_libraries(bundle):
     script = (
         "import sys, embed_pipeline.serving.server as s, embed_pipeline.serving.service as v\n"

@@ -36,6 +36,7 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave", [reset, socket.socket.close])
 def test_the_work_of_a_client_that_left_is_dropped(bundle, leave):
     with running(bundle, max_batch_tokens=128) as served, gated(served.service) as gate:
@@ -53,6 +54,7 @@ def test_the_work_of_a_client_that_left_is_dropped(bundle, leave):
         assert not any(34 in batch for batch in gate.batches)
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_a_429_with_retry_after_and_the_rest_is_answered(bundle):
     limits = {"max_queue_tokens": 400, "max_request_tokens": 400, "max_batch_tokens": 128}
     with running(bundle, **limits) as served, ThreadPoolExecutor(16) as threads:
@@ -75,6 +77,7 @@ def test_a_full_queue_is_a_429_with_retry_after_and_the_rest_is_answered(bundle)
         assert served.embed(["of " * 37]).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("computes_padding", "batches"), [(True, [[5], [54]]), (False, [[5, 54]])])
 def test_texts_of_any_length_share_a_batch_where_padding_costs_nothing(bundle, monkeypatch, computes_padding, batches):
     monkeypatch.setattr(OnnxBackend, "computes_padding", computes_padding)

@@ -134,6 +134,7 @@ def test_it_is_proven_on_segments_whole_and_short_and_on_the_worst_texts(bundle,
     assert opened(copy, tmp_path, backend="torch", precision="bf16") == "bf16 torch"
 
 
+@pytest.mark.slow
 def test_torch_serves_the_tuned_and_onnxruntime_the_base_model_and_both_follow_the_store(bundle, stocked, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(stocked, store)

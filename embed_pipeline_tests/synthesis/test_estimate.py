@@ -113,6 +113,7 @@ def test_the_embedded_model_costs_time_alone(encoder: Encoder, tmp_path: Path) -
     assert not settings.paths.store.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_is_estimated_as_a_run_would_cut_it(
     encoder: Encoder, make_settings: MakeSettings, tmp_path: Path
 ) -> None:

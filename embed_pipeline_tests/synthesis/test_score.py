@@ -121,6 +121,7 @@ def test_a_rank_is_the_better_of_both_searches_for_the_worst_source() -> None:
     assert trip.ranks == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_segments_of_the_same_text_share_their_rank(encoder: Encoder) -> None:
     texts = {**material.TEXTS, "copy": material.TEXTS["s2"]}
     trip = measure_round_trip(["What does a red lamp on the pump mean?"] * 2, [["s2"], ["copy"]], texts, encoder)

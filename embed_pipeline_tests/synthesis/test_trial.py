@@ -137,6 +137,7 @@ def test_a_judge_is_asked_if_it_can_judge(make_settings: MakeSettings, encoder: 
     assert "verdicts valid" in choice.reason
 
 
+@pytest.mark.slow
 def test_a_trial_asks_nothing_that_the_run_does_not_ask(make_settings: MakeSettings, encoder: Encoder) -> None:
     segments = material.segments()
 

@@ -301,6 +301,7 @@ def test_by_default_half_the_adapter_follows_generated_questions(tiny_model: Pat
     assert (folder / "2_Dense").exists()
 
 
+@pytest.mark.slow
 def test_by_default_a_corpus_without_sentences_is_left_without_an_adapter(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -116,6 +116,7 @@ def test_killed_training_resumes_to_the_same_loss_and_weights(
     assert same(weights, again)
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_later_steps_outlives_a_kill(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, evaluations_per_epoch=4)
     with pytest.raises(KeyboardInterrupt):
@@ -155,6 +156,7 @@ class Arrival:
         self.seen.append("synchronize")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "step"), [(torch.Tensor, 6), (OnGpu, 7)])
 def test_a_loss_that_is_nan_stops_with_the_step_and_the_last_good_checkpoint(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[torch.Tensor], step: int
@@ -198,6 +200,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradients(
     assert [loss for _, loss in halved.loss_curve] == pytest.approx([loss for _, loss in plain.loss_curve], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_out_of_memory_with_a_single_text_is_an_error(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +213,7 @@ def test_out_of_memory_with_a_single_text_is_an_error(
         train(tmp_path, small.settings(tiny_model), with_dev=False)
 
 
+@pytest.mark.slow
 def test_prompts_are_saved_with_the_tuned_model(tiny_model: Path, tmp_path: Path) -> None:
     settings = small.settings(tiny_model, epochs=1)
     prefixed = settings.model_copy(
