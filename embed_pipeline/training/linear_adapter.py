@@ -59,7 +59,6 @@ def fit_adapter(
     dense_weight: float,
     seed: int,
     dimensions: Sequence[int] = (),
-    sides: Sides = "both",
     language: str = AUTO,
 ) -> Floats:
     """Fit the map to the teacher's rankings of ``texts``.
@@ -71,11 +70,10 @@ def fit_adapter(
         dense_weight: share of the dense z-score in the hybrid.
         seed: of the samples and of the order of the batches.
         dimensions: shorter lengths that vectors may be cut to; the divergence is the mean over all lengths.
-        sides: ``both`` are mapped, or the ``query`` side alone.
         language: ``corpus.language``.
 
     Returns:
-        float32 (d, d), what is added to the identity: a vector ``v`` becomes ``v + v @ map``.
+        float32 (d, d), what is added to the identity: a vector ``v`` of either side becomes ``v + v @ map``.
 
     Raises:
         TrainingError: no segment has a sentence of 6 to 40 words that another has not.
@@ -91,7 +89,7 @@ def fit_adapter(
     target = teacher_scores(queries, passages, encoded, own, groups, dense_weight=dense_weight, language=language)
     lengths = sorted({*dimensions, passage_vectors.shape[1]})
     tensors = (torch.from_numpy(array).to(encoder.backend.device) for array in (query_vectors, passage_vectors, target))
-    return _fit(*tensors, lengths=lengths, generator=generator, sides=sides)
+    return _fit(*tensors, lengths=lengths, generator=generator)
 
 
 def number_documents(documents: Sequence[str]) -> Integers:
@@ -211,15 +209,13 @@ def _fit(
     *,
     lengths: Sequence[int],
     generator: np.random.Generator,
-    sides: Sides,
 ) -> Floats:
     width = passages.shape[1]
     matrix = nn.Parameter(torch.zeros(width, width, device=passages.device))
     optimizer = torch.optim.Adam([matrix], lr=_LEARNING_RATE)
     with progress("Fitting the linear adapter", _STEPS, "steps") as bar:
         for batch in _query_batches(len(queries), generator):
-            moved = passages if sides == "query" else passages + passages @ matrix
-            mapped = queries[batch] + queries[batch] @ matrix, moved
+            mapped = queries[batch] + queries[batch] @ matrix, passages + passages @ matrix
             loss = torch.stack([_divergence(*mapped, target[batch], length) for length in lengths]).mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss + _L2_PENALTY * matrix.square().sum())
@@ -257,10 +253,15 @@ def append_adapter(model: SentenceTransformer, sides: Sides = "both") -> nn.Line
     return linear
 
 
-def set_adapter(layer: nn.Linear, matrix: Floats, share: float) -> None:
-    """Set the layer of :func:`append_adapter` to the identity plus ``share`` of the map."""
+def set_adapter(layer: nn.Linear, matrix: Floats, share: float, sides: Sides = "both") -> None:
+    """Set the layer of :func:`append_adapter` to the identity plus ``share`` of the map.
+
+    The query side alone gets the map and its transpose after it: the inner products with passages that stay are then
+    those of both sides mapped.
+    """
+    weight = torch.eye(len(matrix)) + share * torch.from_numpy(matrix).T
     with torch.no_grad():
-        layer.weight.copy_(torch.eye(len(matrix)) + share * torch.from_numpy(matrix).T)
+        layer.weight.copy_(weight if sides == "both" else weight.T @ weight)
 
 
 def remove_adapter(model: SentenceTransformer, sides: Sides = "both") -> None:

@@ -234,7 +234,6 @@ def _add_adapter(
             dense_weight=settings.training.teacher_dense_weight,
             seed=settings.seed,
             dimensions=settings.training.matryoshka_dimensions,
-            sides=settings.training.sides,
             language=settings.corpus.language,
         )
     except TrainingError as error:
@@ -244,7 +243,7 @@ def _add_adapter(
     sides = settings.training.sides
     layer = append_adapter(model, sides)
     for share in (wanted * part for part in SHARES):
-        set_adapter(layer, matrix, share)
+        set_adapter(layer, matrix, share, sides)
         if general is None or forgetting is None:
             return AdapterOutcome(share, f"{share:.0%} of it; forgetting is not checked")
         after = general(model)
