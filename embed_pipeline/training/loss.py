@@ -5,7 +5,7 @@ Imports torch: import it inside functions from modules that the orchestration re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,7 @@ class MaskedInfoNCE(nn.Module):
         bf16: whether the model computes in bf16; the loss itself is always fp32.
         dimensions: shorter lengths that are trained as well.
         routed: whether questions and passages take different ways through the model.
+        trained: the tasks whose ways learn, where they differ; weights of the others are frozen.
         teacher_weight: weight of distillation, added to InfoNCE where the labels hold a teacher's scores.
     """
 
@@ -55,6 +56,7 @@ class MaskedInfoNCE(nn.Module):
         bf16: bool = False,
         dimensions: Sequence[int] = (),
         routed: bool = False,
+        trained: Collection[str] = tuple(TASKS.values()),
         teacher_weight: float = 0.0,
     ) -> None:
         super().__init__()
@@ -65,6 +67,7 @@ class MaskedInfoNCE(nn.Module):
         self.bf16 = bf16
         self.dimensions = tuple(dimensions)
         self.routed = routed
+        self.trained = frozenset(trained)
         self.teacher_weight = teacher_weight
 
     def forward(self, features: Sequence[Features], labels: Tensor) -> Tensor:
@@ -130,8 +133,9 @@ class MaskedInfoNCE(nn.Module):
 
         def accumulate(gradient: Tensor) -> None:
             # Step 3, sub-batch gradient accumulation: each micro-batch again, with gradient and from the same random
-            # state, and its part of the cached gradient backward through the model.
-            pieces = list(zip(parts, states, torch.split(gradient, sizes), strict=True))
+            # state, and its part of the cached gradient backward through the model. Nothing frozen learns from it.
+            given = zip(parts, states, torch.split(gradient, sizes), strict=True)
+            pieces = [piece for piece in given if piece[0].get(TASK) in {None, *self.trained}]
             for number, (part, state, piece) in enumerate(pieces, start=1):
                 with state.restored(), self._synchronized(last=number == len(pieces)), torch.enable_grad():
                     torch.autograd.backward(self._encode([part]), piece)

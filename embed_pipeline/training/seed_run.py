@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from embed_pipeline import machine
-from embed_pipeline.embedding.families import TASKS, is_routed, padding_side_of
+from embed_pipeline.embedding.families import TASKS, is_routed, padding_side_of, route_of
 from embed_pipeline.embedding.models import torch_device
 from embed_pipeline.embedding.packing import is_packed
 from embed_pipeline.settings import Settings, Training
@@ -279,6 +279,7 @@ def _uncached_tokens(model: SentenceTransformer, precision: machine.Precision, d
 
 
 def _loss(model: SentenceTransformer, training: Training, micro: MicroBatches, *, bf16: bool) -> MaskedInfoNCE:
+    ways = {task: route_of(model, kind) for kind, task in TASKS.items()}
     return MaskedInfoNCE(
         model,
         temperature=training.loss_temperature,
@@ -287,6 +288,7 @@ def _loss(model: SentenceTransformer, training: Training, micro: MicroBatches, *
         bf16=bf16,
         dimensions=training.matryoshka_dimensions,
         routed=is_routed(model),
+        trained=[task for task, way in ways.items() if any(weight.requires_grad for weight in way.parameters())],
         teacher_weight=training.teacher_weight if training.teacher else 0.0,
     )
 

@@ -348,7 +348,7 @@ def test_every_family_is_trained_and_saved(make, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [{}, {"lora_rank": 4}, {"contrastive": False}])
+@pytest.mark.parametrize("training", [{}, {"micro_batch_size": 4}, {"lora_rank": 4}, {"contrastive": False}])
 def test_passages_keep_the_base_s_vectors_where_queries_alone_are_tuned(tiny_model, tmp_path, training):
     settings = small.settings(tiny_model, share=0.5, sides="query", **training)
     given = (small.examples(), small.passages(), small.dev(), small.corpus(), settings)
