@@ -40,7 +40,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "hard_negatives": Method(2, ("training_data", "embedding", "llm", "text")),
         "training_examples": Method(1, ("training_data",)),
         TRAINING: Method(3, ("training", "embedding")),
-        "finetuned_model": Method(3, ("training", "embedding", "evaluation", "text")),
+        "finetuned_model": Method(4, ("training", "embedding", "evaluation", "text")),
         "retrieval_evaluation": Method(4, ("evaluation", "embedding")),
         "onnx_model": Method(2, ("release", "embedding")),
         "onnx_precisions": Method(3, ("release", "embedding")),

@@ -631,7 +631,7 @@ class Adapter(Group):
     share: Share | Auto = decides("auto", "finetuned_model")
     """Share of a linear map after pooling, fitted so that each sentence of the corpus ranks the other documents'
     segments as BM25 and the model together do. Takes a minute or two and no questions; auto: half where the questions
-    are generated and the corpus has 20 documents or more, else none."""
+    are generated and the corpus has 20 documents or more, or where ``training.contrastive`` is false; else none."""
 
 
 class Forgetting(Group):
@@ -953,10 +953,10 @@ class Settings(Group):
 
     @model_validator(mode="after")
     def _changes_the_base(self) -> Settings:
-        if not self.training.contrastive and self.adapter.share in {"auto", 0}:
+        if not self.training.contrastive and self.adapter.share == 0:
             raise ValueError(
-                f"training.contrastive is false and adapter.share is {self.adapter.share}: the tuned model would be "
-                "the base; set adapter.share above 0"
+                "training.contrastive is false and adapter.share is 0: the tuned model would be the base; "
+                'set adapter.share to "auto" or above 0'
             )
         return self
 

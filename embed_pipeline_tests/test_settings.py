@@ -49,8 +49,6 @@ OTHERS: dict[str, Any] = {
 }
 # Words of settings that are a choice of words.
 WORDS = ("query", "plain", "fp32", "bf16", "cpu", "promote", "docker", "always", "eager", "faiss", "static", "torch")
-# What else must change with a setting for it to be valid.
-TOGETHER = {"training.contrastive": ("adapter.share", 0.5)}
 
 
 def load(tmp_path, monkeypatch, toml="", **environment):
@@ -121,7 +119,10 @@ def test_settings_built_in_code_read_no_environment(monkeypatch):
             "[serving]\nmax_batch_tokens = 127\n",
             "serving.max_batch_tokens = 127: Input should be greater than or equal to 128, or 'auto'",
         ),
-        ("[training]\ncontrastive = false\n", "the tuned model would be the base; set adapter.share"),
+        (
+            "[training]\ncontrastive = false\n[adapter]\nshare = 0\n",
+            "the tuned model would be the base; set adapter.share",
+        ),
         ("[synthesis]\nmin_complexity = 4\nmax_complexity = 2\n", "min_complexity is 4, above max_complexity 2"),
         ("[evaluation]\ncutoffs = [1, 5]\n", "10 must be among them"),
         ("[training_data]\ndev_share = 0.6\ntest_share = 0.5\n", "leave nothing to train on"),
@@ -237,13 +238,11 @@ def changed(settings: Settings, name: str, value: object) -> Settings:
         group: dict(own) if isinstance(own := getattr(settings, group), BaseModel) else own
         for group in Settings.model_fields
     }
-    pairs = [(name, value), *([TOGETHER[name]] if name in TOGETHER else [])]
-    for place, wanted in pairs:
-        group, _, own = place.partition(".")
-        if own:
-            values[group][own] = wanted
-        else:
-            values[group] = wanted
+    group, _, own = name.partition(".")
+    if own:
+        values[group][own] = value
+    else:
+        values[group] = value
     return Settings.model_validate(values)
 
 
@@ -274,8 +273,7 @@ def test_a_setting_makes_stale_exactly_what_it_is_declared_to_decide(code_versio
     old, new = code_versions(before), code_versions(after)
     assert all(len(versions) == 1 and None not in versions for versions in old.values())
     stale = {step for step in old if old[step] != new[step]}
-    together = [DEFINITIONS[TOGETHER[name][0]]] if name in TOGETHER else []
-    assert stale == steps_of(DEFINITIONS[name], *together)
+    assert stale == steps_of(DEFINITIONS[name])
 
 
 def test_every_declared_asset_is_there_and_every_asset_has_a_code_version(code_versions):

@@ -223,7 +223,7 @@ def _add_adapter(
     where there is no sentence to fit it to.
     """
     settings = task.settings
-    wanted = adapter_share(settings.adapter, labelled=task.examples.labelled, documents=len(set(task.documents)))
+    wanted = adapter_share(settings, labelled=task.examples.labelled, documents=len(set(task.documents)))
     if not wanted:
         return AdapterOutcome(None, "none is wanted")
     try:
@@ -237,7 +237,7 @@ def _add_adapter(
             language=settings.corpus.language,
         )
     except TrainingError as error:
-        if settings.adapter.share != "auto":
+        if settings.adapter.share != "auto" or not settings.training.contrastive:
             raise
         return AdapterOutcome(0.0, f"the model is left without it: {error}")
     sides = settings.training.sides

@@ -17,7 +17,7 @@ from embed_pipeline.embedding.models import resolve_model, torch_device
 from embed_pipeline.enumerations import LABELLED
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.methods import made_by
-from embed_pipeline.settings import TRAINING, Adapter, Settings, Training
+from embed_pipeline.settings import TRAINING, Settings, Training
 from embed_pipeline.tables import content_hash
 
 logger = logging.getLogger(__name__)
@@ -289,19 +289,21 @@ def learning_rate(width: int, training: Training, *, labelled: bool) -> float:
     return most if labelled else min(_RATE, most)
 
 
-def adapter_share(adapter: Adapter, *, labelled: bool, documents: int) -> float:
+def adapter_share(settings: Settings, *, labelled: bool, documents: int) -> float:
     """Share of the linear adapter that is wanted: the setting, or half where the questions are generated.
 
     Half of it gained on people's queries of two sets out of three, and lost on none; after a training on people's
-    questions it was not measured (docs/tuning.md).
+    questions it was not measured (docs/tuning.md). Where nothing is trained on questions, half of it is all there is.
 
     Args:
-        adapter: the settings.
+        settings: groups ``adapter`` and ``training``.
         labelled: whether people wrote the questions.
         documents: documents in the corpus.
     """
-    if adapter.share != "auto":
-        return adapter.share
+    if settings.adapter.share != "auto":
+        return settings.adapter.share
+    if not settings.training.contrastive:
+        return _DEFAULT_ADAPTER_SHARE
     return 0.0 if labelled or documents < LEAST_DOCUMENTS else _DEFAULT_ADAPTER_SHARE
 
 

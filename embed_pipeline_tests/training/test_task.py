@@ -62,11 +62,12 @@ def test_no_examples_are_refused() -> None:
 
 
 def test_generated_questions_get_half_the_adapter_where_there_are_documents_to_learn_from() -> None:
-    assert adapter_share(Adapter(), labelled=False, documents=LEAST_DOCUMENTS) == 0.5
-    assert adapter_share(Adapter(), labelled=False, documents=LEAST_DOCUMENTS - 1) == 0
-    assert adapter_share(Adapter(), labelled=True, documents=1_000) == 0
-    assert adapter_share(Adapter(share=0), labelled=False, documents=1_000) == 0
-    assert adapter_share(Adapter(share=1), labelled=True, documents=1) == 1
+    assert adapter_share(Settings(), labelled=False, documents=LEAST_DOCUMENTS) == 0.5
+    assert adapter_share(Settings(), labelled=False, documents=LEAST_DOCUMENTS - 1) == 0
+    assert adapter_share(Settings(), labelled=True, documents=1_000) == 0
+    assert adapter_share(Settings(adapter=Adapter(share=0)), labelled=False, documents=1_000) == 0
+    assert adapter_share(Settings(adapter=Adapter(share=1)), labelled=True, documents=1) == 1
+    assert adapter_share(Settings(training=Training(contrastive=False)), labelled=True, documents=1) == 0.5
 
 
 @pytest.mark.parametrize(
