@@ -62,6 +62,19 @@ def unknown_words(corpus: pl.DataFrame, segments: Mapping[str, pl.DataFrame]) ->
     return counts.sort("unknown_tokens", "path", descending=[True, False])
 
 
+def lost_titles(corpus: pl.DataFrame) -> int:
+    """Documents whose title stands in none of their segments or headings, so that nothing of it is embedded.
+
+    Titles that are the file's name count for none, nor do passages of labels.
+    """
+    of_files = corpus.filter(pl.col("label_set").is_null())
+    title = pl.col("title").str.to_lowercase()
+    stem = pl.col("path").str.split("/").list.last().str.replace(r"\.[^.]*$", "").str.to_lowercase()
+    said = pl.concat_str("heading_path", "text", separator="\n").str.to_lowercase()
+    lost = ~said.str.contains(title, literal=True) & (title != stem) & (title != "")
+    return of_files.group_by("document_id").agg(lost=lost.all()).filter("lost").height
+
+
 def present_documents(documents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """The newest row of every path that is still there, of :data:`tables.DOCUMENTS`, sorted by path."""
     ordered = [documents[batch] for batch in sorted(documents)]

@@ -8,7 +8,7 @@ import pytest
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import cut_batches
-from embed_pipeline.corpus.current import current_corpus, unknown_words
+from embed_pipeline.corpus.current import current_corpus, lost_titles, unknown_words
 from embed_pipeline.corpus.documents import read_documents
 from embed_pipeline.corpus.files import CorpusError
 from embed_pipeline.corpus.segments import split_segments
@@ -141,3 +141,19 @@ def test_unknown_words_are_summed_over_the_documents_of_the_corpus() -> None:
     corpus = pl.DataFrame({"segment_id": ["a1", "a2", "c1"], "path": ["a.md", "a.md", "c.md"]})
     found = unknown_words(corpus, {"b": tables.SEGMENTS.frame(rows)})
     assert found.rows() == [("a.md", 20, 4), ("c.md", 10, 1)]
+
+
+def test_titles_that_nothing_says_are_counted(folder: Path, make_settings: MakeSettings) -> None:
+    written = {
+        "apart.md": "---\ntitle: Relief valves\n---\nA body with no name.",
+        "cased.md": "---\ntitle: Relief Valves\n---\nThese relief valves open.",
+        "headed.md": "# Pumps\n\nThey pump.",
+        "below.md": "---\ntitle: Pumps\n---\n# Intro\n\nThey pump.\n\n# Pumps\n\nThey still do.",
+        "named-by-file.txt": "Nothing names this one.",
+    }
+    for name, text in written.items():
+        (folder / name).write_text(text)
+    history = _History(make_settings())
+    history.drop()
+    corpus, _ = current_corpus(history.documents, history.segments, Corpus())
+    assert lost_titles(corpus) == 1

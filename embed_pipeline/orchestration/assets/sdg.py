@@ -1,5 +1,6 @@
 """Documents to accepted question-answer pairs: per batch up to the scores, then over all batches."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -9,7 +10,7 @@ import polars as pl
 
 from embed_pipeline.corpus.batches import load_batch, load_batches
 from embed_pipeline.corpus.boilerplate import find_boilerplate, remember_lines
-from embed_pipeline.corpus.current import current_corpus, present_documents
+from embed_pipeline.corpus.current import current_corpus, lost_titles, present_documents
 from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.segments import longest_segment, split_segments
 from embed_pipeline.embedding.encoder import Encoder
@@ -47,6 +48,7 @@ from embed_pipeline.text.passages import passage_texts, with_titles
 from embed_pipeline.training_data.labels import with_labelled_passages
 from embed_pipeline.training_data.pair_sources import collect_pairs
 
+logger = logging.getLogger(__name__)
 GROUP = "1_sdg"
 PAIRS_BY_BATCH = "pairs_by_batch"
 """Metadata of qa_dataset: pairs of each batch, label set and kind of structure: a schedule sees how many are new."""
@@ -284,6 +286,15 @@ def corpus(
     unfinished = sorted(documents.keys() - segments.keys())
     facts = {"documents": frame["document_id"].n_unique(), "tokens": int(frame["token_count"].sum())}
     facts |= figures({"batches": len(segments), "batches_left_out": unfinished})
+    if settings.embedding.context == "none" and (lost := lost_titles(frame)):
+        facts |= figures({"titles_in_no_segment": lost})
+        logger.log(
+            logging.WARNING if 2 * lost > facts["documents"] else logging.INFO,
+            "of %d of %d documents the title is in no segment, so nothing of it is embedded; embedding.context=title "
+            "puts it before each, which gained where titles say what a text is about (docs/tuning.md)",
+            lost,
+            facts["documents"],
+        )
     if settings.corpus.boilerplate_share != "off":
         facts |= {"boilerplate_for_later_batches": len(recurring)}
     language = settings.corpus.language
