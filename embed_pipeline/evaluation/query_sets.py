@@ -84,9 +84,21 @@ def generated_set(qa: pl.DataFrame, split: pl.DataFrame, side: str) -> QuerySet:
         side: ``train``, ``dev`` or ``test``; the test side is named ``generated``, others by their side.
     """
     chosen = split.filter(pl.col("split") == side).select("qa_id")
-    rows = qa.join(chosen, on="qa_id", how="semi").sort("qa_id").to_dicts()
+    return _of_pairs(GENERATED if side == "test" else side, qa.join(chosen, on="qa_id", how="semi").sort("qa_id"))
+
+
+def sampled_set(qa: pl.DataFrame, most: int) -> QuerySet:
+    """At most ``most`` questions of ``qa_dataset``, the first by id, which is a hash; from every side of the split.
+
+    They are for comparing two forms of one model, of which neither has seen more than the other.
+    """
+    return _of_pairs("sampled", qa.sort("qa_id").head(most))
+
+
+def _of_pairs(name: str, pairs: pl.DataFrame) -> QuerySet:
+    rows = pairs.to_dicts()
     return QuerySet(
-        name=GENERATED if side == "test" else side,
+        name=name,
         queries={row["qa_id"]: row["question"] for row in rows},
         qrels={row["qa_id"]: dict.fromkeys(row["segment_ids"], 1) for row in rows},
         slices={

@@ -16,6 +16,7 @@ from embed_pipeline.evaluation.query_sets import (
     generated_set,
     labelled_set,
     modification_times,
+    sampled_set,
     with_document_slices,
 )
 from embed_pipeline.tables import LEFT_OUT_DOCUMENTS
@@ -38,6 +39,8 @@ def test_generated_questions_come_from_one_side_with_their_slices() -> None:
     test, dev = generated_set(qa, split, "test"), generated_set(qa, split, "dev")
     assert (test.name, test.ids, test.unit) == ("generated", ["a", "b"], "segment")
     assert test.qrels["b"] == {"s1": 1, "s2": 1}
+    assert sampled_set(qa, 9).ids == ["a", "b", "c"]
+    assert sampled_set(qa, 2).queries == {"a": "A?", "b": "B?"}
     assert test.slices["hop_count"] == {"a": "1", "b": "2"}
     assert test.slices["query_type"] == {"b": "multi_hop"}, "nobody said of what type a label's question is"
     assert (dev.name, dev.queries) == ("dev", {"c": "C?"})
