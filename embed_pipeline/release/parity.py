@@ -17,13 +17,15 @@ import numpy as np
 from embed_pipeline.embedding.backend import Backend
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import cosines_of
-from embed_pipeline.embedding.search import Hits, search
+from embed_pipeline.embedding.search import Floats, Hits, search
 from embed_pipeline.release.manifest import ReleaseError
 from embed_pipeline.settings import Embedding, Gates
 
 PARITY_FILE = "parity.json"
 """In an export's folder: the figures, as :meth:`Parity.as_dict` gives them."""
 _DEPTH = 10
+_TIE = 1e-5
+"""Similarities that are nearer than this are taken as equal: passages of the same text, which rounding would order."""
 _WORST = 10
 _SHOWN_CHARACTERS = 120
 
@@ -155,7 +157,7 @@ def measure_parity(
     questions_a = original.encode(questions, "query", "encode queries with the original")
     questions_b = exported.encode(questions, "query", "encode queries with the export")
     cosines = np.concatenate([cosines_of(questions_a, questions_b), cosines_of(passages_a, passages_b)])
-    hits_a, hits_b = search(questions_a, passages_a, _DEPTH), search(questions_b, passages_b, _DEPTH)
+    hits_a, hits_b = _ranked(questions_a, passages_a), _ranked(questions_b, passages_b)
     metrics_a = _metrics(hits_a, query_ids, passage_ids, judged)
     metrics_b = _metrics(hits_b, query_ids, passage_ids, judged)
     labels: list[tuple[Literal["query", "passage"], str, str]] = [
@@ -175,6 +177,14 @@ def measure_parity(
             for i in np.argsort(cosines, kind="stable")[:_WORST]
         ),
     )
+
+
+def _ranked(questions: Floats, passages: Floats) -> Hits:
+    """The ten best passages of every question, those of equal similarity in their own order."""
+    found = search(questions, passages, 2 * _DEPTH)
+    level = np.cumsum(np.diff(found.scores, axis=1, prepend=found.scores[:, :1]) < -_TIE, axis=1)
+    order = np.lexsort((found.indices, level), axis=-1)[:, :_DEPTH]
+    return Hits(np.take_along_axis(found.scores, order, axis=1), np.take_along_axis(found.indices, order, axis=1))
 
 
 def _metrics(

@@ -13,8 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
+from embed_pipeline.embedding.search import search
 from embed_pipeline.release.manifest import ReleaseError
-from embed_pipeline.release.parity import Parity, measure_parity
+from embed_pipeline.release.parity import Parity, _ranked, measure_parity
 from embed_pipeline.settings import Gates
 
 CORPUS = {f"s{i}": f"the class {i} is a value of python object {i * 7} " * (1 + i % 6) for i in range(40)}
@@ -70,3 +71,11 @@ def test_nothing_to_compare_is_an_error(tiny_model, tiny_export, exporting):
     for corpus, queries, qrels in (({}, QUERIES, QRELS), (CORPUS, {}, QRELS), (CORPUS, QUERIES, {"q1": {"other": 1}})):
         with pytest.raises(ReleaseError, match="parity needs"):
             measure_parity(tiny_model, OnnxBackend(tiny_export), corpus, queries, qrels, embedding=exporting)
+
+
+def test_passages_of_one_text_are_not_ordered_by_rounding():
+    passages = np.array([[0.6, 0.8], [0.8, 0.6], [0.8, 0.6], [1.0, 0.0]], np.float32)
+    noisy = passages + np.array([[0, 0], [0, 0], [1e-6, 0], [0, 0]], np.float32)
+    question = np.array([[1.0, 0.0]], np.float32)
+    assert search(question, noisy, 4).indices.tolist() == [[3, 2, 1, 0]]
+    assert _ranked(question, noisy).indices.tolist() == _ranked(question, passages).indices.tolist() == [[3, 1, 2, 0]]
