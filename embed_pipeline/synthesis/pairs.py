@@ -172,11 +172,12 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
     ``asks_the_model``, ``repeats_itself``, ``no_subject``.
     """
     language = detect_language(question) if language == AUTO else language
+    content = subject_words(question, language)
     if language == ENGLISH:
-        found, content = words(question), content_words(question)
+        found = words(question)
         asks = question.rstrip().endswith("?") and bool(found) and found[0] in _LEADING_MARKS
     else:
-        found, content = terms(question), index_terms([question], language)[0]
+        found = terms(question)
         asks = question.rstrip()[-1:] in _QUESTION_MARKS or language in WITHOUT_QUESTION_MARK
     full = style == "question"
     # The name of a function says by itself what is asked about.
@@ -194,6 +195,11 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
         ("no_subject", len(set(content)) < 2 - spared),  # a subject and what is asked of it
     )
     return next((reason for reason, failed in checks if failed), None)
+
+
+def subject_words(question: str, language: str) -> list[str]:
+    """The words of a question that say what it is about: none of those that every question has."""
+    return content_words(question) if language == ENGLISH else index_terms([question], language)[0]
 
 
 def is_question(query: str, language: str = AUTO) -> bool:

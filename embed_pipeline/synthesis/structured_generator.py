@@ -7,7 +7,7 @@ is asked of each question is a numbered request, so that what came can be compar
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Self
@@ -20,10 +20,10 @@ from embed_pipeline.llm.client import LLMClient
 from embed_pipeline.llm.prompts import delimit, plain_label, read_prompt
 from embed_pipeline.settings import Settings, Synthesis
 from embed_pipeline.synthesis.example_queries import ExampleQueries, ShownQueries
-from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem, form_problem
+from embed_pipeline.synthesis.pairs import Generated, Hop, Pair, Reject, find_problem, form_problem, subject_words
 from embed_pipeline.synthesis.plan import QuestionSpec, QuestionTask, Source, work_order
-from embed_pipeline.text.languages import AUTO
-from embed_pipeline.text.words import words
+from embed_pipeline.text.languages import AUTO, detect_language
+from embed_pipeline.text.words import names_code, words
 
 PAIRS_PER_CALL = 8
 """More in one answer would be cut at the usual length limit, and are written worse."""
@@ -121,6 +121,15 @@ class PromptCall:
         """The segments, in the order of their labels."""
         return tuple(source.segment_id for source in self.sources.values())
 
+    @property
+    def request_lines(self) -> list[str]:
+        """The requests as the prompt states them."""
+        return [
+            f"{number}. on {', '.join(request.labels)}: {request.spec.query_type}, {request.spec.reasoning_type}, "
+            f"style {request.spec.style}, complexity {request.spec.complexity}"
+            for number, request in enumerate(self.requests, start=1)
+        ]
+
 
 def plan_calls(tasks: Sequence[QuestionTask]) -> list[PromptCall]:
     """Put the single-hop tasks of a document together, a few to a call; a multi-hop task is a call of its own."""
@@ -163,16 +172,9 @@ def _halves(call: PromptCall) -> list[PromptCall]:
 def messages_of(call: PromptCall) -> list[dict[str, Any]]:
     """The conversation that asks for a call's pairs."""
     texts = {label: f"({source.title})\n{source.text}" for label, source in call.sources.items()}
-    lines = []
-    for number, request in enumerate(call.requests, start=1):
-        spec = request.spec
-        lines.append(
-            f"{number}. on {', '.join(request.labels)}: {spec.query_type}, {spec.reasoning_type}, "
-            f"style {spec.style}, complexity {spec.complexity}"
-        )
     named = {label: source.artifacts[:_ARTIFACTS_SHOWN] for label, source in call.sources.items() if source.artifacts}
     steer = f"\n\nWhat the segments are about: {json.dumps(named, ensure_ascii=False)}" if named else ""
-    asked = "\n".join(lines)
+    asked = "\n".join(call.request_lines)
     style = f"\n\n{call.examples.prompt}" if call.examples else ""
     return [
         {"role": "system", "content": read_prompt("questions.md") + style},
@@ -304,18 +306,23 @@ def _not_as_asked(item: PairAnswer, request: RequestedQuestion | None) -> tuple[
 
 def _form(pair: Pair, call: PromptCall, language: str) -> tuple[str, str] | None:
     """Forms that no language excuses; the others are left to the judge."""
-    if copies_prompt(pair.question):
+    if copies_prompt(pair.question, call.request_lines):
         return "copies_prompt", "the question is a sentence of the prompt"
     if call.examples and call.examples.holds(pair.question):
         return "copies_prompt", "the question is one of synthesis.example_queries"
+    language = detect_language(pair.question) if language == AUTO else language
     problem = form_problem(pair.question, pair.style, language)
-    return (problem, "form of the question") if problem in _FORMS_REFUSED else None
+    if problem in _FORMS_REFUSED:
+        return problem, "form of the question"
+    if pair.question.strip() and not names_code(pair.question) and not subject_words(pair.question, language):
+        return "no_subject", "no word of the question says what it is about"
+    return None
 
 
-def copies_prompt(question: str) -> bool:
-    """True where half of a question's runs of four words are runs of the prompt, example included."""
-    runs = _runs(question)
-    return bool(runs) and len(runs & _prompt_runs()) >= _COPIED_SHARE * len(runs)
+def copies_prompt(question: str, requests: Iterable[str] = ()) -> bool:
+    """True where half of a question's runs of four words are runs of the prompt, its example and requests included."""
+    runs, said = _runs(question), _prompt_runs().union(*map(_runs, requests))
+    return bool(runs) and len(runs & said) >= _COPIED_SHARE * len(runs)
 
 
 @cache

@@ -88,6 +88,8 @@ def _reasons(found: Generated) -> Counter[str]:
         ({"query_type": "multi_hop"}, "multi_hop_mismatch"),
         ({"question": "What a person who has not seen the documents would ask of a search engine?"}, "copies_prompt"),
         ({"question": "How long before departure do ferry bookings close?"}, "copies_prompt"),
+        ({"question": "on S1: contextual, factual, style question, complexity 2"}, "copies_prompt"),
+        ({"question": "What is the"}, "no_subject"),
     ],
 )
 def test_what_breaks_a_rule_is_rejected_with_its_raw_text(
