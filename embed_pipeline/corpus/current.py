@@ -63,7 +63,7 @@ def unknown_words(corpus: pl.DataFrame, segments: Mapping[str, pl.DataFrame]) ->
 
 
 def lost_titles(corpus: pl.DataFrame) -> int:
-    """Documents whose title stands in none of their segments or headings, so that nothing of it is embedded.
+    """Documents whose title is in none of their segments or headings, so that nothing of it is embedded.
 
     Titles that are the file's name count for none, nor do passages of labels.
     """
