@@ -271,7 +271,7 @@ def export(model: str | Path, output: str | Path, data: TrainingSet, settings: S
     Args:
         model: folder of the tuned model.
         output: folder for the export.
-        data: its corpus and test questions are what both models encode.
+        data: its corpus and up to 2,000 of its questions are what both models encode.
         settings: groups ``release``, ``embedding`` and ``gates``.
 
     Raises:
@@ -281,16 +281,17 @@ def export(model: str | Path, output: str | Path, data: TrainingSet, settings: S
     """
     from embed_pipeline.embedding.onnx_backend import OnnxBackend
     from embed_pipeline.embedding.onnx_export import export_onnx
+    from embed_pipeline.evaluation.query_sets import sampled_set
     from embed_pipeline.release.manifest import ReleaseError
     from embed_pipeline.release.parity import measure_parity, write_parity
     from embed_pipeline.text.passages import passages_by_id
 
     settings = _effective(settings)
-    folder, test = Path(output), data.query_set("test")
+    folder, asked = Path(output), sampled_set(data.pairs)
     export_onnx(model, folder, settings.release, settings.embedding)
     texts = passages_by_id(data.corpus, settings.embedding.context)
     exported = OnnxBackend(folder)
-    parity = measure_parity(Path(model), exported, texts, test.queries, test.qrels, embedding=settings.embedding)
+    parity = measure_parity(Path(model), exported, texts, asked.queries, asked.qrels, embedding=settings.embedding)
     write_parity(parity, folder)
     if failures := parity.failures(settings.gates):
         message = f"the export in {folder} differs from {model}: {'; '.join(failures)}"

@@ -87,10 +87,11 @@ def generated_set(qa: pl.DataFrame, split: pl.DataFrame, side: str) -> QuerySet:
     return _of_pairs(GENERATED if side == "test" else side, qa.join(chosen, on="qa_id", how="semi").sort("qa_id"))
 
 
-def sampled_set(qa: pl.DataFrame, most: int) -> QuerySet:
+def sampled_set(qa: pl.DataFrame, most: int = 2_000) -> QuerySet:
     """At most ``most`` questions of ``qa_dataset``, the first by id, which is a hash; from every side of the split.
 
-    They are for comparing two forms of one model, of which neither has seen more than the other.
+    They are for comparing two forms of one model, of which neither has seen more than the other: by a hundred test
+    questions alone, changes of nDCG@10 of 0.005 are told from none no better than by chance.
     """
     return _of_pairs("sampled", qa.sort("qa_id").head(most))
 

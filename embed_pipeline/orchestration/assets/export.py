@@ -47,9 +47,6 @@ from embed_pipeline.training.record import declared_dimensions, read_record
 logger = logging.getLogger(__name__)
 
 GROUP = "5_export"
-_PARITY_QUESTIONS = 2_000
-"""Questions on which an export is compared with its original, at most: a hundred test questions tell changes of nDCG@10
-of 0.005 from none no better than by chance."""
 _HYBRIDS: dict[Literal["tuned", "base"], str] = {"tuned": "hybrid_tuned", "base": "hybrid_base"}
 
 
@@ -228,7 +225,7 @@ def _measured(
     original: Path, export: Backend, folder: Path, corpus: pl.DataFrame, qa: pl.DataFrame, settings: Settings
 ) -> Parity:
     """Parity of an export on the evaluation corpus, which is also written into its folder."""
-    asked = sampled_set(qa, _PARITY_QUESTIONS)
+    asked = sampled_set(qa)
     parity = measure_parity(
         original,
         export,
