@@ -69,6 +69,7 @@ class UnitCosts:
 class Assumptions:
     """What was not measured here."""
 
+    max_questions: float = 50_000
     accepted_share: float = 0.6
     prompt_price: float = 0.15
     completion_price: float = 0.60
@@ -193,10 +194,12 @@ def _process_start() -> float:
 def simulate(documents: int, unit: UnitCosts, assumed: Assumptions) -> dict[str, float | str]:
     """What a first run over so many documents takes, stage by stage."""
     segments = documents * unit.segments_per_document
-    accepted = documents * unit.questions_per_document * assumed.accepted_share
+    # Questions are asked about so many documents, or about parts that amount to them; likewise artifacts and verdicts.
+    asked_about = min(documents, assumed.max_questions / unit.questions_per_document)
+    accepted = asked_about * unit.questions_per_document * assumed.accepted_share
     batches = documents / assumed.documents_per_batch
-    completion = documents * unit.completion_tokens_per_document
-    prompt = documents * unit.prompt_tokens_per_document
+    completion = asked_about * unit.completion_tokens_per_document
+    prompt = asked_about * unit.prompt_tokens_per_document
     gpu_flops = assumed.gpu_peak_flops * assumed.gpu_utilisation
     tokens = segments * unit.tokens_per_segment
     hours = {
@@ -218,7 +221,8 @@ def simulate(documents: int, unit: UnitCosts, assumed: Assumptions) -> dict[str,
     return {
         "documents": documents,
         "batches": batches,
-        "calls": documents * unit.calls_per_document,
+        "questions": asked_about * unit.questions_per_document,
+        "calls": asked_about * unit.calls_per_document,
         "prompt tokens": prompt,
         "completion tokens": completion,
         "accepted pairs": accepted,

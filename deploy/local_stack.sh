@@ -9,7 +9,8 @@
 #   deploy/local_stack.sh down [FOLDER]         end all
 #
 # Needs Postgres's server programs (Debian: apt-get install postgresql) and the project's virtual environment. Ports,
-# first of six in a row: LOCAL_STACK_PORT, default 15430. Logs: FOLDER/logs.
+# first of six in a row: LOCAL_STACK_PORT, default 15430. Postgres also listens on LOCAL_STACK_ADDRESS, if that is set, to
+# its /24 network. Logs: FOLDER/logs.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -26,6 +27,7 @@ mkdir -p "$folder/logs" "$folder/pids" "$folder/home"
 folder=$(cd "$folder" && pwd)
 bin=${VENV:-$here/.venv}/bin
 port=${LOCAL_STACK_PORT:-15430}
+address=${LOCAL_STACK_ADDRESS:-}
 
 export DAGSTER_HOME=$folder/home POSTGRES_HOST=127.0.0.1 POSTGRES_USER=pipeline POSTGRES_PASSWORD=local
 export LOCAL_STACK_FOLDER=$folder LOCAL_STACK_PORT=$port PYTHONPATH=$here PYTHONUNBUFFERED=1
@@ -54,10 +56,15 @@ make_database() {
     mkdir -p "$folder/postgres"
     if [[ $(id -u) == 0 ]]; then chown postgres "$folder/postgres"; fi
     as_owner "$programs/initdb" --pgdata="$folder/postgres" --username=pipeline --auth=trust >"$folder/logs/initdb.log"
-    as_owner "$programs/pg_ctl" --pgdata="$folder/postgres" --wait --options="-p $port -k $folder/postgres -h 127.0.0.1" \
-        --log="$folder/postgres/server.log" start >/dev/null
+    [[ -z $address ]] || echo "host all all $address/24 trust" >>"$folder/postgres/pg_hba.conf"
+    start_database "$programs"
     "$programs/psql" --host=127.0.0.1 --port="$port" --username=pipeline --dbname=postgres --quiet \
         --command="CREATE DATABASE dagster" --file="$here/deploy/databases.sql"
+}
+
+start_database() {
+    as_owner "$1/pg_ctl" --pgdata="$folder/postgres" --wait --log="$folder/postgres/server.log" \
+        --options="-p $port -k $folder/postgres -h 127.0.0.1${address:+,$address}" start >/dev/null
 }
 
 start() {
@@ -69,8 +76,7 @@ start() {
         if [[ ! -f $folder/postgres/PG_VERSION ]]; then
             make_database "$programs"
         else
-            as_owner "$programs/pg_ctl" --pgdata="$folder/postgres" --wait \
-                --options="-p $port -k $folder/postgres -h 127.0.0.1" --log="$folder/postgres/server.log" start >/dev/null
+            start_database "$programs"
         fi
         ;;
     endpoint) launch endpoint "$bin/python" "$here/deploy/week.py" endpoint "$folder" ;;

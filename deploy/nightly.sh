@@ -19,6 +19,7 @@ part deploy/dependencies.sh audit
 part deploy/try_clients.sh
 part deploy/try_wheel.sh
 part deploy/try_containers.sh
+part deploy/try_machines.sh
 part deploy/dependencies.sh sbom
 part .venv/bin/python benchmarks/endurance.py
 printf 'failed: %s\n' "${failed[@]:-nothing}"

@@ -327,13 +327,9 @@ def _stage(name: str, help_text: str) -> None:
 
 
 _stage("sdg", "Synthetic data generation: documents to accepted question-answer pairs.")
-
 _stage("prep", "Accepted pairs to training examples: split, hard negatives.")
-
 _stage("finetune", "Fine-tune the base model.")
-
 _stage("eval", "Compare the tuned model with its base.")
-
 _stage("export", "Export to ONNX, verify, bundle the release.")
 
 
@@ -411,6 +407,14 @@ def ui(
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     program = [sys.executable, "-m", "dagster", "dev", "--module-name", "embed_pipeline.definitions"]
     os.execv(sys.executable, [*program, "--host", host, "--port", str(port)])  # noqa: S606 - no shell is wanted
+
+
+@app.command()
+def worker(*, runs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1) -> None:
+    """Execute runs on this machine, as others do on theirs (docs/scaling.md)."""
+    from embed_pipeline.orchestration.workers import work
+
+    work(load_settings(), runs)
 
 
 @app.command()

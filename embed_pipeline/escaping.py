@@ -69,5 +69,6 @@ class TerminalFormatter(logging.Formatter):
 
 
 def counted(number: int, noun: str) -> str:
-    """A count with its noun: "1 file", "2 files"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """A count with its noun: "1 file", "2 files", "3 queries", "4 batches"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"

@@ -152,6 +152,7 @@ def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.Dat
     """
     from embed_pipeline.embedding.proven import open_base_encoder
     from embed_pipeline.synthesis.artifacts import extract_artifacts
+    from embed_pipeline.synthesis.coverage import mark_asked
     from embed_pipeline.synthesis.generate import generate_pairs
     from embed_pipeline.synthesis.score import score_pairs
     from embed_pipeline.synthesis.select import select_pairs
@@ -164,7 +165,8 @@ def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.Dat
     pairs, scores = {}, {}
     for batch, segments in documents.segments.items():
         titled = with_titles(segments, documents.documents[batch])
-        asked = titled if settings.training_data.generates else titled.clear()
+        share = segments.height / sum(frame.height for frame in documents.segments.values())
+        asked = mark_asked(batch, titled, share, settings, lambda: encoder)
         titles = dict(documents.documents[batch].select("document_id", "title").iter_rows())
         asking = choose_path(asked, titles, settings).applied(settings)
         artifacts = extract_artifacts(batch, asked, asking).artifacts

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from embed_pipeline.escaping import counted
+
 logger = logging.getLogger(__name__)
 
 LOG_INTERVAL_SECONDS = 5.0
@@ -37,7 +39,7 @@ class Bar:
         """Count ``count`` more units done; ``note`` is shown next to the rate."""
         self.done += count
         if self.live is not None and self.task is not None:
-            self.live.update(self.task, completed=self.done, note=note, rate=f"{self.rate:.1f} {self.unit}/s")
+            self.live.update(self.task, completed=self.done, note=note, rate=f"{self.rate:.1f}/s")
             return
         now = time.monotonic()
         if now - self._logged >= LOG_INTERVAL_SECONDS:
@@ -53,18 +55,18 @@ class Bar:
         """The progress as one line of text."""
         left = f", {self.rate:.1f}/s, {(self.total - self.done) / self.rate:.0f} s left" if self.done else ""
         tail = f", {note}" if note else ""
-        return f"{self.label}: {self.done}/{self.total} {self.unit}{left}{tail}"
+        return f"{self.label}: {self.done:,}/{counted(self.total, self.unit)}{left}{tail}"
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "items") -> Iterator[Bar]:
-    """Show progress over ``total`` units while the block runs."""
+def progress(label: str, total: int, unit: str = "item") -> Iterator[Bar]:
+    """Show progress over ``total`` units while the block runs; ``unit`` is the noun for one."""
     bar = Bar(label=label, total=total, unit=unit)
     if not sys.stderr.isatty():
         yield bar
         seconds = time.monotonic() - bar.started
         if seconds >= LOG_INTERVAL_SECONDS:
-            logger.info("%s: %d %s in %.0f s", label, bar.done, unit, seconds)
+            logger.info("%s: %s in %.0f s", label, counted(bar.done, unit), seconds)
         return
     columns = (
         TextColumn("{task.description}", markup=False),

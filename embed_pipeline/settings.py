@@ -90,9 +90,11 @@ changes, so that the choice of weights, the adapter and the guard against forget
 PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType({"finetuned_model": (TRAINING,)})
 """Asset to its parts: what decides a part decides the asset."""
 
+# What is asked of a language model by plan, and what is asked of it at all.
+_PLANNED = ("document_artifacts", "qa_pairs")
+_ASKED = (*_PLANNED, "qa_scores")
 # Whatever encodes with the base model, or with a model that the settings' prefixes apply to.
-_ASKED = ("document_artifacts", "qa_pairs", "qa_scores")
-_ENCODED = ("segments", "corpus", "qa_pairs", "qa_scores", "qa_dataset", "hard_negatives", TRAINING)
+_ENCODED = ("segments", *_PLANNED, "corpus", "qa_scores", "qa_dataset", "hard_negatives", TRAINING)
 _MEASURED = ("retrieval_evaluation", "champion_comparison")
 _EXPORTED = ("onnx_model", "onnx_precisions", "base_onnx_model")
 
@@ -300,7 +302,7 @@ class Corpus(Group):
     segment_tokens: int = decides(200, "segments", ge=16, le=8192)
     """Longest segment, in tokens of the base encoder; never more than the encoder reads, prefix and special tokens
     included."""
-    min_segment_tokens: Positive = decides(24, "qa_pairs", "qa_dataset", "hard_negatives")
+    min_segment_tokens: Positive = decides(24, *_PLANNED, "qa_dataset", "hard_negatives")
     """Shorter segments (bare headings) stay stored, but no question is asked of them."""
 
     @field_validator("suffixes")
@@ -380,7 +382,7 @@ class LLM(Group):
 class Synthesis(Group):
     """Segments to question-answer pairs to accepted pairs."""
 
-    path: Auto | Literal["completion", "structured"] = decides("auto", "document_artifacts", "qa_pairs")
+    path: Auto | Literal["completion", "structured"] = decides("auto", *_PLANNED)
     """How the model is asked: by few-shot completion, which suits base and very small models, or for JSON by schema,
     which suits models that follow instructions. auto: completion for the packaged model; for any other, what a trial on
     a few segments shows to yield more distinct valid questions."""
@@ -388,11 +390,15 @@ class Synthesis(Group):
     """Who scores the pairs: measures (round trip, grounding, form), the judge model by a rubric, or both, whose scores
     are kept and must pass alike. auto: measured for the packaged model; any other is asked if a trial on a few pairs
     and planted bad ones shows that it can judge."""
-    questions_per_segment: int = decides(2, "qa_pairs", ge=1, le=20)
+    questions_per_segment: int = decides(2, *_PLANNED, ge=1, le=20)
     """Single-hop questions asked of every segment that is long enough."""
-    questions_per_document: Positive | None = decides(None, "qa_pairs")
+    questions_per_document: Positive | None = decides(None, *_PLANNED)
     """Single-hop questions asked of every document, spread over its segments; None: ``questions_per_segment``
     decides."""
+    max_questions: Positive | Literal["all"] = decides(50_000, *_PLANNED)
+    """About how many questions are asked of the whole corpus. Where there are more segments than that allows, those are
+    asked about that cover it best, in every batch as large a share. A higher limit adds questions and keeps the others;
+    all: every segment is asked about."""
     reasoning_types: Weights = decides(
         {"factual": 3, "procedural": 2, "causal": 1, "inferential": 1, "relational": 1, "temporal": 0.5}, "qa_pairs"
     )
@@ -403,11 +409,11 @@ class Synthesis(Group):
     """File of queries that people typed, without judgements: .txt with one a line, or .csv or .jsonl with a column
     ``query`` or ``text``. Their forms and lengths decide how often each style of ``styles`` is asked for, and a model
     that follows instructions is shown eight of them (docs/tuning.md)."""
-    multi_hop_share: Share = decides(0.1, "qa_pairs")
+    multi_hop_share: Share = decides(0.1, *_PLANNED)
     """Multi-hop questions as a share of the single-hop ones."""
     cross_document_share: Share = decides(0.5, "qa_pairs")
     """Share of the multi-hop questions that join different documents, as far as neighbours allow."""
-    max_hops: int = decides(3, "qa_pairs", ge=1, le=5)
+    max_hops: int = decides(3, *_PLANNED, ge=1, le=5)
     """Most segments that one question may join."""
     min_complexity: int = decides(1, "qa_pairs", ge=1, le=5)
     """Minimum complexity asked of the generator (1: a stated fact, 5: reasoning over several statements)."""

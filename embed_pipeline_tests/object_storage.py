@@ -15,9 +15,9 @@ BUCKET = "models"
 
 
 @contextmanager
-def object_storage() -> Iterator[dict[str, str]]:
+def object_storage(address: str = "127.0.0.1") -> Iterator[dict[str, str]]:
     """A storage with one empty bucket, and the environment variables that lead to it, set in this process as well."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     environment = {

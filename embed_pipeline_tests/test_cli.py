@@ -81,6 +81,13 @@ def test_a_database_server_that_is_dead(run, tmp_path, monkeypatch):
     assert "secret" not in err
 
 
+def test_a_worker_where_dagster_executes_runs_in_another_way(run, tmp_path):
+    pytest.importorskip("dagster_postgres")
+    status, _, err = run("worker", PATHS__STORE=tmp_path / "store")
+    assert status == 1
+    is_one_sentence(err, "runs are executed by DefaultRunLauncher", "set run_launcher to WorkerRunLauncher")
+
+
 def test_brackets_and_escapes_in_paths_and_documents_are_shown(run, tmp_path):
     store = tmp_path / "store"
     (store / "tables").mkdir(parents=True)

@@ -114,7 +114,7 @@ def test_settings_and_commands_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
     code = "\n".join([*FENCE.findall(text), *re.findall(r"`[^`\n]+`|^    .+$", FENCE.sub("", text), re.MULTILINE)])
     groups = {name: field.annotation.model_fields for name, field in Settings.model_fields.items() if name != "seed"}
-    for group, name in re.findall(rf"(?<!/)\b({'|'.join(groups)})\.([a-z]\w*)\b(?!\*)", code):
+    for group, name in re.findall(rf"(?<![/.])\b({'|'.join(groups)})\.([a-z]\w*)\b(?!\*)", code):
         assert name in {*groups[group], "json", "py", "toml", "md"}, f"{group}.{name}"
     assert set(re.findall(r"(?:^ *|`|bin/)embed-pipeline (?:--set \S+ )*([a-z]\w*)", code, re.MULTILINE)) <= COMMANDS
 

@@ -266,6 +266,31 @@ def test_changed_new_and_deleted_documents(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_higher_limit_on_questions_pays_for_the_difference_alone(tiny_model, tmp_path):
+    def single_hop(project):
+        pairs = project.table("qa_pairs").filter(pl.col("hop_count") == 1)
+        return set(pairs["qa_id"]), set(pairs["segment_ids"].explode())
+
+    with stub_endpoint(well_behaved) as stub:
+        project = small_project(
+            tmp_path, tiny_model, stub.base_url, synthesis__max_questions="30", corpus__documents_per_batch="6"
+        )
+        status, output = project.command("sdg")
+        assert status == 0, output
+        assert "questions are asked about" in output
+        few, about = single_hop(project)
+        assert 10 <= len(about) <= 16, "30 questions, two of a segment, a tenth as many of several"
+        project.environment["EMBED_PIPELINE_SYNTHESIS__MAX_QUESTIONS"] = "all"
+        status, output = project.command("sdg")
+        assert status == 0, output
+        asked = [json.dumps(request, sort_keys=True) for request in stub.requests]
+    every, about = single_hop(project)
+    assert len(about) == 48
+    assert few < every
+    assert len(asked) == len(set(asked)), "nothing is paid for twice"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prepare", "arguments", "says"),
     [

@@ -51,7 +51,7 @@ class Batch:
     """New or changed files, paths that are gone, and lines then known as boilerplate, which are removed from the files.
 
     What is learned later does not change the batch: its questions are paid for. ``skipped`` counts what the folder held
-    and was left alone, by reason.
+    and was left alone, by reason. ``share`` is how much of the documents that were there when it was cut are in it.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Batch:
     deleted: tuple[str, ...]
     boilerplate: tuple[str, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
+    share: float = 1.0
 
     def manifest(self) -> str:
         """What is stored of it, as JSON."""
@@ -70,6 +71,8 @@ class Batch:
             body["boilerplate"] = list(self.boilerplate)
         if self.skipped:
             body["skipped"] = dict(sorted(self.skipped.items()))
+        if self.share != 1:
+            body["share"] = self.share
         return json.dumps(body, indent=1, ensure_ascii=False)
 
 
@@ -88,6 +91,7 @@ def parse_batch(path: UPath, content: bytes) -> Batch:
             tuple(body["deleted"]),
             tuple(body.get("boilerplate", ())),
             body.get("skipped", {}),
+            body.get("share", 1.0),
         )
     except (ValueError, KeyError, TypeError) as error:
         message = f"batch manifest {path} is damaged ({error}); restore it, or delete it to read its files again"
@@ -337,11 +341,20 @@ def _write_all(
     lines = learned_lines(settings.paths.root) if settings.corpus.boilerplate_share != "off" else ()
     pieces = [changed[start : start + size] for start in range(0, len(changed), size)] or ([[]] if deleted else [])
     gone = tuple(deleted)
+    sized = all(file.size for file in scan.files)  # some web servers do not say
+    whole = sum(file.size if sized else 1 for file in scan.files)
     return tuple(
         _write(
             settings.paths.root,
             number,
-            Batch("", tuple(piece), gone if number == last + 1 else (), lines, scan.skipped),
+            Batch(
+                "",
+                tuple(piece),
+                gone if number == last + 1 else (),
+                lines,
+                scan.skipped,
+                sum(file.size if sized else 1 for file in piece) / whole,
+            ),
         )
         for number, piece in enumerate(pieces, start=last + 1)
     )

@@ -42,7 +42,7 @@ def read_documents(batch: Batch, settings: Settings, *, only_batch: bool = False
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     gone = list(batch.deleted)
-    with ReadingProcess(settings.corpus) as process, progress("Reading documents", len(batch.files), "files") as bar:
+    with ReadingProcess(settings.corpus) as process, progress("Reading documents", len(batch.files), "file") as bar:
         for file in sorted(batch.files, key=lambda f: f.path):
             try:
                 read = _read(file, settings, process)

@@ -132,7 +132,7 @@ class Encoder:
     def _compute(self, texts: Sequence[str], label: str | None, backend: Backend) -> Floats:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         tokenize = partial(backend.tokenize, truncate=True)
-        with progress(label, len(texts), "texts") if label else nullcontext() as bar:
+        with progress(label, len(texts), "text") if label else nullcontext() as bar:
             for start, rows in tokenized_windows(texts, tokenize, on_gpu=backend.on_gpu):
                 for position, row in enumerate(rows, start):
                     if not len(row):

@@ -146,7 +146,7 @@ def _rank_rows(
     """Rank the collection by every row of scores that ``fuse`` makes of a query's scores under each model and BM25."""
     ranker = _UnitRanker(collection.ids, collection.documents, by_document=query_set.unit == "document")
     ranked: defaultdict[Key, Ranked] = defaultdict(Ranked)
-    with progress(label, len(query_set), "queries") as bar:
+    with progress(label, len(query_set), "query") as bar:
         for query, dense, lexical in _score_rows(query_set, collection, *queries):
             for key, scores in fuse(dense, lexical).items():
                 ranker.rank(ranked[key], query, scores, depth, lexical=key == "bm25")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from embed_pipeline import settings
+from embed_pipeline.escaping import counted
 from embed_pipeline.llm.failures import Failure, connection_failure, failure_of, read_failure, scope_of
 from embed_pipeline.llm.responses import read_response
 from embed_pipeline.llm.store import Answer, OpenBatch, ResponseStore
@@ -104,8 +105,8 @@ class Batches:
         total, done, failed = (sum(counts[place] for counts in self._counts.values()) for place in range(3))
         waits = f", waiting {(time.monotonic() - self._begun) / 60:.0f} min" if self._counts else ""
         queued = f"{len(self._queue)} to submit" if self._queue else ""
-        batches = f"{len(self._counts)} batches: {done} of {total} done, {failed} failed{waits}" if self._counts else ""
-        return ", ".join(part for part in (queued, batches) if part)
+        batches = f"{counted(len(self._counts), 'batch')}: {done} of {total} done, {failed} failed{waits}"
+        return ", ".join(part for part in (queued, batches if self._counts else "") if part)
 
     async def send(self, path: str, body: dict[str, Any], keys: Keys) -> Outcome:
         """Have a request answered by the next batch, or by an open one that it is in already.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from embed_pipeline import settings
+from embed_pipeline.escaping import counted
 
 _MILLION = 1_000_000
 
@@ -47,8 +48,9 @@ class Usage:
     def line(self) -> str:
         """The counts as a note next to a progress bar."""
         price = f", cost {self.cost:.4f}" if self.cost else ""
-        retried = f", {self.retries} retries" if self.retries else ""
-        return f"{self.calls} calls, {self.cached} from the store, {self.tokens} tokens{price}{retried}"
+        retried = f", {counted(self.retries, 'retry')}" if self.retries else ""
+        paid = f"{counted(self.calls, 'call')}, {self.cached:,} from the store, {counted(self.tokens, 'token')}"
+        return f"{paid}{price}{retried}"
 
 
 def price(llm: settings.LLM, prompt_tokens: int, completion_tokens: int, *, batch: bool = False) -> float:

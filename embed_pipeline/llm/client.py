@@ -156,7 +156,7 @@ class LLMClient:
         function: Callable[[Item], Awaitable[Result]],
         *,
         label: str,
-        unit: str = "items",
+        unit: str = "item",
         note: Callable[[], str] | None = None,
     ) -> list[Result]:
         """Run a function that asks this client over many items at once, with progress; results in their order.
@@ -168,7 +168,7 @@ class LLMClient:
             items: what to work on; any number, as only :attr:`concurrency` are begun at a time.
             function: one item's work.
             label: what the progress shows.
-            unit: what is counted.
+            unit: the noun for one of them.
             note: more to show next to usage, such as an acceptance rate.
 
         Raises:

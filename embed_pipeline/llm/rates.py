@@ -22,6 +22,8 @@ _SLOWED = 1.35
 """How much longer calls that ran together take where the endpoint slows down with each, and where it queues them."""
 _QUEUED = 1.6
 _STEADY_ROUNDS = 3
+_COLD = 3.0
+"""How much longer than the median a server's first call takes, where it loads the model or reads a prompt's start."""
 _USUAL_CALLS = 5
 """Calls that were not repeated, counted with those that there are: a few say little of how many will be."""
 
@@ -70,6 +72,7 @@ def measure_rates(calls: Sequence[TimedCall]) -> Rates | None:
     """What the latest calls of one model at one endpoint say; None where there are none."""
     if not calls:
         return None
+    calls = _warm(calls)
     kinds: dict[str, list[TimedCall]] = defaultdict(list)
     for call in calls:
         kinds[call.kind].append(call)
@@ -96,6 +99,20 @@ def measure_rates(calls: Sequence[TimedCall]) -> Rates | None:
         together=together,
         queues=queues,
     )
+
+
+def _warm(calls: Sequence[TimedCall]) -> list[TimedCall]:
+    """The calls without the slow ones that brought more in flight than before: a server's first, which say little."""
+    usual = float(np.median([call.seconds for call in calls]))
+    warm: list[TimedCall] = []
+    running: list[float] = []
+    most = 0
+    for call in sorted(calls, key=lambda call: call.ended - call.seconds):
+        running = [ended for ended in running if ended > call.ended - call.seconds] + [call.ended]
+        if len(running) <= most or call.seconds <= _COLD * usual:
+            warm.append(call)
+        most = max(most, len(running))
+    return warm
 
 
 def _said(seconds: tuple[float, float], call: TimedCall) -> float:

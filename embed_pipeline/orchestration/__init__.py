@@ -3,8 +3,8 @@
 In: settings and the stage rooms' functions. Out: the definitions that :mod:`embed_pipeline.definitions` puts together.
 Read in this order: ``assets`` (a module per stage), ``checks``, ``jobs``, ``partitions``, ``io_managers``,
 ``outputs``, ``presentation``, ``resources``; ``freshness`` and ``runs`` (what the commands do), ``automation``
-(sensors and schedules), ``executors`` and ``launcher``; ``store_lock``; ``promotion``; ``reviewing`` (corrections);
-``forgetting`` and ``absence``.
+(sensors and schedules), ``executors``, ``launcher`` and ``workers``; ``store_lock``; ``promotion``; ``reviewing``
+(corrections); ``forgetting`` and ``absence``.
 """
 
 import warnings

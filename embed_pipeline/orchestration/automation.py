@@ -238,7 +238,7 @@ def container_schedule(options: Orchestration) -> dg.ScheduleDefinition:
         filters = {"label": f"{STACK_LABEL}={stack}", "until": f"{math.ceil(options.container_hours * 60)}m"}
         pruned = docker.from_env().containers.prune(filters=filters)
         removed = pruned.get("ContainersDeleted") or []
-        context.log.info("%d containers removed", len(removed))
+        context.log.info("%s removed", counted(len(removed), "container"))
 
     @dg.job(executor_def=dg.in_process_executor, description="Removes the containers of ended runs and steps.")
     def remove_containers() -> None:

@@ -12,6 +12,7 @@ from dagster._core.execution.plan.objects import ErrorSource
 from dagster_shared.error import SerializableErrorInfo
 
 from embed_pipeline.corpus.batches import cut_batches, load_batches
+from embed_pipeline.escaping import counted
 from embed_pipeline.orchestration.absence import forget_answers
 from embed_pipeline.orchestration.freshness import failed_check, failed_gates, is_current
 from embed_pipeline.orchestration.jobs import STAGES
@@ -89,9 +90,8 @@ class StageRunner:
 
     def _add_batches(self) -> None:
         new, scan = cut_batches(self._settings)
-        logger.info(
-            "%s: %d files, %d new batches; skipped %s", scan.folder, len(scan.files), len(new), scan.describe_skipped()
-        )
+        found = f"{counted(len(scan.files), 'file')}, {counted(len(new), 'new batch')}"
+        logger.info("%s: %s; skipped %s", scan.folder, found, scan.describe_skipped())
         known = set(self._instance.get_dynamic_partitions(str(document_batches.name)))
         names = [batch.name for batch in load_batches(self._settings.paths.root) if batch.name not in known]
         if names:

@@ -145,11 +145,11 @@ def verify_deployment(
     with OpenAI(base_url=f"{url}/v1", api_key=serving_api_key() or "none") as client:
         release = _described(client, url, settings)
         probe = _Probe(client, release, original)
-        with progress("embed through the endpoint", len(passages) + len(queries), "texts") as bar:
+        with progress("Embedding through the endpoint", len(passages) + len(queries), "text") as bar:
             served_passages = probe.embed(passages, "passage", bar)
             served_queries = probe.embed(queries, "query", bar)
         milliseconds = probe.time_queries(queries)
-    passage_vectors = original.encode(passages, "passage", "embed with the original model")
+    passage_vectors = original.encode(passages, "passage", "Encoding with the original model")
     query_vectors = original.encode(queries, "query")
     hits = search(served_queries, served_passages, _DEPTH)
     served = np.concatenate([served_queries, served_passages])

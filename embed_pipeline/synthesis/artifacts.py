@@ -22,6 +22,7 @@ from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import delimit, fill_prompt, plain_label
 from embed_pipeline.llm.rehearsal import NOT_ASKED
 from embed_pipeline.settings import Settings
+from embed_pipeline.synthesis.coverage import ASKED
 from embed_pipeline.text.injections import remove_instructions
 from embed_pipeline.text.words import (
     content_words,
@@ -190,7 +191,7 @@ async def ask_artifacts(
             return []
         return _borne_out(answer.value, window, batch, client.generator, dropped)
 
-    results = await client.gather(windows, ask, label="Reading documents for artifacts", unit="calls")
+    results = await client.gather(windows, ask, label="Reading documents for artifacts", unit="call")
     return [row for result in results for row in result]
 
 
@@ -236,7 +237,7 @@ def _borne_out(
 
 
 def plan_windows(segments: pl.DataFrame) -> list[Window]:
-    """Runs of one document's segments, each run short enough for one call."""
+    """Runs of one document's segments, each run short enough for one call; none without a segment asked about."""
     windows: list[Window] = []
     size = 0
     for row in segments.sort("document_id", "position").iter_rows(named=True):
@@ -246,7 +247,7 @@ def plan_windows(segments: pl.DataFrame) -> list[Window]:
             size = 0
         windows[-1].append(row)
         size += len(row["text"])
-    return windows
+    return [window for window in windows if any(row.get(ASKED, True) for row in window)]
 
 
 def _row(

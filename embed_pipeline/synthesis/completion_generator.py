@@ -178,7 +178,7 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
 
     # Multi-hop prompts share another beginning, which each server processes once.
     ordered = sorted(work_order(tasks, settings.seed), key=lambda task: len(task.sources) > 1)
-    results = await client.gather(ordered, ask, label="Writing questions", unit="segments", note=note)
+    results = await client.gather(ordered, ask, label="Writing questions", unit="segment", note=note)
     return Generated(
         [pair for result in results for pair in result.pairs],
         [reject for result in results for reject in result.rejects],

@@ -33,6 +33,7 @@ from embed_pipeline.llm.responses import CHARACTERS_PER_TOKEN
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import artifact_frame, ask_artifacts, extract_artifacts, plan_windows
 from embed_pipeline.synthesis.completion_generator import complete_questions
+from embed_pipeline.synthesis.coverage import mark_asked
 from embed_pipeline.synthesis.generate import plan_tasks
 from embed_pipeline.synthesis.judge import (
     LEAST_JUDGED,
@@ -124,7 +125,8 @@ def estimate(
     """Predict the cost of artifacts, questions and judging over some batches.
 
     Args:
-        segments: frame of :data:`tables.SEGMENTS` for each batch, with titles where ``embedding.context`` needs them.
+        segments: frame of :data:`tables.SEGMENTS` for each batch, from :func:`mark_asked` where not all segments are
+            asked about.
         titles: document id to title.
         settings: the product's settings.
         load_encoder: gives the base encoder, called only where multi-hop questions are wanted.
@@ -202,8 +204,8 @@ def estimate_folder(settings: Settings, encoder: Encoder, *, ask: bool = False) 
                 max_tokens=encoder.passage_tokens,
                 context=settings.embedding.context,
             )
-            cut = with_titles(cut, documents)
-            segments[batch.name] = cut if settings.training_data.generates else cut.clear()
+            titled = with_titles(cut, documents)
+            segments[batch.name] = mark_asked(batch.name, titled, batch.share, settings, lambda: encoder)
     return estimate(segments, titles, settings, lambda: encoder, ask=ask)
 
 
@@ -291,7 +293,7 @@ async def _estimate(
             artifacts = await _rehearse_artifacts(batch, frame, settings, client, artifacts_stage)
             sources = askable_sources(frame, titles, artifacts, settings)
             tasks = plan_tasks(sources, frame, settings, load_encoder) if sources else []
-            asked_of += len(sources)
+            asked_of += sum(source.asked for source in sources)
             questions += sum(len(task.specs) for task in tasks)
             found = await _rehearse_questions(tasks, settings, client, questions_stage)
             if settings.asks_judge:

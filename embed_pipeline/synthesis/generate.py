@@ -15,6 +15,7 @@ from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import COMPLETION_PROMPTS, STRUCTURED_PROMPTS, prompt_version
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.completion_generator import complete_questions
+from embed_pipeline.synthesis.coverage import segment_vectors
 from embed_pipeline.synthesis.pairs import Generated, pair_row, reject_rows
 from embed_pipeline.synthesis.plan import (
     QuestionTask,
@@ -25,7 +26,6 @@ from embed_pipeline.synthesis.plan import (
     plan_single_hop,
 )
 from embed_pipeline.synthesis.structured_generator import ask_questions
-from embed_pipeline.text.passages import passages_by_id
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,12 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
     settings: Settings,
     load_encoder: Callable[[], Encoder],
 ) -> Generation:
-    """Write questions about every segment that is long enough, and about groups of neighbours.
+    """Write questions about every segment that is long enough and to be asked about, and about groups of neighbours.
 
     Args:
         batch: name of the batch.
-        segments: frame of :data:`tables.SEGMENTS`, with titles where ``embedding.context`` needs them.
+        segments: frame of :data:`tables.SEGMENTS`, with titles where ``embedding.context`` needs them, from
+            :func:`mark_asked` where not all are asked about.
         artifacts: frame of :data:`tables.DOCUMENT_ARTIFACTS`.
         titles: document id to title.
         settings: the product's settings.
@@ -77,7 +78,7 @@ def generate_pairs(  # noqa: PLR0917 - what the asset loads, in its order
 def plan_tasks(
     sources: list[Source], segments: pl.DataFrame, settings: Settings, load_encoder: Callable[[], Encoder]
 ) -> list[QuestionTask]:
-    """What to ask: of every source, and of paths of neighbours.
+    """What to ask: about every source that is to be asked about, and about paths of neighbours.
 
     Args:
         sources: from :func:`askable_sources`.
@@ -89,12 +90,7 @@ def plan_tasks(
     wanted = multi_hop_count(tasks, settings.synthesis)
     if not wanted or len(sources) == 1:
         return tasks
-    # All texts in the order of the later searches, whose vectors these then are.
-    text_of = passages_by_id(segments.sort("segment_id"), settings.embedding.context)
-    texts = list(dict.fromkeys(text_of.values()))
-    place = {text: index for index, text in enumerate(texts)}
-    every = load_encoder().encode(texts, "passage", label="Finding neighbours")
-    vectors = every[[place[text_of[source.segment_id]] for source in sources]]
+    vectors = segment_vectors([source.segment_id for source in sources], segments, settings, load_encoder)
     return tasks + plan_multi_hop(sources, vectors, wanted, settings)
 
 

@@ -186,7 +186,7 @@ async def ask_judge(
             return NoVerdict(pair["qa_id"], error.reason, str(error), error.raw)
         return answer.value.verdict()
 
-    return await client.gather(pairs, ask, label=label, unit="pairs")
+    return await client.gather(pairs, ask, label=label, unit="pair")
 
 
 def _labelled(pair: Mapping[str, Any], segments: Mapping[str, str]) -> dict[str, str]:
@@ -277,4 +277,4 @@ async def ask_hops_needed(
             return InvalidAnswer("invalid_answer", f"it speaks of {sorted(said)}, asked of {labels}", got.raw)
         return all(said.values())
 
-    return await client.gather(pairs, ask, label="Checking hops", unit="pairs")
+    return await client.gather(pairs, ask, label="Checking hops", unit="pair")

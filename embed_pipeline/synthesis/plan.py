@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from embed_pipeline.settings import Settings, Synthesis
+from embed_pipeline.synthesis.coverage import ASKED, askable_segments
 from embed_pipeline.synthesis.example_queries import ExampleQueries
 from embed_pipeline.text.injections import remove_instructions
 from embed_pipeline.text.words import content_words
@@ -41,6 +42,7 @@ class Source:
         title: headings above it, or the document's title.
         text: what it says.
         artifacts: what the artifact pass found in it.
+        asked: questions are asked about it; else it can only be joined to others.
     """
 
     segment_id: str
@@ -48,6 +50,7 @@ class Source:
     title: str
     text: str
     artifacts: tuple[str, ...] = ()
+    asked: bool = True
 
     @property
     def heading(self) -> str:
@@ -81,10 +84,10 @@ class QuestionTask:
 def askable_sources(
     segments: pl.DataFrame, titles: Mapping[str, str], artifacts: pl.DataFrame, settings: Settings
 ) -> list[Source]:
-    """Segments long enough to ask about, one for each distinct text, sorted by document and position.
+    """The segments of :func:`askable_segments` as sources, without those that are all instructions to models.
 
     Args:
-        segments: frame of :data:`tables.SEGMENTS`.
+        segments: frame of :data:`tables.SEGMENTS`; all are asked about where it has no column :data:`ASKED`.
         titles: document id to title.
         artifacts: frame of :data:`tables.DOCUMENT_ARTIFACTS`.
         settings: ``corpus.min_segment_tokens`` is the least length.
@@ -93,8 +96,6 @@ def askable_sources(
     for text, places in artifacts.sort("kind", "text").select("text", "segment_ids").iter_rows():
         for segment in places:
             found.setdefault(segment, []).append(text)
-    long_enough = segments.filter(pl.col("token_count") >= settings.corpus.min_segment_tokens)
-    distinct = long_enough.sort("document_id", "position").unique("text", keep="first", maintain_order=True)
     sources = (
         Source(
             row["segment_id"],
@@ -102,8 +103,9 @@ def askable_sources(
             remove_instructions(row["heading_path"] or titles[row["document_id"]]),
             remove_instructions(row["text"]),
             tuple(dict.fromkeys(found.get(row["segment_id"], ()))),
+            row.get(ASKED, True),
         )
-        for row in distinct.iter_rows(named=True)
+        for row in askable_segments(segments, settings).iter_rows(named=True)
     )
     return [source for source in sources if source.text.strip()]
 
@@ -111,7 +113,8 @@ def askable_sources(
 def plan_single_hop(sources: Sequence[Source], settings: Settings) -> list[QuestionTask]:
     """A task for each segment that gets questions, in the order of the segments.
 
-    The shares of types and styles hold document by document, up to rounding.
+    The shares of types and styles hold document by document, up to rounding. What is asked about a segment does not
+    depend on which others are asked about.
 
     Raises:
         ExampleQueriesError: ``synthesis.example_queries`` cannot be read.
@@ -127,7 +130,8 @@ def plan_single_hop(sources: Sequence[Source], settings: Settings) -> list[Quest
         for source, count in zip(members, counts, strict=True):
             if count:
                 mine = tuple(next(specs) for _ in range(count))
-                tasks.append(QuestionTask((source,), mine, _seed(settings.seed, (source,))))
+                if source.asked:
+                    tasks.append(QuestionTask((source,), mine, _seed(settings.seed, (source,))))
     return tasks
 
 

@@ -258,7 +258,7 @@ async def ask_calls(
     def note() -> str:
         return f"{accepted[0] / max(1, accepted[1]):.0%} valid"
 
-    results = await client.gather(calls, ask, label=label, unit="calls", note=note)
+    results = await client.gather(calls, ask, label=label, unit="call", note=note)
     return Generated(
         [pair for result in results for pair in result.pairs],
         [reject for result in results for reject in result.rejects],

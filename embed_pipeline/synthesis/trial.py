@@ -211,7 +211,8 @@ async def sample_questions(
     opening: dict[str, Window] = {}
     for window in plan_windows(segments):
         opening.setdefault(window[0]["document_id"], window)
-    askable = {source.segment_id for source in askable_sources(segments, titles, artifact_frame([]), settings)}
+    every = askable_sources(segments, titles, artifact_frame([]), settings)
+    askable = {source.segment_id for source in every if source.asked}
     windows, wanted = [], 0
     for window in work_order(list(opening.values()), settings.seed):
         held = sum(row["segment_id"] in askable for row in window)
@@ -224,8 +225,8 @@ async def sample_questions(
     rows += await ask_artifacts(batch, windows[1:], settings, client, Counter())
     sources = askable_sources(segments, titles, artifact_frame(rows), settings)
     shown = {row["segment_id"] for window in windows for row in window}
-    every = plan_calls(plan_single_hop(sources, settings))
-    inside = work_order([call for call in every if set(call.segment_ids) <= shown], settings.seed)
+    planned = plan_calls(plan_single_hop(sources, settings))
+    inside = work_order([call for call in planned if set(call.segment_ids) <= shown], settings.seed)
     # The first call of each document, then their second ones.
     seen: Counter[str] = Counter()
     ranked = []

@@ -122,7 +122,7 @@ def candidates(
 
     A pair just at a threshold of 0.6 is missed with a probability under 0.1 %, more similar ones practically never.
     """
-    with progress("Comparing documents", 3 * len(source), "steps") as bar:
+    with progress("Comparing documents", 3 * len(source), "step") as bar:
         probes = [source.hashes(index, bar)[:_PROBES] for index in range(len(source))]
         known, postings, offsets = _postings(source, probes, bar)
         for index, own in enumerate(probes):

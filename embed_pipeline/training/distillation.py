@@ -101,7 +101,7 @@ def _hybrid(
     lexical = BM25(texts, language)
     scores: Scores = {}
     questions_scored = list(candidates)
-    with progress("Scoring candidates", len(questions_scored), "questions") as bar:
+    with progress("Scoring candidates", len(questions_scored), "question") as bar:
         for start in range(0, len(questions_scored), _QUESTION_BLOCK):
             block = questions_scored[start : start + _QUESTION_BLOCK]
             dense = questions[block] @ corpus.T

@@ -159,7 +159,7 @@ def teacher_scores(
     smoothed = _unit(_smooth(vectors, neighbours))
     scores = np.empty((len(queries), len(passages)), np.float32)
     spreads = np.empty((len(queries), 2))
-    with progress("Ranking segments for sentences", len(queries), "sentences") as bar:
+    with progress("Ranking segments for sentences", len(queries), "sentence") as bar:
         for row, (query, vector) in enumerate(zip(queries, query_vectors, strict=True)):
             lexical = _smooth(bm25.scores(query), neighbours)
             first_pass = hybrid_scores(smoothed @ vector, lexical, dense_weight)
@@ -213,7 +213,7 @@ def _fit(
     width = passages.shape[1]
     matrix = nn.Parameter(torch.zeros(width, width, device=passages.device))
     optimizer = torch.optim.Adam([matrix], lr=_LEARNING_RATE)
-    with progress("Fitting the linear adapter", _STEPS, "steps") as bar:
+    with progress("Fitting the linear adapter", _STEPS, "step") as bar:
         for batch in _query_batches(len(queries), generator):
             mapped = queries[batch] + queries[batch] @ matrix, passages + passages @ matrix
             loss = torch.stack([_divergence(*mapped, target[batch], length) for length in lengths]).mean()

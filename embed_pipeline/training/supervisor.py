@@ -76,7 +76,7 @@ class Supervisor(TrainerCallback):  # type: ignore[misc]  # transformers is not 
         """Measure the base, the candidate of step 0."""
         if state.global_step == 0:
             self._evaluate(state)
-        self._bar = self._shown.enter_context(progress("Training", state.max_steps, "steps"))
+        self._bar = self._shown.enter_context(progress("Training", state.max_steps, "step"))
         self._bar.done = state.global_step
 
     def resume(self, checkpoint: Path) -> None:

@@ -89,7 +89,7 @@ def mine_candidates(
     questions, passages = vectors
     rules = _CandidateRules(texts, wanted, settings)
     mined: dict[int, MinedCandidates] = {}
-    with progress("Mining", len(asked), "questions") as bar:
+    with progress("Mining", len(asked), "question") as bar:
         pending = list(asked)
         for ranks in _ranks_searched(wanted, settings.training_data):
             short: list[Question] = []

@@ -137,7 +137,7 @@ class JudgeCheck:
             async def ask(pair: tuple[str, str]) -> bool:
                 return await self._judge(client, *pair)
 
-            return await client.gather(asked, ask, label="Checking negatives", unit="pairs")
+            return await client.gather(asked, ask, label="Checking negatives", unit="pair")
 
     async def _judge(self, client: LLMClient, question: str, passage: str) -> bool:
         asked = f"{delimit({'S1': passage})}\n\nQuestion: {question}"

@@ -293,3 +293,18 @@ def test_a_batch_cut_after_a_manifest_was_removed_gets_a_number_of_its_own(
     (again,), _ = cut_batches(settings)
     assert [file.path for file in again.files] == ["a.md"]
     assert batch_number(again.name) == 4
+
+
+def test_a_batch_knows_its_share_of_what_was_there(folder: Path, make_settings: MakeSettings) -> None:
+    for name, size in (("a.md", 100), ("b.md", 200), ("c.md", 100)):
+        (folder / name).write_text("x" * size)
+    settings = make_settings(documents_per_batch=2)
+    first, second = cut_batches(settings)[0]
+    assert (first.share, second.share) == (0.75, 0.25)
+    (folder / "d.md").write_text("x" * 600)
+    [later], _ = cut_batches(settings)
+    assert later.share == 0.6
+    assert [batch.share for batch in load_batches(settings.paths.store)] == [0.75, 0.25, 0.6]
+    one = batch_folder(settings.paths.store) / f"{later.name}.json"
+    one.write_text(one.read_text().replace('"share": 0.6', '"unknown": 1'))
+    assert load_batch(settings.paths.store, later.name).share == 1, "a manifest of an earlier version"

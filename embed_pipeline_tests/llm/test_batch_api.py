@@ -404,7 +404,7 @@ def test_the_progress_shows_counts(store: ResponseStore, monkeypatch: pytest.Mon
     monkeypatch.setattr("embed_pipeline.progress.Bar.advance", lambda _, __, note: shown.append(note))
     with batch_stub(BatchStub(polls=5)) as stub:
         _run(stub, store)
-    assert any("1 batches: 0 of 6 done, 0 failed" in line for line in shown), shown
+    assert any("1 batch: 0 of 6 done, 0 failed" in line for line in shown), shown
 
 
 @pytest.mark.slow

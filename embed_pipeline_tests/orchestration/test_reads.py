@@ -117,6 +117,7 @@ def test_what_a_step_reads_is_declared_and_another_adapter_trains_no_step(
             adapter__share="0",
             embedding__context="path",
             training_data__num_negatives="2",
+            synthesis__max_questions="60",
         )
         for name, value in project.environment.items():
             monkeypatch.setenv(name, value)

@@ -38,6 +38,7 @@ from embed_pipeline.orchestration.presentation import (
 from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import extract_artifacts
+from embed_pipeline.synthesis.coverage import ASKED, mark_asked
 from embed_pipeline.synthesis.example_queries import ExampleQueries
 from embed_pipeline.synthesis.generate import generate_pairs
 from embed_pipeline.synthesis.score import score_pairs
@@ -63,9 +64,13 @@ def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.A
     return dg.AssetOut(**described(name, GROUP, kinds), automation_condition=condition)
 
 
-def _asked_about(segments: pl.DataFrame, settings: Settings) -> pl.DataFrame:
-    """The segments that the language model is asked about: none where no source of pairs is generated."""
-    return segments if settings.training_data.generates else segments.clear()
+def _asked_about(
+    context: dg.AssetExecutionContext, settings: Settings, documents: pl.DataFrame, segments: pl.DataFrame
+) -> pl.DataFrame:
+    """The batch's segments with their titles and a mark at those that the language model is asked about."""
+    batch, titled = load_batch(settings.paths.root, chosen_batch(context)), with_titles(segments, documents)
+    texts = passage_texts(titled, settings.embedding.context)
+    return mark_asked(batch.name, titled, batch.share, settings, lambda: open_base_encoder(settings, texts))
 
 
 def _titles(documents: pl.DataFrame) -> dict[str, str]:
@@ -185,9 +190,9 @@ def document_artifacts(
     segments: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Find what each document is about."""
-    asked = _asked_about(segments, settings)
     with explained(context):
         forget_answers(settings.paths)
+        asked = _asked_about(context, settings, documents, segments)
         path = choose_path(asked, _titles(documents), settings)
         found = extract_artifacts(chosen_batch(context), asked, path.applied(settings))
     usage = figures({**_usage(found.usage, settings), "dropped": dict(found.dropped), **path.facts()})
@@ -211,10 +216,9 @@ def qa_pairs(
 ) -> Iterator[dg.Output[Any]]:
     """Have questions written about every segment, and about groups of neighbours."""
     titles = _titles(documents)
-    titled = with_titles(segments, documents)
-    asked = _asked_about(titled, settings)
     with explained(context):
         forget_answers(settings.paths)
+        asked = _asked_about(context, settings, documents, segments)
         path = choose_path(asked, titles, settings)
         made = generate_pairs(
             chosen_batch(context),
@@ -222,10 +226,11 @@ def qa_pairs(
             document_artifacts,
             titles,
             path.applied(settings),
-            lambda: open_base_encoder(settings, passage_texts(titled, settings.embedding.context)),
+            lambda: open_base_encoder(settings, passage_texts(asked, settings.embedding.context)),
         )
     kinds = {name: counts(made.pairs[name]) for name in ("hop_count", "query_type", "style")}
-    shown = figures({**_usage(made.usage, settings), **kinds, **path.facts()})
+    about = {"segments_asked_about": int(asked[ASKED].sum())}
+    shown = figures({**_usage(made.usage, settings), **kinds, **about, **path.facts()})
     yield stored(context, made.pairs, settings, asset="qa_pairs", metadata=shown)
     reasons = figures({"reason": counts(made.rejects["reason"])})
     yield stored(context, made.rejects, settings, asset="rejected_pairs", metadata=reasons)
