@@ -28,13 +28,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embed_pipeline.library import DocumentSet, TrainingSet, evaluate, export, generate, mine, read_documents, train
+    from embed_pipeline.library import (
+        DocumentSet,
+        TrainingSet,
+        baseline,
+        evaluate,
+        export,
+        generate,
+        mine,
+        read_documents,
+        train,
+    )
     from embed_pipeline.settings import Settings, load_settings
 
 __all__ = [
     "DocumentSet",
     "Settings",
     "TrainingSet",
+    "baseline",
     "evaluate",
     "export",
     "generate",

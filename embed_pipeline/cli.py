@@ -7,11 +7,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata, resources
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,9 +35,12 @@ from embed_pipeline.terminal import (
     fail,
     out,
     say,
+    settings_first,
 )
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from embed_pipeline.orchestration.runs import StageRunner
 
 app = typer.Typer(
@@ -82,14 +84,19 @@ def init(
 
 
 @app.command()
+def baseline() -> None:
+    """Score the base model, BM25 and both together on your own queries, before anything is generated."""
+    from embed_pipeline import library
+
+    settings = load_settings()
+    documents = library.read_documents(settings.paths.documents, settings)
+    _show_metrics(library.baseline(documents, settings), "What a tuned model has to beat")
+
+
+@app.command()
 def estimate(
     *,
-    ask: Annotated[
-        bool,
-        typer.Option(
-            help="Make a few of the run's own calls to measure the model; the run finds their answers stored."
-        ),
-    ] = True,
+    ask: Annotated[bool, typer.Option(help="Measure the model by a few of the run's own calls.")] = True,
 ) -> None:
     """Predict calls, tokens, cost and time of the next sdg run."""
     from embed_pipeline.embedding.encoder import Encoder
@@ -98,19 +105,18 @@ def estimate(
     settings = load_settings()
     encoder = Encoder.load(settings.embedding.reading_model, settings.embedding)
     found = estimate_folder(settings, encoder, ask=ask)
-    table = Table("stage", "calls", "from the store", "prompt tokens", "completion tokens", "cost", "minutes")
-    for stage in (*found.stages, found.total):
-        table.add_row(
-            stage.stage,
-            str(stage.calls),
-            str(stage.cached),
-            str(stage.prompt_tokens),
-            str(stage.completion_tokens),
-            f"{stage.cost:.2f}",
-            f"{stage.seconds / 60:.1f}",
-        )
-    out.print(f"{counted(found.questions, 'question')} to write about {counted(found.segments, 'segment')}")
-    out.print(table)
+    left = f" of {found.askable:,} (synthesis.max_questions)" if found.segments < found.askable else ""
+    out.print(f"{counted(found.questions, 'question')} to write about {counted(found.segments, 'segment')}{left}")
+    for heading, rows in (
+        ("stage", [*found.stages, found.total]),
+        ("synthesis.max_questions", list(found.curve.values())),
+    ):
+        table = Table(heading, "calls", "from the store", "prompt tokens", "completion tokens", "cost", "minutes")
+        for row in rows:
+            counts = (row.calls, row.cached, row.prompt_tokens, row.completion_tokens)
+            table.add_row(row.stage, *(f"{n:,}" for n in counts), f"{row.cost:.2f}", f"{row.seconds / 60:.1f}")
+        if rows:
+            out.print(table)
     for cap in found.caps:
         say(cap)
 
@@ -450,36 +456,28 @@ def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str,
 
 def _show_comparison(settings: Settings) -> None:
     from embed_pipeline import tables
-    from embed_pipeline.evaluation.report import SUMMARY_COLUMNS, headline_rows
     from embed_pipeline.storage import read_table, table_path
 
     metrics = tables.RETRIEVAL_EVALUATION
-    table = Table(*SUMMARY_COLUMNS, title="Base against tuned")
-    for row in headline_rows(read_table(table_path(settings.paths.root, metrics.name), metrics)):
-        table.add_row(*map(on_one_line, row))
-    out.print(table)
+    _show_metrics(read_table(table_path(settings.paths.root, metrics.name), metrics), "Base against tuned")
     say(f"report: {settings.paths.store / 'reports' / 'report.html'}")
     say("start the endpoint: embed-pipeline serve")
 
 
-def _settings_first(arguments: Sequence[str]) -> list[str]:
-    """The command line with ``--set`` and ``--config`` at the front: they may stand after the command too."""
-    first: list[str] = []
-    rest: list[str] = []
-    left = iter(arguments)
-    for argument in left:
-        if argument in {"--set", "--config"}:
-            first += [argument, *islice(left, 1)]
-        else:
-            (first if argument.startswith(("--set=", "--config=")) else rest).append(argument)
-    return first + rest
+def _show_metrics(metrics: pl.DataFrame, title: str) -> None:
+    from embed_pipeline.evaluation.report import SUMMARY_COLUMNS, headline_rows
+
+    table = Table(*SUMMARY_COLUMNS, title=title)
+    for row in headline_rows(metrics):
+        table.add_row(*map(on_one_line, row))
+    out.print(table)
 
 
 def main() -> None:
     """Run the command; an expected error is printed as one sentence, with exit status 1."""
     sleep_at_barriers()
     try:
-        app(_settings_first(sys.argv[1:]), standalone_mode=True)
+        app(settings_first(sys.argv[1:]), standalone_mode=True)
     except SystemExit as ended:
         # Typer's for Ctrl-C.
         if ended.code == INTERRUPTED:

@@ -136,6 +136,35 @@ def read_documents(folder: str | Path, settings: Settings | None = None) -> Docu
     return DocumentSet(documents, segments, pl.concat(rejected), corpus)
 
 
+def baseline(documents: DocumentSet, settings: Settings | None = None) -> pl.DataFrame:
+    """Score the base model, BM25 and both together on people's queries: what a tuned model has to beat.
+
+    Args:
+        documents: from :func:`read_documents`.
+        settings: groups ``embedding`` and ``evaluation``; ``evaluation.query_sets`` names people's queries.
+
+    Returns:
+        Rows of the table ``retrieval_evaluation``, for the systems base, bm25 and hybrid_base.
+
+    Raises:
+        EvaluationError: there is no query about these documents.
+        LabelsError: a query set is malformed.
+        ModelError: the base model cannot be loaded.
+    """
+    from embed_pipeline.evaluation.query_sets import EvaluationError, labelled_set
+    from embed_pipeline.evaluation.retrieval import compare
+
+    settings = _effective(settings)
+    found = (labelled_set(folder, documents.corpus) for folder in settings.evaluation.query_sets)
+    sets = [query_set for query_set in found if query_set is not None]
+    if not sets:
+        message = "no query set of evaluation.query_sets judges one of these documents (docs/labels.md)"
+        raise EvaluationError(message)
+    base = settings.embedding.model
+    compared = compare(base, base, documents.corpus, sets, settings, vectors=settings.paths.store / "vectors")
+    return compared.metrics.filter(pl.col("system").is_in(["base", "bm25", "hybrid_base"]))
+
+
 @_apart_from_a_loop
 def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.DataFrame:
     """Write questions about the documents, score them and keep the good ones: table ``qa_dataset``.

@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import NoReturn
 
 from rich.console import Console
@@ -70,6 +71,19 @@ def explain_error(error: BaseException) -> str | None:
             return explain_system_error(cause)
         cause = cause.__cause__
     return None
+
+
+def settings_first(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``--set`` and ``--config`` at the front: they may stand after the command too."""
+    first: list[str] = []
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument in {"--set", "--config"}:
+            first += [argument, *islice(left, 1)]
+        else:
+            (first if argument.startswith(("--set=", "--config=")) else rest).append(argument)
+    return first + rest
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import subprocess
@@ -10,10 +11,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import polars as pl
 import pytest
 
 import embed_pipeline
-from embed_pipeline_tests.project import small_project, well_behaved
+from embed_pipeline_tests.project import made_up_name, small_project, well_behaved
 from embed_pipeline_tests.stub_endpoint import stub_endpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -85,6 +87,42 @@ def test_an_example_makes_a_model(tiny_model, tmp_path, program, output, says):
     assert (tmp_path / output / "model" / "modules.json").is_file()
     assert (tmp_path / output / "onnx" / "model.onnx").is_file()
     assert not (tmp_path / "store" / "tables").exists(), "nothing is stored but answers and caches"
+
+
+@pytest.mark.slow
+def test_the_baseline_is_known_before_anything_is_generated(tiny_model, tmp_path):
+    queries = tmp_path / "queries"
+    (queries / "qrels").mkdir(parents=True)
+    names = {f"topic-{number:02d}.md": made_up_name(number * 3) for number in range(12)}
+    (queries / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": path, "text": f"what is {name}?"}) + "\n" for path, name in names.items())
+    )
+    (queries / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"{path}\t{path}\t1\n" for path in names)
+    )
+    project = small_project(
+        tmp_path / "project", tiny_model, "http://127.0.0.1:9/v1", evaluation__query_sets=str(queries)
+    )
+    status, output = project.command("baseline")
+    assert status == 0, output
+    assert "What a tuned model has to beat" in output
+    assert len(re.findall(r"queries \(12\)", output)) == 3
+    assert "tuned  " not in output
+    assert "difference" not in output, "nothing is said of a model that is not there"
+    assert not (project.store / "tables").exists()
+    status, output = project.command("--set", "evaluation.query_sets=", "baseline")
+    assert status == 1
+    assert "no query set of evaluation.query_sets judges one of these documents" in output
+    settings = embed_pipeline.Settings(
+        embedding={"model": str(tiny_model)},
+        evaluation={"query_sets": [queries]},
+        paths={"store": tmp_path / "store"},
+        corpus={"segment_tokens": 60},
+    )
+    found = embed_pipeline.baseline(embed_pipeline.read_documents(project.documents, settings), settings)
+    best = found.filter((pl.col("metric") == "nDCG") & (pl.col("k") == 10) & (pl.col("slice") == "all"))
+    assert dict(best.select("system", "value").iter_rows())["bm25"] == 1
+    assert best["queries"].to_list() == [12, 12, 12]
 
 
 def test_the_notebook_reads_documents_that_are_there():

@@ -208,6 +208,7 @@ def headline_rows(metrics: pl.DataFrame) -> list[list[str]]:
         _summary_row(values[name, system, "nDCG"], values[name, system, "Recall"])
         for name in names
         for system in SYSTEMS
+        if (name, system, "nDCG") in values
     ]
 
 

@@ -72,7 +72,7 @@ def compare(
 
     Args:
         base: the base model, as ``embedding.model`` names it.
-        tuned: folder of the tuned model.
+        tuned: folder of the tuned model; the base itself where only the other systems are wanted.
         corpus: table ``corpus``: all of its segments are searched, but for sets that bring a corpus of their own.
         sets: query sets with different names, none of them empty.
         settings: groups ``embedding`` and ``evaluation``, and the seed.
@@ -115,7 +115,10 @@ def compare(
     results = [_evaluate(search, weights, settings) for search in searches[: len(sets)]]
     rows = [row for name, scores in fusions.items() for row in fusion_rows(name, scores, weights)]
     same = all(np.array_equal(search.collection.base, search.collection.tuned) for search in searches)
-    return _comparison(results, sources[: len(sets)], FUSION_WEIGHTS.frame(rows), settings, same_passages=same)
+    found = _comparison(results, sources[: len(sets)], FUSION_WEIGHTS.frame(rows), settings, same_passages=same)
+    for name, verdict in found.verdicts.items() if tuned != base else ():
+        logger.info("%s: %s", name, verdict.sentence)
+    return found
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,6 @@ def _comparison(
         base, tuned = (result.scores[system].column(*HEADLINE) for system in ("base", "tuned"))
         samples = settings.evaluation.bootstrap_samples
         verdicts[name] = judge(base, tuned, samples=samples, seed=settings.seed)
-        logger.info("%s: %s", name, verdicts[name].sentence)
         metrics.extend(_metric_rows(result, settings))
         questions.extend(_question_rows(result))
         texts = dict(zip(source.ids, source.texts, strict=True))

@@ -57,6 +57,7 @@ PAIR_CHARACTERS = 400
 VERDICT_TOKENS = 150
 NEED_TOKENS = 40
 EMBEDDED_QUESTION_TOKENS = 14
+_LIMITS = (1_000, 5_000, 20_000, 50_000, 200_000)
 # Of one call at an endpoint.
 _SECONDS_PER_CALL = 5.0
 EMBEDDED_PROMPT_RATE = 280
@@ -93,15 +94,43 @@ class Estimate:
 
     Attributes:
         segments: segments that questions are asked of.
+        askable: segments that they could be asked of, without ``synthesis.max_questions``.
         questions: questions to be asked for.
         stages: stage by stage.
         caps: the hard caps that will stop the run, in words.
     """
 
     segments: int
+    askable: int
     questions: int
     stages: tuple[StageEstimate, ...]
     caps: tuple[str, ...]
+
+    @property
+    def curve(self) -> dict[str, StageEstimate]:
+        """The total under other values of ``synthesis.max_questions``, in proportion to the questions.
+
+        Empty where most of the answers are stored: what is left to pay does not grow in proportion.
+        """
+        total = self.total
+        if not self.questions or total.cached > total.calls:
+            return {}
+        whole = self.questions * self.askable / self.segments
+        shares = {f"{limit}": limit / self.questions for limit in _LIMITS if limit < whole}
+        if self.askable > self.segments:
+            shares["all"] = self.askable / self.segments
+        return {
+            limit: StageEstimate(
+                limit,
+                round(total.calls * share),
+                total.cached,
+                round(total.prompt_tokens * share),
+                round(total.completion_tokens * share),
+                round(total.cost * share, 6),
+                round(total.seconds * share, 1),
+            )
+            for limit, share in shares.items()
+        }
 
     @property
     def total(self) -> StageEstimate:
@@ -282,7 +311,7 @@ async def _estimate(
     settings: Settings,
     load_encoder: Callable[[], Encoder],
 ) -> Estimate:
-    asked_of = questions = 0
+    asked_of = askable = questions = 0
     async with open_rehearsal(settings.llm, settings.paths.responses) as client:
         for name in NAMES:
             choice = known_choice(name, settings, client.store)
@@ -294,12 +323,13 @@ async def _estimate(
             sources = askable_sources(frame, titles, artifacts, settings)
             tasks = plan_tasks(sources, frame, settings, load_encoder) if sources else []
             asked_of += sum(source.asked for source in sources)
+            askable += len(sources)
             questions += sum(len(task.specs) for task in tasks)
             found = await _rehearse_questions(tasks, settings, client, questions_stage)
             if settings.asks_judge:
                 await _rehearse_judging(frame, tasks, found, settings, client, judging_stage)
         stages = tuple(stage.estimate() for stage in (artifacts_stage, questions_stage, judging_stage))
-    return Estimate(asked_of, questions, stages, _caps(stages, settings))
+    return Estimate(asked_of, askable, questions, stages, _caps(stages, settings))
 
 
 async def _rehearse_artifacts(

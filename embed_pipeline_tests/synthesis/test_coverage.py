@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.artifacts import plan_windows
 from embed_pipeline.synthesis.coverage import ASKED, covering, mark_asked
+from embed_pipeline.synthesis.estimate import Estimate, StageEstimate
 from embed_pipeline.synthesis.generate import plan_tasks
 from embed_pipeline.synthesis.plan import QuestionTask, askable_sources
 from embed_pipeline_tests.synthesis import material
@@ -103,6 +105,18 @@ def test_a_higher_limit_asks_the_same_and_more(make_settings: MakeSettings, enco
     few, more, whole = tasks(20), tasks(50), tasks("all")
     assert 9 <= len(few) < len(more) < len(whole) == 50
     assert few.items() <= more.items() <= {key: task for key, task in whole.items() if key in more}.items()
+
+
+def test_the_estimate_shows_what_other_limits_cost() -> None:
+    stage = StageEstimate("questions", 3000, 0, 300_000, 30_000, 6.0, 600.0)
+    found = Estimate(750, 3000, 1500, (stage,), ())
+    assert {limit: (row.calls, row.cost, row.seconds) for limit, row in found.curve.items()} == {
+        "1000": (2000, 4.0, 400.0),
+        "5000": (10_000, 20.0, 2000.0),
+        "all": (12_000, 24.0, 2400.0),
+    }
+    stored = Estimate(750, 3000, 1500, (replace(stage, calls=100, cached=2900),), ())
+    assert stored.curve == Estimate(0, 0, 0, (), ()).curve == {}
 
 
 def test_windows_without_a_segment_that_is_asked_about_are_not_read() -> None:
