@@ -40,7 +40,8 @@ _QRELS_FOLDERS = ("qrels", "data", "default")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEADERS = frozenset({"query-id", "query_id", "qid"})
 _COLUMNS = ("query-id", "corpus-id", "score")
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+(\.0+)?")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}(\.0+)?")
+_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 
 
 class LabelsError(ValueError):
@@ -99,7 +100,8 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
     found = {side: list(_judgement_rows(folder, side)) for side in sides}
     judged = {side: _read_judgements(rows, queries, folder) for side, rows in found.items() if rows}
     if not judged:
-        message = f"{folder}: there is no {' or '.join(f'qrels/{side}.tsv' for side in sides)}"
+        wanted = " or ".join(f"qrels/{side}.tsv" for side in sides)
+        message = f"{folder}: there is no {wanted} with a judgement in it"
         raise LabelsError(message)
     return BeirFolder(queries, _read_passages(folder), judged)
 
@@ -120,6 +122,22 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(frame.iter_rows(named=True), start=1))
 
 
+def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON
+    """The value of a JSON text that people wrote; half of a surrogate pair becomes U+FFFD.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or holds a number of thousands of digits.
+    """
+    try:
+        value = json.loads(text)
+        if not _SURROGATE.search(text):
+            return value
+        written = json.dumps(value, ensure_ascii=False)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return json.loads(written.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The object of every line that is not blank, each with its place (file and line) for messages.
 
@@ -128,9 +146,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     for place, line in _lines(path):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            message = f"{place}: not JSON: {error.msg}"
+            row = read_json(line)
+        except ValueError as error:
+            message = f"{place}: not JSON: {getattr(error, 'msg', error)}"
             raise LabelsError(message) from error
         if not isinstance(row, dict):
             message = f"{place}: expected an object"
@@ -179,7 +197,9 @@ def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def id_text(value: object) -> str | None:
-    """An id as it is compared: text, and whole numbers as written; None: it is no id."""
+    """An id as it is compared: text, and whole numbers as written, 7.0 of pandas too; None: it is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if isinstance(value, str) else str(value) if type(value) is int else None
 
 

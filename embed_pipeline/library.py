@@ -9,6 +9,7 @@ They also compare candidates for the base; with ``embedding.model = "auto"`` the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -58,12 +59,14 @@ class DocumentSet:
         segments: batch name to its table ``segments``.
         rejected: table ``rejected_documents``: files that could not be read, with the reason.
         corpus: table ``corpus``: every segment that is searched, near-duplicate documents left out.
+        left_out: table ``left_out_documents``: which these are, and what they are copies of.
     """
 
     documents: dict[str, pl.DataFrame]
     segments: dict[str, pl.DataFrame]
     rejected: pl.DataFrame
     corpus: pl.DataFrame
+    left_out: pl.DataFrame
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class TrainingSet:
 
     Attributes:
         corpus: table ``corpus`` of the documents.
+        left_out: table ``left_out_documents``: the copies that it leaves out.
         pairs: table ``qa_dataset``.
         split: table ``dataset_split``: the side of every pair.
         negatives: table ``hard_negatives``.
@@ -79,6 +83,7 @@ class TrainingSet:
     """
 
     corpus: pl.DataFrame
+    left_out: pl.DataFrame
     pairs: pl.DataFrame
     split: pl.DataFrame
     negatives: pl.DataFrame
@@ -129,11 +134,11 @@ def read_documents(folder: str | Path, settings: Settings | None = None) -> Docu
                 context=settings.embedding.context,
             )
             rejected.append(unread)
-    corpus, _ = current_corpus(documents, segments, settings.corpus)
+    corpus, left_out = current_corpus(documents, segments, settings.corpus)
     if settings.training_data.label_sets:
         folders, context = settings.training_data.label_sets, settings.embedding.context
         corpus = with_labelled_passages(corpus, folders, encoder.count_tokens, context)
-    return DocumentSet(documents, segments, pl.concat(rejected), corpus)
+    return DocumentSet(documents, segments, pl.concat(rejected), corpus, left_out)
 
 
 def baseline(documents: DocumentSet, settings: Settings | None = None) -> pl.DataFrame:
@@ -155,7 +160,7 @@ def baseline(documents: DocumentSet, settings: Settings | None = None) -> pl.Dat
     from embed_pipeline.evaluation.retrieval import compare
 
     settings = _effective(settings)
-    found = (labelled_set(folder, documents.corpus) for folder in settings.evaluation.query_sets)
+    found = (labelled_set(folder, documents.corpus, documents.left_out) for folder in settings.evaluation.query_sets)
     sets = [query_set for query_set in found if query_set is not None]
     if not sets:
         message = "no query set of evaluation.query_sets judges one of these documents (docs/labels.md)"
@@ -189,7 +194,7 @@ def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.Dat
     from embed_pipeline.text.passages import passage_texts, with_titles
     from embed_pipeline.training_data.pair_sources import collect_pairs
 
-    settings = _effective(settings)
+    settings = _effective(settings).since(time.time())
     encoder = open_base_encoder(settings, passage_texts(documents.corpus, settings.embedding.context))
     pairs, scores = {}, {}
     for batch, segments in documents.segments.items():
@@ -203,7 +208,7 @@ def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.Dat
         judging = choose_judge(pairs[batch], titled, settings).applied(settings)
         scores[batch] = score_pairs(batch, pairs[batch], titled, judging, encoder).scores
     accepted = select_pairs(pairs, scores, documents.corpus, settings, encoder).dataset
-    return collect_pairs(accepted, documents.corpus, settings)
+    return collect_pairs(accepted, documents.corpus, settings, documents.left_out)
 
 
 @_apart_from_a_loop
@@ -227,10 +232,10 @@ def mine(pairs: pl.DataFrame, documents: DocumentSet, settings: Settings | None 
     settings = _effective(settings)
     corpus = documents.corpus
     split = split_dataset(pairs, corpus, settings, None)
-    questions = training_questions(pairs, split, corpus, settings)
+    questions = training_questions(pairs, split, corpus, settings, documents.left_out)
     encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
     negatives = mine_hard_negatives(questions, corpus, settings, encoder)
-    return TrainingSet(corpus, pairs, split, negatives, unroll(negatives))
+    return TrainingSet(corpus, documents.left_out, pairs, split, negatives, unroll(negatives))
 
 
 def train(data: TrainingSet, output: str | Path, settings: Settings | None = None) -> Path:
@@ -285,11 +290,9 @@ def evaluate(model: str | Path, data: TrainingSet, settings: Settings | None = N
     """
     from embed_pipeline.evaluation.query_sets import known_sets
     from embed_pipeline.evaluation.retrieval import compare
-    from embed_pipeline.tables import LEFT_OUT_DOCUMENTS
 
     settings = _effective(settings)
-    nothing = LEFT_OUT_DOCUMENTS.empty()
-    sets = known_sets(data.pairs, data.split, data.corpus, nothing, settings.evaluation.query_sets)
+    sets = known_sets(data.pairs, data.split, data.corpus, data.left_out, settings.evaluation.query_sets)
     dev = data.query_set("dev")
     return compare(settings.embedding.model, Path(model), data.corpus, sets, settings, dev=dev)
 

@@ -28,11 +28,11 @@ class Method:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "documents": Method(4, ("corpus", "text")),
-        "segments": Method(2, ("corpus", "text")),
-        "document_artifacts": Method(3, ("synthesis", "llm", "text")),
-        "qa_pairs": Method(5, ("synthesis", "llm", "embedding", "text")),
-        "qa_scores": Method(3, ("synthesis", "llm", "embedding", "text")),
+        "documents": Method(5, ("corpus", "text")),
+        "segments": Method(3, ("corpus", "text")),
+        "document_artifacts": Method(4, ("synthesis", "llm", "text")),
+        "qa_pairs": Method(6, ("synthesis", "llm", "embedding", "text")),
+        "qa_scores": Method(4, ("synthesis", "llm", "embedding", "text")),
         "corpus": Method(2, ("corpus", "training_data", "text")),
         "qa_dataset": Method(2, ("synthesis", "training_data", "embedding", "text")),
         "dataset_split": Method(1, ("training_data", "text")),

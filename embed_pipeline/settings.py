@@ -36,6 +36,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -132,7 +133,10 @@ def _read_weights(value: object) -> object:
     """``a=2,b=1``, as environment variables carry it, to a table."""
     if not isinstance(value, str):
         return value
-    return dict(part.split("=", 1) for part in value.split(",")) if "=" in value else value
+    if "=" not in value:
+        return value
+    parts = (part.partition("=") for part in value.split(","))
+    return {name.strip(): weight.strip() for name, _, weight in parts}
 
 
 def _some_weight(weights: dict[str, float]) -> dict[str, float]:
@@ -197,7 +201,7 @@ class Group(BaseModel):
             return value
         if NoneType in get_args(annotation) and value.lower() == "none":
             return None
-        return [part for part in value.split(",") if part] if get_origin(annotation) is tuple else value
+        return [part.strip() for part in value.split(",") if part.strip()] if get_origin(annotation) is tuple else value
 
 
 def _is_group(field: FieldInfo) -> bool:
@@ -325,6 +329,7 @@ class Corpus(Group):
 class LLM(Group):
     """The model that writes and judges questions."""
 
+    _asking_since: float | None = PrivateAttr(default=None)
     base_url: str | None = decides(None, *_ASKED, "hard_negatives")
     """OpenAI-compatible endpoint, such as ``http://host:8000/v1``. None: the embedded llama.cpp server."""
     model: str = decides("embedded", *_ASKED, "hard_negatives")
@@ -346,7 +351,7 @@ class LLM(Group):
     max_attempts: int = runs(6, ge=1, le=20)
     """Tries for one request on 408, 409, 429, 5xx and broken connections."""
     max_calls: Count | None = runs(None)
-    """Hard cap on calls of one run."""
+    """Hard cap on calls of one run: of a command over all batches and stages, or of one run that Dagster starts."""
     max_total_tokens: Count | None = runs(None)
     """Hard cap on prompt plus completion tokens of one run."""
     max_cost: Annotated[float, Field(ge=0)] | None = runs(None)
@@ -368,8 +373,21 @@ class LLM(Group):
     @field_validator("base_url")
     @classmethod
     def _is_an_address(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^/\s]+", value):
+        from urllib.parse import urlsplit
+
+        if value is None:
+            return None
+        if not re.match(r"https?://[^/\s]+(?:/|\Z)", value):
             message = "must be an address that begins with http:// or https://, such as http://host:8000/v1"
+            raise ValueError(message)
+        try:
+            parts = urlsplit(value)
+            # Reading the port checks that it is one, and encoding the host that it can be looked up.
+            sound = parts.port != 0 and bool((parts.hostname or "").encode("idna"))
+        except ValueError:
+            sound = False
+        if not sound:
+            message = "must be an address with a valid host and port, such as http://host:8000/v1"
             raise ValueError(message)
         return value
 
@@ -377,6 +395,22 @@ class LLM(Group):
     def embedded(self) -> bool:
         """True when the embedded server answers."""
         return self.base_url is None
+
+    @property
+    def capped(self) -> bool:
+        """Whether anything limits what a run may use."""
+        return any(cap is not None for cap in (self.max_calls, self.max_total_tokens, self.max_cost))
+
+    @property
+    def asking_since(self) -> float | None:
+        """When the run began whose caps these are, in seconds since the epoch; None: with the client."""
+        return self._asking_since
+
+    def since(self, moment: float) -> LLM:
+        """These settings for a run that began then."""
+        found = self.model_copy()
+        found._asking_since = moment  # noqa: SLF001 - its own copy
+        return found
 
 
 class Synthesis(Group):
@@ -984,6 +1018,10 @@ class Settings(Group):
         """MLflow tracking URI: the one set, or SQLite in the store."""
         return self.tracking.uri or f"sqlite:///{(self.paths.store / 'mlflow.db').resolve()}"
 
+    def since(self, moment: float) -> Settings:
+        """These settings with caps that hold for everything asked since a moment, in seconds since the epoch."""
+        return self.model_copy(update={"llm": self.llm.since(moment)})
+
     def with_base(self, model: str) -> Settings:
         """These settings with the base model that was chosen."""
         return self.model_copy(update={"embedding": self.embedding.model_copy(update={"model": model})})
@@ -1042,8 +1080,11 @@ def load_settings(config: Path | None = None) -> Settings:
         raise SettingsError(message)
     _refuse_unknown_variables()
     path = named or Path("embed_pipeline.toml")
+    if path.is_dir():
+        message = f"settings file {path} is a folder; name a file, or remove it"
+        raise SettingsError(message)
     try:
-        loaded = _Loaded(**TomlConfigSettingsSource(_Loaded, path)())
+        loaded = _Loaded(**_SettingsFile(_Loaded, path)())
     except ValidationError as error:
         raise SettingsError(_explain(error)) from error
     except OSError as error:
@@ -1053,6 +1094,13 @@ def load_settings(config: Path | None = None) -> Settings:
         message = f"settings file {path} is not TOML: {error}"
         raise SettingsError(message) from error
     return Settings(**dict(loaded))
+
+
+class _SettingsFile(TomlConfigSettingsSource):
+    """A TOML file, with the byte order mark that some editors write or without."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:  # noqa: ANN401 - other versions of pydantic pass other types
+        return tomllib.loads(file_path.read_text(encoding="utf-8-sig"))
 
 
 class _Loaded(BaseSettings, Settings):

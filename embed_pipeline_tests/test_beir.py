@@ -180,3 +180,30 @@ def test_parquet_as_hubs_keep_it(tmp_path, places, columns):
 
 def test_validation_is_the_dev_side(tmp_path):
     assert list(read_beir(write_beir(tmp_path / "set", validation="q0\ta\t1\n")).judged) == ["dev"]
+
+
+def test_half_a_surrogate_pair_is_replaced_and_what_cannot_be_read_is_named(tmp_path):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
+    queries = folder / "queries.jsonl"
+    queries.write_text('{"_id": "q0", "text": "pump \\ud83d hums \\ud83d\\ude00"}\n')
+    assert read_beir(folder).queries == {"q0": "pump \ufffd hums \U0001f600"}
+    for row, problem in (("[" * 100_000, "nested too deeply"), ('{"_id": ' + "9" * 5000 + "}", "not JSON")):
+        queries.write_text(f"{row}\n")
+        with pytest.raises(LabelsError, match=f"line 1: not JSON.*{problem}" if "nested" in problem else problem):
+            read_beir(folder)
+    queries.write_text('{"_id": "q0", "text": "x"}\n')
+    (folder / "qrels" / "test.tsv").write_text(f"q0\ta\t{'9' * 5000}\n")
+    with pytest.raises(LabelsError, match="is not a whole number"):
+        read_beir(folder)
+    (folder / "qrels" / "test.tsv").write_text(HEADER)
+    with pytest.raises(LabelsError, match=r"there is no qrels/test.tsv with a judgement in it"):
+        read_beir(folder, ("test",))
+
+
+def test_ids_that_pandas_made_fractions_are_the_whole_numbers(tmp_path):
+    folder = write_beir(tmp_path / "set")
+    rows = {"query-id": [1.0, 2.0], "corpus-id": [7.0, 8.0], "score": [1, 0]}
+    pl.DataFrame(rows).write_parquet(folder / "qrels" / "test.parquet")
+    (folder / "queries.jsonl").write_text('{"_id": 1, "text": "x"}\n{"_id": "2", "text": "y"}\n')
+    judged = read_beir(folder, ("test",)).judged["test"]
+    assert {query: judgements.grades for query, judgements in judged.items()} == {"1": {"7": 1}, "2": {"8": 0}}

@@ -103,6 +103,8 @@ def test_the_baseline_is_known_before_anything_is_generated(tiny_model, tmp_path
     project = small_project(
         tmp_path / "project", tiny_model, "http://127.0.0.1:9/v1", evaluation__query_sets=str(queries)
     )
+    # Of two copies the first by name stays, and the judgement on the other holds for it.
+    (project.documents / "a-copy.md").write_bytes((project.documents / "topic-03.md").read_bytes())
     status, output = project.command("baseline")
     assert status == 0, output
     assert "What a tuned model has to beat" in output

@@ -266,6 +266,25 @@ def test_changed_new_and_deleted_documents(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_cap_holds_over_all_batches_and_stages_of_a_command(tiny_model, tmp_path):
+    with stub_endpoint(well_behaved) as stub:
+        project = small_project(
+            tmp_path, tiny_model, stub.base_url, corpus__documents_per_batch="4", llm__max_calls="50"
+        )
+        status, output = project.command("sdg")
+        assert status == 1
+        assert "llm.max_calls is 50 and 50 is used" in output
+        assert "before in this run" in output
+        assert len(stub.requests) == 50
+        done = len(list((project.store / "tables" / "qa_scores").glob("*.parquet")))
+        assert done == 1, "the cap is reached in the second batch"
+        status, output = project.command("--set", "llm.max_calls=none", "sdg")
+        assert status == 0, output
+        asked = [json.dumps(request, sort_keys=True) for request in stub.requests]
+        assert len(asked) == len(set(asked)), "nothing is paid for twice"
+
+
+@pytest.mark.slow
 def test_a_higher_limit_on_questions_pays_for_the_difference_alone(tiny_model, tmp_path):
     def single_hop(project):
         pairs = project.table("qa_pairs").filter(pl.col("hop_count") == 1)

@@ -158,6 +158,20 @@ def test_an_unknown_variable_is_refused(tmp_path, monkeypatch, variable, says):
 def test_a_named_file_must_exist(tmp_path):
     with pytest.raises(SettingsError, match="absent.toml: No such file"):
         load_settings(tmp_path / "absent.toml")
+    # What Docker makes of a mount that is not there.
+    with pytest.raises(SettingsError, match="is a folder; name a file"):
+        load_settings(tmp_path)
+
+
+def test_a_byte_order_mark_and_spaces_after_commas_are_no_part_of_a_value(tmp_path, monkeypatch):
+    path = tmp_path / "settings.toml"
+    path.write_bytes(b"\xef\xbb\xbf[training]\nepochs = 3\n")
+    monkeypatch.setenv("EMBED_PIPELINE_EVALUATION__QUERY_SETS", "a, b,")
+    monkeypatch.setenv("EMBED_PIPELINE_SYNTHESIS__STYLES", "question=1, keywords=2")
+    settings = load_settings(path)
+    assert settings.training.epochs == 3
+    assert settings.evaluation.query_sets == (Path("a"), Path("b"))
+    assert settings.synthesis.styles == {"question": 1, "keywords": 2}
 
 
 def test_passwords_are_masked_in_records_and_in_errors(tmp_path, monkeypatch):

@@ -16,11 +16,19 @@ from pathlib import Path
 from upath import UPath
 
 from embed_pipeline.corpus.boilerplate import learned_lines, remember_lines
-from embed_pipeline.corpus.files import UNREADABLE_FOLDER, CorpusError, Scan, SourceFile, read_document, scan_documents
+from embed_pipeline.corpus.files import (
+    STORE_MARK,
+    UNREADABLE_FOLDER,
+    CorpusError,
+    Scan,
+    SourceFile,
+    read_document,
+    scan_documents,
+)
 from embed_pipeline.settings import Paths, Settings
 from embed_pipeline.storage import list_folder, read_all, read_whole, write_whole
 
-_FOLDER = "batches"
+_FOLDER = STORE_MARK[0]
 _BATCH_NAME = re.compile(r"\d{5,}-[0-9a-f]{8}")
 _NOTES = ".touched"
 
@@ -289,12 +297,12 @@ def batch_names(root: UPath | Path) -> list[str]:
 @contextmanager
 def _locked(paths: Paths) -> Iterator[TouchedFiles]:
     """Let one process of this machine at a time cut batches, and give it the machine's notes; others wait."""
-    folder = paths.store / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = paths.store.joinpath(*STORE_MARK)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield TouchedFiles(folder / _NOTES)
+        yield TouchedFiles(lock.with_name(_NOTES))
     finally:
         os.close(descriptor)
 

@@ -20,6 +20,8 @@ from typing import Any
 
 from embed_pipeline.settings import Corpus, without_secrets
 
+STORE_MARK = ("batches", ".lock")
+"""File of a store that is there as soon as documents were cut into batches."""
 UNREADABLE_FOLDER = "unreadable folder"
 """Reason under which a scan counts folders that it could not look into: what they hold is not known."""
 Entry = Mapping[str, Any]
@@ -100,7 +102,11 @@ def scan_folder(folder: Path, corpus: Corpus) -> Scan:
                 message = f"documents folder {folder} holds over corpus.max_files = {corpus.max_files} entries"
                 raise CorpusError(message)
             if entry.is_dir(follow_symlinks=False):
-                pending.append(entry.path)
+                # Reports and model cards in there are no documents.
+                if is_store(entry.path):
+                    skipped["a store of embed-pipeline"] += 1
+                else:
+                    pending.append(entry.path)
                 continue
             found = _look_at(entry, start, corpus.suffixes)
             if isinstance(found, SourceFile):
@@ -108,6 +114,11 @@ def scan_folder(folder: Path, corpus: Corpus) -> Scan:
             else:
                 skipped[found] += 1
     return Scan(folder, tuple(sorted(files, key=lambda file: file.path)), skipped)
+
+
+def is_store(folder: str | Path) -> bool:
+    """Whether a folder is a ``paths.store`` in which documents were cut into batches."""
+    return Path(folder, *STORE_MARK).exists()
 
 
 def _entries(folder: str, skipped: Counter[str]) -> Iterator[os.DirEntry[str]]:

@@ -14,11 +14,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from embed_pipeline.corpus.decoding import decode, without_data
-from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, first_heading
-from embed_pipeline.text.markdown import html_title, markdown_blocks, seen_markdown
+from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, clean_title, first_heading
+from embed_pipeline.text.markdown import html_title, markdown_blocks, plain_line_ends, seen_markdown
 
 _METADATA_MARKS = {"---": ("---", "..."), "+++": ("+++",)}
 _MOST_METADATA = 64_000
+# What MultiMarkdown, Pandoc and the generators of sites name in their metadata.
+_METADATA_KEYS = frozenset((
+    "affiliation", "aliases", "author", "authors", "baseheaderlevel", "bibliography", "categories", "category",
+    "comments", "copyright", "created", "css", "date", "description", "draft", "email", "excerpt", "featured", "hidden",
+    "id", "image", "keywords", "lang", "language", "lastmod", "layout", "license", "menu", "modified", "nav", "order",
+    "owner", "parent", "permalink", "published", "revision", "saveas", "series", "sidebar", "sidebarlabel",
+    "sidebarposition", "slug", "status", "subject", "subtitle", "summary", "tag", "tags", "template", "title", "toc",
+    "translation", "type", "updated", "url", "uuid", "version", "weight",
+))  # fmt: skip
+_SENTENCE = re.compile(r"\S+\s.*[.!?]", re.DOTALL)
+_LONGEST_VALUE_WORDS = 4
 _PART_OF_TIME = 0.8
 # What East Asian keyboards write after the mark of a heading.
 _WIDE_SPACE = re.compile(r"^(#{1,6})\u3000", re.MULTILINE)
@@ -48,8 +59,8 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
 
     YAML between ``---``, TOML between ``+++``, Hugo's JSON object, MultiMarkdown's lines from ``Title:`` on, or
     Pandoc's lines that begin with ``%``. What stands between the marks and is no mapping is text: a rule, or a heading
-    that is underlined. A mapping that its library cannot read, as templates leave it, is metadata all the same; of it
-    only plain ``key: value`` lines count.
+    that is underlined. So is a mapping of sentences under names that no metadata has. A mapping that its library cannot
+    read, as templates leave it, is metadata all the same; of it only plain ``key: value`` lines count.
     """
     lines = text[:_MOST_METADATA].split("\n")
     mark = lines[0].rstrip()
@@ -61,7 +72,7 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
         return {}, text
     inner = lines[1:close]
     values = _toml(inner) if mark == "+++" else _yaml(inner)
-    if values is None:
+    if values is None or (values and all(map(_is_text, values, values.values()))):
         return {}, text
     rest = text[sum(len(line) + 1 for line in lines[: close + 1]) :]
     return values, rest.lstrip("\n")
@@ -89,8 +100,26 @@ def _unmarked(lines: list[str], text: str) -> tuple[dict[str, Any], str] | None:
         is_titled = size > 1 and lines[0].lower().startswith("title:")
         pairs = _plain_pairs(lines[:size], ":") if is_titled else None
         found = {name.lower(): value for name, value in pairs.items()} if pairs else None
+        if found and (not any(map(str.strip, lines[size:])) or not _looks_like_metadata(found)):
+            return None
     rest = text[sum(len(line) + 1 for line in lines[:size]) :]
     return (found, rest.lstrip("\n")) if found else None
+
+
+def _looks_like_metadata(pairs: dict[str, Any]) -> bool:
+    """True where a name besides the title's is one of metadata, and what is under all others is short."""
+    others = [str(value) for name, value in pairs.items() if not _is_known(name)]
+    is_short = all(len(value.split()) <= _LONGEST_VALUE_WORDS and value[-1:] not in ".!?" for value in others)
+    return is_short and any(_is_known(name) for name in pairs if name != "title")
+
+
+def _is_known(name: object) -> bool:
+    return str(name).lower().replace("-", "").replace("_", "") in _METADATA_KEYS
+
+
+def _is_text(name: object, value: object) -> bool:
+    """True for a sentence under a name that no metadata has."""
+    return isinstance(value, str) and not _is_known(name) and _SENTENCE.fullmatch(value.strip()) is not None
 
 
 def _titled(lines: list[str]) -> list[str]:
@@ -100,9 +129,9 @@ def _titled(lines: list[str]) -> list[str]:
 
 
 def title_of(metadata: dict[str, Any]) -> str:
-    """The title in it; empty where there is none."""
+    """The title in it, on one line; empty where there is none."""
     title = metadata.get("title", "")
-    return str(title) if isinstance(title, str | int | float) and not isinstance(title, bool) else ""
+    return clean_title(str(title)) if isinstance(title, str | int | float) and not isinstance(title, bool) else ""
 
 
 def _toml(lines: list[str]) -> dict[str, Any] | None:
@@ -170,10 +199,10 @@ def read_notebook(text: str) -> ParsedDocument:
         # nbformat's own errors, and those of whatever a damaged notebook trips in its conversion.
         raise ValueError(f"it is no notebook: {type(error).__name__}: {error}"[:300]) from error
     draft = Draft()
-    title = str(notebook.metadata.get("title") or "")
-    language = str(notebook.metadata.get("kernelspec", {}).get("language") or "python")
+    title = title_of(notebook.metadata)
+    language = _notebook_language(notebook.metadata)
     for cell in notebook.cells:
-        source = clean_text(str(cell.source))
+        source = clean_text(plain_line_ends(str(cell.source)))
         if cell.cell_type == "code":
             draft.add_code(source, language)
         else:
@@ -184,6 +213,15 @@ def read_notebook(text: str) -> ParsedDocument:
                 draft.add_parsed(kept, markdown_blocks(kept))
     read = draft.reading()
     return ParsedDocument(title or first_heading(read.blocks), read.text, read.blocks)
+
+
+def _notebook_language(metadata: dict[str, Any]) -> str:
+    """The language of a notebook's code: its kernel's, else the one that its files have."""
+    for part, name in (("kernelspec", "language"), ("language_info", "name")):
+        found = metadata.get(part)
+        if isinstance(found, dict) and found.get(name):
+            return str(found[name])
+    return "python"
 
 
 def _markdown(content: bytes, _: Limits) -> ParsedDocument:

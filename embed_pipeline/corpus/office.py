@@ -1,14 +1,20 @@
-"""Word and PowerPoint files: Word by mammoth through HTML, PowerPoint by markitdown."""
+"""Word and PowerPoint files: Word by mammoth through HTML, PowerPoint by markitdown.
+
+What they would drop or misread is first changed in the file's XML.
+"""
 
 from __future__ import annotations
 
 import io
 import re
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import mammoth
 from lxml import etree
 from markitdown import StreamInfo
+from markitdown.converter_utils.docx.math.omml import OMML_NS, oMath2Latex
 from markitdown.converter_utils.docx.pre_process import pre_process_docx
 from markitdown.converters import PptxConverter
 
@@ -17,7 +23,12 @@ from embed_pipeline.text.blocks import ParsedDocument, clean_text, clean_title, 
 from embed_pipeline.text.markdown import markdown_blocks
 
 _TITLE_CLASS = "document-title"
-_STYLES = f"p[style-name='Title'] => h1.{_TITLE_CLASS}:fresh\np[style-name='Subtitle'] => p:fresh"
+_STYLES = "\n".join(
+    [
+        f"p[style-name='Title'] => h1.{_TITLE_CLASS}:fresh", "p[style-name='Subtitle'] => p:fresh",
+        "br[type='page'] => br", "br[type='column'] => br",
+    ]
+)  # fmt: skip
 _COMMENTS = "comment-reference => sup"
 _CORE = "docProps/core.xml"
 _TITLE = "{http://purl.org/dc/elements/1.1/}title"
@@ -26,6 +37,14 @@ _UNTITLED = re.compile(
 )
 _SLIDE = re.compile(r"<!-- Slide number: \d+ -->")
 _IMAGE = re.compile(r"!\[([^\[\]]{0,1000})\]\([^()\n]{0,1000}\)")
+_WORD_PARTS = re.compile(r"word/(?:document|footnotes|endnotes|comments)\d*\.xml")
+_SLIDE_PARTS = re.compile(r"ppt/(?:slides|notesSlides)/\w+\.xml")
+_DRAWING = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
+_PRESENTATION = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
+_TITLE_PLACES = frozenset({"title", "ctrTitle"})
+# Parts of a formula that the conversion to LaTeX looks up the properties of.
+_WITH_PROPERTIES = ("acc", "bar", "d", "f", "groupChr")
+_MARKUP = re.compile(r"#{1,6}(?:\s|$)|(?:=+|-+)\s*$|```|~~~|>|<[A-Za-z/!?]")
 
 
 class UnpackedSizeError(ValueError):
@@ -45,7 +64,7 @@ def read_word(content: bytes, most_bytes: int, *, comments: bool) -> ParsedDocum
     """
     _check_size(content, most_bytes)
     styles = f"{_STYLES}\n{_COMMENTS}" if comments else _STYLES
-    stream = pre_process_docx(io.BytesIO(content))  # formulas to text
+    stream = _changed(pre_process_docx(io.BytesIO(content)), _WORD_PARTS, _change_word)  # formulas to text
     html = mammoth.convert_to_html(stream, style_map=styles, convert_image=mammoth.images.img_element(lambda _: {}))
     read = read_html(html.value)
     is_titled = f'class="{_TITLE_CLASS}"' in html.value
@@ -60,7 +79,8 @@ def read_slides(content: bytes, most_bytes: int) -> ParsedDocument:
         UnpackedSizeError: it unpacks to more than ``most_bytes``.
     """
     _check_size(content, most_bytes)
-    converted = PptxConverter().convert(io.BytesIO(content), StreamInfo(extension=".pptx"))  # type: ignore[no-untyped-call]
+    stream = _changed(io.BytesIO(content), _SLIDE_PARTS, _change_slide)
+    converted = PptxConverter().convert(stream, StreamInfo(extension=".pptx"))  # type: ignore[no-untyped-call]
     text = clean_text(_IMAGE.sub(r"\1", _SLIDE.sub("", converted.markdown))).strip() + "\n"
     blocks = markdown_blocks(text)
     return ParsedDocument(first_heading(blocks) or _core_title(content), text, blocks)
@@ -72,6 +92,85 @@ def _check_size(content: bytes, most_bytes: int) -> None:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > most_bytes:
         raise UnpackedSizeError(f"it unpacks to {size} bytes, over corpus.max_unpacked_bytes = {most_bytes}")
+
+
+def _changed(stream: Any, parts: re.Pattern[str], change: Callable[[Any], None]) -> io.BytesIO:  # noqa: ANN401
+    """The archive with ``change`` applied to the XML of the entries whose names match ``parts``."""
+    changed = io.BytesIO()
+    target = zipfile.ZipFile(changed, "w")  # as a context it would hide that memory ran out
+    with zipfile.ZipFile(stream) as source:
+        for name in dict.fromkeys(source.namelist()):
+            content = source.read(name)
+            if parts.fullmatch(name):
+                content = _changed_part(content, change)
+            target.writestr(name, content)
+    target.close()
+    changed.seek(0)
+    return changed
+
+
+def _changed_part(content: bytes, change: Callable[[Any], None]) -> bytes:
+    """The XML after ``change``; damaged XML stays as it is, for the converter to refuse."""
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True)
+    try:
+        root = etree.fromstring(content, parser)
+    except etree.XMLSyntaxError:
+        return content
+    change(root)
+    return bytes(etree.tostring(root, encoding="UTF-8", xml_declaration=True, standalone=True))
+
+
+def _change_word(root: Any) -> None:  # noqa: ANN401 - lxml's
+    """Change what mammoth drops: simple fields, text with a direction, and the formulas that are left."""
+    word = f"{{{etree.QName(root).namespace}}}"
+    for formula in list(root.iterfind(f".//{OMML_NS}oMath")):
+        mark = "$$" if formula.getparent().tag == f"{OMML_NS}oMathPara" else "$"
+        run = etree.Element(f"{word}r")
+        etree.SubElement(run, f"{word}t").text = f"{mark}{_latex(formula)}{mark}"
+        formula.getparent().replace(formula, run)
+    etree.strip_tags(root, f"{OMML_NS}oMathPara", f"{word}fldSimple", f"{word}dir", f"{word}bdo")
+
+
+def _latex(formula: Any) -> str:  # noqa: ANN401
+    """The formula in LaTeX; its characters alone where it holds what the conversion does not know."""
+    for name in _WITH_PROPERTIES:
+        for part in formula.iter(f"{OMML_NS}{name}"):
+            if part.find(f"{OMML_NS}{name}Pr") is None:
+                part.insert(0, etree.Element(f"{OMML_NS}{name}Pr"))
+    try:
+        return str(oMath2Latex(formula).latex)  # type: ignore[no-untyped-call]
+    except (LookupError, TypeError, AttributeError, ValueError, NotImplementedError):
+        return " ".join(text for text in formula.itertext(f"{OMML_NS}t", with_tail=False))
+
+
+def _change_slide(root: Any) -> None:  # noqa: ANN401
+    """Put titles on one line, and escape what is Markdown to a parser but not to the reader of a slide."""
+    for shape in root.iter(f"{_PRESENTATION}sp"):
+        place = shape.find(f"{_PRESENTATION}nvSpPr/{_PRESENTATION}nvPr/{_PRESENTATION}ph")
+        if place is not None and place.get("type") in _TITLE_PLACES:
+            _join_paragraphs(shape.find(f"{_PRESENTATION}txBody"))
+    for paragraph in root.iterfind(f".//{_PRESENTATION}txBody/{_DRAWING}p"):
+        if _MARKUP.match("".join(paragraph.itertext(f"{_DRAWING}t", with_tail=False)).lstrip()):
+            first = next(text for text in paragraph.iter(f"{_DRAWING}t") if (text.text or "").strip())
+            first.text = f"\\{first.text.lstrip()}"
+    for text in root.iterfind(f".//{_DRAWING}tc//{_DRAWING}t"):
+        text.text = (text.text or "").replace("|", r"\|")
+
+
+def _join_paragraphs(body: Any) -> None:  # noqa: ANN401
+    """Move the runs of all paragraphs into the first one, with a space between the paragraphs and for line breaks."""
+    paragraphs = [] if body is None else body.findall(f"{_DRAWING}p")
+    if not paragraphs:
+        return
+    first, *others = paragraphs
+    for paragraph in others:
+        etree.SubElement(first, f"{_DRAWING}br")
+        first.extend(part for part in paragraph if part.tag in {f"{_DRAWING}r", f"{_DRAWING}br", f"{_DRAWING}fld"})
+        body.remove(paragraph)
+    for line_break in list(first.iter(f"{_DRAWING}br")):
+        run = etree.Element(f"{_DRAWING}r")
+        etree.SubElement(run, f"{_DRAWING}t").text = " "
+        first.replace(line_break, run)
 
 
 def _core_title(content: bytes) -> str:

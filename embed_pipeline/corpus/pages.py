@@ -7,7 +7,9 @@ text is read as structure. Containers are walked without recursion, however deep
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from html import escape
+from itertools import islice
 from typing import Any
 
 from bs4 import BeautifulSoup, CData, Tag
@@ -15,10 +17,10 @@ from bs4.element import NavigableString, PreformattedString
 from markdownify import MarkdownConverter
 
 from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, clean_title, table_rows
-from embed_pipeline.text.markdown import markdown_blocks
+from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends, superscript
 
 _DROPPED = frozenset(
-    {"title", "script", "style", "nav", "template", "noscript", "svg", "button", "iframe", "select", "clipboard-copy"}
+    {"title", "script", "style", "nav", "template", "noscript", "svg", "iframe", "select", "clipboard-copy"}
 )
 _DROPPED_ROLES = frozenset(
     {"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar", "tablist"}
@@ -26,8 +28,10 @@ _DROPPED_ROLES = frozenset(
 # Lists of a page's own headings, and line numbers of code.
 _CONTENTS = frozenset({"toc", "table-of-contents", "contents", "toc_container"})
 _LINE_NUMBERS = frozenset({"linenos", "lineno", "linenodiv", "blob-num", "line-numbers-rows"})
-_PERMALINKS = frozenset(
-    {"headerlink", "hash-link", "anchor", "anchorjs-link", "header-anchor", "mw-editsection", "katex-html"}
+_NOT_READ = frozenset({"mw-editsection", "katex-html"})
+_PERMALINKS = frozenset({"headerlink", "hash-link", "anchor", "anchorjs-link", "header-anchor"})
+_PERMALINK_WORDS = re.compile(
+    r"(?:(?:anchor|(?:perma|permanent |direct )?link)(?: (?:to|for)\b.{0,500})?|[\W_]{0,20})", re.IGNORECASE | re.DOTALL
 )
 _FRAMING = frozenset({"header", "aside", "footer"})
 _CONTAINERS = frozenset(
@@ -42,6 +46,16 @@ _BLOCKS: dict[str, Kind] = {
 }  # fmt: skip
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _LINES = frozenset({"div", "p", "li", "tr"})
+# Where a button alone is a heading, and where a sentence may name one.
+_NAMING = _HEADINGS | {"dt", "summary", "legend"}
+_SENTENCES = frozenset({"p", "li", "dd"})
+_BESIDE_A_BUTTON = 20
+_FIELDS = ["input", "textarea", "select"]
+_UNSEEN_FIELDS = frozenset({"hidden", "submit", "button", "image", "reset"})
+_LABELS = frozenset({"label", "legend", "option", "select", "textarea", "button", "script", "style"})
+# Fewer characters besides its labels for each field: a form to fill in.
+_TEXT_PER_FIELD = 60
+_OPERATORS = {"mfrac": "/", "msup": "^"}
 _ARTICLE = frozenset({"main", "article"})
 _MOSTLY_LINKS = 0.5
 _MARKS = "¶#§🔗"
@@ -81,7 +95,8 @@ def read_html(text: str) -> ParsedDocument:
     """Kept text and blocks of a page; the title is its first-level heading, else what its ``title`` says."""
     text = _SURROGATES.sub(_joined, _without_sections(text))
     soup = BeautifulSoup(_PARAGRAPH_IN_HEADING.sub(r"\1", _WIDE_GAP.sub(r"\1", text)), "lxml")
-    named = clean_title(soup.title.get_text()) if soup.title else ""
+    titles = (tag.get_text() for tag in soup.find_all("title") if tag.find_parent("svg") is None)
+    named = clean_title(next(titles, ""))
     _drop_furniture(soup)
     draft = Draft()
     _write_parts(_main_part(soup) or soup, draft)
@@ -140,11 +155,44 @@ def _look_at(node: Any, gone: dict[int, Any], framing: list[Tag]) -> None:  # no
         _take_out(node, gone)
     elif node.name == "math" and isinstance(formula := node.find("annotation"), Tag):
         _take_out(node, gone, formula.get_text())
+    elif node.name == "math":
+        gone |= {id(part): part for part in node.descendants}
+        _write_operators(node)
+    elif node.name == "sup":
+        _raise(node)
     elif node.get("role") == "heading" or "MsoTitle" in node.get_attribute_list("class"):
         level = str(node.get("aria-level") or ("1" if node.name == "p" else "2"))
         node.name = f"h{min(int(level), 6) if level.isdecimal() and int(level) else 2}"
     elif node.name in _FRAMING or "role" in node.attrs:
         framing.append(node)
+
+
+def _write_operators(formula: Tag) -> None:
+    """Put the sign of a fraction or a power between its parts, which stand one above the other on a page."""
+    for part in reversed(formula.find_all(list(_OPERATORS))):
+        terms = ["".join(term.get_text().split()) for term in part.find_all(recursive=False)]
+        shown = [term if term.replace(".", "").isalnum() else f"({term})" for term in terms]
+        is_sign = len(terms) > 1 and not any(map(str.isalnum, terms[-1]))  # a prime or an asterisk
+        part.replace_with("".join(terms) if is_sign else _OPERATORS[part.name].join(shown))
+
+
+def _raise(element: Tag) -> None:
+    """Mark what is raised as such, but for a mark of a footnote; the innermost alone."""
+    if element.find("sup") is not None:
+        return
+    before, beside = element.previous_element, element.previous_sibling
+    classes = " ".join(element.get_attribute_list("class")) if "class" in element.attrs else ""
+    is_note = element.find("a") is not None or element.find_parent("a") is not None or "note" in classes
+    follows = isinstance(beside, NavigableString) or (isinstance(beside, Tag) and not _is_block(beside))
+    if follows and isinstance(before, NavigableString) and not is_note:
+        text = element.get_text()
+        raised = superscript(str(before), text)
+        if raised != text:
+            element.string = raised
+
+
+def _is_block(element: Tag) -> bool:
+    return element.name in _CONTAINERS or element.name in _BLOCKS or element.name in _HEADINGS
 
 
 def _is_hidden(text: NavigableString) -> bool:
@@ -161,15 +209,76 @@ def _take_out(element: Tag, gone: dict[int, Any], instead: str = "") -> None:
 
 
 def _is_dropped(element: Tag) -> bool:
-    """True for what is no text in any place; a form around the whole page, as some servers write it, is text."""
+    """True for what is no text in any place."""
     if element.name == "form":
-        return element.find(["h1", "h2", "p"]) is None
+        return _is_form_of_fields(element)
+    if element.name == "button":
+        return not _is_read(element)
     if element.name in _DROPPED:
         return True
-    marks = (_PERMALINKS if element.name == "a" else _PERMALINKS - {"anchor"}) | _LINE_NUMBERS
+    classes = element.get_attribute_list("class") if "class" in element.attrs else []
+    marks = _PERMALINKS if element.name == "a" else _PERMALINKS - {"anchor"}
+    is_permalink = not marks.isdisjoint(classes) and element.find("a") is None
+    if is_permalink and _PERMALINK_WORDS.fullmatch(_words(element)):
+        return True
     names = {str(name) for key in ("class", "id") if key in element.attrs for name in element.get_attribute_list(key)}
     is_contents = not _CONTENTS.isdisjoint(names) and element.find("a") is not None and _is_mostly_links(element)
-    return is_contents or ("class" in element.attrs and not marks.isdisjoint(element.get_attribute_list("class")))
+    return is_contents or not (_LINE_NUMBERS | _NOT_READ).isdisjoint(classes)
+
+
+def _words(element: Tag) -> str:
+    """The text of an element, without that of its icons."""
+    return " ".join(text.strip() for text in element.strings if text.find_parent("svg") is None).strip()
+
+
+def _is_form_of_fields(form: Tag) -> bool:
+    """True for a form to fill in; one around the whole page, as some servers write it, is text."""
+    if form.find(["form", "h1", "h2", "p"]) is not None:
+        return False
+    if form.parent is not None and form.parent.name == "body" and form.find(list(_HEADINGS)) is not None:
+        return False
+    fields = [field for field in form.find_all(_FIELDS) if str(field.get("type")).lower() not in _UNSEEN_FIELDS]
+    enough = _TEXT_PER_FIELD * len(fields)
+    pending: list[Any] = [form]
+    while pending and enough > 0:
+        node = pending.pop()
+        if not isinstance(node, Tag):
+            enough -= 0 if _is_hidden(node) else len(node.strip())
+        elif node.name not in _LABELS:
+            pending += node.children
+    return enough > 0
+
+
+def _is_read(button: Tag) -> bool:
+    """True for a button that names what it opens, as in a heading of its own, or whose name a sentence uses."""
+    around = {parent.name for parent in button.parents}
+    if "pre" in around or not any(map(str.isalnum, button.get_text())):
+        return False
+    inner, parent = button, button.parent
+    before = after = False
+    while parent is not None:
+        before = before or _has_text(inner.previous_siblings)
+        after = after or _has_text(inner.next_siblings)
+        if _is_block(parent) or parent.name in _SENTENCES or parent.name in {"dt", "td", "th"}:
+            break
+        inner, parent = parent, parent.parent
+    if not _NAMING.isdisjoint(around):
+        return not before and not after
+    return (before or after) if parent is not None and parent.name in _SENTENCES else (before and after)
+
+
+def _has_text(siblings: Iterable[Any]) -> bool:
+    """True where a text is next to an element, with nothing but buttons and small pieces between."""
+    for node in islice(siblings, _BESIDE_A_BUTTON):
+        if isinstance(node, Tag) and (_is_block(node) or node.name == "br"):
+            return False
+        if isinstance(node, Tag):
+            is_text = node.name not in _DROPPED and node.name != "button" and any(map(str.strip, node.strings))
+        else:
+            is_text = bool(node.strip()) and not _is_hidden(node)
+        if is_text:
+            return True
+    return False
 
 
 def _is_kept(element: Tag, *, has_article: bool) -> bool:
@@ -236,7 +345,7 @@ def _write(element: Tag, draft: Draft, depth: int) -> None:
         pictured = " ".join(str(picture.get("alt") or "") for picture in element.find_all("img"))
         draft.add_heading(int(element.name[1]), title or clean_title(pictured))
     elif element.name == "pre":
-        draft.add_code(_code(element), _language(element))
+        draft.add_code(plain_line_ends(_code(element)), _language(element))
     elif element.name == "table":
         _write_table(element, draft, depth)
     elif element.name != "hr":
@@ -290,7 +399,7 @@ def _markdown(nodes: list[Any]) -> str:
         )
     except RecursionError:
         text = " ".join(node.get_text(" ", strip=True) if isinstance(node, Tag) else str(node) for node in nodes)
-    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", text)).strip()
+    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", plain_line_ends(text))).strip()
 
 
 def _code(element: Tag) -> str:

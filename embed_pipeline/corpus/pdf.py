@@ -1,15 +1,20 @@
 """PDF by pdfium: lines in reading order, paragraphs with their hyphens joined, tables with rules by pdfplumber.
 
+Values of form fields and notes on a page are lines of it. Pages are turned until their letters are upright.
+
 Headings are those of the file's outline: the size of letters says nothing that holds. What fonts do not map to letters
 is no text.
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
+import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -24,6 +29,7 @@ from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, clean_
 _LEAST_RULES, _MOST_RULES = 4, 2000
 _UNMAPPED_SHARE = 0.2
 _SAMPLED_LETTERS = 300
+_TURNED_LETTERS = 60
 _SOFT_HYPHEN = "\u00ad"
 # What pdfium gives for a hyphen at the end of a line, and the soft one.
 _HYPHENS = ("\x02", "\ufffe", _SOFT_HYPHEN)
@@ -40,6 +46,13 @@ _MOST_SPANNING = 0.25
 _FULL_LINE = 0.85
 _PARAGRAPH_GAP = 1.45
 _OTHER_SIZE = 1.25
+# Flags of annotations that are not shown, and of fields whose letters are not.
+_HIDDEN = pdfium.FPDF_ANNOT_FLAG_HIDDEN | pdfium.FPDF_ANNOT_FLAG_NOVIEW
+_PASSWORD = 1 << 13
+_WRITTEN_FIELDS = (
+    pdfium.FPDF_FORMFIELD_TEXTFIELD, pdfium.FPDF_FORMFIELD_COMBOBOX, pdfium.FPDF_FORMFIELD_LISTBOX
+)  # fmt: skip
+_NOTE_LINE = 14.0
 _LIST_MARK = re.compile(r"(?:[-•‣▪*–]|\d{1,3}[.)]|[a-z][.)])\s")
 
 
@@ -70,6 +83,7 @@ def read_pdf(content: bytes, seconds: float) -> ParsedDocument:
     except pypdfium2.PdfiumError as error:
         why = "it needs a password" if "password" in str(error).lower() else f"it is damaged: {error}"
         raise ValueError(why) from error
+    _open_form(document)
     draft, tables = Draft(), _Tables(content)
     outline = _outline(document)
     left_out: list[str] = []
@@ -86,7 +100,10 @@ def read_pdf(content: bytes, seconds: float) -> ParsedDocument:
                 unmapped += 1
                 left_out.append(f"page {number + 1}: its fonts do not say what their characters are")
                 continue
-            _write_page(draft, _lines(text), tables.of(page, number), outline.get(number, {}))
+            turns = _turns(page, text)
+            notes = [_turned(note, turns) for note in _notes(page, document.formenv)]
+            lines = _in_order([*(_turned(run, turns) for run in _runs(text)), *notes])
+            _write_page(draft, lines, tables.of(page, number, turns, notes), outline.get(number, {}))
         except pypdfium2.PdfiumError as error:
             left_out.append(f"page {number + 1}: {error}")
     read = draft.reading()
@@ -97,6 +114,14 @@ def read_pdf(content: bytes, seconds: float) -> ParsedDocument:
     named = clean_title(document.get_metadata_dict().get("Title") or "")
     title = "" if _UNTITLED.fullmatch(named) else named
     return ParsedDocument(title or first_heading(read.blocks), read.text, read.blocks, tuple(left_out))
+
+
+def _open_form(document: Any) -> None:  # noqa: ANN401 - pypdfium2's
+    """Have pdfium read the file's form, where it has one that is not damaged."""
+    try:
+        document.init_forms()
+    except pypdfium2.PdfiumError:
+        return
 
 
 def _outline(document: Any) -> dict[int, dict[str, int]]:  # noqa: ANN401 - pypdfium2's
@@ -124,13 +149,82 @@ def _is_unmapped(text: Any) -> bool:  # noqa: ANN401
     return bool(wrong > _UNMAPPED_SHARE * len(places))
 
 
-def _lines(text: Any) -> list[_Line]:  # noqa: ANN401
+def _turns(page: Any, text: Any) -> int:  # noqa: ANN401
+    """How many quarters clockwise a page is turned for most of its letters to be upright."""
+    size = text.count_chars()
+    places = range(0, size, max(1, size // _TURNED_LETTERS))
+    found: Counter[int] = Counter()
+    for place in places:
+        angle = pdfium.FPDFText_GetCharAngle(text, place)
+        if angle >= 0 and chr(pdfium.FPDFText_GetUnicode(text, place)).isalnum():
+            half = 2 if pdfium.FPDFText_GetFontSize(text, place) < 0 else 0  # a size below 0 is half a turn
+            found[(half - round(angle / (math.pi / 2))) % 4] += 1
+    return found.most_common(1)[0][0] if found else page.get_rotation() // 90
+
+
+def _turned(box: _Line, turns: int) -> _Line:
+    """The box with the page turned clockwise about the point 0, 0 by so many quarters."""
+    for _ in range(turns):
+        box = _Line(box.bottom, -box.right, box.top, -box.left, box.text)
+    return box
+
+
+def _notes(page: Any, form: Any) -> list[_Line]:  # noqa: ANN401
+    """What is filled into the fields of a form, and notes written onto the page, where they are shown."""
+    found = []
+    for number in range(pdfium.FPDFPage_GetAnnotCount(page)):
+        annotation = pdfium.FPDFPage_GetAnnot(page, number)
+        if not annotation:
+            continue
+        box = pdfium.FS_RECTF()
+        if not pdfium.FPDFAnnot_GetFlags(annotation) & _HIDDEN and pdfium.FPDFAnnot_GetRect(annotation, box):
+            lines = _note(annotation, form).split("\n")
+            height = abs(box.top - box.bottom)
+            is_one_line = len(lines) == 1 and height <= 2 * _NOTE_LINE
+            size = height if is_one_line else min(height / len(lines), _NOTE_LINE)
+            tops = [max(box.top, box.bottom) - size * place for place in range(len(lines))]
+            found += [_Line(box.left, top - size, box.right, top, line) for top, line in zip(tops, lines, strict=True)]
+        pdfium.FPDFPage_CloseAnnot(annotation)
+    return [line for line in found if line.text.strip()]
+
+
+def _note(annotation: Any, form: Any) -> str:  # noqa: ANN401
+    """The text of a field or a note, with its line ends; empty for all others."""
+
+    def string(key: bytes) -> str:
+        return _utf16(lambda buffer, size: pdfium.FPDFAnnot_GetStringValue(annotation, key, buffer, size))
+
+    kind = pdfium.FPDFAnnot_GetSubtype(annotation)
+    said = ""
+    if kind == pdfium.FPDF_ANNOT_FREETEXT:
+        said = string(b"Contents")
+    elif kind == pdfium.FPDF_ANNOT_WIDGET and form is None:  # a field that the file names no form for
+        flags = ctypes.c_float()
+        pdfium.FPDFAnnot_GetNumberValue(annotation, b"Ff", flags)
+        is_text = pdfium.FPDFAnnot_GetValueType(annotation, b"V") == pdfium.FPDF_OBJECT_STRING
+        said = string(b"V") if is_text and not int(flags.value) & _PASSWORD else ""
+    elif kind == pdfium.FPDF_ANNOT_WIDGET:
+        is_written = pdfium.FPDFAnnot_GetFormFieldType(form, annotation) in _WRITTEN_FIELDS
+        if is_written and not pdfium.FPDFAnnot_GetFormFieldFlags(form, annotation) & _PASSWORD:
+            said = _utf16(lambda buffer, size: pdfium.FPDFAnnot_GetFormFieldValue(form, annotation, buffer, size))
+    return said.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _utf16(read: Callable[[Any, int], int]) -> str:
+    """What a function of pdfium writes into a buffer; without one it says the size that it needs."""
+    size = read(None, 0)
+    buffer = ctypes.create_string_buffer(size)
+    read(ctypes.cast(buffer, ctypes.POINTER(pdfium.FPDF_WCHAR)), size)
+    return buffer.raw.decode("utf-16-le", "replace").rstrip("\0")
+
+
+def _runs(text: Any) -> list[_Line]:  # noqa: ANN401
     boxes = (text.get_rect(number) for number in range(text.count_rects()))
     runs = [
         _Line(box[0], box[1], box[2], box[3], text.get_text_bounded(*box).replace("\r\n", " ").strip(" \t\r\n"))
         for box in boxes
     ]
-    return _in_order([run for run in runs if run.text])
+    return [run for run in runs if run.text]
 
 
 def _in_order(runs: list[_Line]) -> list[_Line]:
@@ -258,22 +352,38 @@ class _Tables:
         self._content = content
         self._document: Any = None
 
-    def of(self, page: Any, number: int) -> list[tuple[_Line, str]]:  # noqa: ANN401 - pypdfium2's
-        """Each table's box, and the table as Markdown."""
+    def of(self, page: Any, number: int, turns: int, notes: Sequence[_Line]) -> list[tuple[_Line, str]]:  # noqa: ANN401
+        """Each table's box, and the table as Markdown with the ``notes`` in its cells; none of what is shown askew."""
         rules = sum(1 for _ in page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_PATH], max_depth=2))
-        if not _LEAST_RULES <= rules <= _MOST_RULES:
+        if not _LEAST_RULES <= rules <= _MOST_RULES or page.get_rotation() != 90 * turns:
             return []
         self._document = self._document or pdfplumber.open(io.BytesIO(self._content))
         drawn = self._document.pages[number]
         found = []
         for table in drawn.find_tables():
-            rows = [[" ".join((cell or "").split()).replace("|", r"\|") for cell in row] for row in table.extract()]
+            rows = []
+            for texts, row in zip(table.extract(), table.rows, strict=True):
+                boxes = [box and _placed(drawn, box, turns) for box in row.cells]
+                rows.append([_cell(said, box, notes) for said, box in zip(texts, boxes, strict=True)])
             width = max((len(row) for row in rows), default=0)
             filled = sum(bool(cell) for row in rows for cell in row)
             if width > 1 and len(rows) > 1 and 2 * filled >= width * len(rows):
-                left, top, right, bottom = table.bbox
-                box = _Line(left, drawn.height - bottom, right, drawn.height - top, "")
                 lines = [f"| {' | '.join(row)} |" for row in rows]
-                found.append((box, "\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]])))
+                markdown = "\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]])
+                found.append((_placed(drawn, table.bbox, turns), markdown))
         drawn.close()
         return found
+
+
+def _placed(drawn: Any, box: Sequence[float], turns: int) -> _Line:  # noqa: ANN401 - pdfplumber's
+    """A box of pdfplumber's, from the upper left corner of the page as it is shown, where pdfium has it."""
+    left, top, right, bottom = box
+    x0, y0, x1, y1 = drawn.page_obj.mediabox
+    corner = _turned(_Line(x0, y0, x1, y1, ""), turns)
+    x, y = corner.left - drawn.bbox[0], corner.bottom + drawn.bbox[3]
+    return _Line(x + left, y - bottom, x + right, y - top, "")
+
+
+def _cell(said: str | None, box: _Line | None, notes: Sequence[_Line]) -> str:
+    written = [note.text for note in notes if box and _is_within(note, box)]
+    return " ".join(" ".join([said or "", *written]).split()).replace("|", r"\|")

@@ -17,7 +17,7 @@ from docutils.parsers.rst import Directive, Parser, directives, roles, states
 from docutils.parsers.rst.languages import en
 
 from embed_pipeline.text.blocks import Draft, ParsedDocument, first_heading, table_rows
-from embed_pipeline.text.markdown import markdown_blocks
+from embed_pipeline.text.markdown import markdown_blocks, superscript
 
 _DIRECTIVE_NAMES = re.compile(r"^[ \t]*\.\.[ \t](?:\|[^|\n]{1,200}\|[ \t])?[ \t]{0,9}([\w.+:-]{1,80})::", re.MULTILINE)
 _ROLE_NAMES = re.compile(r":([\w.+-]{1,60}(?::[\w.+-]{1,60}){0,3}):`|`:([\w.+-]{1,60}(?::[\w.+-]{1,60}){0,3}):")
@@ -68,6 +68,7 @@ def read_restructured(text: str) -> ParsedDocument:
     document = utils.new_document("", _settings())
     _make_known(text, document)
     Parser(inliner=_inliner()).parse(text, document)
+    _replace_messages(document)
     writer = _Writer(document)
     writer.write_all(document.children, 0)
     draft = writer.draft.reading()
@@ -207,6 +208,17 @@ def _make_known(text: str, document: nodes.document) -> None:
             roles.register_local_role(name, _unknown_role)
 
 
+def _replace_messages(document: nodes.document) -> None:
+    """Put what docutils could not read in place of its messages, as the file has it; a warning's text was read."""
+    for message in list(document.findall(nodes.system_message)):
+        unread = list(message.findall(nodes.literal_block)) if message["level"] >= _ERROR else []
+        shown = [
+            node if node.astext().startswith(".. ") else nodes.paragraph("", "", nodes.Text(node.astext()))
+            for node in unread
+        ]
+        message.parent.replace(message, shown)
+
+
 @dataclass
 class _Writer:
     """Writes a tree as Markdown."""
@@ -238,7 +250,7 @@ class _Writer:
         for node in children:
             self._write(node, depth)
 
-    def _write(self, node: nodes.Node, depth: int) -> None:  # noqa: C901, PLR0912 - a case for each kind of node
+    def _write(self, node: nodes.Node, depth: int) -> None:  # noqa: C901 - a case for each kind of node
         if isinstance(node, _UNSEEN):
             return
         if isinstance(node, nodes.section):
@@ -253,13 +265,11 @@ class _Writer:
         elif isinstance(node, nodes.field_list) and self.draft.is_empty:
             self._write_metadata(node)
         elif isinstance(node, nodes.Sequential | nodes.definition_list | nodes.block_quote | nodes.line_block) and not (
-            isinstance(node, nodes.Admonition | nodes.system_message)
+            isinstance(node, nodes.Admonition)
         ):
             self._write_parsed("\n".join(self._lines(node)), "quote" if isinstance(node, nodes.block_quote) else "list")
         elif isinstance(node, _ADMONITIONS):
             self._write_labelled(f"{type(node).__name__.capitalize()}:", node.children, depth)
-        elif isinstance(node, nodes.system_message):
-            self._write_problem(node)
         elif isinstance(node, nodes.footnote | nodes.citation):
             label = next((child.astext() for child in node.children if isinstance(child, nodes.label)), "*")
             self._write_labelled(f"[{label}]", [c for c in node.children if not isinstance(c, nodes.label)], depth)
@@ -301,16 +311,6 @@ class _Writer:
             block for block in part.reading().blocks if not any(inner.kind in {"code", "table"} for inner in blocks)
         ]
         self.draft.add_parsed(kept, whole or blocks)
-
-    def _write_problem(self, message: nodes.system_message) -> None:
-        """Write what docutils could not read as the file has it; what docutils only warns of was read."""
-        if message["level"] < _ERROR:
-            return
-        for node in message.findall(nodes.literal_block):
-            if node.astext().startswith(".. "):
-                self.draft.add_code(node.astext())
-            else:
-                self.draft.add("paragraph", node.astext())
 
     def _write_table(self, table: nodes.table) -> None:
         for title in table.findall(nodes.title):
@@ -408,7 +408,8 @@ class _Writer:
             return str(node.get("alt", ""))
         if isinstance(node, nodes.substitution_reference):
             return "".join(self._plain(child) for child in self._substitute(node))
-        return "".join(self._plain(child) for child in node.children if not isinstance(child, nodes.target))
+        shown = "".join(self._plain(child) for child in node.children if not isinstance(child, nodes.target))
+        return superscript(_before(node), shown) if isinstance(node, nodes.superscript) else shown
 
     def _inline_node(self, node: nodes.Node) -> str:  # noqa: PLR0911 - a case for each kind of node
         if isinstance(node, nodes.Text):
@@ -425,6 +426,8 @@ class _Writer:
         if isinstance(node, nodes.target | nodes.raw) or not isinstance(node, nodes.Element):
             return "" if not isinstance(node, nodes.target) else self._inline(node)
         text = self._inline(node)
+        if isinstance(node, nodes.superscript):
+            return superscript(_before(node), text)
         if isinstance(node, nodes.reference):
             address = node.get("refuri") or self._targets.get(node.get("refname", ""), "")
             return f"[{text}]({address})" if address and address != text else text
@@ -438,6 +441,12 @@ class _Writer:
         if found is None or any(found.findall(nodes.substitution_reference)):
             return [nodes.Text(node.astext())]
         return list(found.children)
+
+
+def _before(node: nodes.Element) -> str:
+    """The text right before an inline element."""
+    before = node.parent.children[: node.parent.index(node)][-1:]
+    return before[0].astext() if before else ""
 
 
 def _class_language(node: nodes.Element) -> str:

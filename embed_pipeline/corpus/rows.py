@@ -16,7 +16,7 @@ from typing import Any
 
 from embed_pipeline.corpus.decoding import without_data
 from embed_pipeline.text.blocks import Block, Draft, ParsedDocument, clean_text
-from embed_pipeline.text.markdown import markdown_blocks
+from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends
 
 Row = list[tuple[str, str]]
 
@@ -72,7 +72,7 @@ def _reading(rows: Iterator[tuple[Row, str]]) -> ParsedDocument:
 
 
 def _write(row: Row, number: int, draft: Draft) -> None:
-    shown = [(name, without_data(clean_text(value)).strip()) for name, value in row]
+    shown = [(name, without_data(clean_text(plain_line_ends(value))).strip()) for name, value in row]
     shown = [(name, value) for name, value in shown if value]
     named = next((place for place, (name, _) in enumerate(shown) if name.strip().lower() in _TITLE_COLUMNS), None)
     title = " ".join(shown[named][1].split())[:_MAX_TITLE] if named is not None else f"Row {number}"

@@ -18,8 +18,15 @@ ITEM_REASONS = frozenset({"refused", "prompt_too_long", "prompt_filtered", "prom
 """Reasons of an :class:`InvalidAnswer` that say nothing about what the model can do."""
 T = TypeVar("T", bound=BaseModel)
 _STRUCTURE_ERRORS = ("missing", "extra_forbidden", "literal_error", "enum")
-_STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
+# A string that is not closed goes on to the end: to look for others inside of it would take quadratic time.
+_STRING_OR_BRACE = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[{}]', re.DOTALL)
 _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
+_ESCAPE = re.compile(
+    r"\\(?:((?:b(?:eta|ar|egin|ig\w*|inom|mod|ot|oxed|ullet|oldsymbol)|f(?:rac|orall|lat)|r(?:ho|ight\w*|angle|ceil|floor)|"
+    r"t(?:heta|au|ext\w*|imes|anh|ilde|riangle\w*|herefore|frac))(?![a-z]))|.)",
+    re.DOTALL,
+)
+"""An escape in a JSON string; its group is a word of LaTeX whose backslash the model did not double."""
 _MOST_STARTS = 100
 
 
@@ -96,8 +103,9 @@ def parse_answer(text: str, answer: type[T]) -> T:
     """The object of the type that a model's text holds, validated strictly, without coercion.
 
     What stands around the object is let pass: prose, a code fence, a model's reasoning in whatever marks. Of several
-    objects that validate the last one counts, as a model drafts before it answers. A comma after the last entry, a key
-    that the type does not know and a wrapper of one key do no harm.
+    objects that validate the last one counts, as a model drafts before it answers; one without content, such as an
+    example of the form, counts only where there is no other. A comma after the last entry, a key that the type does not
+    know and a wrapper of one key do no harm.
 
     Raises:
         ValueError: if there is no JSON object of the type (pydantic's ValidationError is one).
@@ -109,7 +117,9 @@ def parse_answer(text: str, answer: type[T]) -> T:
             found.append(_load(span))
         except ValueError as error:
             problem = error
-    for value in reversed(found):
+    found.reverse()
+    found.sort(key=_is_empty)
+    for value in found:
         try:
             return _validate(value, answer)
         except ValidationError as error:
@@ -119,6 +129,11 @@ def parse_answer(text: str, answer: type[T]) -> T:
                     return _validate(inner, answer)
             problem = problem if isinstance(problem, ValidationError) else error
     raise problem
+
+
+def _is_empty(value: object) -> bool:
+    """Whether an object holds no text and no entries; a number or a truth value is content."""
+    return isinstance(value, dict) and all(part is None or part in ("", [], {}) for part in value.values())
 
 
 def _object_spans(text: str) -> Iterator[str]:
@@ -150,12 +165,17 @@ def _is_json(span: str) -> bool:
 
 
 def _load(span: str) -> object:
-    """JSON as models write it: control characters in strings and a comma after the last entry are let pass."""
-    mended = _TRAILING_COMMA.sub(lambda match: match[1] or "", span)
+    """JSON as models write it: control characters in strings, LaTeX and a comma after the last entry are let pass."""
+    mended = _TRAILING_COMMA.sub(lambda match: _ESCAPE.sub(_keep_latex, match[1] or ""), span)
     try:
         return json.loads(mended, strict=False, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _keep_latex(escape: re.Match[str]) -> str:
+    """The escape, with its backslash doubled where it begins a word of LaTeX."""
+    return f"\\{escape[0]}" if escape[1] else escape[0]
 
 
 def _validate(value: object, answer: type[T]) -> T:

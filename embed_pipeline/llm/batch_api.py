@@ -395,8 +395,7 @@ class Batches:
         for attempt in range(self._llm.max_attempts):
             try:
                 if attempt:
-                    wait = failure.wait if failure.wait is not None else min(30.0, RETRY_SECONDS * 2**attempt)
-                    await asyncio.sleep(wait)
+                    await asyncio.sleep(max(failure.wait or 0.0, min(30.0, RETRY_SECONDS * 2**attempt)))
                     found = await instead() if instead is not None else None
                     if found is not None:
                         return found

@@ -63,15 +63,18 @@ def price(llm: settings.LLM, prompt_tokens: int, completion_tokens: int, *, batc
 class Budget:
     """Counts usage and refuses a call once a cap is reached.
 
-    The cap on calls is exact. Tokens and cost are known only when an answer is there, so they may be exceeded by the
-    requests in flight when the cap is reached, which are finished and stored.
+    The caps hold for a run, of which other clients may have had a part before. The cap on calls is exact. Tokens and
+    cost are known only when an answer is there, so they may be exceeded by the requests in flight when the cap is
+    reached, which are finished and stored.
 
     Attributes:
         usage: the counts so far.
     """
 
-    def __init__(self, llm: settings.LLM) -> None:
+    def __init__(self, llm: settings.LLM, before: tuple[int, int, int] = (0, 0, 0)) -> None:
+        """Count from what the run had used before: calls, prompt tokens and completion tokens."""
         self.usage = Usage()
+        self._before = before
         self._llm = llm
         self._open = 0
 
@@ -82,16 +85,18 @@ class Budget:
             BudgetExhausted: naming the cap, its value, what was used and how to go on.
         """
         used = self.usage
+        calls, prompt, completion = self._before
         caps = (
-            ("max_calls", self._llm.max_calls, used.calls + self._open),
-            ("max_total_tokens", self._llm.max_total_tokens, used.tokens),
-            ("max_cost", self._llm.max_cost, used.cost),
+            ("max_calls", self._llm.max_calls, calls + used.calls + self._open),
+            ("max_total_tokens", self._llm.max_total_tokens, prompt + completion + used.tokens),
+            ("max_cost", self._llm.max_cost, price(self._llm, prompt, completion, batch=self._llm.batch) + used.cost),
         )
         for name, cap, spent in caps:
             if cap is not None and spent >= cap:
+                earlier = f"; {counted(calls, 'call')} before in this run" if calls else ""
                 message = (
-                    f"llm.{name} is {cap} and {spent:.6g} is used ({used.line()}). Every answer paid for is stored: "
-                    f"raise llm.{name} (none: no cap) and run the same command again to resume."
+                    f"llm.{name} is {cap} and {spent:.6g} is used ({used.line()}{earlier}). Every answer paid for is "
+                    f"stored: raise llm.{name} (none: no cap) and run the same command again to resume."
                 )
                 raise BudgetExhausted(message)
 

@@ -101,7 +101,7 @@ class LLMClient:
         chosen = base_url or llm.base_url
         if not chosen:
             raise ValueError("llm.base_url is None and no base_url is given: open_client starts the embedded server")
-        self.budget = Budget(llm)
+        self.budget = Budget(llm, store.used(llm.asking_since) if llm.capped and llm.asking_since else (0, 0, 0))
         self.generator = generator_name(llm)
         self._llm = llm
         self._store = store

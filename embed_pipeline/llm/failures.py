@@ -67,6 +67,8 @@ _MOMENT_CODES = _codes(
     "slow_down", "unavailable", "capacity", "^429$", "^503$", "^529$",
 )  # fmt: skip
 _PAYMENT_CODES = _codes("quota", "insufficient_(?:balance|credit|funds)", "billing", "payment", "arrear", "^402$")
+_SURE_PAYMENT_CODES = _codes("^insufficient_(?:quota|balance|credit|funds)", "billing", "payment", "arrear")
+"""Codes that mean payment even with a 429, under which limits a minute are called a quota too."""
 _KEY_CODES = _codes(
     "(?:invalid|incorrect|missing|expired|disabled)_(?:api_)?(?:key|token)", "authentica", "unauthori[sz]ed",
     "permission", "access_denied", "^forbidden", "account", "subscription", "unsupported_country", "^401$",
@@ -87,9 +89,15 @@ _FILTER_WORDS = re.compile(
 )
 _MOMENT_WORDS = re.compile(
     r"rate.?limit|too many requests|throttl|overloaded|try again (?:later|in)|temporarily|\bbusy\b|resource.?exhausted|"
-    r"\b(?:429|503)\b",
+    r"(?:tokens|requests) per (?:second|min|hour|day)|\b(?:429|503)\b",
     re.IGNORECASE,
 )
+_PARAMETER_WORDS = re.compile(
+    r"\b(?:un(?:supported|known|recogni[sz]ed|expected)|missing|extra|required|deprecated) (?:\w+ )?"
+    r"(?:parameter|argument|field|property)\b",
+    re.IGNORECASE,
+)
+_PROMPT_PARAMETERS = frozenset({"messages", "prompt", "input", "inputs", "content", "contents"})
 _PAYMENT_WORDS = re.compile(
     r"\bquota\b|insufficient (?:balance|credit|fund)|\bbilling\b|\bcredits?\b|payment", re.IGNORECASE
 )
@@ -114,6 +122,7 @@ class Failure:
         codes: identifiers that the body gives for the trouble, in snake case.
         parameters: dotted names of request parameters that the body names in a field.
         no_endpoint: nothing at the address speaks the API: no connection, or a page in place of an answer.
+        page: the refusal is an HTML page, of a proxy or a web server rather than of the model's endpoint.
         raw: what the model had written, where the endpoint shows it.
     """
 
@@ -123,6 +132,7 @@ class Failure:
     codes: frozenset[str] = frozenset()
     parameters: frozenset[str] = frozenset()
     no_endpoint: bool = False
+    page: bool = False
     raw: str = ""
 
     def __str__(self) -> str:
@@ -172,9 +182,12 @@ def _by_codes(failure: Failure, *, answered: bool) -> Scope | None:
     if failure.status in _TOO_LARGE_STATUSES:
         return Scope("item", "prompt_too_long")
     known = next((scope for pattern, scope in _CODED if failure.coded(pattern)), None)
+    if known is not None and known.reason == "prompt_too_long" and failure.status == _OVERLOADED:
+        # Too many tokens in a minute.
+        known = Scope("moment")
     if known is not None or failure.status >= _SERVER_ERROR:
         return known
-    if failure.coded(_PAYMENT_CODES):
+    if failure.coded(_SURE_PAYMENT_CODES if failure.status in _MOMENT_STATUSES else _PAYMENT_CODES):
         # Some providers report a passing limit under the same code.
         passing = failure.status == _OVERLOADED and (answered or failure.wait is not None)
         return Scope("moment") if passing else Scope("whole", "payment")
@@ -190,7 +203,8 @@ def _by_status(failure: Failure, *, answered: bool) -> Scope | None:
     if status == 0 and not failure.no_endpoint:
         told = _by_words(failure, answered=answered)
         return Scope("moment") if told.kind == "odd" else told
-    if status in _MOMENT_STATUSES or (status >= _SERVER_ERROR and not _TOO_LONG_WORDS.search(failure.message)):
+    about_length = not failure.page and _TOO_LONG_WORDS.search(failure.message)
+    if status in _MOMENT_STATUSES or (status >= _SERVER_ERROR and not about_length):
         return Scope("moment")
     if status in _WHOLE_STATUSES:
         return Scope("whole", "payment" if status == 402 else "key")  # noqa: PLR2004 - payment required
@@ -202,7 +216,7 @@ def _by_status(failure: Failure, *, answered: bool) -> Scope | None:
 
 def _by_words(failure: Failure, *, answered: bool) -> Scope:
     text = failure.message
-    if _FILTER_WORDS.search(text):
+    if _FILTER_WORDS.search(text) and not failure.page and not _names_parameter(failure):
         return Scope("item", "prompt_filtered")
     if _MOMENT_WORDS.search(text):
         return Scope("moment")
@@ -210,7 +224,13 @@ def _by_words(failure: Failure, *, answered: bool) -> Scope:
         for reason, pattern in (("key", _KEY_WORDS), ("model", _MODEL_WORDS), ("payment", _PAYMENT_WORDS)):
             if pattern.search(text):
                 return Scope("whole", reason)
-    return Scope("item", "prompt_too_long") if _TOO_LONG_WORDS.search(text) else Scope("odd")
+    return Scope("item", "prompt_too_long") if _TOO_LONG_WORDS.search(text) and not failure.page else Scope("odd")
+
+
+def _names_parameter(failure: Failure) -> bool:
+    """Whether a refusal is about a parameter, and one other than the prompt."""
+    named = {name.partition(".")[0] for name in failure.parameters}
+    return bool(named - _PROMPT_PARAMETERS) or _PARAMETER_WORDS.search(failure.message) is not None
 
 
 @dataclass
@@ -236,7 +256,7 @@ def read_failure(status: int, content: str, headers: Mapping[str, str]) -> Failu
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
-        return Failure(status, describe_text(content) or "no words", wait)
+        return Failure(status, describe_text(content) or "no words", wait, page=_is_page(content))
     return replace(failure_of(body, status), wait=wait) if wait is not None else failure_of(body, status)
 
 
@@ -335,12 +355,16 @@ def _snake_case(code: str) -> str:
 def describe_text(content: str) -> str:
     """A body that is no JSON, in a line: of a page its title and words, else its beginning."""
     text = content.strip()
-    if text[:1] != "<":
+    if not _is_page(text):
         return " ".join(text.split())[:MAX_BODY_CHARACTERS]
     without = re.sub(r"(?is)<(script|style|head)\b.*?</\1>|<!--.*?-->", " ", text)
     title = re.search(r"(?is)<title[^>]*>(.*?)</title>", text)
     words = f"{title[1] if title else ''} {re.sub(r'<[^>]*>', ' ', without)}"
     return f"an HTML page: {' '.join(html.unescape(words).split())}"[:MAX_BODY_CHARACTERS]
+
+
+def _is_page(content: str) -> bool:
+    return content.lstrip()[:1] == "<"
 
 
 def connection_failure(error: BaseException, timeout_seconds: float) -> Failure:

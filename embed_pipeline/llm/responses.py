@@ -58,7 +58,7 @@ def read_response(content: bytes, headers: Mapping[str, str], body: Mapping[str,
 
 
 def _says_error(data: Mapping[str, Any]) -> bool:
-    return bool(data.get("error")) and not any(isinstance(c, dict) and _text_of(c) for c in data["choices"])
+    return bool(data.get("error")) and not any(isinstance(c, dict) and _text_of(c).strip() for c in data["choices"])
 
 
 def _is_blocked(node: object) -> bool:
@@ -100,7 +100,7 @@ def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mappi
         text, finish = refusal, "refusal"
     else:
         finish = "content_filter" if _FILTERED.search(reported) else "length" if _CUT.search(reported) else "stop"
-    if not text and finish == "stop" and (chat or not reported):
+    if not text.strip() and finish == "stop" and (chat or not reported):
         return Failure(0, f"the answer is empty: {_beginning(choice)}")
     usage = data.get("usage")
     counts = usage if isinstance(usage, dict) else {}
@@ -128,15 +128,19 @@ def _log_probability(told: object) -> float | None:
 
 
 def _text_of(choice: Mapping[str, Any]) -> str:
-    """What the model said: the content, else the arguments of its tool call, else its reasoning."""
+    """What the model said: the content, else the arguments of its tool call, else its reasoning.
+
+    White space alone says nothing, and is returned only where there is no more.
+    """
     message = choice.get("message") or choice.get("delta") or {}
     if not isinstance(message, dict):
         message = {"content": message}
-    said = _joined(message.get("content")) or _joined(message.get("parsed")) or _joined(choice.get("text"))
-    said = said or _arguments(message)
+    places = (message.get("content"), message.get("parsed"), choice.get("text"))
+    texts = [*map(_joined, places), _arguments(message)]
+    said = next((text for text in texts if text.strip()), "")
     if not said and str(choice.get("finish_reason")) not in {"length", "max_tokens"}:
         said = next((_joined(message[name]) for name in _REASONING_FIELDS if message.get(name)), "")
-    return _LONE_SURROGATE.sub("\ufffd", said)
+    return _LONE_SURROGATE.sub("\ufffd", said or "".join(texts))
 
 
 def _joined(content: object) -> str:
@@ -182,13 +186,15 @@ def _joined_stream(text: str) -> dict[str, Any] | None:
         parts["arguments"].append(_arguments(delta))
         parts["reasoning"] += [_joined(delta[name]) for name in _REASONING_FIELDS[:1] if delta.get(name)]
     said = {name: "".join(pieces) for name, pieces in parts.items()}
-    message = {"content": said["content"] or said["arguments"], "reasoning": said["reasoning"]}
+    content = said["content"] if said["content"].strip() else said["arguments"]
+    message = {"content": content, "reasoning": said["reasoning"]}
     ended = finish or ("stop" if text.endswith("[DONE]") else "aborted")
-    return {**whole, "choices": [{"message": message, "text": message["content"], "finish_reason": ended}]}
+    return {**whole, "choices": [{"message": message, "text": content, "finish_reason": ended}]}
 
 
 def _events(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
+    # str.splitlines would also cut at characters that JSON may hold as they are, such as U+2028.
+    for line in re.split(r"\r\n|\n|\r", text):
         if line.startswith("data:"):
             try:
                 event = json.loads(line.removeprefix("data:"), strict=False)

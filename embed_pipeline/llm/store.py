@@ -251,6 +251,16 @@ class ResponseStore:
         )
         return [TimedCall(row[0], row[1], bool(row[2]), *row[3:]) for row in reversed(rows)]
 
+    def used(self, since: float) -> tuple[int, int, int]:
+        """Calls answered since a moment (seconds since the epoch), and their prompt and completion tokens.
+
+        Raises:
+            ResponseStoreError: if the file turns out damaged.
+        """
+        query = "SELECT count(*), total(prompt_tokens), total(completion_tokens) FROM responses WHERE ended >= ?"
+        [(calls, prompt, completion)] = self._rows(query, (since,))
+        return int(calls), int(prompt), int(completion)
+
     def decision(self, key: str) -> str | None:
         """What was decided under a key, or None.
 

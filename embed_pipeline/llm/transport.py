@@ -6,13 +6,15 @@ the run. No message holds an API key: the client scrubs them and chains no excep
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
+from base64 import b64encode
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from embed_pipeline import settings
 from embed_pipeline.llm.answers import InvalidAnswer
@@ -188,7 +190,9 @@ class Transport:
                     raise self._whole(failure, "address", about)
                 if attempt < self._llm.max_attempts:
                     self._budget.usage.retries += 1
-                    await self.throttle.sleep(0.0 if self._batches or failure.wait is not None else _backoff(attempt))
+                    # A shorter wait, down to "Retry-After: 0", would burn all tries at once.
+                    asked = failure.wait is not None and failure.wait >= BACKOFF_SECONDS
+                    await self.throttle.sleep(0.0 if self._batches or asked else _backoff(attempt))
             except Stopped:
                 raise self._stopped() from None
         self._note_outcome(str(failure))
@@ -320,7 +324,9 @@ class Transport:
             chosen = min(range(len(self._clients)), key=self._open.__getitem__)
 
         async def post(worded: dict[str, Any]) -> httpx.Response:
-            return await self._clients[chosen].post(path, body=worded, cast_to=httpx.Response)
+            # The client's own timeout begins again with every byte.
+            async with asyncio.timeout(self._llm.timeout_seconds):
+                return await self._clients[chosen].post(path, body=worded, cast_to=httpx.Response)
 
         self._open[chosen] += 1
         response: Any = None
@@ -330,7 +336,7 @@ class Transport:
         except openai.APIStatusError as error:
             response = error.response
             outcome = read_failure(error.status_code, response.text, response.headers)
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, TimeoutError) as error:
             outcome = connection_failure(error, self._llm.timeout_seconds)
         finally:
             self._open[chosen] -= 1
@@ -348,17 +354,24 @@ class Transport:
     def _open_client(self, base_url: str, key: str) -> openai.AsyncOpenAI:
         import openai
 
-        timeout = openai.Timeout(self._llm.timeout_seconds, connect=min(MAX_CONNECT_SECONDS, self._llm.timeout_seconds))
+        longest = self._llm.timeout_seconds
+        # Shorter than the whole request, so that a host that does not connect is told from a slow answer.
+        timeout = openai.Timeout(longest, connect=min(MAX_CONNECT_SECONDS, longest / 2))
         http = openai.DefaultAioHttpClient(timeout=timeout)
         parts = urlsplit(base_url)
         path = parts.path.rstrip("/")
         path = next((path.removesuffix(end) for end in _ENDPOINT_PATHS if path.endswith(end)), path)
+        headers = {}
+        if parts.username is not None:
+            headers["Authorization"] = f"Basic {_basic_credentials(base_url)}"
+        if parts.query and key != _NO_KEY:
+            # Azure's gateways look for the key here.
+            headers["api-key"] = key
         return openai.AsyncOpenAI(
             api_key=key,
-            base_url=parts._replace(path=path, query="", fragment="").geturl(),
+            base_url=parts._replace(netloc=_host_of(base_url), path=path, query="", fragment="").geturl(),
             default_query=dict(parse_qsl(parts.query)),
-            # Azure's gateways look for the key here.
-            default_headers={"api-key": key} if parts.query and key != _NO_KEY else None,
+            default_headers=headers,
             max_retries=0,
             timeout=timeout,
             http_client=http,
@@ -372,12 +385,26 @@ def _backoff(attempt: int) -> float:
 
 def _secrets_of(base_urls: Sequence[str]) -> list[str]:
     """What addresses carry to sign in: passwords, and values of the query that are long enough to be keys."""
-    parts = [urlsplit(url) for url in base_urls]
-    queries = [value for part in parts for _, value in parse_qsl(part.query) if len(value) >= _LEAST_KEY_CHARACTERS]
-    return [*(part.password or "" for part in parts), *queries]
+    secrets = []
+    for url in base_urls:
+        parts = urlsplit(url)
+        secrets += [value for _, value in parse_qsl(parts.query) if len(value) >= _LEAST_KEY_CHARACTERS]
+        if parts.password:
+            secrets += [_basic_credentials(url), parts.password, unquote(parts.password)]
+    return secrets
+
+
+def _basic_credentials(url: str) -> str:
+    """The user and password of an address in the form of HTTP's Basic authentication (RFC 7617)."""
+    parts = urlsplit(url)
+    return b64encode(f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()).decode()
+
+
+def _host_of(url: str) -> str:
+    """The host and port of an address."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def without_user(url: str) -> str:
     """An address without its user, password and query."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    return urlsplit(url)._replace(netloc=_host_of(url), query="").geturl()

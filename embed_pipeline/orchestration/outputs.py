@@ -1,5 +1,6 @@
 """What an asset hands to storage, and its errors as Dagster should treat them: final or worth another try."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import polars as pl
 from embed_pipeline.llm.transport import TooManyFailures
 from embed_pipeline.orchestration.freshness import FINGERPRINT, fingerprint
 from embed_pipeline.orchestration.presentation import column_lineage
+from embed_pipeline.orchestration.store_lock import COMMAND_TAG
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import content_hash
 
@@ -51,9 +53,18 @@ def stored(
     )
 
 
+_LOADED = time.time()
 RETRIES = 2
 RETRY_SECONDS = 20.0
 """Wait before a step that asks an endpoint is tried again; twice as long before the next time."""
+
+
+def in_this_run(context: dg.AssetExecutionContext, settings: Settings) -> Settings:
+    """The settings with caps on the language model that hold for the whole run, or for all runs of a command."""
+    if COMMAND_TAG in context.run.tags:
+        return settings.since(_LOADED)
+    record = context.instance.get_run_record_by_id(context.run_id)
+    return settings.since(record.start_time) if record and record.start_time else settings
 
 
 @contextmanager

@@ -10,6 +10,8 @@ first, to have some. Where there are none, tokens are counted at four characters
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ from embed_pipeline.corpus.batches import copy_batches, cut_batches, load_batche
 from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
-from embed_pipeline.llm.budget import price
+from embed_pipeline.llm.budget import BudgetExhausted, price
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.llm.gathering import run_interruptibly
 from embed_pipeline.llm.prompts import JUDGE_PROMPTS, read_prompt
@@ -50,6 +52,7 @@ from embed_pipeline.synthesis.structured_generator import ask_questions, plan_ca
 from embed_pipeline.synthesis.trial import NAMES, TRIAL_PAIRS, choose_path, known_choice, sample_questions, sample_tasks
 from embed_pipeline.text.passages import with_titles
 
+logger = logging.getLogger(__name__)
 ARTIFACTS_TOKENS = 350
 """Completion tokens of one artifact pass, of one pair, of one verdict and of one segment's word on a hop."""
 PAIR_TOKENS = 130
@@ -165,12 +168,15 @@ def estimate(
     Raises:
         ResponseStoreError: the response store cannot be used.
         EmbeddedModelError: the embedded model's file is missing.
-        EndpointError, BudgetExhausted, TooManyFailures: from the client, where it asks.
+        EndpointError, TooManyFailures: from the client, where it asks.
     """
     to_try = [frame for _, frame in sorted(segments.items()) if frame.height]
     if ask and to_try and not settings.llm.batch:
-        settings = choose_path(to_try[-1], titles, settings).applied(settings)
-        run_interruptibly(_ask_a_few(to_try[-1], titles, settings))
+        try:
+            settings = choose_path(to_try[-1], titles, settings).applied(settings)
+            run_interruptibly(_ask_a_few(to_try[-1], titles, settings))
+        except BudgetExhausted:
+            logger.warning("a cap on the language model ended the first calls; fewer of them stand behind the estimate")
     return asyncio.run(_estimate(segments, titles, settings, load_encoder))
 
 
@@ -214,7 +220,7 @@ def estimate_folder(settings: Settings, encoder: Encoder, *, ask: bool = False) 
         CorpusError: the folder is missing or holds no readable file.
         ResponseStoreError: the response store cannot be used.
         EmbeddedModelError: the embedded model's file is missing.
-        EndpointError, BudgetExhausted, TooManyFailures: from the client, where it asks.
+        EndpointError, TooManyFailures: from the client, where it asks.
     """
     segments: dict[str, pl.DataFrame] = {}
     titles: dict[str, str] = {}
@@ -398,16 +404,16 @@ def _coming(tasks: list[QuestionTask], found: Generated) -> int:
 
 
 def _caps(stages: tuple[StageEstimate, ...], settings: Settings) -> tuple[str, ...]:
-    """The caps that a stage will reach: each counts for one run of one stage."""
+    """The caps that will end the run, each with the stage in which it is reached."""
     llm = settings.llm
     reached = []
-    for stage in stages:
-        tokens = stage.prompt_tokens + stage.completion_tokens
-        for name, cap, value in (
-            ("max_calls", llm.max_calls, stage.calls),
-            ("max_total_tokens", llm.max_total_tokens, tokens),
-            ("max_cost", llm.max_cost, stage.cost),
-        ):
-            if cap is not None and value >= cap:
-                reached.append(f"{stage.stage}: llm.{name} is {cap:g}, about {value:.6g} are expected")
+    for name, cap, values in (
+        ("max_calls", llm.max_calls, [stage.calls for stage in stages]),
+        ("max_total_tokens", llm.max_total_tokens, [s.prompt_tokens + s.completion_tokens for s in stages]),
+        ("max_cost", llm.max_cost, [stage.cost for stage in stages]),
+    ):
+        sums = list(itertools.accumulate(values))
+        if cap is not None and sums[-1] >= cap:
+            stage = next(stage for stage, used in zip(stages, sums, strict=True) if used >= cap)
+            reached.append(f"{stage.stage}: llm.{name} is {cap:g}, about {sums[-1]:.6g} are expected in all")
     return tuple(reached)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import random
 from collections import Counter
@@ -17,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from embed_pipeline.beir import read_json
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.pairs import is_question
@@ -216,11 +218,11 @@ def _named(path: Path) -> str:
 
 
 def _lines(text: str, path: Path) -> Iterator[str]:  # noqa: ARG001 - as the other readers
-    yield from text.splitlines()
+    yield from io.StringIO(text, newline=None)
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[str]:
-    rows = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         column = next((name for name in _COLUMNS if name in (rows.fieldnames or ())), None)
         if column is None:
@@ -232,11 +234,11 @@ def _csv_rows(text: str, path: Path) -> Iterator[str]:
 
 
 def _json_rows(text: str, path: Path) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if not line.strip():
             continue
         try:
-            row: Any = json.loads(line)
+            row: Any = read_json(line)
         except ValueError as error:
             raise ExampleQueriesError(f"{_named(path)}, line {number} is no JSON: {error}") from error
         told = [row[name] for name in _COLUMNS if name in row] if isinstance(row, dict) else []

@@ -30,8 +30,14 @@ _LEAVES: dict[str, Kind] = {
 }
 _BREAKS = frozenset({"softbreak", "hardbreak"})
 _TAG = re.compile(r"<[^<>]*>")
+# The parser's own.
+_LINE_END = re.compile(r"\r\n?|\n")
 _ATTRIBUTES = re.compile(r"\{[#.:][^{}]*\}")
 _UNTOLD_IMAGE_WORDS = 4
+_EXPONENT = re.compile(r"[-+\u2212]?\w+(?:[.,]\w+)*")
+# They read well without a mark.
+_ORDINAL_ENDINGS = frozenset({"st", "nd", "rd", "th", "er", "re", "e", "o", "a"})
+_TRADEMARKS = frozenset({"tm", "sm"})
 
 
 def _named_container(parameters: str, *_: object) -> bool:
@@ -76,7 +82,7 @@ def seen_markdown(text: str) -> tuple[str, tuple[Block, ...]]:
         is_badge = leaf.form == "paragraph_open" and "![" in leaf.content and _shows_pictures(leaf.content)
         if not leaf.lists and (is_empty or is_badge):
             end = min(starts[leaf.last], len(text))
-            while end < len(text) and text[end] == "\n":
+            while end < len(text) and text[end] in "\r\n":
                 end += 1
             spans.append((starts[leaf.first], end))
     blocks = _placed(text, leaves)
@@ -96,7 +102,9 @@ def html_title(text: str, blocks: Sequence[Block]) -> str:
 
 
 def _line_starts(text: str) -> list[int]:
-    return [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+    if "\r" not in text:
+        return [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+    return [0, *(end.end() for end in _LINE_END.finditer(text)), len(text) + 1]
 
 
 def _placed(text: str, leaves: Sequence[_Leaf]) -> tuple[Block, ...]:
@@ -125,6 +133,20 @@ def plain_inline(content: str, references: Mapping[str, dict[str, Any]] | None =
         content = content[:open_brace]
     tokens = _INLINE.parseInline(content.strip(), {"references": dict(references or {})})[0].children or []
     return clean_title("".join(_shown(tokens)))
+
+
+def plain_line_ends(text: str) -> str:
+    """The text with each line ended by a line feed."""
+    return _LINE_END.sub("\n", text) if "\r" in text else text
+
+
+def superscript(before: str, text: str) -> str:
+    """What is raised after a text, with ``^`` before it where it would change what the text says, as in ``10^6``."""
+    raised, last = text.strip(), before[-1:]
+    is_ending = raised.lower() in _TRADEMARKS or (last.isdigit() and raised.lower() in _ORDINAL_ENDINGS)
+    if is_ending or not (last.isalnum() or last in {")", "]"}) or not _EXPONENT.match(raised):
+        return text
+    return f"^{raised}" if _EXPONENT.fullmatch(raised) else f"^({raised})"
 
 
 def replace_headings(text: str, *, keep: bool) -> str:
@@ -191,7 +213,7 @@ def _tokens(text: str) -> Iterator[tuple[Token, int]]:
     A long text is parsed a few thousand lines at a time, so that its tokens never fill the memory: what the last block
     of a piece is shows only with the next piece, which starts with it.
     """
-    lines = text.split("\n")
+    lines = plain_line_ends(text).split("\n")
     start, size = 0, _LINES_AT_ONCE
     while start < len(lines):
         environment: dict[str, Any] = {}
@@ -247,7 +269,7 @@ def _says_nothing(html: str) -> bool:
         place = end + 3 if end >= 0 else len(html)
     shown = "".join([*pieces, html[place:]]).strip()
     unseen = next((name for name in ("style", "script") if shown[: len(name) + 1].lower() == f"<{name}"), "")
-    if unseen and shown.lower().find(f"</{unseen}") == shown.rfind("<"):
+    if unseen and shown.endswith(">") and shown.lower().find(f"</{unseen}") == shown.rfind("<"):
         return True
     return not _TAG.sub("", shown).strip() and not any(mark in shown for mark in ("alt=", "title=", "{"))
 

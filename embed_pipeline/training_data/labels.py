@@ -9,7 +9,6 @@ such files named for their sides, or a folder of NVIDIA NeMo's. Columns may have
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from embed_pipeline import tables
-from embed_pipeline.beir import LabelsError, id_text, parquet_rows, read_beir, read_json_lines
+from embed_pipeline.beir import LabelsError, id_text, parquet_rows, read_beir, read_json, read_json_lines
 from embed_pipeline.enumerations import LABELLED, SIDES, Context, Side
 from embed_pipeline.text.passages import passage_texts, passages_by_id
 from embed_pipeline.text.words import overlap
@@ -38,6 +37,8 @@ _ID_FIELDS = {
     "negative_ids": re.compile(r"negative_ids?|neg_doc"),
 }
 _SPLIT_FIELD = "split"
+# Of sentence-transformers' pairs: whether they match.
+_PAIR_FIELD, _NO_MATCH = "label", {"0", "0.0", "False"}
 _USUAL_NAMES = (*_QUESTION_FIELDS, *_TEXT_FIELDS, *_ID_FIELDS, _SPLIT_FIELD)
 _MISSPELT = 0.85
 _OTHER_SIDES: Mapping[str, Side] = {"validation": "dev", "val": "dev", "eval": "dev"}
@@ -252,7 +253,13 @@ def read_label_set(path: Path) -> LabelSet:
 
 def _read_rows(path: Path, side: Side | None = None) -> list[RawLabel]:
     rows = list(read_json_lines(path) if path.suffix == ".jsonl" else parquet_rows(path))
-    ignored = sorted({name for _, row in rows for name in row if not _is_known(name)})
+    wrong = [place for place, row in rows if str(row.get(_PAIR_FIELD)) in _NO_MATCH]
+    if wrong:
+        logger.warning(
+            "%s: pairs of label 0, which do not match, are left out: %d, first %s", path, len(wrong), wrong[0]
+        )
+        rows = [(place, row) for place, row in rows if str(row.get(_PAIR_FIELD)) not in _NO_MATCH]
+    ignored = sorted({name for _, row in rows for name in row if not _is_known(name) and name != _PAIR_FIELD})
     for name in ignored:
         if close := get_close_matches(name, _USUAL_NAMES, n=1, cutoff=_MISSPELT):
             message = f"{path}: unknown field {name!r}; did you mean {close[0]!r}?"
@@ -292,7 +299,7 @@ def _nemo_label_set(folder: Path) -> LabelSet:
     found: dict[Side, Path] = {side: folder / name for side, name in _NEMO_SIDES.items() if (folder / name).is_file()}
     for side, path in found.items():
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = read_json(path.read_text(encoding="utf-8-sig"))
             rows, corpora = content["data"], content["corpus"]
             places = [Path(each["path"]) for each in (corpora if isinstance(corpora, list) else [corpora])]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -308,3 +308,19 @@ def test_a_batch_knows_its_share_of_what_was_there(folder: Path, make_settings: 
     one = batch_folder(settings.paths.store) / f"{later.name}.json"
     one.write_text(one.read_text().replace('"share": 0.6', '"unknown": 1'))
     assert load_batch(settings.paths.store, later.name).share == 1, "a manifest of an earlier version"
+
+
+def test_a_store_among_the_documents_is_passed_over(folder: Path, make_settings: MakeSettings) -> None:
+    _write(folder, "a.md")
+    settings = make_settings()
+    inside = settings.model_copy(
+        update={"paths": settings.paths.model_copy(update={"store": folder / "data" / "store"})}
+    )
+    cut_batches(inside)
+    (folder / "data" / "store" / "reports").mkdir()
+    (folder / "data" / "store" / "reports" / "report.md").write_text("# Report")
+    _write(folder, "b.md")
+    for seen_by in (inside, settings):
+        batches, scan = cut_batches(seen_by)
+        assert "report.md" not in str(batches)
+        assert scan.skipped["a store of embed-pipeline"] == 1

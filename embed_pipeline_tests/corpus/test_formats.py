@@ -22,6 +22,8 @@ from embed_pipeline.corpus.formats import read_markdown, read_notebook, split_fr
         ("% Guide\n% A. Author\n% 2024-05-01\n", "Guide"),
         ("% A guide whose title\n  goes on\n% A. Author\n", "A guide whose title goes on"),
         ("Title: Guide\nAuthor: A. Author\n", "Guide"),
+        ("Title: Guide\nSave_as: guide.html\nReviewer: A. Author\n", "Guide"),
+        ("---\ntitle: Guide\nsubject: All that a pump does.\n---\n", "Guide"),
     ],
 )
 def test_the_title_is_that_of_the_metadata_and_nothing_of_it_is_text(front: str, title: str) -> None:
@@ -45,6 +47,11 @@ def test_the_title_is_that_of_the_metadata_and_nothing_of_it_is_text(front: str,
         "Title: one line alone\n\ntext\n",
         "Title: x\nand a sentence.\n",
         "%comment\ntext\n",
+        "Title: Pump does not start\nSymptom: The pump hums.\nCause: Scale.\n",
+        "Title: Pump does not start\nSymptom: The pump hums.\nCause: Scale.\n\ntext\n",
+        "Title: Guide\nAuthor: A. Author\nWarning: Never open it while it runs.\n\ntext\n",
+        "Title: Guide\nAuthor: A. Author\n",
+        "---\nWarning: never open it.\n---\n\nText.\n",
     ],
 )
 def test_what_is_no_metadata_stays(text: str) -> None:
@@ -114,3 +121,26 @@ def test_what_is_no_notebook_is_refused(text: str) -> None:
 )  # fmt: skip
 def test_a_title_in_html_before_all_headings_is_the_title(text: str, title: str) -> None:
     assert read_markdown(text).title == title
+
+
+def test_the_title_of_the_metadata_is_one_line() -> None:
+    assert read_markdown("---\ntitle: |\n  Two\n  lines\n---\n\nText.\n").title == "Two lines"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "language"),
+    [
+        ({"kernelspec": None}, "python"),
+        ({"kernelspec": {"name": "ir"}, "language_info": {"name": "R"}}, "R"),
+        ({"kernelspec": {"language": "julia"}, "language_info": {"name": "R"}}, "julia"),
+    ],
+)
+def test_code_of_a_notebook_has_its_language(metadata: dict[str, object], language: str) -> None:
+    notebook = {"cells": [_cell("code", "x")], "metadata": metadata, "nbformat": 4, "nbformat_minor": 4}
+    assert read_notebook(json.dumps(notebook)).text == f"```{language}\nx\n```\n"
+
+
+def test_any_line_end_in_a_cell_ends_a_line() -> None:
+    read = read_notebook(_notebook(_cell("markdown", "a\rb\n\nc\r\n\r\n# d")))
+    assert read.text == "a\nb\n\nc\n\n# d\n"
+    assert [block.kind for block in read.blocks] == ["paragraph", "paragraph", "heading"]

@@ -8,8 +8,12 @@ import zipfile
 import pytest
 
 pytest.importorskip("mammoth")
+pytest.importorskip("pptx")
 
-from embed_pipeline.corpus.office import read_word
+from pptx import Presentation
+from pptx.util import Inches
+
+from embed_pipeline.corpus.office import read_slides, read_word
 from embed_pipeline.text.blocks import ParsedDocument
 
 _MAIN = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
@@ -94,3 +98,68 @@ def test_breaks_and_hyphens_of_words_own_are_readable() -> None:
     assert "instrument" in found
     assert "valve" in found
     assert "ment nine" in found
+
+
+def run(text: str, place: str = "") -> str:
+    """A run of text; ``place``: superscript or subscript."""
+    properties = f'<w:rPr><w:vertAlign w:val="{place}"/></w:rPr>' if place else ""
+    return f'<w:r>{properties}<w:t xml:space="preserve">{text}</w:t></w:r>'
+
+
+def test_the_text_of_a_simple_field_is_kept() -> None:
+    body = (
+        f'<w:p>{run("Figure ")}<w:fldSimple w:instr=" SEQ Figure ">{run("1")}</w:fldSimple>'
+        f'{run(": The pump. See also ")}<w:fldSimple w:instr=" REF t "><w:hyperlink>{run("Table 7")}</w:hyperlink>'
+        f"</w:fldSimple>{run(' below.')}</w:p>"
+    )
+    assert read(body).text == "Figure 1: The pump. See also Table 7 below.\n"
+
+
+def test_an_exponent_is_marked_and_raised_letters_are_not() -> None:
+    pieces = [
+        "It is 10", "^6", " Pa, 10", "^-", "^3", " m, H", "_2", "O, x", "^n", " on the 4", "^th", " of May.", "^1",
+        " Ca", "^2+",
+    ]  # fmt: skip
+    places = {"^": "superscript", "_": "subscript"}
+    runs = (run(piece.lstrip("^_"), places.get(piece[0], "")) for piece in pieces)
+    expected = "It is 10^6 Pa, 10^-3 m, H2O, x^n on the 4th of May.1 Ca^(2+)\n"
+    assert read(f"<w:p>{''.join(runs)}</w:p>").text == expected
+
+
+@pytest.mark.parametrize("kind", ["page", "column", "textWrapping"])
+def test_a_break_parts_words(kind: str) -> None:
+    alone = f'<w:p><w:r><w:br w:type="{kind}"/></w:r></w:p>'
+    broken = f'<w:p><w:r><w:t>before</w:t><w:br w:type="{kind}"/><w:t>after</w:t></w:r></w:p>'
+    assert read(broken + alone + paragraph("End.")).text == "before\nafter\n\nEnd.\n"
+
+
+def test_formulas_without_their_properties_and_of_unknown_parts_are_kept() -> None:
+    parts = "<m:num><m:r><m:t>a</m:t></m:r></m:num><m:den><m:r><m:t>b</m:t></m:r></m:den>"
+    unknown = "<m:limLow><m:e><m:r><m:t>best</m:t></m:r></m:e><m:lim><m:r><m:t>n</m:t></m:r></m:lim></m:limLow>"
+    space = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
+    body = (
+        f"<w:p>{run('So ')}<m:oMath {space}><m:f>{parts}</m:f></m:oMath>{run(' and ')}"
+        f"<m:oMath {space}>{unknown}</m:oMath></w:p>"
+        f"<w:p><m:oMathPara {space}><m:oMath><m:f>{parts}</m:f></m:oMath></m:oMathPara></w:p>"
+    )
+    assert read(body).text == "So $\\frac{a}{b}$ and $best n$\n\n$$\\frac{a}{b}$$\n"
+
+
+def test_the_text_of_a_slide_is_no_markup() -> None:
+    presentation = Presentation()
+    slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+    slide.shapes.title.text = "Pumps\nand their\vcare"
+    box = slide.shapes.add_textbox(Inches(1), Inches(2), Inches(4), Inches(1))
+    box.text_frame.text = "# of incidents: 5\nTotal\n---\n> 5 bar\n#12 and x < y"
+    table = slide.shapes.add_table(2, 2, Inches(1), Inches(4), Inches(4), Inches(1)).table
+    for place, cell in enumerate(["a|b", "c", "d", "e"]):
+        table.cell(place // 2, place % 2).text = cell
+    slide.notes_slide.notes_text_frame.text = "# of pumps"
+    stream = io.BytesIO()
+    presentation.save(stream)
+    found = read_slides(stream.getvalue(), 10_000_000)
+    assert found.title == "Pumps and their care"
+    assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pumps and their care", "Notes:"]
+    assert "\\# of incidents: 5\nTotal\n\\---\n\\> 5 bar\n#12 and x < y\n" in found.text
+    assert "| a\\|b | c |\n| --- | --- |\n| d | e |" in found.text
+    assert "\\# of pumps" in found.text

@@ -36,6 +36,7 @@ def test_html_becomes_markdown_without_its_furniture() -> None:
         ("<title>The page</title><h2>Part</h2><p>x</p>", "The page"),
         ("<h2>Part</h2><p>x</p>", "Part"),
         ("<title>Only a title</title><p>x</p>", "Only a title"),
+        ("<svg><title>Logo</title></svg><p>x</p>", ""),
         ("<h1>Guide<a class='hash-link' href='#x'>\u200b</a></h1>", "Guide"),
         ("<h1><a class='anchor' href='#x'>#</a>Guide</h1>", "Guide"),
         ("<h1><a href='#x'>#</a> Guide <a href='#x'>¶</a></h1>", "Guide"),
@@ -156,4 +157,64 @@ def test_headings_in_lists_are_headings_and_paragraphs_in_headings_their_text() 
     ids=["rowspan", "role", "Word", "picture", "formula", "breaks"],
 )  # fmt: skip
 def test_what_pages_mean_by_other_elements(body: str, text: str) -> None:
+    assert _kept(body) == text
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("<h2 id=c><a class=header-anchor href=#c><span>Cold start</span></a></h2>", "## Cold start\n"),
+        ("<p>See <a class=anchor href=#y>section five</a> for details.", "See section five for details.\n"),
+        ("<h2>A<a class=headerlink href=#a>\U0001f517</a></h2>", "## A\n"),
+        ("<h2>A<a class=anchor href=#a><svg><title>Chain</title></svg></a></h2>", "## A\n"),
+        ("<h2>A<a class=hash-link href=#a>Link to this heading</a></h2>", "## A\n"),
+    ],
+    ids=["heading", "sentence", "sign", "icon", "words"],
+)
+def test_a_link_to_a_place_goes_only_where_it_says_nothing(body: str, text: str) -> None:
+    assert _kept(body) == text
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("<h2><button>How do I reset my badge?</button></h2><div>Ask.</div>", "## How do I reset my badge?\n\nAsk.\n"),
+        ("<p>press <button>Start</button> and wait</p>", "press Start and wait\n"),
+        ("<ul><li>Click <b><button>Stop</button></b></li></ul>", "- Click **Stop**\n"),
+        ("<div>x <button>Copy</button></div><button>Menu</button>", "x\n"),
+        ("<h3>Install <button>Copy link</button></h3><pre>make<button>Copy</button></pre>",
+         "### Install\n\n```\nmake\n```\n"),
+        ("<p><button>Share</button> <button>Print</button></p><nav>a <button>b</button> c</nav>x", "x\n"),
+    ],
+    ids=["heading", "sentence", "last", "lone", "beside", "row"],
+)  # fmt: skip
+def test_a_button_is_text_where_a_heading_or_a_sentence_names_it(body: str, text: str) -> None:
+    assert _kept(body) == text
+
+
+def test_a_form_around_the_page_is_text_and_one_of_fields_is_none() -> None:
+    page = "<div><h3>Pump</h3><div>text</div><ul><li>x</li></ul></div>"
+    assert _kept(f"<form id=aspnetForm><input type=text>{page}</form>") == "### Pump\n\ntext\n\n- x\n"
+    assert _kept(f"<div><form><input type=hidden>{page}</form></div>") == "### Pump\n\ntext\n\n- x\n"
+    long = "The pump moves water. " * 5
+    assert long.strip() in _kept(f"<div><form><input type=search><div>{long}</div></form></div>")
+    fields = "<form><h3>Newsletter</h3><label>Mail</label><input type=text><button>Go</button></form>"
+    assert _kept(f"<div>Text.</div><div>{fields}</div>") == "Text.\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("10<sup>6</sup> Pa, 2<sup>n+1</sup>, <i>x</i><sup>-3</sup>", "10^6 Pa, 2^(n+1), *x*^-3\n"),
+        ("the 1<sup>st</sup> Kit<sup>TM</sup>", "the 1st KitTM\n"),
+        ("so<sup><a href=#n>1</a></sup> and<a href=#n><sup>2</sup></a> on<sup>[3]</sup>", "so1 and2 on[3]\n"),
+        ("<h2>10<sup>6</sup></h2>", "## 10^6\n"),
+        ("<table><tr><td>10<sup>6</sup></td><td>Pa</td></tr></table>", "| 10^6 | Pa |\n| --- | --- |\n"),
+        ("is <math><mfrac><mn>1</mn> <mn>2</mn></mfrac></math> of it", "is 1/2 of it\n"),
+        ("<math><mfrac><mrow><mi>a</mi><mo>+</mo><msup><mi>b</mi><mn>2</mn></msup></mrow><mi>c</mi></mfrac></math>",
+         "(a+b^2)/c\n"),
+    ],
+    ids=["power", "ending", "footnote", "heading", "cell", "fraction", "nested"],
+)  # fmt: skip
+def test_powers_and_fractions_keep_their_sense(body: str, text: str) -> None:
     assert _kept(body) == text

@@ -19,6 +19,8 @@ _NAMELESS = (
     b"/Supplement 0 >> >>] >>"
 )
 LEFT = [f"left line {number} of the story that goes down" for number in range(8)]
+PARTS = [["part", "bar", "note"], ["valve", "3", "opens | closes"], ["pump", "9", "runs"]]
+PARTS_TABLE = "| part | bar | note |\n| --- | --- | --- |\n| valve | 3 | opens \\| closes |\n| pump | 9 | runs |\n"
 RIGHT = [f"right line {number} of the story that goes on" for number in range(8)]
 
 
@@ -32,9 +34,23 @@ def lines(x: float, top: float, said: Sequence[str]) -> list[str]:
 
 
 def pdf(
-    *pages: Sequence[str], title: str = "", outline: Sequence[tuple[str, int, int]] = (), font: bytes = _FONT
+    *pages: Sequence[str],
+    title: str = "",
+    outline: Sequence[tuple[str, int, int]] = (),
+    font: bytes = _FONT,
+    box: str = "[0 0 612 792]",
+    root_keys: str = "",
 ) -> bytes:
-    """A file of pages that are drawn; ``outline``: title, page and number of the entry above it, -1 for none."""
+    """A file of pages that are drawn.
+
+    Args:
+        pages: what is drawn on each.
+        title: of the metadata.
+        outline: title, page and number of the entry above it, -1 for none.
+        font: of all letters.
+        box: the media box of each page, and what follows it in the page's dictionary.
+        root_keys: what the catalog holds besides its own.
+    """
     objects: dict[int, bytes] = {1: b"", 2: b"", 3: font, 4: f"<< /Title ({title}) >>".encode()}
     kids = []
     for drawn in pages:
@@ -42,8 +58,8 @@ def pdf(
         number = len(objects) + 1
         objects[number] = b"<< /Filter /FlateDecode /Length %d >>\nstream\n%s\nendstream" % (len(content), content)
         objects[number + 1] = (
-            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents %d 0 R "
-            b"/Resources << /Font << /F1 3 0 R >> >> >>" % number
+            b"<< /Type /Page /Parent 2 0 R /MediaBox %s /Contents %d 0 R "
+            b"/Resources << /Font << /F1 3 0 R >> >> >>" % (box.encode(), number)
         )
         kids.append(number + 1)
     objects[2] = b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(kids), b" ".join(b"%d 0 R" % kid for kid in kids))
@@ -66,7 +82,7 @@ def pdf(
     top = [places[n] for n, (_, _, above) in enumerate(outline) if above < 0]
     objects[root] = b"<< /Type /Outlines /First %d 0 R /Last %d 0 R >>" % (top[0], top[-1]) if top else b"null"
     named = b"/Outlines %d 0 R " % root if top else b""
-    objects[1] = b"<< /Type /Catalog /Pages 2 0 R %s>>" % named
+    objects[1] = b"<< /Type /Catalog /Pages 2 0 R %s%s >>" % (named, root_keys.encode())
     body, offsets = b"%PDF-1.7\n", []
     for number in sorted(objects):
         offsets.append(len(body))
@@ -136,15 +152,65 @@ def test_headings_are_those_of_the_outline_with_its_levels() -> None:
     assert "44.98" in read.text
 
 
+def ruled(top: float, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Drawing a table of three rows and columns."""
+    rules = [f"{72 + 120 * n} {top} m {72 + 120 * n} {top - 60} l S" for n in range(4)]
+    rules += [f"72 {top - 20 * n} m 432 {top - 20 * n} l S" for n in range(4)]
+    cells = [text(76 + 120 * column, top - 14 - 20 * row, rows[row][column]) for column in range(3) for row in range(3)]
+    return [*rules, *cells]
+
+
 def test_a_table_with_rules_keeps_its_rows() -> None:
-    rows = [["part", "bar", "note"], ["valve", "3", "opens | closes"], ["pump", "9", "runs"]]
-    rules = [f"{72 + 120 * n} 700 m {72 + 120 * n} 640 l S" for n in range(4)]
-    rules += [f"72 {700 - 20 * n} m 432 {700 - 20 * n} l S" for n in range(4)]
-    cells = [text(76 + 120 * column, 686 - 20 * row, rows[row][column]) for column in range(3) for row in range(3)]
-    read = read_pdf(pdf([*rules, *cells, *lines(72, 600, LEFT)]), 60)
-    expected = "| part | bar | note |\n| --- | --- | --- |\n| valve | 3 | opens \\| closes |\n| pump | 9 | runs |\n"
-    assert read.text.startswith(expected)
+    read = read_pdf(pdf([*ruled(700, PARTS), *lines(72, 600, LEFT)]), 60)
+    assert read.text.startswith(PARTS_TABLE)
     assert read.blocks[0].kind == "table"
+
+
+@pytest.mark.parametrize(
+    ("degrees", "upright"),
+    [(90, "0 1 -1 0 612 0 cm"), (180, "-1 0 0 -1 612 792 cm"), (270, "0 -1 1 0 0 792 cm"), (-90, "0 -1 1 0 0 792 cm")],
+)
+def test_a_page_that_is_turned_is_read_as_it_is_shown(degrees: int, upright: str) -> None:
+    drawn = [*lines(72, 580, LEFT), *ruled(470, PARTS), *lines(72, 380, RIGHT)]
+    shifted = f"[100 200 712 992] /CropBox [110 210 702 982] /Rotate {degrees}"
+    turned = read_pdf(pdf(["1 0 0 1 100 200 cm", upright, *drawn], box=shifted), 60)
+    assert turned == read_pdf(pdf(drawn), 60)
+    assert turned.text.split("\n\n")[1] == PARTS_TABLE.strip()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "box"),
+    [
+        (lines(72, 580, LEFT), "[0 0 612 792] /Rotate 90"),
+        (lines(72, 580, LEFT), "[0 0 612 792] /Rotate 180"),
+        (["0 1 -1 0 612 0 cm", *lines(72, 580, LEFT)], "[0 0 612 792]"),
+        (
+            [f"BT /F1 -10 Tf -1 0 0 -1 72 {700 - 12 * n} Tm ({line}) Tj ET" for n, line in enumerate(LEFT)],
+            "[0 0 612 792]",
+        ),
+    ],
+)
+def test_lines_that_are_shown_askew_are_in_order(drawn: list[str], box: str) -> None:
+    assert said(pdf(drawn, box=box)) == " ".join(LEFT)
+
+
+@pytest.mark.parametrize("form", ["/AcroForm << /Fields [] >>", ""])
+def test_filled_fields_and_notes_on_the_page_are_read_in_their_places(form: str) -> None:
+    field = "<< /Type /Annot /Subtype /Widget /FT /Tx"
+    annotations = [
+        f"{field} /T (name) /V (Ada | Byron) /Rect [150 735 300 755] >>",
+        f"{field} /T (bar) /V (4 bar) /Rect [196 662 300 678] >>",
+        f"{field} /T (hidden) /F 2 /V (hidden) /Rect [150 600 300 620] >>",
+        f"{field} /T (password) /Ff 8192 /V (secret) /Rect [150 600 300 620] >>",
+        "<< /Type /Annot /Subtype /Widget /FT /Btn /T (push) /V /Yes /Rect [150 600 300 620] >>",
+        "<< /Type /Annot /Subtype /FreeText /Contents (Checked.\rAgain.) /Rect [72 400 300 440] >>",
+    ]
+    rows = [PARTS[0], ["valve", "", "opens"], PARTS[2]]
+    page = [text(72, 741, "Name:"), *ruled(700, rows), *lines(72, 600, LEFT)]
+    read = read_pdf(pdf(page, box=f"[0 0 612 792] /Annots [{' '.join(annotations)}]", root_keys=form), 60)
+    table = "| part | bar | note |\n| --- | --- | --- |\n| valve | 4 bar | opens |\n| pump | 9 | runs |"
+    parts = read.text.strip().split("\n\n")
+    assert parts == ["Name: Ada | Byron", table, " ".join(LEFT), "Checked. Again."]
 
 
 def test_numbers_of_glyphs_are_no_text() -> None:

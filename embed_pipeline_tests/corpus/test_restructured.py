@@ -93,3 +93,16 @@ def test_conditions_and_classes_are_no_text() -> None:
 def test_a_cell_that_spans_rows_stands_in_each() -> None:
     table = "+---+---+\n| a | b |\n+===+===+\n| A | 1 |\n|   +---+\n|   | 2 |\n+---+---+\n"
     assert read_restructured(table).text == "| a | b |\n| --- | --- |\n| A | 1 |\n| A | 2 |\n"
+
+
+def test_what_docutils_warns_of_is_no_text_in_any_place() -> None:
+    text = "T\n=\n\n* First\n\n  Term\n      definition\n  back at the margin\n\n  .. image::\n\n* Second\n"
+    assert read_restructured(text).text == (
+        "# T\n\n- First\n\n  - Term: definition\n\n  back at the margin\n\n  ```\n  .. image::\n  ```\n- Second\n"
+    )
+
+
+def test_powers_keep_their_sense() -> None:
+    read = read_restructured("10\\ :sup:`6` Pa\n============\n\nThe 1\\ :sup:`st` is 2\\ :sup:`n+1`.\n")
+    assert read.title == "10^6 Pa"
+    assert read.text == "# 10^6 Pa\n\nThe 1st is 2^(n+1).\n"

@@ -106,3 +106,10 @@ def test_comments_before_the_rows_are_no_rows_and_are_named() -> None:
     read = read_csv("# exported on a Monday\nname;bar\nvalve;3,5\npump;2,5\n")
     assert read.text == "## valve\n\nbar: 3,5\n\n## pump\n\nbar: 2,5\n"
     assert read.left_out == ("line 1 is a comment",)
+
+
+def test_any_line_end_in_a_value_ends_a_line() -> None:
+    assert read_json_lines('{"title": "A", "text": "a\\rb\\n\\nc"}\n').text == "## A\n\ntext: a\nb\n\nc\n"
+    read = read_json_lines('{"title": "A", "text": "a\\r\\n\\r\\nb\\r\\n- c"}\n')
+    assert [block.kind for block in read.blocks][2:] == ["paragraph", "paragraph", "list"]
+    assert "\r" not in read.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ def test_the_schema_is_closed_and_requires_everything_at_every_depth() -> None:
         '{"parts": [], "note": "of no use"}',
         '{"answer": {"parts": []}}',
         '{"parts": []}      \n\n\n',
+        '{"parts": [], "count": 1} For example: {"parts": []}',
     ],
 )
 def test_what_stands_around_the_object_is_let_pass(text: str) -> None:
@@ -78,6 +80,27 @@ def test_what_is_wrong_is_said_and_nothing_is_coerced(text: str, problem: str) -
 def test_marks_inside_an_answer_are_its_text(name: str) -> None:
     text = json.dumps({"parts": [{"name": name, "note": "n"}], "count": 1})
     assert parse_answer(f"<think>So.</think>```json\n{text}\n```", Whole).parts == [Part(name=name, note="n")]
+
+
+def test_an_empty_example_after_the_answer_does_not_count() -> None:
+    text = '{"parts": [{"name": "a"}]} For example: {"parts": []}'
+    assert parse_answer(text, Whole).parts == [Part(name="a")]
+
+
+def test_a_backslash_of_latex_stays_one() -> None:
+    text = r'{"parts": [{"name": "$\frac{\beta}{\theta} \times \\frac$,\nof \tan angle\f", "note": "\rho"}]}'
+    assert parse_answer(text, Whole).parts == [
+        Part(name="$\\frac{\\beta}{\\theta} \\times \\frac$,\nof \tan angle\f", note="\\rho")
+    ]
+
+
+@pytest.mark.parametrize("loop", [r"\"", r"\\", r"\frac "])
+def test_an_answer_that_loops_is_given_up_in_no_time(loop: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="no whole JSON object"):
+        parse_answer('{"parts": [{"name": "' + loop * 8000, Whole)
+    # Where each quote begins a search for its end, it takes more than three seconds.
+    assert time.monotonic() - begun < 1.5
 
 
 def test_only_a_wrong_structure_breaks_the_schema() -> None:

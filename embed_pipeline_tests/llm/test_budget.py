@@ -35,6 +35,17 @@ def test_a_cap_refuses_the_next_call_and_says_how_to_go_on(caps: dict[str, float
         budget.check()
 
 
+def test_what_the_run_used_before_counts_against_the_caps() -> None:
+    llm = LLM(max_calls=5, max_cost=3, price_per_million_prompt_tokens=2.0, price_per_million_completion_tokens=8.0)
+    budget = Budget(llm, (4, 500_000, 0))
+    budget.check()
+    budget.record(100_000, 0, 0.1)
+    with pytest.raises(BudgetExhausted, match=r"5 is used \(1 call, .*; 4 calls before in this run\)"):
+        budget.check()
+    with pytest.raises(BudgetExhausted, match=r"max_cost is 3"):
+        Budget(llm, (1, 500_000, 250_000)).check()
+
+
 def test_calls_in_flight_count_against_the_cap_on_calls() -> None:
     budget = Budget(LLM(max_calls=1))
     with budget.call(), pytest.raises(BudgetExhausted):

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Literal
@@ -231,6 +232,27 @@ def test_passing_faults_are_tried_again(store: ResponseStore, make_llm: MakeLLM,
     assert (got.text, len(stub.requests), client.usage.retries, client.usage.calls) == ("to x", 3, 2, 1)
 
 
+@pytest.mark.slow
+def test_an_answer_that_drips_is_given_up_after_the_longest_wait(store: ResponseStore, make_llm: MakeLLM) -> None:
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"1\r\n \r\n")
+                await writer.drain()
+                await asyncio.sleep(0.1)
+
+    async def serve_and_ask() -> None:
+        server = await asyncio.start_server(drip, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        llm = make_llm(f"http://127.0.0.1:{port}/v1", timeout_seconds=0.4, max_attempts=2)
+        async with server, LLMClient(llm, store) as client:
+            await asyncio.wait_for(_complete(client, "x"), 10)
+
+    with pytest.raises(RequestFailed, match=r"no answer in 2 tries, the last: no answer within 0\.4 s"):
+        asyncio.run(serve_and_ask())
+
+
 def test_attempts_are_bounded_and_a_failure_is_not_stored(store: ResponseStore, make_llm: MakeLLM) -> None:
     with stub_endpoint(lambda _: Status(500, message="melted")) as stub:
         with pytest.raises(RequestFailed, match="no answer in 4 tries, the last: HTTP 500: melted"):
@@ -243,6 +265,17 @@ def test_the_backoff_is_slept_between_attempts(
 ) -> None:
     monkeypatch.setattr(transport, "_backoff", lambda attempt: 0.1 * attempt)
     with stub_endpoint(_echo, script=[Status(500), Drop()]) as stub:
+        _run(make_llm(stub.base_url), store, lambda c: _complete(c, "x"))
+    assert stub.times[1] - stub.times[0] >= 0.1
+    assert stub.times[2] - stub.times[1] >= 0.2
+
+
+@pytest.mark.parametrize("wait", ["0", "0.001", "Thu, 01 Jan 2015 00:00:00 GMT"])
+def test_a_wait_of_nothing_is_no_less_than_the_backoff(
+    store: ResponseStore, make_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    monkeypatch.setattr(transport, "_backoff", lambda attempt: 0.1 * attempt)
+    with stub_endpoint(_echo, script=[Status(429, {"retry-after": wait}), Status(503, {"retry-after": wait})]) as stub:
         _run(make_llm(stub.base_url), store, lambda c: _complete(c, "x"))
     assert stub.times[1] - stub.times[0] >= 0.1
     assert stub.times[2] - stub.times[1] >= 0.2

@@ -160,6 +160,8 @@ WHOLE = [
     (200, {"error": {"message": "No auth credentials found", "code": 401}}, "No auth credentials"),
     (429, {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}, "exceeded your current"),
     (400, {"error": {"message": "Odd."}}, "Odd"),
+    (403, "<html><title>Web Page Blocked!</title>In violation of your Internet usage policy</html>", "Web Page Blocked"),
+    (400, {"error": {"message": "Unsupported parameter: safety_identifier is required"}}, "safety_identifier"),
 ]  # fmt: skip
 
 
@@ -288,6 +290,9 @@ PASSING = {
     "network_error": _body(finish_reason="network_error", message={"content": "half"}),
     "null content": _message(),
     "empty content": _message(content="  ".strip()),
+    "white space alone": _message(content="\n\n"),
+    "white space everywhere": _message(content=" ", reasoning_content="\n"),
+    "tokens a minute": _json(429, {"message": "Tokens per minute limit exceeded - too many tokens processed.", "type": "too_many_tokens_error", "param": "quota", "code": "token_quota_exceeded"}),
     "no choices": _raw({"choices": []}),
     "choices null": _raw({"choices": None}),
     "a wrapped state": _raw({"base_resp": {"status_code": 1002, "status_msg": "rate limit"}, "choices": None}),
@@ -351,6 +356,7 @@ BODIES = {
     "two objects, the last counts": _message(content=f'{{"verdict": "no", "score": 1}}\nOn reflection:\n{GOOD}'),
     "reasoning field": _message(reasoning_content="Hm.", content=GOOD),
     "all in the reasoning field": _message(reasoning_content=f"So: {GOOD}"),
+    "all in the reasoning field, after a blank line": _message(content="\n", reasoning_content=GOOD),
     "reasoning, other name": _message(reasoning=GOOD, content=""),
     "think tags": _message(content=f"<think>\nMaybe {{\"verdict\": \"no\", \"score\": 1}}?\n</think>\n\n{GOOD}"),
     "think end alone": _message(content=f"Hm.</think>{GOOD}"),
@@ -379,6 +385,10 @@ BODIES = {
         + b"".join(b"data: %s\n\n" % json.dumps({"choices": [{"delta": {"content": c}, "finish_reason": None}]}).encode() for c in GOOD)
         + b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\ndata: [DONE]\n\n',
         **{"content-type": "text/event-stream"},
+    ),
+    "a stream with raw line separators": _raw(
+        "".join(f'data: {{"choices":[{{"delta":{{"content":{json.dumps(c)}}},"odd":"\u2028\x85"}}]}}\r\n\r' for c in GOOD).encode()
+        + b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n',
     ),
 }  # fmt: skip
 
@@ -494,6 +504,34 @@ def test_an_address_keeps_its_path_and_query(store: ResponseStore, make_llm: Mak
     assert sent == ({"sk-0123456789abcdefgh"} if "api-version" in address else {None})
 
 
+def test_a_user_and_password_of_the_address_are_sent_as_basic_authentication(
+    store: ResponseStore, make_llm: MakeLLM
+) -> None:
+    def respond(request: dict[str, Any]) -> str | Step:
+        echoed = f"The password of {_item(request)} is p@ss w, sent as dXNlcjpwQHNzIHc="
+        return Status(400, message=echoed) if _item(request) == "1" else GOOD
+
+    async def ask(client: LLMClient) -> tuple[str, str]:
+        await _judge_all(client, 1)
+        with pytest.raises(InvalidAnswer, match=r"password of 1 is \*\*\*, sent as \*\*\*") as caught:
+            await client.structured([{"role": "user", "content": "item 1"}], Verdict, temperature=0.0, seed=1)
+        return f"{client!r} {client.place} {caught.value}", client.place
+
+    with stub_endpoint(respond) as stub:
+        address = stub.base_url.replace("//", "//user:p%40ss%20w@")
+        (shown, place), _ = _run(make_llm(address), store, ask, api_key="sk-0123456789abcdefgh")
+    assert set(stub.authorizations) == {"Basic dXNlcjpwQHNzIHc="}
+    assert place == stub.base_url
+    assert "p%40ss" not in shown
+
+
+def test_an_address_that_cannot_be_one_is_refused_at_the_start() -> None:
+    for url in ("http://h:80a/v1", "http://[::1/v1", "http://./v1", "http://u@/v1", "http://h:99999/v1", "http://h:0"):
+        with pytest.raises(ValueError, match="must be an address with a valid host and port"):
+            LLM(base_url=url, model="m")
+    assert LLM(base_url="http://u:p@[::1]:80/v1", model="m").base_url == "http://u:p@[::1]:80/v1"
+
+
 def test_an_address_without_its_protocol_is_refused_at_the_start() -> None:
     for url in ("127.0.0.1:8000/v1", "localhost/v1", "ftp://host/v1", "http://"):
         with pytest.raises(ValueError, match="http:// or https://"):
@@ -583,7 +621,7 @@ def test_the_progress_says_what_is_in_flight(
     monkeypatch.setattr("embed_pipeline.progress.Bar.advance", lambda _, __, note: shown.append(note))
     with stub_endpoint(lambda _: GOOD, script=[Status(503)], latency=1.2) as stub:
         _run(make_llm(stub.base_url), store, lambda client: _judge_all(client, 3))
-    assert any("0 calls" in line and "3 in flight, oldest 1 s" in line and "1 retries" in line for line in shown), shown
+    assert any("0 calls" in line and "3 in flight, oldest 1 s" in line and "1 retry" in line for line in shown), shown
 
 
 _INTERRUPTED = """

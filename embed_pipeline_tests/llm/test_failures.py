@@ -32,6 +32,10 @@ ITEM = [
 ]  # fmt: skip
 MOMENT = [
     (429, _openai("Rate limit reached", type="tokens", code="rate_limit_exceeded")),
+    (429, json.dumps({"message": "Tokens per minute limit exceeded - too many tokens processed.", "type": "too_many_tokens_error", "param": "quota", "code": "token_quota_exceeded"})),
+    (429, _openai("Too many tokens", code="tokens_limit_exceeded")),
+    (0, _openai("Tokens per minute limit exceeded", code="token_quota_exceeded")),
+    (502, "<html>Bad gateway: too many messages</html>"),
     (429, _openai("Requests throttled, exceeded your current quota", code="insufficient_quota"), {"retry-after": "3"}),
     (400, _openai("Too many requests, please slow down.", code="rate_limit_exceeded")),
     (400, json.dumps({"error": {"message": "litellm.RateLimitError: AnthropicException - {\"error\": {\"type\": \"rate_limit_error\", \"message\": \"slow\"}}", "code": "400"}})),
@@ -55,6 +59,7 @@ WHOLE = [
     ("model", 404, json.dumps({"error": {"code": "DeploymentNotFound", "message": "The API deployment does not exist."}})),
     ("payment", 402, _openai("Insufficient Balance")),
     ("payment", 429, _openai("You exceeded your current quota", code="insufficient_quota")),
+    ("payment", 429, _openai("Your account is not active", code="billing_not_active")),
     ("payment", 400, json.dumps({"code": "Arrearage", "message": "Access denied, account in arrears"})),
     ("address", 404, "<html><title>404 Not Found</title></html>"),
     ("address", 405, "Method Not Allowed"),
@@ -85,6 +90,20 @@ def test_what_concerns_every_request(reason: str, status: int, body: str) -> Non
 @pytest.mark.parametrize("answered", [False, True])
 def test_a_refusal_without_words_is_odd(body: str, *, answered: bool) -> None:
     assert scope_of(read_failure(400, body, {}), answered=answered).kind == "odd"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (403, "<html><title>Web Page Blocked!</title>This is in violation of your Internet usage policy.</html>"),
+        (400, "<html>Your request is too large, it exceeds the maximum</html>"),
+        (400, _openai("Unsupported parameter: safety_identifier is required")),
+        (400, _openai("The safety setting is off.", param="safety_identifier")),
+    ],
+)
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_page_and_a_refused_parameter_are_not_about_the_prompt(status: int, body: str, *, answered: bool) -> None:
+    assert scope_of(read_failure(status, body, {}), answered=answered).kind == "odd"
 
 
 def test_once_answered_a_sentence_about_keys_or_models_proves_nothing() -> None:

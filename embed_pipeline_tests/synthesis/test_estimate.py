@@ -81,7 +81,7 @@ def test_tokens_are_those_of_the_prompts(make_settings: MakeSettings, encoder: E
 @pytest.mark.parametrize(
     ("caps", "named"),
     [
-        ({"max_calls": 2}, "questions: llm.max_calls is 2"),
+        ({"max_calls": 3}, "questions: llm.max_calls is 3"),
         ({"max_total_tokens": 500}, "artifacts: llm.max_total_tokens is 500"),
     ],
 )

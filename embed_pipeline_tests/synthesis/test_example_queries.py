@@ -37,6 +37,8 @@ def written(folder: Path, text: str | bytes, suffix: str = ".txt") -> Path:
         (".csv", 'day,query\n1,red lamp\n2,"what is\nit?"\n3,\n'),
         (".CSV", "text\nred lamp\nwhat is it?\n"),
         (".jsonl", '{"query": "red lamp", "text": "other"}\n\n{"text": "what is it?", "_id": 3}\n'),
+        (".jsonl", '{"query": "red\u2028lamp"}\r\n{"query": "what\x85is it?"}\r'),
+        (".txt", "red\u2028lamp\rwhat\x85is it?"),
     ],
 )
 def test_queries_are_read_once_each(tmp_path: Path, suffix: str, text: str) -> None:

@@ -120,3 +120,18 @@ def test_headings_are_replaced_by_their_words_or_by_nothing() -> None:
     text = "# The *top*\n\nOne.\n\nPart\n----\nTwo.\n"
     assert replace_headings(text, keep=True) == "The top\n\nOne.\n\nPart\nTwo.\n"
     assert replace_headings(text, keep=False) == "\n\nOne.\n\n\nTwo.\n"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_any_line_end_ends_a_line(end: str) -> None:
+    text = end.join(["# One", "a", "b", "", "- c", "", "## Two", ""])
+    assert [(kind, part.rstrip()) for kind, part in _parts(text)] == [
+        ("heading", "# One"), ("paragraph", f"a{end}b"), ("list", "- c"), ("heading", "## Two"),
+    ]  # fmt: skip
+    badges = end.join(["![](a.png)", "", "Text.", ""])
+    assert seen_markdown(badges)[0] == f"Text.{end}"
+
+
+def test_text_after_a_style_sheet_on_its_line_is_seen() -> None:
+    text = "<style>x{}</style> Text after\n"
+    assert seen_markdown(text) == (text, markdown_blocks(text))

@@ -301,3 +301,11 @@ def test_a_folder_of_files_has_their_sides(tmp_path):
         if not path.name.startswith("train"):
             path.unlink()
     assert {label.side for label in read_label_set(tmp_path).labels} == {None}
+
+
+def test_pairs_that_do_not_match_are_no_positives(tmp_path, caplog):
+    pairs = [{"anchor": f"q{number}", "positive": f"p{number}", "label": number % 2} for number in range(4)]
+    found = read_label_set(write_rows(tmp_path / "pairs.jsonl", *pairs))
+    assert [label.question for label in found.labels] == ["q1", "q3"]
+    assert "pairs of label 0, which do not match, are left out: 2" in caplog.text
+    assert "are ignored" not in caplog.text

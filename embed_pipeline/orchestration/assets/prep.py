@@ -13,7 +13,7 @@ from embed_pipeline.evaluation.plots import candidate_bars
 from embed_pipeline.evaluation.query_sets import known_sets
 from embed_pipeline.orchestration.forgetting import remember_examples
 from embed_pipeline.orchestration.io_managers import ParquetIOManager
-from embed_pipeline.orchestration.outputs import explained, stored
+from embed_pipeline.orchestration.outputs import explained, in_this_run, stored
 from embed_pipeline.orchestration.partitions import follow
 from embed_pipeline.orchestration.presentation import bars, counts, described, figures, histograms, picture, shown_table
 from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
@@ -100,7 +100,7 @@ def hard_negatives(
     left_out_documents: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Mine the most similar wrong segments under the ceiling for every training question."""
-    settings = settings.with_base(base_model["model"].item())
+    settings = in_this_run(context, settings.with_base(base_model["model"].item()))
     with explained():
         reviews = Reviews.of(settings.paths.root)
         questions = training_questions(

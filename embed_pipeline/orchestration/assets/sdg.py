@@ -18,7 +18,7 @@ from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.enumerations import CRITERIA
 from embed_pipeline.llm.budget import Usage
 from embed_pipeline.orchestration.absence import forget_answers
-from embed_pipeline.orchestration.outputs import explained, stored
+from embed_pipeline.orchestration.outputs import explained, in_this_run, stored
 from embed_pipeline.orchestration.partitions import (
     Condition,
     all_batches,
@@ -191,6 +191,7 @@ def document_artifacts(
 ) -> dg.Output[Any]:
     """Find what each document is about."""
     with explained(context):
+        settings = in_this_run(context, settings)
         forget_answers(settings.paths)
         asked = _asked_about(context, settings, documents, segments)
         path = choose_path(asked, _titles(documents), settings)
@@ -217,6 +218,7 @@ def qa_pairs(
     """Have questions written about every segment, and about groups of neighbours."""
     titles = _titles(documents)
     with explained(context):
+        settings = in_this_run(context, settings)
         forget_answers(settings.paths)
         asked = _asked_about(context, settings, documents, segments)
         path = choose_path(asked, titles, settings)
@@ -250,6 +252,7 @@ def qa_scores(
 ) -> Iterator[dg.Output[Any]]:
     """Score every pair, and measure whether its question finds its sources."""
     with explained(context):
+        settings = in_this_run(context, settings)
         forget_answers(settings.paths)
         titled = with_titles(segments, documents)
         encoder = open_base_encoder(settings, passage_texts(titled, settings.embedding.context))
