@@ -58,10 +58,13 @@ def _after(news: Condition) -> Condition:
     """Due from the moment that something is new until it is asked for.
 
     Unlike ``since_last_handled``, which forgets an input that became new while the asset was being made, and one that
-    is seen in the tick after the request: neither was read.
+    is seen in the tick after the request: neither was read. An asset that is missing although there is something to
+    make it of, as where the sensor is switched on late, is due from the first tick on.
     """
-    due: Condition = dg.AutomationCondition.newly_missing() | news
-    handled = (dg.AutomationCondition.newly_requested() & ~due) | dg.AutomationCondition.initial_evaluation()
+    start, missing = dg.AutomationCondition.initial_evaluation(), dg.AutomationCondition.missing()
+    late = missing & dg.AutomationCondition.any_deps_match(~missing)
+    due: Condition = dg.AutomationCondition.newly_missing() | news | (start & late)
+    handled = (dg.AutomationCondition.newly_requested() & ~due) | (start & ~late)
     return (
         due.since(handled)
         & ~dg.AutomationCondition.any_deps_in_progress()

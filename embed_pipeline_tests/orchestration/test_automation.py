@@ -336,6 +336,16 @@ def test_the_cheap_stages_follow_a_batch(following):
 
 
 @pytest.mark.slow
+def test_a_sensor_that_is_switched_on_late_makes_what_is_missing(instance):
+    assert Following(instance).tick() == set(), "there is nothing to make anything of"
+    Following(instance).batch("00001-a")
+    late = Following(instance)
+    assert {"corpus", "qa_dataset"} <= late.tick()
+    assert late.tick() == set(), "asked for once"
+    late.made("corpus", "left_out_documents", "qa_dataset", "qa_decisions")
+    assert not {"corpus", "qa_dataset"} & Following(instance).tick(), "it is there"
+
+
 def test_a_batch_that_came_while_the_corpus_was_being_made_is_not_forgotten(following):
     corpus = {"corpus", "left_out_documents"}
     following.selection = dg.AssetSelection.assets(*corpus)
