@@ -46,7 +46,8 @@ def mark_asked(
     if wanted >= candidates.height:
         return segments.with_columns(pl.lit(value=True).alias(ASKED))
     ids = candidates["segment_id"].to_list()
-    chosen = [ids[index] for index in covering(segment_vectors(ids, segments, settings, load_encoder), wanted)]
+    vectors = segment_vectors(ids, segments, settings, load_encoder) if wanted else np.empty((0, 0), np.float32)
+    chosen = [ids[index] for index in covering(vectors, wanted)]
     logger.info(
         "questions are asked about %d of %d segments of batch %s, which cover it (synthesis.max_questions is %s)",
         wanted,
