@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -151,6 +152,7 @@ async def load(
         batch_tokens=batches.tokens,
         max_padding=batches.most_padding,
         max_queue_tokens=QUEUE_TOKENS,
+        max_queue_seconds=math.inf,
         metrics=Metrics(),
         cores=Cores(backend.lanes),
     )

@@ -743,6 +743,9 @@ class Serving(Group):
     else 8,192."""
     max_queue_tokens: Positive = runs(600_000)
     """Tokens waiting before requests are refused with 429."""
+    max_queue_seconds: float = runs(60, gt=0)
+    """Longest that a request may have to wait for those before it, at the speed of the last full batches; one that
+    would wait longer is refused with 429. Requests take turns: a single text does not wait for all of a large one."""
     max_request_tokens: Positive = runs(300_000)
     """Tokens in one request."""
     max_body_bytes: int = runs(8 * 1024 * 1024, ge=1024)

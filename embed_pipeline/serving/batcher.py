@@ -25,8 +25,8 @@ from embed_pipeline.serving.serving_errors import RequestError
 logger = logging.getLogger(__name__)
 # Fewest tokens of a batch on one core, where so many wait: below this, starting the batch takes longer than running it.
 _MIN_LANE_TOKENS = 64
-_NEWEST_RATE_WEIGHT = 0.2
-"""Weight of the newest batch in the running mean of tokens a second."""
+_NEWEST_BATCH_WEIGHT = 0.2
+"""Weight of the newest batch in the running means of tokens and batches a second."""
 _MAX_RETRY_SECONDS = 60
 Floats = NDArray[np.float32]
 
@@ -57,6 +57,7 @@ class Batcher:
         batch_tokens: int,
         max_padding: int,
         max_queue_tokens: int,
+        max_queue_seconds: float,
         metrics: Metrics,
         cores: Cores,
     ) -> None:
@@ -68,16 +69,19 @@ class Batcher:
             batch_tokens: tokens in a batch, padding included; a longer row is a batch of its own.
             max_padding: tokens by which a batch's rows may differ in length.
             max_queue_tokens: tokens that may wait.
+            max_queue_seconds: how long a request may have to wait for those before it.
             metrics: the endpoint's counters.
             cores: shared with other models.
         """
         self._infer, self._lanes, self._cores, self._metrics = infer, lanes, cores, metrics
-        self._batch_tokens, self._max_queue_tokens = batch_tokens, max_queue_tokens
+        self._batch_tokens = batch_tokens
+        self._max_queue_tokens, self._max_queue_seconds = max_queue_tokens, max_queue_seconds
         self._running_alone = self._running_side_by_side = 0
         self._condition = threading.Condition()
         self._waiting = WaitingTexts(max_padding)
         self._reserved = 0
-        self._rate = 0.0
+        # Of batches that left others waiting: a lone short text says nothing about a full queue.
+        self._tokens_per_second = self._batches_per_second = 0.0
         self._closing = False
         self._threads = [
             threading.Thread(target=self._run, name=f"inference-{lane}", daemon=True) for lane in range(lanes)
@@ -86,14 +90,14 @@ class Batcher:
             thread.start()
 
     @contextmanager
-    def reservation(self, tokens: int) -> Iterator[None]:
-        """Hold room for about ``tokens`` tokens of a request while it is tokenised and submitted.
+    def reservation(self, texts: int, tokens: int) -> Iterator[None]:
+        """Hold room for a request of so many texts, and about so many tokens, while it is tokenised and submitted.
 
         Raises:
             RequestError: 429, when others fill the queue.
         """
         with self._condition:
-            self._check_room(tokens, self._waiting.tokens + self._reserved)
+            self._check_room(texts, tokens, self._waiting.tokens + self._reserved)
             self._reserved += tokens
             self._measure()
         try:
@@ -118,7 +122,7 @@ class Batcher:
         future: asyncio.Future[Floats] = asyncio.get_running_loop().create_future()
         tokens = sum(len(row) for row in rows)
         with self._condition:
-            self._check_room(tokens, self._waiting.tokens + self._reserved - reserved)
+            self._check_room(len(rows), tokens, self._waiting.tokens + self._reserved - reserved)
             request = self._waiting.add(rows, tokens, future)
             self._measure()
             self._condition.notify(len(rows))
@@ -140,15 +144,29 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def _check_room(self, tokens: int, taken: int) -> None:
+    def _check_room(self, texts: int, tokens: int, taken: int) -> None:
         # A lone request is never refused: its estimate may be far too high.
-        if not taken or taken + tokens <= self._max_queue_tokens:
+        if not taken:
+            return
+        if taken + tokens > self._max_queue_tokens:
+            reason = f"the queue holds {taken} of at most {self._max_queue_tokens} tokens"
+        elif self._waits_too_long(texts, taken):
+            reason = f"this request would wait longer than {self._max_queue_seconds:g} s"
+        else:
             return
         self._metrics.rejected.inc()
-        seconds = math.ceil(taken / self._rate) if self._rate else 1
+        seconds = math.ceil(taken / self._tokens_per_second) if self._tokens_per_second else 1
         retry = str(min(max(seconds, 1), _MAX_RETRY_SECONDS))
-        message = f"the queue holds {taken} of at most {self._max_queue_tokens} tokens; try again in {retry} s"
+        message = f"{reason}; try again in {retry} s"
         raise RequestError(429, message, code="rate_limit_exceeded", headers={"Retry-After": retry})
+
+    def _waits_too_long(self, texts: int, taken: int) -> bool:
+        """Whether so many new texts would wait too long: for ``taken`` tokens, and for the turns of others."""
+        seconds = self._max_queue_seconds
+        if not 0 < seconds * self._tokens_per_second < taken:
+            return False
+        most = seconds * self._batches_per_second
+        return self._waiting.turns_before(texts, most) > most
 
     def _measure(self) -> None:
         self._metrics.queue_tokens.set(self._waiting.tokens + self._reserved)
@@ -157,9 +175,9 @@ class Batcher:
     def _run(self) -> None:
         """What each thread does: take a batch and run it, until the queue is closed and empty."""
         while taken := self._take_batch():
-            batch, alone = taken
+            batch, alone, others_wait = taken
             try:
-                self._run_batch(batch, alone=alone)
+                self._run_batch(batch, alone=alone, others_wait=others_wait)
             except Exception as error:
                 # Whatever the runtime raises belongs to the requests of this batch; the thread serves the others.
                 logger.exception("a batch of %d texts failed", len(batch))
@@ -172,8 +190,11 @@ class Batcher:
                 else:
                     self._running_side_by_side -= 1
 
-    def _take_batch(self) -> tuple[list[WaitingText], bool] | None:
-        """Wait for a batch; return its texts and whether it runs alone. None: the queue is closed and empty."""
+    def _take_batch(self) -> tuple[list[WaitingText], bool, bool] | None:
+        """Wait for a batch; return its texts, whether it runs alone, and whether other texts wait still.
+
+        None: the queue is closed and empty.
+        """
         with self._condition:
             while (following := self._next_batch()) is NextBatch.WAIT:
                 if self._closing and not self._waiting and not self._reserved:
@@ -186,7 +207,7 @@ class Batcher:
             else:
                 self._running_side_by_side += 1
             self._measure()
-            return batch, alone
+            return batch, alone, bool(self._waiting)
 
     def _next_batch(self) -> NextBatch:
         """How the next batch is to run.
@@ -207,28 +228,33 @@ class Batcher:
         idle = self._lanes - self._running_alone - self._running_side_by_side
         return min(self._batch_tokens, max(_MIN_LANE_TOKENS, math.ceil(self._waiting.tokens / idle)))
 
-    def _run_batch(self, batch: list[WaitingText], *, alone: bool) -> None:
+    def _run_batch(self, batch: list[WaitingText], *, alone: bool, others_wait: bool) -> None:
         rows = [text.request.rows[text.position] for text in batch]
         with self._cores.taken(all_of_them=self._lanes == 1):
             started = time.monotonic()
             vectors = self._infer(rows, alone=alone)
             seconds = time.monotonic() - started
-        self._record(batch, started, seconds, lanes=1 if alone else self._lanes)
+        self._count(batch, started, seconds)
+        if others_wait:
+            self._measure_speed(batch, seconds, lanes=1 if alone else self._lanes)
         self._deliver(batch, vectors)
 
-    def _record(self, batch: list[WaitingText], started: float, seconds: float, *, lanes: int) -> None:
-        """Count a batch; ``lanes`` is how many batches of its kind run at the same time."""
-        tokens = sum(text.length for text in batch)
+    def _count(self, batch: list[WaitingText], started: float, seconds: float) -> None:
         self._metrics.inference_seconds.observe(seconds)
         self._metrics.batch_rows.observe(len(batch))
         self._metrics.batch_tokens.observe(len(batch) * batch[-1].length)
-        self._metrics.tokens.inc(tokens)
+        self._metrics.tokens.inc(sum(text.length for text in batch))
         for text in batch:
             self._metrics.queue_seconds.observe(started - text.request.since)
-        rate = lanes * tokens / max(seconds, 1e-9)
+
+    def _measure_speed(self, batch: list[WaitingText], seconds: float, *, lanes: int) -> None:
+        """Note how fast a batch was computed; ``lanes`` is how many of its kind run at the same time."""
+        batches = lanes / max(seconds, 1e-9)
+        tokens = batches * sum(text.length for text in batch)
         with self._condition:
-            newest = _NEWEST_RATE_WEIGHT if self._rate else 1.0
-            self._rate = (1 - newest) * self._rate + newest * rate
+            newest = _NEWEST_BATCH_WEIGHT if self._tokens_per_second else 1.0
+            self._tokens_per_second += newest * (tokens - self._tokens_per_second)
+            self._batches_per_second += newest * (batches - self._batches_per_second)
 
     def _deliver(self, batch: list[WaitingText], vectors: Floats) -> None:
         wrong = [batch[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
@@ -353,6 +379,15 @@ class WaitingTexts:
             self.tokens = sum(text.length for text in kept)
         for request in requests:
             request.waiting = 0
+
+    def turns_before(self, texts: int, enough: float) -> int:
+        """Turns of others before the last of so many new texts has its own; counted no further than ``enough``."""
+        turns = 0
+        for request in self._turns:
+            turns += min(request.waiting, texts)
+            if turns > enough:
+                break
+        return turns
 
     def _anchor(self) -> int:
         """Index of the text that the next batch is built around: the first one waiting of the request in turn."""

@@ -134,6 +134,7 @@ class ServedModel:
             max_padding=_max_padding(backend),
             batch_tokens=most if backend.on_gpu else min(_CPU_BATCH_TOKENS, most),
             max_queue_tokens=shared.serving.max_queue_tokens,
+            max_queue_seconds=shared.serving.max_queue_seconds,
             metrics=shared.metrics,
             cores=shared.cores,
         )
@@ -147,7 +148,7 @@ class ServedModel:
         """
         estimate = sum(min(len(text) // _MOST_CHARACTERS_PER_TOKEN + 1, self._limit) for text in texts)
         batcher = self._sides[kind].batcher
-        with batcher.reservation(estimate):
+        with batcher.reservation(len(texts), estimate):
             rows = await self._read(texts, kind, truncate)
             pending = batcher.submit(rows, estimate)
         try:

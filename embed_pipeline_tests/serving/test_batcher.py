@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def batcher(model: Model, **options: Any) -> Batcher:
         "batch_tokens": 64,
         "max_padding": 10,
         "max_queue_tokens": 1000,
+        "max_queue_seconds": 60,
         "metrics": Metrics(),
         "cores": Cores(options.get("lanes", 1)),
     }
@@ -260,7 +262,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
         queue = batcher(model, max_queue_tokens=100)
         await held(queue, model)
         job = queue.submit(rows(*[30] * 3), 0)
-        for ask in (lambda: queue.submit(rows(30), 0), lambda: queue.reservation(30).__enter__()):
+        for ask in (lambda: queue.submit(rows(30), 0), lambda: queue.reservation(1, 30).__enter__()):
             with pytest.raises(RequestError, match="the queue holds 90 of at most 100 tokens") as caught:
                 ask()
             assert caught.value.status == 429
@@ -273,16 +275,54 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
     asyncio.run(scenario())
 
 
+def test_a_request_that_would_wait_too_long_is_refused_and_one_whose_turn_comes_soon_is_not():
+    model = Model()
+
+    def slow(ids, *, alone):
+        time.sleep(0.02)
+        return model(ids, alone=alone)
+
+    async def scenario():
+        queue = batcher(slow, batch_tokens=10, max_queue_tokens=100_000, max_queue_seconds=0.2)
+        await queue.submit(rows(*[10] * 10), 0).future
+        await held(queue, model)
+        bulk = queue.submit(rows(*[10] * 1000), 0)
+        with pytest.raises(RequestError, match=r"this request would wait longer than 0\.2 s") as caught:
+            queue.submit(rows(*[10] * 100), 0)
+        assert caught.value.status == 429
+        assert int(caught.value.headers["Retry-After"]) >= 1
+        singles = [queue.submit(rows(10), 0) for _ in range(8)]
+        with pytest.raises(RequestError, match="would wait longer"):
+            singles.extend(queue.submit(rows(10), 0) for _ in range(8))
+        model.opened.set()
+        await asyncio.gather(*(single.future for single in singles))
+        queue.drop(bulk)
+        queue.close()
+
+    asyncio.run(scenario())
+
+
+def test_how_long_a_queue_takes_is_not_judged_by_a_lone_short_text():
+    async def scenario():
+        queue = batcher(Model(), max_queue_tokens=100_000, max_queue_seconds=1e-9)
+        await queue.submit(rows(4), 0).future
+        jobs = [queue.submit(rows(64), 0) for _ in range(2)]
+        await asyncio.gather(*(job.future for job in jobs))
+        queue.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_reservation_counts_until_it_ends_and_not_against_itself():
     async def scenario():
         queue = batcher(Model(), max_queue_tokens=100)
-        with queue.reservation(90), pytest.raises(RequestError), queue.reservation(20):
+        with queue.reservation(1, 90), pytest.raises(RequestError), queue.reservation(1, 20):
             pass
-        with queue.reservation(90):
+        with queue.reservation(1, 90):
             job = queue.submit(rows(90), 90)
         await job.future
         # A lone request is let in whatever its estimate.
-        with queue.reservation(10_000):
+        with queue.reservation(1, 10_000):
             pass
         queue.close()
 
@@ -344,7 +384,7 @@ def test_closing_finishes_what_waits_and_what_is_about_to():
         queue = batcher(model)
         await held(queue, model)
         job = queue.submit(rows(*[60] * 5), 0)
-        with queue.reservation(5):
+        with queue.reservation(1, 5):
             closing = asyncio.create_task(asyncio.to_thread(queue.close))
             model.opened.set()
             await job.future
@@ -359,7 +399,7 @@ def test_closing_finishes_what_waits_and_what_is_about_to():
 def test_closing_waits_for_a_request_that_is_being_tokenised():
     async def scenario():
         queue = batcher(Model())
-        with queue.reservation(5):
+        with queue.reservation(1, 5):
             closing = asyncio.create_task(asyncio.to_thread(queue.close))
             await asyncio.sleep(0.05)
             assert not closing.done()
