@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_pipeline.enumerations import SIDES, Side
+from embed_pipeline.text.blocks import whole_characters
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON
         written = json.dumps(value, ensure_ascii=False)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    return json.loads(written.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    return json.loads(whole_characters(written))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

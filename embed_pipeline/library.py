@@ -197,10 +197,10 @@ def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.Dat
     settings = _effective(settings).since(time.time())
     encoder = open_base_encoder(settings, passage_texts(documents.corpus, settings.embedding.context))
     pairs, scores = {}, {}
+    whole = max(1, sum(segments.height for segments in documents.segments.values()))
     for batch, segments in documents.segments.items():
         titled = with_titles(segments, documents.documents[batch])
-        share = segments.height / sum(frame.height for frame in documents.segments.values())
-        asked = mark_asked(batch, titled, share, settings, lambda: encoder)
+        asked = mark_asked(batch, titled, segments.height / whole, settings, lambda: encoder)
         titles = dict(documents.documents[batch].select("document_id", "title").iter_rows())
         asking = choose_path(asked, titles, settings).applied(settings)
         artifacts = extract_artifacts(batch, asked, asking).artifacts

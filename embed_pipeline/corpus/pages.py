@@ -49,11 +49,11 @@ _LINES = frozenset({"div", "p", "li", "tr"})
 # Where a button alone is a heading, and where a sentence may name one.
 _NAMING = _HEADINGS | {"dt", "summary", "legend"}
 _SENTENCES = frozenset({"p", "li", "dd"})
-_BESIDE_A_BUTTON = 20
+_NEXT_TO_A_BUTTON = 20
 _FIELDS = ["input", "textarea", "select"]
 _UNSEEN_FIELDS = frozenset({"hidden", "submit", "button", "image", "reset"})
 _LABELS = frozenset({"label", "legend", "option", "select", "textarea", "button", "script", "style"})
-# Fewer characters besides its labels for each field: a form to fill in.
+# Fewer characters for each field, without its labels: a form to fill in.
 _TEXT_PER_FIELD = 60
 _OPERATORS = {"mfrac": "/", "msup": "^"}
 _ARTICLE = frozenset({"main", "article"})
@@ -180,10 +180,10 @@ def _raise(element: Tag) -> None:
     """Mark what is raised as such, but for a mark of a footnote; the innermost alone."""
     if element.find("sup") is not None:
         return
-    before, beside = element.previous_element, element.previous_sibling
+    before, sibling = element.previous_element, element.previous_sibling
     classes = " ".join(element.get_attribute_list("class")) if "class" in element.attrs else ""
     is_note = element.find("a") is not None or element.find_parent("a") is not None or "note" in classes
-    follows = isinstance(beside, NavigableString) or (isinstance(beside, Tag) and not _is_block(beside))
+    follows = isinstance(sibling, NavigableString) or (isinstance(sibling, Tag) and not _is_block(sibling))
     if follows and isinstance(before, NavigableString) and not is_note:
         text = element.get_text()
         raised = superscript(str(before), text)
@@ -269,7 +269,7 @@ def _is_read(button: Tag) -> bool:
 
 def _has_text(siblings: Iterable[Any]) -> bool:
     """True where a text is next to an element, with nothing but buttons and small pieces between."""
-    for node in islice(siblings, _BESIDE_A_BUTTON):
+    for node in islice(siblings, _NEXT_TO_A_BUTTON):
         if isinstance(node, Tag) and (_is_block(node) or node.name == "br"):
             return False
         if isinstance(node, Tag):

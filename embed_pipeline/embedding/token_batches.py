@@ -118,8 +118,19 @@ def lanes_for(model_file: Path, threads: int) -> int:
 
 def in_lanes(work: Callable[[_Item], _Result], items: Sequence[_Item], lanes: int) -> Iterator[tuple[_Item, _Result]]:
     """Each of ``items`` and what ``work`` gives of it, in order, so many at once; the first error ends it all."""
+    errors: list[BaseException] = []
+
+    def step(item: _Item) -> _Result:
+        if errors:
+            raise errors[0]
+        try:
+            return work(item)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
     pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
     try:
-        yield from zip(items, pool.map(work, items), strict=True)
+        yield from zip(items, pool.map(step, items), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -91,10 +91,9 @@ def compare(
     before = sources if base_context in {None, context} else searched_by(asked, corpus, base_context or context)
     texts = (text for passages, _ in sources for text in passages.texts)
     chosen = choose_backend([base, tuned], texts, settings)
-    encoded = {
-        system: encode_sets(system, chosen.open(model, vectors), searched, asked)
-        for system, model, searched in (("base", base, before), ("tuned", tuned, sources))
-    }
+    by_base = encode_sets("base", chosen.open(base, vectors), before, asked)
+    is_base = tuned == base and before is sources
+    by_tuned = by_base if is_base else encode_sets("tuned", chosen.open(tuned, vectors), sources, asked)
     lexical: dict[tuple[str, ...], BM25] = {}
     for query_set, (passages, _) in zip(asked, sources, strict=True):
         language = "auto" if query_set.corpus else settings.corpus.language
@@ -106,9 +105,7 @@ def compare(
             base=of_base[1],
             tuned=of_tuned[1],
         )
-        for query_set, (passages, documents), of_base, of_tuned in zip(
-            asked, sources, encoded["base"], encoded["tuned"], strict=True
-        )
+        for query_set, (passages, documents), of_base, of_tuned in zip(asked, sources, by_base, by_tuned, strict=True)
     ]
     fusions = {search.query_set.name: search.fusions(settings) for search in searches} if dev else {}
     weights = choose_weights(fusions[dev.name] if dev else None, settings)

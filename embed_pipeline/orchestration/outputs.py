@@ -54,6 +54,7 @@ def stored(
 
 
 _LOADED = time.time()
+"""About when this process began: a command loads this module before it asks anything."""
 RETRIES = 2
 RETRY_SECONDS = 20.0
 """Wait before a step that asks an endpoint is tried again; twice as long before the next time."""

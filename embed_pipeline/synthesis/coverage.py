@@ -46,8 +46,10 @@ def mark_asked(
     if wanted >= candidates.height:
         return segments.with_columns(pl.lit(value=True).alias(ASKED))
     ids = candidates["segment_id"].to_list()
-    vectors = segment_vectors(ids, segments, settings, load_encoder) if wanted else np.empty((0, 0), np.float32)
-    chosen = [ids[index] for index in covering(vectors, wanted)]
+    chosen: list[str] = []
+    if wanted:
+        vectors = segment_vectors(ids, segments, settings, load_encoder)
+        chosen = [ids[index] for index in covering(vectors, wanted)]
     logger.info(
         "questions are asked about %d of %d segments of batch %s, which cover it (synthesis.max_questions is %s)",
         wanted,
@@ -79,13 +81,13 @@ def segment_vectors(
 def _wanted(batch: str, candidates: pl.DataFrame, share: float, settings: Settings) -> int:
     """How many segments of the batch make up its share of the questions."""
     synthesis = settings.synthesis
-    if synthesis.max_questions == "all":
+    if synthesis.max_questions == "all" or candidates.is_empty():
         return candidates.height
     hops = 1 + (synthesis.multi_hop_share if synthesis.max_hops > 1 else 0)
     per_segment = float(synthesis.questions_per_segment)
     if synthesis.questions_per_document is not None:
         documents = candidates["document_id"].n_unique()
-        per_segment = synthesis.questions_per_document * documents / max(1, candidates.height)
+        per_segment = synthesis.questions_per_document * documents / candidates.height
     # Rounded down or up by chance, so that the questions of many small batches add up to the limit.
     digest = hashlib.sha256(f"{settings.seed} {batch} asked".encode()).digest()
     chance = int.from_bytes(digest[:4]) / 2**32
@@ -95,8 +97,8 @@ def _wanted(batch: str, candidates: pl.DataFrame, share: float, settings: Settin
 def covering(vectors: NDArray[np.float32], wanted: int) -> list[int]:
     """The first ``wanted`` rows in the order in which they cover all rows best, greedily.
 
-    A row covers its 64 nearest as far as it is similar to them. Each further row is the one that adds most; equal ones
-    by index. For any number the cover is at least 63 % of the best one's.
+    A row covers each of its 64 nearest neighbours by their similarity. The next row taken is always the one that adds
+    most to what is covered; of equal ones, the first. Any number of rows covers at least 63 % of what is possible.
 
     Args:
         vectors: unit vectors, float32 (n, d).

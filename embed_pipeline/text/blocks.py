@@ -114,9 +114,12 @@ def clean_text(text: str) -> str:
     """Text in NFC, ligatures as letters, without soft hyphens and marks of no width; lone surrogates are U+FFFD."""
     if text.isascii():
         return text
-    if _SURROGATE.search(text):
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return unicodedata.normalize("NFC", _FOLDED.sub(lambda found: _LETTERS.get(found[0], ""), text))
+    return unicodedata.normalize("NFC", _FOLDED.sub(lambda found: _LETTERS.get(found[0], ""), whole_characters(text)))
+
+
+def whole_characters(text: str) -> str:
+    """The text with surrogate pairs as the characters that they stand for, and U+FFFD for half of a pair."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") if _SURROGATE.search(text) else text
 
 
 def clean_title(title: str) -> str:

@@ -186,7 +186,7 @@ def test_a_link_to_a_place_goes_only_where_it_says_nothing(body: str, text: str)
          "### Install\n\n```\nmake\n```\n"),
         ("<p><button>Share</button> <button>Print</button></p><nav>a <button>b</button> c</nav>x", "x\n"),
     ],
-    ids=["heading", "sentence", "last", "lone", "beside", "row"],
+    ids=["heading", "sentence", "last", "lone", "neighbour", "row"],
 )  # fmt: skip
 def test_a_button_is_text_where_a_heading_or_a_sentence_names_it(body: str, text: str) -> None:
     assert _kept(body) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +100,9 @@ def test_an_error_ends_it_all() -> None:
         if item == 1:
             message = "out of luck"
             raise RuntimeError(message)
+        time.sleep(0.001)
         return item
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        list(in_lanes(work, range(1000), 2))
+        list(in_lanes(work, range(10_000), 2))
     assert len(begun) < 1000

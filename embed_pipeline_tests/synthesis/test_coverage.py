@@ -74,6 +74,8 @@ def test_nothing_is_chosen_where_all_may_be_asked_about(make_settings: MakeSetti
     for limit in ("all", 110, 50_000):
         marked = mark_asked("b1", whole, 1.0, make_settings(max_questions=limit), _no_encoder)
         assert marked[ASKED].all()
+    per_document = make_settings(questions_per_document=3)
+    assert mark_asked("b1", whole.clear(), 1.0, per_document, _no_encoder).is_empty(), "a batch of deletions"
     none = Settings.model_validate({"training_data": {"sources": ["structure"]}, "embedding": {"device": "cpu"}})
     assert mark_asked("b1", whole, 1.0, none, _no_encoder).is_empty()
 

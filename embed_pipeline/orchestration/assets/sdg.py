@@ -1,8 +1,9 @@
 """Documents to accepted question-answer pairs: per batch up to the scores, then over all batches."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -64,13 +65,17 @@ def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.A
     return dg.AssetOut(**described(name, GROUP, kinds), automation_condition=condition)
 
 
+def _encoder_of(segments: pl.DataFrame, settings: Settings) -> Callable[[], Encoder]:
+    """Gives the base encoder for segments with their titles, loaded when it is first asked for."""
+    return cache(lambda: open_base_encoder(settings, passage_texts(segments, settings.embedding.context)))
+
+
 def _asked_about(
-    context: dg.AssetExecutionContext, settings: Settings, documents: pl.DataFrame, segments: pl.DataFrame
+    context: dg.AssetExecutionContext, segments: pl.DataFrame, settings: Settings, load_encoder: Callable[[], Encoder]
 ) -> pl.DataFrame:
-    """The batch's segments with their titles and a mark at those that the language model is asked about."""
-    batch, titled = load_batch(settings.paths.root, chosen_batch(context)), with_titles(segments, documents)
-    texts = passage_texts(titled, settings.embedding.context)
-    return mark_asked(batch.name, titled, batch.share, settings, lambda: open_base_encoder(settings, texts))
+    """The batch's segments with a mark at those that the language model is asked about."""
+    batch = load_batch(settings.paths.root, chosen_batch(context))
+    return mark_asked(batch.name, segments, batch.share, settings, load_encoder)
 
 
 def _titles(documents: pl.DataFrame) -> dict[str, str]:
@@ -190,10 +195,11 @@ def document_artifacts(
     segments: pl.DataFrame,
 ) -> dg.Output[Any]:
     """Find what each document is about."""
+    titled = with_titles(segments, documents)
     with explained(context):
         settings = in_this_run(context, settings)
         forget_answers(settings.paths)
-        asked = _asked_about(context, settings, documents, segments)
+        asked = _asked_about(context, titled, settings, _encoder_of(titled, settings))
         path = choose_path(asked, _titles(documents), settings)
         found = extract_artifacts(chosen_batch(context), asked, path.applied(settings))
     usage = figures({**_usage(found.usage, settings), "dropped": dict(found.dropped), **path.facts()})
@@ -216,11 +222,12 @@ def qa_pairs(
     document_artifacts: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
     """Have questions written about every segment, and about groups of neighbours."""
-    titles = _titles(documents)
+    titles, titled = _titles(documents), with_titles(segments, documents)
     with explained(context):
         settings = in_this_run(context, settings)
         forget_answers(settings.paths)
-        asked = _asked_about(context, settings, documents, segments)
+        load_encoder = _encoder_of(titled, settings)
+        asked = _asked_about(context, titled, settings, load_encoder)
         path = choose_path(asked, titles, settings)
         made = generate_pairs(
             chosen_batch(context),
@@ -228,7 +235,7 @@ def qa_pairs(
             document_artifacts,
             titles,
             path.applied(settings),
-            lambda: open_base_encoder(settings, passage_texts(asked, settings.embedding.context)),
+            load_encoder,
         )
     kinds = {name: counts(made.pairs[name]) for name in ("hop_count", "query_type", "style")}
     about = {"segments_asked_about": int(asked[ASKED].sum())}
@@ -255,7 +262,7 @@ def qa_scores(
         settings = in_this_run(context, settings)
         forget_answers(settings.paths)
         titled = with_titles(segments, documents)
-        encoder = open_base_encoder(settings, passage_texts(titled, settings.embedding.context))
+        encoder = _encoder_of(titled, settings)()
         judge = choose_judge(qa_pairs, titled, settings)
         scoring = score_pairs(chosen_batch(context), qa_pairs, titled, judge.applied(settings), encoder)
     usage = {**_usage(scoring.usage, settings), "judges": _counts(scoring.scores, "judge"), **judge.facts()}
@@ -327,7 +334,7 @@ def qa_dataset(
     """Accept the pairs over the thresholds, or that people accept; add those of the other sources and of labels."""
     with explained():
         reviews = Reviews.of(settings.paths.root)
-        encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
+        encoder = _encoder_of(corpus, settings)()
         selection = select_pairs(qa_pairs, qa_scores, corpus, settings, encoder, reviewed=reviews.verdicts)
         dataset = collect_pairs(selection.dataset, corpus, settings, left_out_documents)
         people = _people(selection.dataset, corpus, settings)
