@@ -357,6 +357,18 @@ def test_what_the_gpu_image_installs_is_pinned():
     assert {"triton", "setuptools"} <= pinned[1]
 
 
+def test_what_is_pinned_runs_on_the_oldest_python_that_is_promised():
+    """Debian 12 has 3.11.2: there pip finds no version where one that is pinned wants 3.11.5."""
+    promised = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    [oldest] = re.findall(r">=(\d+\.\d+)", promised)
+    too_new = {
+        f"{package.name}=={package.version}": wanted
+        for package in distributions()
+        if (wanted := package.metadata["Requires-Python"]) and not SpecifierSet(wanted).contains(f"{oldest}.0")
+    }
+    assert not too_new, "pin older versions in constraints.txt"
+
+
 def of_the_chart(values):
     """Names as the chart writes them into ``dagster.yaml``: it passes on what the launcher's own schema names."""
     return {re.sub(r"[A-Z]", lambda found: f"_{found[0].lower()}", name): value for name, value in values.items()}
