@@ -314,7 +314,7 @@ def fill() -> None:
     """Documents and a tiny model."""
     if not (FOLDER / "settings" / "model").exists():
         with_tests(MODEL, FOLDER / "settings")
-    with_tests(DOCUMENTS, FOLDER / "documents", "0", "12")
+    with_tests(DOCUMENTS, FOLDER, "0", "12")
     call("chmod", "--recursive", "a+rX", str(FOLDER / "documents"), str(FOLDER / "settings"))
 
 
@@ -367,7 +367,7 @@ def sdg_by_the_sensor() -> None:
 
 def a_command() -> None:
     """A command that takes longer than the monitor's look is no failed run."""
-    with_tests(DOCUMENTS, FOLDER / "documents", "12", "18")
+    with_tests(DOCUMENTS, FOLDER, "12", "18")
     call("chmod", "--recursive", "a+rX", str(FOLDER / "documents"))
     stub(4)
     began = time.monotonic()
@@ -383,7 +383,7 @@ def a_command() -> None:
 
 def a_command_killed() -> None:
     """A command that dies is recorded as failed by the monitor, and nothing runs it again."""
-    with_tests(DOCUMENTS, FOLDER / "documents", "18", "20")
+    with_tests(DOCUMENTS, FOLDER, "18", "20")
     call("chmod", "--recursive", "a+rX", str(FOLDER / "documents"))
     stub(20)
     known = {run["runId"] for run in runs("sdg")}
@@ -430,7 +430,7 @@ def served() -> None:
 
 def cancelled() -> None:
     """A run is ended from the UI while a step waits for the model: run and step end, and nothing is written later."""
-    with_tests(DOCUMENTS, FOLDER / "documents", "20", "24")
+    with_tests(DOCUMENTS, FOLDER, "20", "24")
     call("chmod", "--recursive", "a+rX", str(FOLDER / "documents"))
     stub(20)
     known = {run["runId"] for run in runs("sdg")}
@@ -450,7 +450,7 @@ def stopped_with_a_run() -> None:
     """The stack is stopped while a run is at work: its containers end, networks go, and it is up again whole."""
     known = {run["runId"] for run in runs("sdg")}
     switch_sensor(on=True)
-    with_tests(DOCUMENTS, FOLDER / "documents", "24", "26")
+    with_tests(DOCUMENTS, FOLDER, "24", "26")
     call("chmod", "--recursive", "a+rX", str(FOLDER / "documents"))
     until("a run of sdg", lambda: [run for run in runs("sdg") if run["runId"] not in known], 120)
     switch_sensor(on=False)
