@@ -34,6 +34,9 @@ model = "/settings/model"
 segment_tokens = 60
 min_segment_tokens = 10
 [synthesis]
+# The stub answers by schema alone.
+path = "structured"
+judge = "asked"
 near_duplicate_similarity = 1
 [training_data]
 min_test_questions = 2
