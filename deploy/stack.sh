@@ -13,7 +13,8 @@ cd "$(dirname "$0")/.."
 
 stack=$(docker compose config | sed -n 's/^name: //p')
 label=embed_pipeline.stack=$stack
-code=$(docker compose config --services | grep -m1 '^code')
+# All of the list is read: compose ends with status 255 where its reader stops early.
+code=$(docker compose config --services | awk '/^code/ && !seen++')
 
 containers() { docker ps --quiet --filter "label=$label" "$@"; }
 

@@ -57,7 +57,7 @@ weights() {
 
 fifty_files() {
     all/bin/embed-pipeline --set paths.documents="$folder/sample" sample python
-    find "$folder/sample" -name '*.md' | sort | head -n 50 | xargs cp --target-directory project/data/documents
+    find "$folder/sample" -name '*.md' | sort | sed -n 1,50p | xargs cp --target-directory project/data/documents
 }
 
 serve() { # VENV

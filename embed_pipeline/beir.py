@@ -11,20 +11,24 @@ Each may be Parquet instead, of the same columns, as hubs keep them: ``queries.p
 parts, ``qrels/test.parquet`` or parts named for their side in ``qrels``, ``data`` or ``default``. The side
 ``validation`` is dev.
 
-Other keys are ignored, and so is a byte order mark. A passage's text is title and text joined by a space, as BEIR joins
-them, without white space around it. A passage judged more than once for a query has its highest grade. A judgement on a
-missing query is left out and counted in the log.
+Text files may be packed (``.jsonl.gz``, ``.tsv.gz``). Judgements may be without a grade, which is 1 then, or in TREC's
+form, whose second column is not read. Other keys are ignored, and so is a byte order mark. A passage's text is title
+and text joined by a space, as BEIR joins them, without white space around it; passages without a text are left out. A
+passage judged more than once for a query has its highest grade. A judgement on a missing query is left out. What is
+left out is counted in the log.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from embed_pipeline.enumerations import SIDES, Side
@@ -41,6 +45,7 @@ _QRELS_FOLDERS = ("qrels", "data", "default")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEADERS = frozenset({"query-id", "query_id", "qid"})
 _COLUMNS = ("query-id", "corpus-id", "score")
+_TREC_COLUMNS, _UNGRADED = 4, "1"
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}(\.0+)?")
 _SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 
@@ -166,9 +171,23 @@ def _read_queries(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_passages(folder: Path) -> dict[str, str] | None:
-    if not (folder / "corpus.jsonl").exists() and not _parts(folder, "corpus"):
+    if _packed_or_not(folder / "corpus.jsonl") is None and not _parts(folder, "corpus"):
         return None
-    return {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for _, row in _texts(folder, "corpus")}
+    passages = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for _, row in _texts(folder, "corpus")}
+    said = {key: text for key, text in passages.items() if text}
+    if len(said) < len(passages):
+        logger.warning("%s: passages without a text are left out: %d", folder, len(passages) - len(said))
+    return said
+
+
+def _packed_or_not(path: Path) -> Path | None:
+    """The text file of that name, or its packed form; None: there is neither."""
+    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.exists()), None)
+
+
+def document_key(path: str) -> str:
+    """A path by which documents are compared: without ``./``, with slashes, in one of Unicode's forms."""
+    return unicodedata.normalize("NFC", PurePosixPath(path.replace("\\", "/")).as_posix())
 
 
 def _parts(folder: Path, name: str) -> list[Path]:
@@ -179,9 +198,10 @@ def _parts(folder: Path, name: str) -> list[Path]:
 
 def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of queries or passages, each id once and a string."""
-    lines, parts = folder / f"{name}.jsonl", _parts(folder, name)
-    rows = read_json_lines(lines) if lines.exists() or not parts else chain.from_iterable(map(parquet_rows, parts))
-    seen: set[str] = set()
+    usual, parts = folder / f"{name}.jsonl", _parts(folder, name)
+    lines = _packed_or_not(usual) or (None if parts else usual)
+    rows = read_json_lines(lines) if lines else chain.from_iterable(map(parquet_rows, parts))
+    seen: dict[str, str] = {}
     for place, row in rows:
         key = id_text(row.get("_id", row.get("id")))
         if key is None or not isinstance(row.get("text"), str):
@@ -190,10 +210,9 @@ def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row.get("title") or "", str):
             message = f"{place}: title is {row['title']!r}, expected a string"
             raise LabelsError(message)
-        if key in seen:
-            message = f"{place}: _id {key!r} occurs twice"
+        if seen.setdefault(key, row["text"]) != row["text"]:
+            message = f"{place}: _id {key!r} occurs twice, with another text before"
             raise LabelsError(message)
-        seen.add(key)
         yield place, {**row, "_id": key}
 
 
@@ -207,8 +226,8 @@ def id_text(value: object) -> str | None:
 def _judgement_rows(folder: Path, side: Side) -> Iterator[tuple[str, tuple[str, str, str]]]:
     """Query id, passage id and grade of every judgement, as texts, each with its place."""
     for name in _SIDE_NAMES[side]:
-        table = folder / "qrels" / f"{name}.tsv"
-        if table.exists():
+        table = _packed_or_not(folder / "qrels" / f"{name}.tsv")
+        if table:
             yield from _tab_separated(table)
             return
         parts = [path for place in _QRELS_FOLDERS for path in sorted((folder / place).glob(f"{name}*.parquet"))]
@@ -222,19 +241,22 @@ def _tab_separated(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
         cells = [cell.strip() for cell in line.split("\t")]
         if number == 0 and cells[0].lower() in _HEADERS:
             continue
-        if len(cells) != len(_COLUMNS):
+        if len(cells) == _TREC_COLUMNS:
+            del cells[1]
+        if not len(_COLUMNS) - 1 <= len(cells) <= len(_COLUMNS):
             message = f"{place}: expected {', '.join(_COLUMNS)} separated by tabs, got {len(cells)} columns"
             raise LabelsError(message)
-        yield place, (cells[0], cells[1], cells[2])
+        query, passage, *score = cells
+        yield place, (query, passage, score[0] if score else _UNGRADED)
 
 
 def _parquet_judgement(place: str, row: Mapping[str, Any]) -> tuple[str, tuple[str, str, str]]:
     named = {str(name).lower().replace("_", "-"): value for name, value in row.items()}
     query, passage = id_text(named.get(_COLUMNS[0])), id_text(named.get(_COLUMNS[1]))
-    if query is None or passage is None or _COLUMNS[2] not in named:
+    if query is None or passage is None:
         message = f"{place}: expected the columns {', '.join(_COLUMNS)}, found {sorted(row)}"
         raise LabelsError(message)
-    return place, (query, passage, str(named[_COLUMNS[2]]))
+    return place, (query, passage, str(named.get(_COLUMNS[2], _UNGRADED)))
 
 
 def _read_judgements(
@@ -268,14 +290,14 @@ def _read_judgements(
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Place and text of every line that is not blank; only line feeds end a line, so that JSON may hold U+2028."""
     try:
-        with path.open("rb") as stream:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             for number, raw in enumerate(stream, start=1):
                 place = f"{path}, line {number}"
                 line = raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
                 if line.strip():
                     yield place, line.decode("utf-8")
-    except OSError as error:
-        message = f"{path}: {error.strerror}"
+    except (OSError, EOFError) as error:
+        message = f"{path}: {getattr(error, 'strerror', None) or error}"
         raise LabelsError(message) from error
     except UnicodeDecodeError as error:
         message = f"{place}: not UTF-8 at byte {error.start}"

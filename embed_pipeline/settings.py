@@ -158,11 +158,49 @@ def without_secrets(text: str) -> str:
     return _URL_QUERY.sub(r"\1***", _URL_PASSWORD.sub(r"\1***@", text))
 
 
+def _said(value: str) -> str:
+    """A text that is one line with something in it."""
+    if not value.strip() or not value.isprintable():
+        message = "must be a text of one line, and not blank; leave the setting out for its default"
+        raise ValueError(message)
+    return value.strip()
+
+
+Said = Annotated[str, AfterValidator(_said)]
+
+
+def _folder(value: object) -> Path:
+    """A folder by its path, ``~`` read as home; a blank one would be the working folder."""
+    if not isinstance(value, str | Path) or not str(value).strip():
+        message = "must be the path of a folder; leave the setting out for its default"
+        raise ValueError(message)
+    return Path(value).expanduser()
+
+
+def _host_name(value: str) -> str:
+    """A name as a Host header is compared with it: without a port and a last dot, in small letters."""
+    name = value.strip().lower().removesuffix(".")
+    name = re.sub(r":[0-9]+$", "", name) if name.count(":") == 1 else name
+    if not re.fullmatch(r"[\w.:-]+", name):
+        message = f"{value!r} is no name of a host, such as emb.example.com"
+        raise ValueError(message)
+    return name
+
+
+def _origin(value: str) -> str:
+    """An origin as browsers send it: protocol, host and port alone; ``*``: any."""
+    origin = value.strip().rstrip("/").lower()
+    if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+        message = f"{value!r} is no origin, such as https://notes.example"
+        raise ValueError(message)
+    return origin
+
+
 def _folder_or_url(value: object) -> object:
     """A folder as a path, an address as text; ``file://`` is a folder."""
+    if not isinstance(value, str | Path) or "://" not in str(value):
+        return _folder(value)
     text = str(value)
-    if "://" not in text:
-        return Path(text)
     protocol, _, place = text.partition("://")
     if "::" in text or "?" in text or _URL_PASSWORD.search(text):
         message = "must be a plain address, without chained protocols, a query or a password; credentials come from "
@@ -201,7 +239,18 @@ class Group(BaseModel):
             return value
         if NoneType in get_args(annotation) and value.lower() == "none":
             return None
-        return [part.strip() for part in value.split(",") if part.strip()] if get_origin(annotation) is tuple else value
+        if get_origin(annotation) is not tuple:
+            return value
+        return _json_list(value) or [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _json_list(text: str) -> list[str] | None:
+    """The texts of a list in JSON, as tools that keep settings in the environment write lists; None: it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
 
 
 def _is_group(field: FieldInfo) -> bool:
@@ -226,7 +275,7 @@ class Paths(Group):
         if "://" in str(value):
             message = "must be a folder of this machine; paths.assets puts tables, models and releases elsewhere"
             raise ValueError(message)
-        return value
+        return _folder(value)
 
     @field_validator("assets")
     @classmethod
@@ -732,11 +781,11 @@ class Serving(Group):
     precision: Literal["auto", "fp32", "int8", "fp16", "bf16"] = decides("fp32", "deployment")
     """Arithmetic that is served; auto: the fastest on this machine of those that may be. onnxruntime has no bf16, torch
     no int8 and fp16 on a GPU alone, OpenVINO no fp16, TensorRT fp16 alone."""
-    host: str = runs("127.0.0.1")
+    host: Said = runs("127.0.0.1")
     """Address to listen on."""
     port: Annotated[int, Field(ge=1, le=65535)] | Auto = runs(8000)
     """Port to listen on; auto: any free one."""
-    model_name: str = runs("embed-pipeline")
+    model_name: Said = runs("embed-pipeline")
     """Name under which the tuned model is served."""
     max_batch_tokens: Annotated[int, Field(ge=128)] | Auto = runs("auto")
     """Tokens in one inference batch, padding included, and in one text; auto: 32,768 where a GPU computes no padding,
@@ -764,10 +813,10 @@ class Serving(Group):
     truncate: Literal["NONE", "END", "START"] = runs("NONE")
     """What happens to a text longer than the model reads where the request does not say ``truncate``, which many
     clients cannot: END and START keep its beginning and its end; NONE: the request is refused."""
-    allowed_origins: tuple[str, ...] = runs(())
+    allowed_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = runs(())
     """Origins of web pages that may use the endpoint from a browser, such as ``https://notes.example`` or
     ``app://obsidian.md``; ``*``: any. None are allowed by default."""
-    allowed_hosts: tuple[str, ...] = runs(())
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_host_name)], ...] = runs(())
     """Names that requests may call this machine by while the endpoint listens on a loopback address, as a proxy in
     front passes them on. ``localhost``, addresses and names without a dot are always allowed; any other name may
     belong to a web page that had itself resolved to this machine."""
@@ -877,7 +926,7 @@ class Tracking(Group):
 class Inspection(Group):
     """The page on which people read, trace and correct the QA set."""
 
-    host: str = runs("127.0.0.1")
+    host: Said = runs("127.0.0.1")
     """Address to listen on. There is no sign-in: on another than loopback, put a proxy in front that asks for one."""
     port: Annotated[int, Field(ge=1, le=65535)] | Auto = runs(8010)
     """Port to listen on; auto: any free one."""
@@ -1077,7 +1126,8 @@ def load_settings(config: Path | None = None) -> Settings:
     Raises:
         SettingsError: naming each setting that is unknown, malformed or out of range, its value and the bound.
     """
-    named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+    said = os.environ.get(CONFIG_VARIABLE, "").strip()
+    named = config or (Path(said) if said else None)
     if named and not named.exists():
         message = f"settings file {named}: No such file or directory"
         raise SettingsError(message)

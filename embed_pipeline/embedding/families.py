@@ -35,6 +35,8 @@ DIMENSIONS_KEY = "matryoshka_dimensions"
 STATIC_TOKENS = 8_192
 """Longest text of a static embedding, which has no limit of its own."""
 _NO_LIMIT = 10**9
+# Fewer are what a tokenizer is made of without a file.
+_LEAST_VOCABULARY = 16
 _ROLES: Mapping[Kind, frozenset[str]] = {
     "query": frozenset({"query", "queries", "question"}),
     "passage": frozenset({"document", "documents", "passage", "passages", "corpus", "doc"}),
@@ -60,6 +62,7 @@ def adapt(model: SentenceTransformer, embedding: Embedding) -> None:
         if isinstance(module, StaticEmbedding):
             module.register_forward_pre_hook(_flatten_rows)
     for folder, tokenizer in _tokenizers(model):
+        _refuse_empty_vocabulary(tokenizer, folder)
         if tokenizer.pad_token_id is None:
             # sentence-transformers does not encode without one; the mask says which tokens count.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -75,6 +78,20 @@ def adapt(model: SentenceTransformer, embedding: Embedding) -> None:
         if len(set(lengths.values())) > 1:
             message = f"queries and passages get vectors of different lengths: {lengths}"
             raise ModelError(message)
+
+
+def _refuse_empty_vocabulary(tokenizer: Any, folder: Path) -> None:  # noqa: ANN401 - as above
+    """Raise where ``folder`` has no vocabulary: transformers makes up one without a word, and reads all texts alike.
+
+    Raises:
+        ModelError: naming the files that were looked for.
+    """
+    files = sorted(set(getattr(tokenizer, "vocab_files_names", {}).values()))
+    if not files or not folder.is_dir() or any((folder / name).is_file() for name in files):
+        return
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < _LEAST_VOCABULARY:
+        message = f"the tokenizer in {folder} has no vocabulary: there is no {' or '.join(files)}"
+        raise ModelError(message)
 
 
 def _check_tables(model: SentenceTransformer) -> None:
@@ -213,6 +230,7 @@ def max_tokens_of(model: SentenceTransformer) -> int:
         raise ModelError(message)
     limits = [own, model.tokenizer.model_max_length, _positions(model)]
     known = [int(limit) for limit in limits if limit and 0 < limit < _NO_LIMIT]
+    known = known or [limit for limit in (_trained_positions(model),) if limit]
     if not known:
         message = "the model has no max_seq_length and its tokenizer no model_max_length; set one in the model's folder"
         raise ModelError(message)
@@ -261,10 +279,18 @@ def truncation_side_of(model: SentenceTransformer) -> Literal["left", "right"]:
 
 
 def _positions(model: SentenceTransformer) -> int | None:
-    """Positions that the model has for a text; None: as many as one likes."""
+    """Positions that the model has for a text; None: as many as one likes, as with distances alone (DeBERTa)."""
     encoder = getattr(model[0], "auto_model", None)
-    config: Any = getattr(encoder, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
+    by_distance = getattr(getattr(encoder, "config", None), "relative_attention", False)
+    if encoder is not None and by_distance and _position_table(encoder) is None:
+        return None
+    return _trained_positions(model)
+
+
+def _trained_positions(model: SentenceTransformer) -> int | None:
+    """Positions that the model's configuration names, those before the first text's left out."""
+    encoder = getattr(model[0], "auto_model", None)
+    positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     if not positions or positions < 0 or encoder is None:
         return None
     return int(positions) - first_position(encoder)

@@ -191,6 +191,9 @@ def _rewrite(module: nn.Module, folder: Path) -> None:
     elif isinstance(module, Pooling):
         config = _read(folder / "config.json")
         modes = [config["pooling_mode"]] if isinstance(config["pooling_mode"], str) else config["pooling_mode"]
+        if list(modes) != [mode for mode in _POOLING_MODES if mode in modes]:
+            # The older form has an order of its own.
+            return
         flags = {flag: mode in modes for mode, flag in _POOLING_MODES.items()}
         width = {"word_embedding_dimension": config["embedding_dimension"]}
         _write(folder / "config.json", width | flags | {"include_prompt": config["include_prompt"]})

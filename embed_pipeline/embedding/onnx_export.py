@@ -26,6 +26,7 @@ from embed_pipeline.embedding.families import (
     pad_token_of,
     route_of,
     static_embedding,
+    truncation_side_of,
 )
 from embed_pipeline.embedding.models import base_model_name, load_model
 from embed_pipeline.embedding.onnx_backend import MODEL_FILE, refuse_outside_data
@@ -276,7 +277,7 @@ def _write_tokenizer(model: SentenceTransformer, output: Path) -> None:
         model.tokenizer.save_pretrained(str(output))
     # The file would otherwise keep whatever cut and padding the last call in this process had set.
     tokenizer = EncoderConfig.of(model).tokenizer
-    tokenizer.enable_truncation(max_tokens_of(model))
+    tokenizer.enable_truncation(max_tokens_of(model), direction=truncation_side_of(model))
     tokenizer.save(str(output / TOKENIZER_FILE))
     transformer = getattr(model[0], "auto_model", None)
     if transformer is not None:

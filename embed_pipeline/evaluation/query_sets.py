@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from embed_pipeline.beir import read_beir
+from embed_pipeline.beir import document_key, read_beir
 
 logger = logging.getLogger(__name__)
 Unit = Literal["segment", "document"]
@@ -57,6 +57,7 @@ class QuerySet:
             best segment (MaxP; Dai and Callan 2019).
         slices: dimension to query id to value, such as ``hop_count`` to ``{"q1": "2"}``.
         corpus: passages of the set's own; None: the pipeline's corpus is searched.
+        itself: query id to the passage that is the query itself, where one is: it is not ranked for that query.
     """
 
     name: str
@@ -65,6 +66,7 @@ class QuerySet:
     unit: Unit = "segment"
     slices: dict[str, dict[str, str]] = field(default_factory=dict)
     corpus: Passages | None = None
+    itself: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -151,14 +153,17 @@ def labelled_set(folder: Path, corpus: pl.DataFrame, left_out: pl.DataFrame | No
         return None
     found = read_beir(folder, ("test",))
     passages = None if found.passages is None else Passages(tuple(found.passages), tuple(found.passages.values()))
-    known = set(corpus["path"].unique().to_list()) if found.passages is None else found.passages.keys()
-    stayed = {} if passages or left_out is None else dict(left_out.select("path", "duplicate_of").iter_rows())
+    documents = {} if passages else {document_key(path): path for path in corpus["path"].unique().to_list()}
+    known = set(documents.values()) if found.passages is None else found.passages.keys()
+    if passages is None and left_out is not None:
+        copies = left_out.select("path", "duplicate_of").iter_rows()
+        documents = {document_key(path): stayed for path, stayed in copies} | documents
     judged: Qrels = {}
     for query, judgements in found.judged["test"].items():
         grades = judged.setdefault(query, {})
         for item, grade in judgements.grades.items():
             if grade > 0:
-                kept = stayed.get(item, item)
+                kept = documents.get(document_key(item), item)
                 grades[kept] = max(grade, grades.get(kept, grade))
     qrels, unknown = _judgements_on(known, judged)
     if unknown:
@@ -166,13 +171,31 @@ def labelled_set(folder: Path, corpus: pl.DataFrame, left_out: pl.DataFrame | No
     if not qrels:
         logger.warning("labelled queries %s: no judged document is in the corpus; the set is left out", folder.name)
         return None
+    queries = {query: found.queries[query] for query in sorted(qrels)}
+    itself = _passages_that_ask(queries, found.passages or {}, qrels)
+    if itself:
+        logger.info("labelled queries %s: %d are passages, which are not ranked for them", folder.name, len(itself))
     return QuerySet(
         name=folder.name,
-        queries={query: found.queries[query] for query in sorted(qrels)},
+        queries=queries,
         qrels=qrels,
         unit="segment" if passages else "document",
         corpus=passages,
+        itself=itself,
     )
+
+
+def _passages_that_ask(queries: Mapping[str, str], passages: Mapping[str, str], qrels: Qrels) -> dict[str, str]:
+    """Query id to passage id of the queries that are passages of the set, as in ArguAna: of one id and one text.
+
+    Ids alone prove nothing: sets often number queries and passages from 1. A passage's title may stand before the text.
+    """
+    found = {}
+    for query, asked in queries.items():
+        text, said = asked.strip(), passages.get(query, "")
+        if said.endswith(text) and 2 * len(text) >= len(said) and query not in qrels[query]:
+            found[query] = query
+    return found
 
 
 def _judgements_on(known: AbstractSet[str], judged: Qrels) -> tuple[Qrels, int]:

@@ -144,7 +144,7 @@ def _rank_rows(
     label: str,
 ) -> dict[Key, Ranked]:
     """Rank the collection by every row of scores that ``fuse`` makes of a query's scores under each model and BM25."""
-    ranker = _UnitRanker(collection.ids, collection.documents, by_document=query_set.unit == "document")
+    ranker = _UnitRanker(query_set, collection.ids, collection.documents)
     ranked: defaultdict[Key, Ranked] = defaultdict(Ranked)
     with progress(label, len(query_set), "query") as bar:
         for query, dense, lexical in _score_rows(query_set, collection, *queries):
@@ -167,7 +167,7 @@ def rank_by_model(
         queries: unit vectors of the queries, float32 (queries, d).
         depth: length of each ranking.
     """
-    ranker, ranked = _UnitRanker(ids, documents, by_document=query_set.unit == "document"), Ranked()
+    ranker, ranked = _UnitRanker(query_set, ids, documents), Ranked()
     size = max(1, _BLOCK_BYTES // (4 * len(ids)))
     for start in range(0, len(queries), size):
         block = queries[start : start + size] @ passages.T
@@ -203,10 +203,12 @@ def _score_rows(
 class _UnitRanker:
     """Turns passage scores into rankings of segments or of documents, as the query set asks."""
 
-    def __init__(self, ids: Sequence[str], documents: Sequence[str], *, by_document: bool) -> None:
+    def __init__(self, query_set: QuerySet, ids: Sequence[str], documents: Sequence[str]) -> None:
         self._ids = ids
-        self._by_document = by_document
-        if by_document:
+        self._by_document = query_set.unit == "document"
+        places = {passage: place for place, passage in enumerate(ids)} if query_set.itself else {}
+        self._itself = {query: places[passage] for query, passage in query_set.itself.items()}
+        if self._by_document:
             names, self._document_of = np.unique(np.asarray(documents, dtype=object), return_inverse=True)
             self._names: list[str] = [str(name) for name in names]
             self._order = np.argsort(self._document_of, kind="stable")
@@ -215,10 +217,12 @@ class _UnitRanker:
     def rank(self, ranked: Ranked, query: str, scores: Floats, depth: int, *, lexical: bool) -> None:
         """Add a query's ranking; a lexical system's passages of score 0 share no word and are no hits."""
         names = self._names if self._by_document else self._ids
+        if query in self._itself:
+            scores = scores.copy()
+            scores[self._itself[query]] = -np.inf
         values = np.maximum.reduceat(scores[self._order], self._starts) if self._by_document else scores
         best = top_indices(values, min(depth, len(values)))
-        if lexical:
-            best = best[values[best] > 0]
+        best = best[values[best] > (0 if lexical else -np.inf)]
         ranked.rankings[query] = [names[place] for place in best]
         first = int(scores.argmax())
         ranked.first[query] = self._ids[first] if len(best) else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +222,7 @@ def with_identical_texts(query_set: QuerySet, passages: Passages) -> QuerySet:
         query: {copy: grade for item, grade in rel.items() for copy in same.get(item, [item])}
         for query, rel in query_set.qrels.items()
     }
-    return QuerySet(query_set.name, query_set.queries, qrels, query_set.unit, query_set.slices, query_set.corpus)
+    return replace(query_set, qrels=qrels)
 
 
 def _comparison(

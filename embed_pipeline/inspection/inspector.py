@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 import polars as pl
 import uvicorn
@@ -26,7 +26,7 @@ from embed_pipeline import tables
 from embed_pipeline.enumerations import CRITERIA, GENERATED, OUTCOMES
 from embed_pipeline.inspection.agreement import judged_pairs, measure_agreement, threshold_curves
 from embed_pipeline.inspection.pair_index import STATES, CountedValue, CurrentIndex, PairIndex, verdict_word
-from embed_pipeline.inspection.pair_query import CHOICES, PAGE_SIZES, RANGES, SORTS, PairQuery, QueryError
+from embed_pipeline.inspection.pair_query import CHOICES, PAGE_SIZES, RANGES, SORTS, PairQuery, QueryError, is_page
 from embed_pipeline.inspection.provenance import Provenance, TrainedModel, raw_responses
 from embed_pipeline.lineage import LineageError, Model, stored_tables
 from embed_pipeline.reviews import ReviewError, ReviewJournal, ReviewVerdict, fold_reviews, read_reviews, review_row
@@ -247,8 +247,8 @@ class Inspector:
         """Store a correction, and go back to the pair."""
         given = dict(parse_qsl((await _body(request)).decode("utf-8", "replace"), keep_blank_values=True))
         self._refuse_others(request, given.get("token", ""))
-        await run_in_threadpool(self._store, request, given)
         back = PairQuery.parse(parse_qsl(given.get("back", "").removeprefix("?"))).address()
+        await run_in_threadpool(self._store, request, given)
         place = f"/pairs/{request.path_params['qa_id']}{back}#reviews"
         return RedirectResponse(place, status_code=303, headers=_HEADERS)
 
@@ -284,7 +284,7 @@ class Inspector:
     def _refuse_others(self, request: Request, token: str) -> None:
         """Pass only what a page of this process sent: another site's page knows no token, and says where it is from."""
         origin = request.headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+        foreign = origin is not None and origin.partition("://")[2] != request.headers.get("host")
         elsewhere = request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}
         if foreign or elsewhere or not hmac.compare_digest(token.encode(), self._token.encode()):
             raise HTTPException(403, "this correction does not come from a page of this inspector; load the page again")
@@ -325,7 +325,7 @@ def _simple(request: Request, known: Mapping[str, Sequence[str]]) -> dict[str, s
             raise QueryError(f"there is no filter {name[:40]!r}; there are {', '.join(asked)}")
         if value and name in known and value not in known[name]:
             raise QueryError(f"{name} is {value[:40]!r}, expected one of {', '.join(known[name])}")
-        if value and name == "page" and not (value.isascii() and value.isdigit() and 0 < int(value) < 10**9):
+        if value and name == "page" and not is_page(value):
             raise QueryError(f"page is {value[:40]!r}, expected 1 and more")
         asked[name] = value.strip()
     return asked

@@ -58,6 +58,7 @@ SORTS: Mapping[str, str] = MappingProxyType(
 PAGE_SIZES = (25, 50, 100, 200)
 MAX_WORDS = 500
 _WORDS = re.compile(r'"([^"]+)"|(\S+)')
+_PAGE = re.compile(r"[1-9][0-9]{0,8}")
 _LINKS = ("document", "segment")
 
 
@@ -179,13 +180,18 @@ def _number(name: str, value: str) -> float:
     return number
 
 
+def is_page(value: str) -> bool:
+    """Whether a text is the number of a page, from 1 to nine digits."""
+    return _PAGE.fullmatch(value) is not None
+
+
 def _place(name: str, value: str) -> dict[str, object]:
     """Order and page."""
     if name == "sort" and value in SORTS:
         return {"sort": value}
     if name == "order" and value in {"ascending", "descending"}:
         return {"descending": value == "descending"}
-    if name == "page" and value.isascii() and value.isdigit() and 0 < int(value) < 10**9:
+    if name == "page" and is_page(value):
         return {"page": int(value)}
     if name == "size" and value in _listed(PAGE_SIZES):
         return {"size": int(value)}

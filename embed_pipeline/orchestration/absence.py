@@ -38,6 +38,7 @@ _TEXT_SUFFIXES = frozenset({".md", ".html", ".json", ".jsonl", ".txt", ".csv", "
 _MOST_CHECKS = 1000
 _MOST_BYTES = 20_000_000
 _SEARCHED_FOLDERS = ("reports", "exports", "vectors", "models", "release", "dagster/logs", "dagster/storage")
+_PATH_COLUMNS = frozenset({"path", "duplicate_of"})
 _WORD = re.compile(r"\w+")
 _ESCAPES = re.compile(r"\\u([0-9a-fA-F]{4})|\\[nrtbf]|data:image/[^\"')\s]{1,}|<[^<>]{0,300}>")
 
@@ -164,7 +165,7 @@ def words_of(text: str) -> list[str]:
 
 def path_hash(path: str) -> str:
     """The name under which a path is remembered."""
-    return sha256(path.encode()).hexdigest()[:32]
+    return sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def recall(root: UPath, name: str) -> Record | None:
@@ -244,7 +245,7 @@ def find_remains(
 
     Args:
         words: its words.
-        paths: hashes of its paths (:func:`path_hash`), which are looked for in the batch manifests.
+        paths: hashes of its paths (:func:`path_hash`), which are looked for in the batch manifests and tables.
         settings: ``paths``.
         instance: Dagster's history: samples of rows, checks and logs.
         tracker: MLflow's artifacts.
@@ -260,6 +261,11 @@ def find_remains(
     for batch in load_batches(settings.paths.root):
         named = {*(file.path for file in batch.files), *batch.deleted}
         found[f"manifest of batch {batch.name}"] += sum(path_hash(path) in gone for path in named)
+    for table in tables.TABLES.values():
+        for column in sorted(_PATH_COLUMNS & table.schema.keys()):
+            for path, _ in table_files(settings.paths.root, table):
+                cells = read_table(path, table)[column].drop_nulls()
+                found[f"paths in table {table.name}"] += sum(path_hash(cell) in gone for cell in cells)
     return +found
 
 

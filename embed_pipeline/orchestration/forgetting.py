@@ -1,7 +1,7 @@
 """Forgets a document: removes every stored row that came from it, and names the models that were trained on it."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from upath import UPath
 
 from embed_pipeline import tables
 from embed_pipeline.corpus.batches import forget_path
+from embed_pipeline.corpus.current import present_documents
 from embed_pipeline.corpus.files import is_present
 from embed_pipeline.enumerations import LABELLED
 from embed_pipeline.lineage import trained_on_path
@@ -44,7 +45,7 @@ from embed_pipeline.tracking import Tracker
 Identity = Literal["path", "document_id", "segment_id", "qa_id"]
 TRACED_COLUMNS: Mapping[str, Mapping[str, Identity]] = MappingProxyType(
     {
-        "documents": {"path": "path"},
+        "documents": {"path": "path", "document_id": "document_id"},
         "rejected_documents": {"path": "path"},
         "left_out_documents": {"path": "path"},
         "segments": {"document_id": "document_id"},
@@ -111,7 +112,7 @@ class Traces:
     """Paths and ids of everything that was made from a document.
 
     Attributes:
-        paths: its files.
+        paths: its files, those that it was before it was renamed among them.
         document_ids: its versions that no other file holds.
         segment_ids: their segments.
         qa_ids: pairs whose question needs one of these versions.
@@ -198,7 +199,8 @@ def forget_document(
         remember(root, record)
         for path in sorted(traces.paths):
             forget_path(settings.paths, path)
-        rows, shortened = _forget_rows(traces, root, instance, assets)
+        again = {"corpus", "left_out_documents"} if _stays_elsewhere(traces, root) else set()
+        rows, shortened = _forget_rows(traces, root, instance, assets, again)
         _remove_derived(store)
         record = replace(record, words=record.words.without(stored_texts(root)))
         remember(root, record)
@@ -262,6 +264,7 @@ def find_traces(name: str, root: UPath, known: Record | None = None) -> Traces:
         ForgettingError: no such document is stored, and none was forgotten.
     """
     documents = _whole(root, tables.DOCUMENTS)
+    present = _present(root)
     paths = frozenset(documents.filter((pl.col("path") == name) | (pl.col("document_id") == name))["path"])
     if not paths and known is None:
         message = f"no document {name!r} is stored in {root}; name its path in the documents folder, or its id"
@@ -269,8 +272,9 @@ def find_traces(name: str, root: UPath, known: Record | None = None) -> Traces:
     if known is not None and path_hash(name) in known.paths:
         paths |= {name}
     before = known.document_ids if known else frozenset()
-    own = set(documents.filter(pl.col("path").is_in(paths))["document_id"]) | before
-    elsewhere = set(documents.filter(~pl.col("path").is_in(paths))["document_id"])
+    paths, own = _with_former_paths(paths, documents, present)
+    own |= before
+    elsewhere = set(present.filter(~pl.col("path").is_in(paths))["document_id"])
     document_ids = frozenset(own - elsewhere)
     segments = frozenset(_whole(root, tables.SEGMENTS).filter(pl.col("document_id").is_in(document_ids))["segment_id"])
     pairs = _whole(root, tables.QA_PAIRS)
@@ -278,6 +282,35 @@ def find_traces(name: str, root: UPath, known: Record | None = None) -> Traces:
     if known is not None and not elsewhere & before:
         segments, qa_ids = segments | known.segment_ids, qa_ids | known.qa_ids
     return Traces(paths, document_ids, segments, qa_ids)
+
+
+def _present(root: UPath) -> pl.DataFrame:
+    """The newest row of every path that is still there."""
+    files = table_files(root, tables.DOCUMENTS)
+    return present_documents({batch or "": read_table(path, tables.DOCUMENTS) for path, batch in files})
+
+
+def _with_former_paths(
+    paths: frozenset[str], documents: pl.DataFrame, present: pl.DataFrame
+) -> tuple[frozenset[str], set[str]]:
+    """The paths and those that a document had before it was renamed, and all versions of it.
+
+    A path where another document is now is none of its own any more.
+    """
+    gone = documents.filter(~pl.col("path").is_in(present["path"].implode()))
+    while True:
+        versions = set(documents.filter(pl.col("path").is_in(paths))["document_id"])
+        former = frozenset(gone.filter(pl.col("document_id").is_in(versions))["path"])
+        if former <= paths:
+            return paths, versions
+        paths |= former
+
+
+def _stays_elsewhere(traces: Traces, root: UPath) -> bool:
+    """Whether the corpus has to be made again: another file holds a version, or was left out as a copy of this one."""
+    documents, left_out = _whole(root, tables.DOCUMENTS), _whole(root, tables.LEFT_OUT_DOCUMENTS)
+    versions = set(documents.filter(pl.col("path").is_in(traces.paths))["document_id"])
+    return bool(versions - traces.document_ids) or left_out["duplicate_of"].is_in(traces.paths).any()
 
 
 def remember_examples(root: UPath, examples: pl.DataFrame) -> None:
@@ -310,9 +343,13 @@ def models_trained_on(
 
 
 def _forget_rows(
-    traces: Traces, root: UPath, instance: dg.DagsterInstance, assets: list[dg.AssetsDefinition]
+    traces: Traces,
+    root: UPath,
+    instance: dg.DagsterInstance,
+    assets: list[dg.AssetsDefinition],
+    again: Container[str],
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Rewrite every table without the document and record its new version.
+    """Rewrite every table without the document and record its new version; ``again``: those to be made anew.
 
     Returns:
         Table to rows removed, and table to rows of other documents that lost a segment from a list.
@@ -336,7 +373,8 @@ def _forget_rows(
                     removed[name] = removed.get(name, 0) + count
                     shortened[name] = shortened.get(name, 0) + touched
                 if count or touched or instance.get_latest_materialization_event(key) is not None:
-                    _record(instance, definition, key, batch, left=left, removed=count, again=bool(touched))
+                    remade = bool(touched) or name in again
+                    _record(instance, definition, key, batch, left=left, removed=count, again=remade)
     return _some(removed), _some(shortened)
 
 
@@ -444,7 +482,7 @@ def _remove_derived(store: Path) -> None:
     """Remove what a run makes again: vectors, exports, reports and the weights of the last training."""
     for folder in ("vectors", "exports", "reports", "models/finetuned_model/.work"):
         for path in sorted((store / folder).rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _whole(root: UPath, table: tables.Table) -> pl.DataFrame:

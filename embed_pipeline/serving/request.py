@@ -124,7 +124,7 @@ def _check_headers(request: Request, limit: int) -> None:
         if name.lower() == "charset" and not _is_utf8(charset):
             message = f"Content-Type says charset {charset[:80]!r}; JSON is UTF-8"
             raise RequestError(415, message, code="unsupported_media_type")
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = request.headers.get("content-encoding", "").strip().lower() or "identity"
     if encoding not in {"identity", "gzip"}:
         message = f"Content-Encoding is {encoding[:80]!r}, must be gzip or identity"
         raise RequestError(415, message, code="unsupported_media_type")

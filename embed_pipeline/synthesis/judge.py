@@ -150,7 +150,8 @@ def plant_bad_pairs(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if others:
             other = others[len(planted) % len(others)]
             planted.append({**pair, "planted": "wrong_answer", "answer": other["answer"]})
-            planted.append({**pair, "planted": "other_segment", "segment_ids": other["segment_ids"]})
+            shown = {"segment_ids": other["segment_ids"], "source_ids": pair["segment_ids"]}
+            planted.append({**pair, "planted": "other_segment", **shown})
         planted.append({**pair, "planted": "copied_prompt", "question": _COPIED_PROMPT})
     return planted
 

@@ -227,7 +227,9 @@ def _planted(pair: Mapping[str, Any], verdict: Judgement | NoVerdict) -> Reject:
     """What the judge made of a planted bad pair, as a row that the check of the judge reads."""
     overall = None if isinstance(verdict, NoVerdict) else round(verdict.overall, 4)
     raw = json.dumps({"kind": pair["planted"], "overall": overall, "question": pair["question"]}, ensure_ascii=False)
-    return Reject(tuple(pair["segment_ids"]), PLANTED, f"{pair['qa_id']} as {pair['planted']}", raw)
+    # Both, so that the row goes with either document that is forgotten.
+    segments = dict.fromkeys([*pair.get("source_ids", ()), *pair["segment_ids"]])
+    return Reject(tuple(segments), PLANTED, f"{pair['qa_id']} as {pair['planted']}", raw)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from typing import Any
 import polars as pl
 
 from embed_pipeline import tables
-from embed_pipeline.beir import LabelsError, id_text, parquet_rows, read_beir, read_json, read_json_lines
+from embed_pipeline.beir import (
+    LabelsError,
+    document_key,
+    id_text,
+    parquet_rows,
+    read_beir,
+    read_json,
+    read_json_lines,
+)
 from embed_pipeline.enumerations import LABELLED, SIDES, Context, Side
 from embed_pipeline.text.passages import passage_texts, passages_by_id
 from embed_pipeline.text.words import overlap
@@ -30,7 +38,7 @@ logger = logging.getLogger(__name__)
 _QUESTION_FIELDS = ("question", "query", "anchor")
 _TEXT_FIELDS = {
     "positives": re.compile(r"positives?|pos"),
-    "negatives": re.compile(r"negatives?(_[0-9]+)?|neg"),
+    "negatives": re.compile(r"(hard_)?negatives?(_[0-9]+)?|neg(_[0-9]+)?"),
 }
 _ID_FIELDS = {
     "positive_ids": re.compile(r"positive_ids?|pos_doc"),
@@ -38,10 +46,10 @@ _ID_FIELDS = {
 }
 _SPLIT_FIELD = "split"
 # Of sentence-transformers' pairs: whether they match.
-_PAIR_FIELD, _NO_MATCH = "label", {"0", "0.0", "False"}
+_PAIR_FIELD, _LEAST_MATCH = "label", 0.5
 _USUAL_NAMES = (*_QUESTION_FIELDS, *_TEXT_FIELDS, *_ID_FIELDS, _SPLIT_FIELD)
 _MISSPELT = 0.85
-_OTHER_SIDES: Mapping[str, Side] = {"validation": "dev", "val": "dev", "eval": "dev"}
+_OTHER_SIDES: Mapping[str, Side] = {"validation": "dev", "valid": "dev", "val": "dev", "eval": "dev"}
 _FILES = (".jsonl", ".parquet")
 _NEMO_SIDES: Mapping[Side, str] = {"train": "train.json", "dev": "val.json"}
 _PATH_PREFIX = "labels"
@@ -190,7 +198,25 @@ def read_labels(
                 missing[0],
             )
         labels += kept
-    return sorted({label.qa_id: label for label in labels}.values(), key=lambda label: label.qa_id)
+    return sorted(_merged(labels), key=lambda label: label.qa_id)
+
+
+def _merged(labels: Sequence[Label]) -> list[Label]:
+    """Labels of one question and the same positives as one, with the negatives of all, on the side that judges most."""
+    merged: dict[str, Label] = {}
+    moved = 0
+    for label in labels:
+        known = merged.setdefault(label.qa_id, label)
+        sides = {known.side, label.side}
+        moved += len(sides) > 1
+        merged[label.qa_id] = replace(
+            known,
+            negatives=list(dict.fromkeys([*known.negatives, *label.negatives])),
+            side=next((side for side in reversed(SIDES) if side in sides), None),
+        )
+    if moved:
+        logger.warning("labels: %d are on several sides; those of the test stay there, then those of dev", moved)
+    return list(merged.values())
 
 
 def labelled_pairs(labels: Sequence[Label], corpus: pl.DataFrame) -> pl.DataFrame:
@@ -253,12 +279,19 @@ def read_label_set(path: Path) -> LabelSet:
 
 def _read_rows(path: Path, side: Side | None = None) -> list[RawLabel]:
     rows = list(read_json_lines(path) if path.suffix == ".jsonl" else parquet_rows(path))
-    wrong = [place for place, row in rows if str(row.get(_PAIR_FIELD)) in _NO_MATCH]
-    if wrong:
+    matching = [(place, row) for place, row in rows if _match(row.get(_PAIR_FIELD))]
+    if len(matching) < len(rows):
+        first = next(place for place, row in rows if not _match(row.get(_PAIR_FIELD)))
         logger.warning(
-            "%s: pairs of label 0, which do not match, are left out: %d, first %s", path, len(wrong), wrong[0]
+            "%s: pairs whose label is under %s, which do not match, are left out: %d, first %s",
+            path,
+            _LEAST_MATCH,
+            len(rows) - len(matching),
+            first,
         )
-        rows = [(place, row) for place, row in rows if str(row.get(_PAIR_FIELD)) not in _NO_MATCH]
+        rows = matching
+    if not rows:
+        logger.warning("%s holds no label", path)
     ignored = sorted({name for _, row in rows for name in row if not _is_known(name) and name != _PAIR_FIELD})
     for name in ignored:
         if close := get_close_matches(name, _USUAL_NAMES, n=1, cutoff=_MISSPELT):
@@ -267,6 +300,14 @@ def _read_rows(path: Path, side: Side | None = None) -> list[RawLabel]:
     if ignored:
         logger.warning("%s: the columns %s are ignored", path, ignored)
     return [_parse_label(place, row, side) for place, row in rows]
+
+
+def _match(label: object) -> bool:
+    """Whether a pair with this label belongs together: 1, a similarity of at least a half, or no number at all."""
+    try:
+        return float(str(label)) >= _LEAST_MATCH
+    except ValueError:
+        return str(label) != "False"
 
 
 def _one_split(labels: list[RawLabel]) -> list[RawLabel]:
@@ -279,7 +320,7 @@ def _one_split(labels: list[RawLabel]) -> list[RawLabel]:
 
 def _folder_label_set(folder: Path) -> LabelSet:
     """Files of rows, each for the side that its name begins with; a set of train files alone has no split."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES]
+    files = _row_files(folder) or _row_files(folder / "data")
     sides = {path: _side(re.split(r"[^a-z]", path.name.lower())[0]) for path in files}
     if not files or (None in sides.values() and len(set(sides.values())) > 1):
         message = (
@@ -290,6 +331,10 @@ def _folder_label_set(folder: Path) -> LabelSet:
     split = set(sides.values()) != {"train"}
     labels = [label for path, side in sides.items() for label in _read_rows(path, side if split else None)]
     return LabelSet(folder.name, _one_split(labels))
+
+
+def _row_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*")) if path.suffix in _FILES]
 
 
 def _nemo_label_set(folder: Path) -> LabelSet:
@@ -411,13 +456,13 @@ class _SegmentLookup:
         self._by_path: dict[str, list[str]] = {}
         for segment, path, text in ordered.select("segment_id", "path", "text").iter_rows():
             self._by_text.setdefault(text.strip(), segment)
-            self._by_path.setdefault(path, []).append(segment)
+            self._by_path.setdefault(document_key(path), []).append(segment)
         for segment, passage in self._passages.items():
             self._by_text.setdefault(passage.strip(), segment)
         copies = tables.LEFT_OUT_DOCUMENTS.empty() if left_out is None else left_out
         for path, stayed in copies.select("path", "duplicate_of").iter_rows():
-            if stayed in self._by_path:
-                self._by_path.setdefault(path, self._by_path[stayed])
+            if segments := self._by_path.get(document_key(stayed)):
+                self._by_path.setdefault(document_key(path), segments)
 
     def label(self, label_set: LabelSet, raw: RawLabel, missing: list[str]) -> Label:
         """The label over segments; what is not in the corpus is added to ``missing``."""
@@ -457,6 +502,5 @@ class _SegmentLookup:
             return key
         if own in self._by_text:
             return self._by_text[own]
-        if key in self._by_path:
-            return max(self._by_path[key], key=lambda segment: overlap(raw.question, self._texts[segment]))
-        return None
+        segments = self._by_path.get(document_key(key), [])
+        return max(segments, key=lambda segment: overlap(raw.question, self._texts[segment]), default=None)

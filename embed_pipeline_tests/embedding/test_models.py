@@ -101,11 +101,6 @@ def auto_map_under_a_known_name(folder: Path) -> str:
     return name
 
 
-def tokenizer_auto_map(folder: Path) -> str:
-    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Tokenizer", None]})
-    return "tokenizer_config.json"
-
-
 def foreign_module(folder: Path) -> str:
     path = folder / "modules.json"
     modules = json.loads(path.read_text())
@@ -127,7 +122,6 @@ def foreign_route(folder: Path) -> str:
         pickle_file,
         auto_map,
         auto_map_under_a_known_name,
-        tokenizer_auto_map,
         foreign_module,
         foreign_route,
     ],
@@ -172,6 +166,8 @@ def test_cuda_where_there_is_none_is_an_error(tiny_model, monkeypatch):
 def test_a_known_architecture_needs_no_code_of_its_folder(folder, trusted):
     auto_map(folder)
     edit(folder / "config.json", model_type="bert")
+    if trusted:
+        edit(folder / "config.json", auto_map={"AutoModel": "org/code--modeling_own.Model"})
     load_model(folder, Embedding(device="cpu", trust_remote_code=trusted))
     assert not (folder / "ran").exists()
 
@@ -235,10 +231,24 @@ def _classify(folder: Path) -> None:
     edit(folder / "config.json", architectures=["BertForSequenceClassification"])
 
 
+def _lose_words(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _leave_a_pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def _cut_off(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def _write_as_cross_encoder(folder: Path) -> None:
+    edit(folder / "config_sentence_transformers.json", model_type="CrossEncoder")
+
+
 def _leave_an_adapter(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
 
 
@@ -249,18 +259,81 @@ def _leave_an_adapter(folder: Path) -> None:
         (_rename_all, r"lacks \d+ weights of BertModel, first embeddings\.LayerNorm\.bias"),
         (_shorten_table, r"the tokenizer has ids up to \d+, the model embeddings for \d+: they do not fit"),
         (_classify, "holds a BertForSequenceClassification, a cross-encoder or classifier"),
-        (_leave_an_adapter, r"adapter_config\.json alone is an adapter without its base; merge them"),
+        (_leave_an_adapter, r"adapter_config\.json is an adapter to another model; merge them"),
+        (_lose_words, r"has no vocabulary: there is no tokenizer\.json"),
+        (_leave_a_pointer, r"model\.safetensors is a pointer of Git LFS"),
+        (_cut_off, r"its weights are cut off or damaged"),
+        (_write_as_cross_encoder, "holds a CrossEncoder"),
         (lambda folder: edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "GPTQ"),
         (lambda folder: edit(folder / "config_sentence_transformers.json", prompts=None), "cannot be loaded"),
         (lambda folder: edit(folder / "sentence_bert_config.json", max_seq_length="512"), r"max_seq_length is '512'"),
     ],
-    ids=["lost", "renamed", "short table", "classifier", "adapter", "quantised", "null prompts", "limit in words"],
+    ids=[
+        "lost",
+        "renamed",
+        "short table",
+        "classifier",
+        "adapter",
+        "no words",
+        "pointer",
+        "cut off",
+        "cross-encoder",
+        "quantised",
+        "null prompts",
+        "limit in words",
+    ],
 )
 def test_a_folder_that_is_not_whole_is_refused_plainly(spoil, says, tmp_path):
     folder = families.bert(tmp_path / "bert")
     spoil(folder)
     with pytest.raises(ModelError, match=says):
         Encoder.load(folder, CPU)
+
+
+BOTH_WAYS = """
+import torch
+from transformers import Qwen3Model
+
+class BothWays(Qwen3Model):
+    def forward(self, input_ids=None, attention_mask=None, **options):
+        seen = attention_mask[:, None, None, :].bool().expand(-1, 1, attention_mask.shape[1], -1)
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        return super().forward(input_ids=input_ids, attention_mask={"full_attention": mask}, **options)
+"""
+
+
+def test_code_of_a_known_architecture_runs_where_it_is_trusted_and_is_named_where_it_is_not(tmp_path, caplog):
+    from sentence_transformers import SentenceTransformer
+
+    folder = families.qwen3(tmp_path / "qwen")
+    edit(folder / "config.json", auto_map={"AutoModel": "both_ways.BothWays"})
+    edit(folder / "1_Pooling" / "config.json", pooling_mode_lasttoken=False, pooling_mode_mean_tokens=True)
+    (folder / "both_ways.py").write_text(BOTH_WAYS)
+    texts = ["a text of several words", "the other one"]
+    native = Encoder.load(folder, CPU).encode(texts, "passage")
+    assert "brings code, which is not run" in caplog.text
+    trusted = Encoder.load(folder, CPU.model_copy(update={"trust_remote_code": True})).encode(texts, "passage")
+    plain = SentenceTransformer(str(folder), device="cpu", trust_remote_code=True)
+    wanted = plain.encode(texts, prompt_name="document" if "document" in plain.prompts else None)
+    assert np.allclose(trusted, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)
+    assert not np.allclose(trusted, native, atol=1e-2)
+
+
+def test_a_tokenizer_that_names_code_of_a_known_class_is_read(tmp_path):
+    folder = families.bert(tmp_path / "bert")
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "tokenization.Own"]})
+    assert Encoder.load(folder, CPU).max_tokens == 512
+
+
+def test_a_model_of_distances_reads_as_far_as_it_says(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(families.deberta(tmp_path / "deberta")), device="cpu")
+    model.save_pretrained(str(tmp_path / "longer"), create_model_card=False)
+    edit(tmp_path / "longer" / "sentence_bert_config.json", max_seq_length=1024)
+    config = json.loads((tmp_path / "longer" / "config.json").read_text())
+    assert (config["position_biased_input"], config["max_position_embeddings"]) == (False, 512)
+    assert Encoder.load(tmp_path / "longer", CPU).max_tokens == 1024
 
 
 def test_what_other_libraries_left_beside_the_weights_is_not_read(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import dagster as dg
@@ -300,3 +301,35 @@ def test_a_text_that_another_file_holds_stays(prepared):
     assert not traces.document_ids
     assert not traces.segment_ids
     assert forgetting.find_traces(documents["document_id"][0], project.store).paths == {documents["path"][0]}
+
+
+@pytest.mark.slow
+def test_renamed_documents_go_with_all_their_names_and_copies_stay_under_their_own(prepared):
+    project, _ = prepared
+
+    def done(*command):
+        status, output = project.command(*command)
+        assert status == 0, output
+        return output
+
+    words = {
+        name: [line.split()[1] for line in (project.documents / name).read_text().splitlines() if line[:3] == "## "]
+        for name in ("topic-02.md", "topic-06.md")
+    }
+    (project.documents / "topic-06.md").rename(project.documents / "renamed.md")
+    shutil.copy(project.documents / "topic-02.md", project.documents / "zcopy.md")
+    done("sdg")
+    for name in ("renamed.md", "topic-02.md"):
+        (project.documents / name).unlink()
+        done("forget", name)
+    assert holding(project, words["topic-06.md"]) == []
+    assert holding(project, words["topic-02.md"])
+    _, said = project.command("forget", "--check", "topic-02.md")
+    assert "paths in table corpus" in said
+    done("sdg")
+    paths = set(project.table("corpus")["path"])
+    assert "zcopy.md" in paths
+    assert not paths & {"topic-02.md", "topic-06.md", "renamed.md"}
+    for name in ("renamed.md", "topic-02.md"):
+        _, said = project.command("forget", "--check", name)
+        assert "paths in table" not in said
