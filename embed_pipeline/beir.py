@@ -25,7 +25,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -45,7 +45,9 @@ _QRELS_FOLDERS = ("qrels", "data", "default")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEADERS = frozenset({"query-id", "query_id", "qid"})
 _COLUMNS = ("query-id", "corpus-id", "score")
-_TREC_COLUMNS, _UNGRADED = 4, "1"
+# Columns of a judgement: without a grade, with one, and in TREC's form.
+_FORMS = frozenset({2, 3, 4})
+_UNGRADED = "1"
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}(\.0+)?")
 _SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 
@@ -237,16 +239,16 @@ def _judgement_rows(folder: Path, side: Side) -> Iterator[tuple[str, tuple[str, 
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    expected: Set[int] = _FORMS
     for number, (place, line) in enumerate(_lines(path)):
         cells = [cell.strip() for cell in line.split("\t")]
         if number == 0 and cells[0].lower() in _HEADERS:
+            expected = {len(cells)} & _FORMS or _FORMS
             continue
-        if len(cells) == _TREC_COLUMNS:
-            del cells[1]
-        if not len(_COLUMNS) - 1 <= len(cells) <= len(_COLUMNS):
+        if len(cells) not in expected:
             message = f"{place}: expected {', '.join(_COLUMNS)} separated by tabs, got {len(cells)} columns"
             raise LabelsError(message)
-        query, passage, *score = cells
+        query, passage, *score = cells[:1] + cells[2:] if len(cells) == max(_FORMS) else cells
         yield place, (query, passage, score[0] if score else _UNGRADED)
 
 

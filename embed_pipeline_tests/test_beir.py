@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -207,3 +209,33 @@ def test_ids_that_pandas_made_fractions_are_the_whole_numbers(tmp_path):
     (folder / "queries.jsonl").write_text('{"_id": 1, "text": "x"}\n{"_id": "2", "text": "y"}\n')
     judged = read_beir(folder, ("test",)).judged["test"]
     assert {query: judgements.grades for query, judgements in judged.items()} == {"1": {"7": 1}, "2": {"8": 0}}
+
+
+def test_packed_files_are_read(tmp_path):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
+    whole = read_beir(folder)
+    for path in [*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv")]:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert read_beir(folder) == replace(
+        whole,
+        judged={"test": {"q0": replace(whole.judged["test"]["q0"], place=f"{folder}/qrels/test.tsv.gz, line 2")}},
+    )
+    (folder / "corpus.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(LabelsError, match=r"corpus\.jsonl\.gz: Not a gzipped file"):
+        read_beir(folder)
+
+
+@pytest.mark.parametrize("lines", ["q0\ta\n", "query-id\tcorpus-id\nq0\ta\n", "q0\t0\ta\t1\n", "q0\tQ0\ta\t1.0\n"])
+def test_judgements_without_a_grade_and_in_trecs_form_are_read(tmp_path, lines):
+    folder = write_beir(tmp_path / "set", test="")
+    (folder / "qrels" / "test.tsv").write_text(lines)
+    assert read_beir(folder).judged["test"]["q0"].grades == {"a": 1}
+
+
+def test_passages_without_a_text_are_left_out_and_equal_rows_are_one(tmp_path, caplog):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
+    with (folder / "corpus.jsonl").open("a") as corpus:
+        corpus.write('{"_id": "b", "text": "second"}\n{"_id": "c", "title": "", "text": " "}\n')
+    assert read_beir(folder).passages == {"a": "Title first", "b": "second"}
+    assert "passages without a text are left out: 1" in caplog.text

@@ -29,6 +29,7 @@ DEFINITIONS = {setting.name: setting for setting in Settings.definitions()}
 # Another valid value of settings for which none follows from the type.
 OTHERS: dict[str, Any] = {
     "serving.truncate": "END",
+    "serving.allowed_origins": ("https://a.example",),
     "paths.assets": "memory://bucket/prefix",
     "llm.base_url": "http://127.0.0.1:9/v1",
     "synthesis.path": "structured",

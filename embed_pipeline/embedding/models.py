@@ -128,7 +128,7 @@ def _explained(error: Exception, folder: Path) -> str:
 
 
 def _refuse_other_kinds(folder: Path) -> None:
-    """Raise for a folder that the libraries would read, but not as the bi-encoder that it would be taken for.
+    """Raise for a folder that the libraries would read, but not as what it is.
 
     Raises:
         ModelError: naming what it holds.

@@ -349,7 +349,7 @@ def _forget_rows(
     assets: list[dg.AssetsDefinition],
     again: Container[str],
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Rewrite every table without the document and record its new version; ``again``: those to be made anew.
+    """Rewrite every table without the document and record its new version; ``again``: those to be made again.
 
     Returns:
         Table to rows removed, and table to rows of other documents that lost a segment from a list.

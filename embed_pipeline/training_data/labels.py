@@ -280,15 +280,8 @@ def read_label_set(path: Path) -> LabelSet:
 def _read_rows(path: Path, side: Side | None = None) -> list[RawLabel]:
     rows = list(read_json_lines(path) if path.suffix == ".jsonl" else parquet_rows(path))
     matching = [(place, row) for place, row in rows if _match(row.get(_PAIR_FIELD))]
-    if len(matching) < len(rows):
-        first = next(place for place, row in rows if not _match(row.get(_PAIR_FIELD)))
-        logger.warning(
-            "%s: pairs whose label is under %s, which do not match, are left out: %d, first %s",
-            path,
-            _LEAST_MATCH,
-            len(rows) - len(matching),
-            first,
-        )
+    if wrong := len(rows) - len(matching):
+        logger.warning("%s: pairs whose label is under %s, which do not match: %d left out", path, _LEAST_MATCH, wrong)
         rows = matching
     if not rows:
         logger.warning("%s holds no label", path)

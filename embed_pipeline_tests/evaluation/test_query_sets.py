@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -19,6 +21,7 @@ from embed_pipeline.evaluation.query_sets import (
     sampled_set,
     with_document_slices,
 )
+from embed_pipeline.evaluation.ranking import rank_by_model
 from embed_pipeline.tables import LEFT_OUT_DOCUMENTS
 from embed_pipeline_tests.evaluation import material
 from embed_pipeline_tests.test_beir import write_beir
@@ -133,3 +136,22 @@ def test_the_newest_file_tells_a_documents_age() -> None:
     later = START + timedelta(days=1)
     found = modification_times({"b2": batch(a=START), "b1": batch(a=later, b=START, gone=START)})
     assert found == {"a": later, "b": START}
+
+
+def test_a_query_that_is_a_passage_is_not_its_own_answer(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "arguments", test="a\tb\t1\nq1\tb\t1\n")
+    asked = {"a": "Title first", "b": "no passage says this", "q1": "question 1"}
+    (folder / "queries.jsonl").write_text("\n".join(json.dumps({"_id": k, "text": v}) for k, v in asked.items()))
+    found = labelled_set(folder, material.corpus())
+    assert found is not None
+    assert found.itself == {"a": "a"}
+    vectors = np.eye(2, dtype=np.float32)
+    ranked = rank_by_model(found, ["a", "b"], ["a", "b"], vectors, vectors[[0, 0]], depth=10)
+    assert ranked == {"a": ["b"], "q1": ["a", "b"]}
+
+
+def test_documents_are_found_however_their_paths_are_written(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "people", corpus=False, test="q1\t./class.md\t2\n")
+    found = labelled_set(folder, material.corpus())
+    assert found is not None
+    assert found.qrels == {"q1": {"class.md": 2}}

@@ -226,7 +226,7 @@ def test_jsonl_and_parquet_are_alike(tmp_path):
         ('{"question": "q"}', "line 1: neither positives nor positive_ids"),
         ('{"question": "q", "positives": [1]}', "line 1: positives is"),
         ('{"question": "q", "positives": [" "]}', "line 1: positives is"),
-        ('{"question": "q", "positives": ["a"], "split": "valid"}', "split is 'valid'"),
+        ('{"question": "q", "positives": ["a"], "split": "holdout"}', "split is 'holdout'"),
         ('{"question": "q", "positives": ["a"], "positve": "b"}', "unknown field 'positve'; did you mean 'positives'"),
         (
             '{"question": "q", "positives": "a", "split": "dev"}\n{"question": "r", "positives": "a"}',
@@ -307,5 +307,48 @@ def test_pairs_that_do_not_match_are_no_positives(tmp_path, caplog):
     pairs = [{"anchor": f"q{number}", "positive": f"p{number}", "label": number % 2} for number in range(4)]
     found = read_label_set(write_rows(tmp_path / "pairs.jsonl", *pairs))
     assert [label.question for label in found.labels] == ["q1", "q3"]
-    assert "pairs of label 0, which do not match, are left out: 2" in caplog.text
+    assert "pairs whose label is under 0.5, which do not match: 2 left out" in caplog.text
     assert "are ignored" not in caplog.text
+
+
+def test_rows_of_one_question_and_positive_keep_all_their_negatives(tmp_path):
+    rows = [{"anchor": "a b", "positive": "p", "negative": f"n{number}"} for number in (1, 2, 1, 3)]
+    sets = [write_rows(tmp_path / "triplets.jsonl", *rows)]
+    corpus = with_labelled_passages(tables.CORPUS.empty(), sets, count)
+    (label,) = read_labels(sets, corpus)
+    texts = dict(corpus.select("segment_id", "text").iter_rows())
+    assert [texts[segment] for segment in label.negatives] == ["n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize(("sides", "kept"), [(("train", "test"), "test"), (("train", "dev"), "dev")])
+def test_a_label_on_several_sides_is_not_trained_on(tmp_path, caplog, sides, kept):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for side in sides:
+        write_rows(folder / f"{side}.jsonl", {"anchor": "a b", "positive": "p"})
+    (label,) = read_labels([folder], with_labelled_passages(tables.CORPUS.empty(), [folder], count))
+    assert label.side == kept
+    assert "labels: 1 are on several sides" in caplog.text
+
+
+@pytest.mark.parametrize("named", ["./café.md", "cafe\u0301.md", "caf\u00e9.md", ".\\café.md"])
+def test_paths_are_compared_however_they_are_written(tmp_path, named):
+    corpus = material.corpus({"caf\u00e9.md": ["about coffee"]})
+    (label,) = read_labels([write_rows(tmp_path / "x.jsonl", {"query": "coffee", "positive_ids": [named]})], corpus)
+    assert label.positives == ["caf\u00e9.md#0"]
+
+
+@pytest.mark.parametrize(("label", "is_read"), [(1, True), (0.7, True), (0.2, False), (-1, False), ("billing", True)])
+def test_a_pair_matches_from_a_half_on(tmp_path, label, is_read):
+    row = {"anchor": "a", "positive": "p", "label": label}
+    assert bool(read_label_set(write_rows(tmp_path / "x.jsonl", row)).labels) is is_read
+
+
+def test_snapshots_of_a_hub_and_empty_files_are_read(tmp_path, caplog):
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    rows = {"anchor": ["a"], "positive": ["p"], "hard_negatives": [["n"]]}
+    pl.DataFrame(rows).write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    (label,) = read_label_set(tmp_path / "set").labels
+    assert (label.question, label.negatives, label.side) == ("a", ["n"], None)
+    assert read_label_set(write_rows(tmp_path / "empty.jsonl")).labels == []
+    assert "empty.jsonl holds no label" in caplog.text
