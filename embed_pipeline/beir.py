@@ -25,7 +25,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -239,11 +239,11 @@ def _judgement_rows(folder: Path, side: Side) -> Iterator[tuple[str, tuple[str, 
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
-    expected: Set[int] = _FORMS
+    expected = _FORMS
     for number, (place, line) in enumerate(_lines(path)):
         cells = [cell.strip() for cell in line.split("\t")]
         if number == 0 and cells[0].lower() in _HEADERS:
-            expected = {len(cells)} & _FORMS or _FORMS
+            expected = _FORMS & {len(cells)} or _FORMS
             continue
         if len(cells) not in expected:
             message = f"{place}: expected {', '.join(_COLUMNS)} separated by tabs, got {len(cells)} columns"

@@ -189,12 +189,13 @@ def forget(
     check: Annotated[bool, typer.Option("--check", help="Only search for traces of a forgotten document.")] = False,
 ) -> None:
     """Remove a deleted document and everything made from it, and name the models trained on it."""
-    from embed_pipeline.orchestration.forgetting import check_absence, forget_document
+    from embed_pipeline.orchestration.forgetting import check_absence, document_name, forget_document
     from embed_pipeline.orchestration.freshness import with_settings
     from embed_pipeline.orchestration.jobs import all_assets
     from embed_pipeline.orchestration.resources import MLflow, open_instance
 
     settings = load_settings()
+    document = document_name(document, settings.paths.documents)
     assets = [with_settings(definition, settings) for definition in all_assets]
     tracker = MLflow.of(settings).tracker()
     with open_instance(settings.paths.store) as instance:

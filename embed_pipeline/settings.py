@@ -1243,7 +1243,7 @@ def _explain(error: ValidationError) -> str:
                 words[name] = f", or {problem['ctx']['expected']}"
                 continue
         value = "" if isinstance(problem["input"], dict) else f" = {without_secrets(repr(problem['input']))}"
-        lines[name] = f"setting {name or 'group'}{value}: {problem['msg']}"
+        lines[name] = f"setting {name or 'group'}{value}: {problem['msg'].removeprefix('Value error, ')}"
     return "; ".join(line + words.get(name, "") for name, line in lines.items())
 
 

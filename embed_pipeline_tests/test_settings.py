@@ -131,6 +131,15 @@ def test_settings_built_in_code_read_no_environment(monkeypatch):
             "[synthesis.styles]\nquestion = -1\n",
             "synthesis.styles.question = -1: Input should be greater than",
         ),
+        ("[serving]\nhost = ' '\n", "serving.host = ' ': must be a text of one line"),
+        ("[inspection]\nhost = ''\n", "inspection.host = '': must be a text of one line"),
+        ('[serving]\nmodel_name = "a\\nb"\n', "must be a text of one line"),
+        ("[serving]\nallowed_hosts = ['http://a.b']\n", "is no name of a host"),
+        ("[serving]\nallowed_hosts = ['*']\n", "is no name of a host"),
+        ("[serving]\nallowed_origins = ['a.b']\n", "is no origin, such as https://"),
+        ("[paths]\nstore = ''\n", "paths.store = '': must be the path of a folder"),
+        ("[paths]\ndocuments = ' '\n", "paths.documents = ' ': must be the path of a folder"),
+        ("[paths]\ndocuments = 3\n", "paths.documents = 3: must be the path of a folder"),
         ("[llm", "is not TOML"),
     ],
 )
@@ -173,6 +182,19 @@ def test_a_byte_order_mark_and_spaces_after_commas_are_no_part_of_a_value(tmp_pa
     assert settings.training.epochs == 3
     assert settings.evaluation.query_sets == (Path("a"), Path("b"))
     assert settings.synthesis.styles == {"question": 1, "keywords": 2}
+
+
+def test_names_of_hosts_origins_and_folders_are_read_as_they_are_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBED_PIPELINE_SERVING__ALLOWED_HOSTS", '["Emb.example.com:443", " a.b. "]')
+    monkeypatch.setenv("EMBED_PIPELINE_SERVING__ALLOWED_ORIGINS", "https://Notes.example/,*")
+    monkeypatch.setenv("EMBED_PIPELINE_PATHS__STORE", "~/store")
+    monkeypatch.setenv("EMBED_PIPELINE_CONFIG", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings()
+    assert settings.serving.allowed_hosts == ("emb.example.com", "a.b")
+    assert settings.serving.allowed_origins == ("https://notes.example", "*")
+    assert settings.paths.store == tmp_path / "store"
 
 
 def test_passwords_are_masked_in_records_and_in_errors(tmp_path, monkeypatch):

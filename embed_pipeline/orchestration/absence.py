@@ -23,7 +23,7 @@ from embed_pipeline import tables
 from embed_pipeline.corpus.batches import load_batches
 from embed_pipeline.llm.store import ResponseStore
 from embed_pipeline.orchestration.checks import all_checks
-from embed_pipeline.orchestration.freshness import materializations
+from embed_pipeline.orchestration.freshness import materializations_by_run
 from embed_pipeline.settings import Paths, Settings
 from embed_pipeline.storage import StorageError, list_folder, reaching, read_table, read_whole, table_path, write_whole
 from embed_pipeline.tracking import Tracker
@@ -292,15 +292,19 @@ def _in_files(paths: Paths) -> Iterator[tuple[str, str]]:
 def _in_history(instance: dg.DagsterInstance) -> Iterator[tuple[str, str]]:
     """What Dagster's UI shows of every materialization and check."""
     for key in instance.all_asset_keys():
-        for event in materializations(instance, key):
-            yield f"Dagster's history of {key.to_user_string()}", _shown(event.metadata)
+        for run, event in materializations_by_run(instance, key):
+            yield f"Dagster's history of {key.to_user_string()}{_in_run(run)}", _shown(event.metadata)
     for check in sorted({key for checks in all_checks for key in checks.check_keys}, key=str):
         for record in instance.event_log_storage.get_asset_check_execution_history(check, limit=_MOST_CHECKS):
             logged = record.event.dagster_event if record.event else None
             evaluation = logged.event_specific_data if logged else None
             if isinstance(evaluation, dg.AssetCheckEvaluation):
                 shown = f"{evaluation.description or ''}\n{_shown(evaluation.metadata)}"
-                yield f"Dagster's history of check {check.name}", shown
+                yield f"Dagster's history of check {check.name}{_in_run(record.run_id)}", shown
+
+
+def _in_run(run: str) -> str:
+    return f", run {run}" if run else ""
 
 
 def _shown(metadata: Mapping[str, Any]) -> str:

@@ -109,10 +109,17 @@ def data_versions(instance: dg.DagsterInstance, key: dg.AssetKey) -> dict[str | 
 
 def materializations(instance: dg.DagsterInstance, key: dg.AssetKey) -> Iterator[dg.AssetMaterialization]:
     """Every materialization of an asset, newest first."""
+    yield from (event for _, event in materializations_by_run(instance, key))
+
+
+def materializations_by_run(
+    instance: dg.DagsterInstance, key: dg.AssetKey
+) -> Iterator[tuple[str, dg.AssetMaterialization]]:
+    """Every materialization of an asset, newest first, each with the id of its run, which is blank outside of runs."""
     cursor = None
     while True:
         page = instance.fetch_materializations(key, limit=_PAGE_EVENTS, cursor=cursor)
-        yield from (record.asset_materialization for record in page.records if record.asset_materialization)
+        yield from ((each.run_id, each.asset_materialization) for each in page.records if each.asset_materialization)
         if not page.has_more:
             return
         cursor = page.cursor

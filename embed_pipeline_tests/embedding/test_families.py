@@ -129,6 +129,27 @@ def test_a_model_that_is_judged_by_the_cosine_says_so(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(saved.encode(["a", "b c"]), axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("modes", [["mean", "cls"], ["cls", "mean"]])
+def test_joined_poolings_keep_their_order(tmp_path, modes):
+    folder = families.bert(tmp_path / "bert")
+    path = folder / "1_Pooling" / "config.json"
+    path.write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": modes, "include_prompt": True}))
+    model = load_model(folder, CPU)
+    write_model_folder(model, tmp_path / "saved")
+    check_model_folder(model, tmp_path / "saved")
+
+
+def test_the_exported_tokenizer_cuts_where_the_model_does(tmp_path):
+    from tokenizers import Tokenizer
+
+    folder = families.bert(tmp_path / "bert")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "truncation_side": "left"}))
+    export_onnx(folder, tmp_path / "onnx", Release(), CPU)
+    truncation = Tokenizer.from_file(str(tmp_path / "onnx" / "tokenizer.json")).truncation
+    assert (truncation["direction"], truncation["max_length"]) == ("left", 512)
+
+
 @pytest.mark.parametrize("name", ["BERT", "Mistral", "ModernBERT", "static embedding", "router of encoders"])
 def test_servers_can_parse_the_configuration(name, tmp_path):
     """What Text Embeddings Inference (router/src/lib.rs) and vLLM (adapters.py, config.py) ask of a folder."""
