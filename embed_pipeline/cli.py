@@ -189,7 +189,8 @@ def forget(
     check: Annotated[bool, typer.Option("--check", help="Only search for traces of a forgotten document.")] = False,
 ) -> None:
     """Remove a deleted document and everything made from it, and name the models trained on it."""
-    from embed_pipeline.orchestration.forgetting import check_absence, document_name, forget_document
+    from embed_pipeline.corpus.files import document_name
+    from embed_pipeline.orchestration.forgetting import check_absence, forget_document
     from embed_pipeline.orchestration.freshness import with_settings
     from embed_pipeline.orchestration.jobs import all_assets
     from embed_pipeline.orchestration.resources import MLflow, open_instance

@@ -389,6 +389,15 @@ def read_document(documents: Path | str, path: str, limit: int) -> bytes:
     return read_url(documents, path, limit) if isinstance(documents, str) else read_regular(documents, path, limit)
 
 
+def document_name(given: str, folder: Path | str) -> str:
+    """What a user calls a document, as it is stored: relative to the documents folder, however its path was typed."""
+    if isinstance(folder, Path) and Path(given).is_absolute() and Path(given).is_relative_to(folder.absolute()):
+        return Path(given).relative_to(folder.absolute()).as_posix()
+    if isinstance(folder, Path) and Path(given).is_relative_to(folder):
+        return Path(given).relative_to(folder).as_posix()
+    return given.removeprefix("./")
+
+
 def is_present(documents: Path | str, path: str) -> bool:
     """True where the file is still there.
 

@@ -210,15 +210,6 @@ def forget_document(
     return Forgotten(traces, rows, answers, shortened, tuple(artifacts), tuple(meanwhile), models, unknown)
 
 
-def document_name(given: str, folder: Path | str) -> str:
-    """What a user calls a document, as it is stored: relative to the documents folder, however its path was typed."""
-    if isinstance(folder, Path) and Path(given).is_absolute() and Path(given).is_relative_to(folder.absolute()):
-        return Path(given).relative_to(folder.absolute()).as_posix()
-    if isinstance(folder, Path) and Path(given).is_relative_to(folder):
-        return Path(given).relative_to(folder).as_posix()
-    return given.removeprefix("./")
-
-
 def check_absence(name: str, settings: Settings, instance: dg.DagsterInstance, tracker: Tracker) -> Mapping[str, int]:
     """Every place where a forgotten document is still found, with how often; none: it is absent.
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from embed_pipeline.corpus import files
-from embed_pipeline.corpus.files import CorpusError, read_regular, scan_folder
+from embed_pipeline.corpus.files import CorpusError, document_name, read_regular, scan_folder
 from embed_pipeline.settings import Corpus
 
 CORPUS = Corpus()
@@ -139,3 +139,13 @@ def test_a_folder_that_is_none_is_named(folder: Path) -> None:
         scan_folder(folder / "nowhere", CORPUS)
     with pytest.raises(CorpusError, match="is not a folder"):
         scan_folder(folder / "file", CORPUS)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("a/b.md", "a/b.md"), ("./a/b.md", "a/b.md"), ("docs/a/b.md", "a/b.md"), ("{here}/docs/a/b.md", "a/b.md")],
+)
+def test_a_document_is_named_however_its_path_was_typed(tmp_path, monkeypatch, given, name):
+    monkeypatch.chdir(tmp_path)
+    assert document_name(given.format(here=tmp_path), Path("docs")) == name
+    assert document_name(given, "s3://bucket/docs") == given.removeprefix("./")
