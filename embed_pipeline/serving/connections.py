@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
 
@@ -19,7 +21,8 @@ _BACKLOG = 2048
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADER_SECONDS = 10.0
 _OFFERS = {b"upgrade", b"http2-settings"}
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_BAD_REQUEST = RequestError(400, "this is no valid HTTP/1.1 request", code="bad_request")
+_TOO_LARGE = RequestError(431, f"the headers have more than {MAX_HEADER_BYTES} bytes", code="headers_too_large")
 
 
 def bind(serving: Serving | Inspection, port: int | None = None) -> socket.socket:
@@ -125,7 +128,17 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def refuse_headers(self) -> None:
         """Answer that they are too large, and close."""
-        self.transport.write(_TOO_LARGE)
+        self._answer(_TOO_LARGE)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are plain text
+        """Answer what is no request in the form of every other error, and close."""
+        self._answer(_BAD_REQUEST)
+
+    def _answer(self, error: RequestError) -> None:
+        body = json.dumps(error.body()).encode()
+        phrase = HTTPStatus(error.status).phrase
+        head = f"HTTP/1.1 {error.status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        self.transport.write(f"{head}\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()
 
     def on_message_begin(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -84,4 +85,6 @@ def test_headers_without_end_are_refused(hasty):
 def test_what_is_not_http_is_a_400(hasty):
     with hasty.connect() as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+        head, _, body = connection.recv(1000).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["message"] == "this is no valid HTTP/1.1 request"
