@@ -133,7 +133,8 @@ def _refuse_other_kinds(folder: Path) -> None:
     Raises:
         ModelError: naming what it holds.
     """
-    adapter = next(iter(sorted(folder.rglob(_ADAPTER_FILE))), None)
+    # Deeper ones belong to models that choose among adapters by code of their own.
+    adapter = next(iter([*folder.glob(_ADAPTER_FILE), *folder.glob(f"[0-9]_*/{_ADAPTER_FILE}")]), None)
     if adapter:
         message = f"{adapter} is an adapter to another model; merge them (peft: merge_and_unload) and save that"
         raise ModelError(message)
