@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,18 @@ def test_no_entry_point_loads_openmp_before_it_says_how_threads_wait(entry: str)
     environment = {**os.environ, "GOMP_SPINCOUNT": "7"}
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert ran.stdout.split("\n")[-2] == "[] PASSIVE 7 0"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps nothing, or has no way to ask")
+def test_freed_memory_goes_back_to_the_system():
+    import psutil
+
+    process = psutil.Process()
+    # Too small to be mapped one by one, and the last one keeps the heap from shrinking by itself.
+    blocks = [bytes(60_000) for _ in range(3000)]
+    last = blocks.pop()
+    del blocks
+    before = process.memory_info().rss
+    machine.return_freed_memory()
+    assert process.memory_info().rss < before - 100_000_000
+    assert last

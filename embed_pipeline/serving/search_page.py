@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import HTMLResponse
 
+from embed_pipeline.machine import return_freed_memory
 from embed_pipeline.serving.served_model import ServedModel
 from embed_pipeline.serving.service import Service
 from embed_pipeline.serving.serving_errors import RequestError, invalid, unavailable
@@ -157,6 +158,8 @@ class Search:
         except (RequestError, RuntimeError, FloatingPointError) as error:
             index.failure = str(error)
             logger.exception("the corpus could not be indexed for the search page")
+        # The index before held the models of its release.
+        await self._run(return_freed_memory)
 
     @staticmethod
     async def _embed(model: ServedModel, texts: list[str]) -> NDArray[np.float32]:

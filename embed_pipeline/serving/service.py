@@ -11,7 +11,7 @@ from pathlib import Path
 
 from embed_pipeline.embedding.families import Kind
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
-from embed_pipeline.machine import usable_cores
+from embed_pipeline.machine import return_freed_memory, usable_cores
 from embed_pipeline.release.bundle import BASE_FOLDER
 from embed_pipeline.release.manifest import Manifest, verify_bundle
 from embed_pipeline.serving.batcher import Cores
@@ -85,11 +85,12 @@ class Service:
         """
         manifest = verify_bundle(bundle)
         models = self._open(bundle, manifest)
-        before = self._exchange({model.name: model for model in models})
+        before = list(self._exchange({model.name: model for model in models}))
         form = f"{models[0].precision} with {models[0].runtime}"
         logger.info("serving release %s as %s (%s)", manifest.version, self.settings.serving.model_name, form)
-        for old in before:
-            old.close()
+        while before:
+            before.pop().close()
+        return_freed_memory()
 
     def _open(self, bundle: Path, manifest: Manifest) -> list[ServedModel]:
         serving = self.settings.serving
