@@ -368,7 +368,7 @@ def test_what_is_pinned_runs_on_the_oldest_python_that_is_promised():
         pin: wanted
         for package in distributions()
         if (pin := f"{package.name}=={package.version}") in pinned
-        and (wanted := package.metadata["Requires-Python"])
+        and (wanted := package.metadata.get("Requires-Python"))
         and not SpecifierSet(wanted).contains(f"{oldest}.0")
     }
     assert not too_new, "pin older versions in constraints.txt"
