@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from embed_pipeline.settings import Embedding, Release
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DO_NOT_TRACK="1", MPLBACKEND="Agg")
 for _variable in [name for name in os.environ if name.startswith("EMBED_PIPELINE_")]:
     del os.environ[_variable]
+# A shell without job control has what runs in its background ignore Ctrl-C, and Dagster then ignores SIGTERM as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
