@@ -54,6 +54,7 @@ class Watched:
     Attributes:
         statuses: of the embeddings.
         searches: of the searches for the forgotten document.
+        seconds: how long each of these took.
         shown: seconds after the start at which its passages were shown.
         versions: seconds after the start at which another release was seen to be served.
         events: what was done, with the seconds at which it began and ended.
@@ -62,6 +63,7 @@ class Watched:
 
     statuses: Counter[int] = field(default_factory=Counter)
     searches: Counter[int] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
     shown: list[float] = field(default_factory=list)
     versions: list[tuple[float, str]] = field(default_factory=list)
     events: list[tuple[str, float, float]] = field(default_factory=list)
@@ -96,6 +98,8 @@ def main() -> int:
         "offered_tokens_per_second": round(2 * rate),
         "statuses": dict(watched.statuses),
         "searches": dict(watched.searches),
+        "median_search_seconds": round(statistics.median(watched.seconds), 1),
+        "slowest_search_seconds": round(max(watched.seconds), 1),
         "events": [{"what": what, "began": round(a, 1), "ended": round(b, 1)} for what, a, b in watched.events],
         "versions": [{"second": round(at, 1), "served": version} for at, version in watched.versions],
         "last_shown": round(max(watched.shown), 1) if watched.shown else None,
@@ -202,9 +206,11 @@ class Endurance:
     async def look(self) -> None:
         """Search for the document, and note the release and the server's memory."""
         process, watched = psutil.Process(self.server.pid), self.watched
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.server.port}", timeout=60) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.server.port}", timeout=300) as client:
             while self.now() < self.seconds:
+                began = self.now()
                 answer = await client.get("/search", params={"q": f"order of {NAME} statements"})
+                watched.seconds.append(self.now() - began)
                 watched.searches[answer.status_code] += 1
                 if answer.is_success and f"The {NAME} is a value" in answer.text:
                     watched.shown.append(self.now())

@@ -94,9 +94,11 @@ class Batcher:
         """Hold room for a request of so many texts, and about so many tokens, while it is tokenised and submitted.
 
         Raises:
-            RequestError: 429, when others fill the queue.
+            RequestError: 429, when others fill the queue; 503, when the queue is closed: nobody would empty it.
         """
         with self._condition:
+            if self._closing:
+                raise RequestError(503, "another release is served by now; try again", headers={"Retry-After": "1"})
             self._check_room(texts, tokens, self._waiting.tokens + self._reserved)
             self._reserved += tokens
             self._measure()

@@ -100,6 +100,15 @@ class Search:
             raise invalid("q is empty", "q")
         if len(query) > MAX_QUERY_CHARACTERS:
             raise invalid(f"q has {len(query)} characters, may have {MAX_QUERY_CHARACTERS}", "q")
+        try:
+            return await self._answer(query)
+        except RequestError as error:
+            if error.status != 503 or not self._service.ready:  # noqa: PLR2004 - an HTTP status
+                raise
+        # Its release was replaced between two of its models.
+        return await self._answer(query)
+
+    async def _answer(self, query: str) -> dict[str, Any]:
         index = await self._current()
         if index.failure is not None:
             raise RequestError(500, f"the corpus could not be indexed: {index.failure}", code="internal_error")

@@ -89,7 +89,7 @@ class Service:
         form = f"{models[0].precision} with {models[0].runtime}"
         logger.info("serving release %s as %s (%s)", manifest.version, self.settings.serving.model_name, form)
         while before:
-            before.pop().close()
+            before.pop(0).close()
         return_freed_memory()
 
     def _open(self, bundle: Path, manifest: Manifest) -> list[ServedModel]:

@@ -408,3 +408,11 @@ def test_closing_waits_for_a_request_that_is_being_tokenised():
         await closing
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_a_closed_queue_takes_nothing():
+    queue = batcher(Model())
+    queue.close()
+    with pytest.raises(RequestError, match="another release is served by now") as caught, queue.reservation(1, 4):
+        pass
+    assert (caught.value.status, caught.value.headers["Retry-After"]) == (503, "1")
