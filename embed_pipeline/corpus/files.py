@@ -391,10 +391,9 @@ def read_document(documents: Path | str, path: str, limit: int) -> bytes:
 
 def document_name(given: str, folder: Path | str) -> str:
     """What a user calls a document, as it is stored: relative to the documents folder, however its path was typed."""
-    if isinstance(folder, Path) and Path(given).is_absolute() and Path(given).is_relative_to(folder.absolute()):
-        return Path(given).relative_to(folder.absolute()).as_posix()
-    if isinstance(folder, Path) and Path(given).is_relative_to(folder):
-        return Path(given).relative_to(folder).as_posix()
+    for place in (folder, folder.absolute()) if isinstance(folder, Path) else ():
+        if Path(given).is_relative_to(place):
+            return Path(given).relative_to(place).as_posix()
     return given.removeprefix("./")
 
 

@@ -264,7 +264,7 @@ def find_traces(name: str, root: UPath, known: Record | None = None) -> Traces:
         ForgettingError: no such document is stored, and none was forgotten.
     """
     documents = _whole(root, tables.DOCUMENTS)
-    present = _present(root)
+    present = present_documents({"": documents.sort("batch", maintain_order=True)})
     paths = frozenset(documents.filter((pl.col("path") == name) | (pl.col("document_id") == name))["path"])
     if not paths and known is None:
         message = f"no document {name!r} is stored in {root}; name its path in the documents folder, or its id"
@@ -282,12 +282,6 @@ def find_traces(name: str, root: UPath, known: Record | None = None) -> Traces:
     if known is not None and not elsewhere & before:
         segments, qa_ids = segments | known.segment_ids, qa_ids | known.qa_ids
     return Traces(paths, document_ids, segments, qa_ids)
-
-
-def _present(root: UPath) -> pl.DataFrame:
-    """The newest row of every path that is still there."""
-    files = table_files(root, tables.DOCUMENTS)
-    return present_documents({batch or "": read_table(path, tables.DOCUMENTS) for path, batch in files})
 
 
 def _with_former_paths(
