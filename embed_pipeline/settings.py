@@ -241,7 +241,8 @@ class Group(BaseModel):
             return None
         if get_origin(annotation) is not tuple:
             return value
-        return _json_list(value) or [part.strip() for part in value.split(",") if part.strip()]
+        listed = _json_list(value)
+        return [part.strip() for part in value.split(",") if part.strip()] if listed is None else listed
 
 
 def _json_list(text: str) -> list[str] | None:
