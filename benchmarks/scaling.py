@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 
 from embed_pipeline.corpus.batches import batch_folder, cut_batches, load_batches
 from embed_pipeline.corpus.documents import read_documents
@@ -62,7 +63,7 @@ class UnitCosts:
     encode_seconds_per_segment: float
     search_seconds_per_comparison: float
     train_seconds_per_example: float
-    process_start_seconds: float
+    run_start_seconds: float
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,6 @@ class Assumptions:
     cpu_price_per_hour: float = 0.05
     workers: int = 4
     documents_per_batch: int = 200
-    steps_per_batch: int = 5
     machine_memory_bytes: float = 64e9
 
 
@@ -128,7 +128,7 @@ def measure() -> UnitCosts:
             encode_seconds_per_segment=_encode(encoder, texts),
             search_seconds_per_comparison=_search(),
             train_seconds_per_example=_train(texts),
-            process_start_seconds=_process_start(),
+            run_start_seconds=_run_start(),
         )
 
 
@@ -184,11 +184,17 @@ def _train(texts: list[str]) -> float:
     return (time.perf_counter() - started) / TRAINED_EXAMPLES
 
 
-def _process_start() -> float:
-    """Seconds until a step's process has loaded the definitions."""
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import embed_pipeline.definitions"], check=True, capture_output=True)
-    return time.perf_counter() - started
+def _run_start() -> float:
+    """Processor seconds until a batch's run, a process, has loaded the definitions and the base model."""
+    load = (
+        "import embed_pipeline.definitions; from embed_pipeline.embedding.encoder import Encoder; "
+        "from embed_pipeline.settings import Settings; settings = Settings(); "
+        "Encoder.load(settings.embedding.model, settings.embedding).encode(['a'], 'passage')"
+    )
+    before = psutil.Process().cpu_times()
+    subprocess.run([sys.executable, "-c", load], check=True, capture_output=True)
+    after = psutil.Process().cpu_times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def simulate(documents: int, unit: UnitCosts, assumed: Assumptions) -> dict[str, float | str]:
@@ -204,11 +210,7 @@ def simulate(documents: int, unit: UnitCosts, assumed: Assumptions) -> dict[str,
     tokens = segments * unit.tokens_per_segment
     hours = {
         "read and cut (CPU, all workers)": documents * unit.read_and_cut_seconds_per_document / assumed.workers / 3600,
-        "step processes (all workers)": batches
-        * assumed.steps_per_batch
-        * unit.process_start_seconds
-        / assumed.workers
-        / 3600,
+        "processes of the runs (all workers)": batches * unit.run_start_seconds / assumed.workers / 3600,
         "language model": completion / assumed.endpoint_completion_tokens_per_second / 3600,
         "encode (GPU)": 2 * LAYER_PARAMETERS * tokens / gpu_flops / 3600,
         "mine, exact (GPU)": 2 * DIMENSIONS * accepted * segments / gpu_flops / 3600,

@@ -1,15 +1,20 @@
 """Where steps run: processes, containers or Kubernetes jobs, and the GPU for those tagged for it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
 import docker
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.execution.step_dependency_config import StepDependencyConfig
+from dagster._core.executor.base import Executor
+from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.executor.step_delegating import StepDelegatingExecutor
 from dagster._core.executor.step_delegating.step_handler.base import StepHandlerContext
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster_docker.container_context import DockerContainerContext
 from dagster_docker.docker_executor import DockerStepHandler, docker_executor
 
@@ -23,7 +28,10 @@ GPU_STEP: Mapping[str, str] = MappingProxyType({GPU_TAG: "true"})
 
 
 def stage_executor(orchestration: Orchestration, assets: Iterable[dg.AssetsDefinition]) -> dg.ExecutorDefinition:
-    """The executor that the settings name: steps as processes of this machine, as containers, or as Kubernetes jobs."""
+    """The executor that the settings name: steps as processes of this machine, as containers, or as Kubernetes jobs.
+
+    The steps of a batch, which come one after another, share the process of their run in place of one each.
+    """
     limits = {
         "max_concurrent": orchestration.max_parallel_steps,
         "tag_concurrency_limits": [{"key": GPU_TAG, "value": "true", "limit": 1}],
@@ -38,7 +46,38 @@ def stage_executor(orchestration: Orchestration, assets: Iterable[dg.AssetsDefin
         steps = [made.op.name for made in assets if made.is_executable and GPU_TAG in made.op.tags]
         per_step = dict.fromkeys(steps, wanted) if orchestration.gpus else {}
         return k8s_job_executor.configured({**limits, "per_step_k8s_config": per_step})
-    return dg.multiprocess_executor.configured(limits)
+    return batch_in_process.configured(limits)
+
+
+class BatchInProcess(Executor):
+    """Steps of a run over one batch in the run's process, which loads the code once; all others by ``several``."""
+
+    def __init__(self, several: Executor) -> None:
+        self._several = several
+
+    @property
+    def retries(self) -> RetryMode:  # noqa: D102 - Dagster's
+        return self._several.retries
+
+    def execute(  # noqa: D102 - Dagster's
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[dg.DagsterEvent]:
+        alone = PARTITION_NAME_TAG in plan_context.dagster_run.tags
+        executor = InProcessExecutor(self.retries) if alone else self._several
+        return executor.execute(plan_context, execution_plan)
+
+
+@dg.executor(
+    name="multiprocess",
+    config_schema=dg.multiprocess_executor.config_schema.config_type,
+    requirements=dg.multiple_process_executor_requirements(),
+)
+def batch_in_process(init_context: dg.InitExecutorContext) -> Executor:
+    """Dagster's multiprocess executor with :class:`BatchInProcess`; its configuration is the same."""
+    create = dg.multiprocess_executor.executor_creation_fn
+    if create is None:
+        raise dg.DagsterInvariantViolationError("Dagster's multiprocess executor cannot be made")
+    return BatchInProcess(create(init_context))
 
 
 class GpuStepHandler(DockerStepHandler):

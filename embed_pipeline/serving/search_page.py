@@ -109,18 +109,22 @@ class Search:
         return await self._answer(query)
 
     async def _answer(self, query: str) -> dict[str, Any]:
-        index = await self._current()
-        if index.failure is not None:
-            raise RequestError(500, f"the corpus could not be indexed: {index.failure}", code="internal_error")
-        state = {"query": query, "segments": index.segments, "indexed": index.corpus.height}
-        if index.done < index.total:
-            return {**state, "state": "indexing", "done": index.done, "total": index.total, "systems": []}
-        loop, systems = asyncio.get_running_loop(), []
-        for model, vectors in zip(index.models, index.vectors, strict=True):
-            embedded = await model.embed([query], "query", "END")
-            system = await loop.run_in_executor(self._service.executor, _hits, index, model, vectors, embedded.vectors)
-            systems.append(system)
-        return {**state, "state": "ready", "done": index.done, "total": index.total, "systems": systems}
+        models: tuple[ServedModel, ...] = ()
+        embedded: list[NDArray[np.float32]] = []
+        while True:
+            index = await self._current()
+            if index.failure is not None:
+                raise RequestError(500, f"the corpus could not be indexed: {index.failure}", code="internal_error")
+            state = {"query": query, "segments": index.segments, "indexed": index.corpus.height}
+            if index.done < index.total:
+                return {**state, "state": "indexing", "done": index.done, "total": index.total, "systems": []}
+            if index.models == models:
+                systems = await self._run(_systems, index, embedded)
+                return {**state, "state": "ready", "done": index.done, "total": index.total, "systems": systems}
+            # The query may wait behind others' texts: what is shown is of the corpus after that.
+            models = index.models
+            answers = await asyncio.gather(*(model.embed([query], "query", "END") for model in models))
+            embedded = [answer.vectors[0] for answer in answers]
 
     async def _current(self) -> Index:
         """The index of the models served now; begun where there is none yet."""
@@ -217,8 +221,13 @@ def _stored_version(path: UPath) -> str:
         raise unavailable(f"the corpus cannot be searched: {error}") from error
 
 
+def _systems(index: Index, embedded: list[NDArray[np.float32]]) -> list[dict[str, Any]]:
+    """What each model finds for the vector that it gave the query."""
+    return [_hits(index, *each) for each in zip(index.models, index.vectors, embedded, strict=True)]
+
+
 def _hits(index: Index, model: ServedModel, vectors: NDArray[np.float32], query: NDArray[np.float32]) -> dict[str, Any]:
-    scores = vectors @ query[0]
+    scores = vectors @ query
     order = np.argsort(-scores, kind="stable")[:SHOWN]
     rows = index.corpus[order.tolist()].select("segment_id", "path", "heading_path", "text").to_dicts()
     results = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -191,3 +192,49 @@ def test_the_training_step_carries_the_tag_into_its_op():
 
     assert finetuned_model.op.tags[GPU_TAG] == "true"
     assert finetuned_model.op.pool == "gpu"
+
+
+def pids_job():
+    """Three assets after each other, each with the process that made it."""
+    batches = dg.StaticPartitionsDefinition(["one"])
+
+    @dg.asset(partitions_def=batches)
+    def first():
+        return dg.MaterializeResult(metadata={"pid": os.getpid()})
+
+    @dg.asset(partitions_def=batches, deps=[first])
+    def second():
+        return dg.MaterializeResult(metadata={"pid": os.getpid()})
+
+    @dg.asset
+    def overall():
+        return dg.MaterializeResult(metadata={"pid": os.getpid()})
+
+    assets = [first, second, overall]
+    executor = stage_executor(Orchestration(), assets)
+    jobs = [dg.define_asset_job("batch", [first, second]), dg.define_asset_job("overall_job", [overall])]
+    return dg.Definitions(assets=assets, jobs=jobs, executor=executor)
+
+
+def batch_job():
+    return pids_job().resolve_job_def("batch")
+
+
+def overall_job():
+    return pids_job().resolve_job_def("overall_job")
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_batch_share_a_process_and_others_have_their_own(tmp_path):
+    def pids(job, tags):
+        with dg.execute_job(dg.reconstructable(job), instance, tags=tags) as done:
+            assert done.success
+            return [
+                made.materialization.metadata["pid"].value
+                for made in (event.event_specific_data for event in done.all_events if event.is_step_materialization)
+            ]
+
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        assert pids(batch_job, {"dagster/partition": "one"}) == [os.getpid()] * 2
+        (alone,) = pids(overall_job, {})
+        assert alone != os.getpid()

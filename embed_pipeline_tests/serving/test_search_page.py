@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.inspection.judged_searches import write_judged_queries
 from embed_pipeline.release.releases import promote
 from embed_pipeline.serving import search_page as search
+from embed_pipeline.serving.served_model import ServedModel
 from embed_pipeline.settings import Paths
 from embed_pipeline.storage import write_whole
 from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
@@ -248,6 +250,26 @@ def test_what_is_taken_out_of_the_corpus_is_found_no_more_and_nothing_else_is_em
         write_whole(UPath(path), parquet(whole))
         eventually(lambda: served.client.get("/search", params={"q": "class"}).status_code == 200)
         assert found(served, "value of 7")["systems"][0]["results"] == before
+
+
+@pytest.mark.slow
+def test_what_goes_while_a_query_waits_for_the_model_is_not_shown(bundle, tmp_path, monkeypatch):
+    store = corpus(tmp_path)
+    path = store / "tables" / "corpus.parquet"
+    whole, embed = pl.read_parquet(path), ServedModel.embed
+    with running(bundle, store=store, reload_seconds=0.02) as served:
+        gone = found(served, "value of 7")["systems"][0]["results"][0]["segment_id"]
+
+        async def slow(model, *arguments):
+            answer = await embed(model, *arguments)
+            write_whole(UPath(path), parquet(whole.filter(pl.col("segment_id") != gone)))
+            await asyncio.sleep(0.1)
+            return answer
+
+        monkeypatch.setattr(ServedModel, "embed", slow)
+        answer = served.client.get("/search", params={"q": "value of 7"}).json()
+    assert (answer["state"], answer["segments"]) == ("ready", 59)
+    assert gone not in [result["segment_id"] for result in answer["systems"][0]["results"]]
 
 
 def parquet(frame: pl.DataFrame) -> bytes:
