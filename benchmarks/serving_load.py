@@ -205,7 +205,7 @@ def make_texts(backend: Backend, count: int) -> list[tuple[str, int]]:
 
 def write_corpus(store: Path, texts: list[tuple[str, int]]) -> None:
     """The texts as a corpus: what OpenVINO is proven on."""
-    places = {"document_id": "d", "path": "a.md", "title": "", "heading_path": "", "label_set": None}
+    places = {"document_id": "d", "path": "a.md", "title": "", "heading_path": "", "batch": "1", "label_set": None}
     rows = [
         {"segment_id": f"{position:04}", "position": position, "text": text, "token_count": tokens, **places}
         for position, (text, tokens) in enumerate(texts)

@@ -32,7 +32,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from embed_pipeline.enumerations import SIDES, Side
-from embed_pipeline.text.blocks import whole_characters
+from embed_pipeline.text.blocks import is_blank, whole_characters
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,9 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
     if not judged:
         wanted = " or ".join(f"qrels/{side}.tsv" for side in sides)
         message = f"{folder}: there is no {wanted} with a judgement in it"
+        others = [side for side in SIDES if side not in sides and next(_judgement_rows(folder, side), None)]
+        if others:
+            message += f"; there are those of {' and '.join(others)}, which a copy named {sides[0]} would judge by"
         raise LabelsError(message)
     return BeirFolder(queries, _read_passages(folder), judged)
 
@@ -166,7 +169,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read_queries(folder: Path) -> Iterator[tuple[str, str]]:
     for place, row in _texts(folder, "queries"):
-        if not row["text"].strip():
+        if is_blank(row["text"]):
             message = f"{place}: the text of query {row['_id']!r} is empty"
             raise LabelsError(message)
         yield row["_id"], row["text"]
@@ -176,7 +179,7 @@ def _read_passages(folder: Path) -> dict[str, str] | None:
     if _packed_or_not(folder / "corpus.jsonl") is None and not _parts(folder, "corpus"):
         return None
     passages = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for _, row in _texts(folder, "corpus")}
-    said = {key: text for key, text in passages.items() if text}
+    said = {key: text for key, text in passages.items() if not is_blank(text)}
     if len(said) < len(passages):
         logger.warning("%s: passages without a text are left out: %d", folder, len(passages) - len(said))
     return said

@@ -191,11 +191,11 @@ def generate(documents: DocumentSet, settings: Settings | None = None) -> pl.Dat
     from embed_pipeline.synthesis.score import score_pairs
     from embed_pipeline.synthesis.select import select_pairs
     from embed_pipeline.synthesis.trial import choose_judge, choose_path
-    from embed_pipeline.text.passages import passage_texts, with_titles
+    from embed_pipeline.text.passages import with_titles
     from embed_pipeline.training_data.pair_sources import collect_pairs
 
     settings = _effective(settings).since(time.time())
-    encoder = open_base_encoder(settings, passage_texts(documents.corpus, settings.embedding.context))
+    encoder = open_base_encoder(settings, documents.corpus)
     pairs, scores = {}, {}
     whole = max(1, sum(segments.height for segments in documents.segments.values()))
     for batch, segments in documents.segments.items():
@@ -224,7 +224,6 @@ def mine(pairs: pl.DataFrame, documents: DocumentSet, settings: Settings | None 
         ModelError: the base model cannot be loaded.
     """
     from embed_pipeline.embedding.proven import open_base_encoder
-    from embed_pipeline.text.passages import passage_texts
     from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
     from embed_pipeline.training_data.questions import training_questions
     from embed_pipeline.training_data.split import split_dataset
@@ -233,7 +232,7 @@ def mine(pairs: pl.DataFrame, documents: DocumentSet, settings: Settings | None 
     corpus = documents.corpus
     split = split_dataset(pairs, corpus, settings, None)
     questions = training_questions(pairs, split, corpus, settings, documents.left_out)
-    encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
+    encoder = open_base_encoder(settings, corpus)
     negatives = mine_hard_negatives(questions, corpus, settings, encoder)
     return TrainingSet(corpus, documents.left_out, pairs, split, negatives, unroll(negatives))
 

@@ -430,6 +430,7 @@ CORPUS = Table(
         _PATH,
         _text("title", "The document's title."),
         *_SEGMENT_BODY,
+        replace(_BATCH, description="Document batch that it was read with; null: a label set's.", nullable=True),
         _text("label_set", "Label set that brings the passage along; null: it is of the documents.", nullable=True),
     ),
     key=("segment_id",),

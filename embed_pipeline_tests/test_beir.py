@@ -237,5 +237,6 @@ def test_passages_without_a_text_are_left_out_and_equal_rows_are_one(tmp_path, c
     folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
     with (folder / "corpus.jsonl").open("a") as corpus:
         corpus.write('{"_id": "b", "text": "second"}\n{"_id": "c", "title": "", "text": " "}\n')
+        corpus.write('{"_id": "d", "text": "\\u200b\\ufeff"}\n')
     assert read_beir(folder).passages == {"a": "Title first", "b": "second"}
-    assert "passages without a text are left out: 1" in caplog.text
+    assert "passages without a text are left out: 2" in caplog.text

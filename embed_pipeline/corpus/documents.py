@@ -17,7 +17,7 @@ from embed_pipeline.corpus.formats import UnreadableError
 from embed_pipeline.corpus.readers import ReadingProcess
 from embed_pipeline.progress import progress
 from embed_pipeline.settings import ROW_SUFFIXES, Settings
-from embed_pipeline.text.blocks import ParsedDocument, as_rows, from_rows
+from embed_pipeline.text.blocks import ParsedDocument, as_rows, from_rows, is_blank
 
 IN_PART = "in_part"
 """Reason under which the parts of a document are set aside that could not be read."""
@@ -113,7 +113,7 @@ def _read(file: BatchFile, settings: Settings, process: ReadingProcess) -> Parse
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise UnreadableError("changed_since_batch", "a later batch reads the new version")
     read = process.read(file.path, content)
-    if not read.text.strip():
+    if is_blank(read.text):
         raise UnreadableError("empty", f"{file.size} bytes, no text")
     return read
 

@@ -1,7 +1,8 @@
 """The one way from texts to vectors: round trips, mining, training, evaluation, parity and a deployment's check.
 
 Each distinct text is encoded once, texts are tokenised some thousands at a time, and batches are cut by tokens from
-length-sorted texts, whichever backend computes them. With torch the vectors are those of
+length-sorted texts, whichever backend computes them. Passages of a document batch are encoded together and apart from
+all others, so that a stored batch is not encoded again where the corpus has grown. With torch the vectors are those of
 ``SentenceTransformer.encode``.
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +25,7 @@ from embed_pipeline.embedding.families import TASKS, Kind, ModelError
 from embed_pipeline.embedding.token_batches import in_lanes, token_budget, token_budget_batches, tokenized_windows
 from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.embedding.vector_store import VectorStore
-from embed_pipeline.progress import progress
+from embed_pipeline.progress import Bar, progress
 from embed_pipeline.settings import Auto, Embedding
 
 if TYPE_CHECKING:
@@ -44,17 +46,26 @@ class Encoder:
         max_tokens: longest text that is read whole, prefix and special tokens included; the rest is cut off.
     """
 
-    def __init__(self, backend: Backend, batch_tokens: int | Auto = "auto", store: Path | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        batch_tokens: int | Auto = "auto",
+        store: Path | None = None,
+        batches: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Encode with ``backend``.
 
         Args:
             backend: the model, opened.
             batch_tokens: tokens in one batch, padding included; auto: what suits the hardware.
-            store: folder in which the vectors of whole calls are kept for the next stage; None: they are not.
+            store: folder in which vectors are kept for the next stage; None: they are not.
+            batches: passage to the document batch that it came with, as of
+                :func:`~embed_pipeline.text.passages.batch_of_passages`.
         """
         self.backend = backend
         self.dimensions, self.max_tokens = backend.dimensions, backend.max_tokens
         self._budget = token_budget(batch_tokens, on_gpu=backend.on_gpu, lanes=backend.lanes)
+        self._batches = batches
         self._stores: dict[Kind, VectorStore] = {}
         if store is not None:
             for kind in TASKS:
@@ -98,17 +109,35 @@ class Encoder:
         backend, stored = self.backend.of_kind(kind), self._stores.get(kind)
         prefix = backend.query_prefix if kind == "query" else backend.passage_prefix
         distinct = list(dict.fromkeys(texts))
-        read = [prefix + text for text in distinct]
-        key = stored.key(read) if stored else None
-        vectors = stored.get(key, (len(read), self.dimensions)) if stored and key else None
-        if vectors is None:
-            vectors = self._compute(read, label, backend)
-            if stored and key:
-                stored.put(key, vectors)
+        calls = self._calls(distinct) if kind == "passage" and self._batches else {"": list(range(len(distinct)))}
+        vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
+        left: list[tuple[list[int], list[str], Path | None]] = []
+        for batch, places in calls.items():
+            read = [prefix + distinct[place] for place in places]
+            path = stored.place(read, batch=bool(batch)) if stored else None
+            found = stored.get(path, (len(read), self.dimensions)) if stored and path else None
+            if found is None:
+                left.append((places, read, path))
+            else:
+                vectors[places] = found
+        total = sum(len(read) for _, read, _ in left)
+        with progress(label, total, "text") if label and total else nullcontext() as bar:
+            for places, read, path in left:
+                found = self._compute(read, backend, bar)
+                vectors[places] = found
+                if stored and path:
+                    stored.put(path, found)
         if len(distinct) == len(texts):
             return vectors
         position = {text: index for index, text in enumerate(distinct)}
         return vectors[[position[text] for text in texts]]
+
+    def _calls(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """Batch to the places of its texts, in an order that no other text decides; those of no batch as they come."""
+        calls: dict[str, list[int]] = {}
+        for place, text in enumerate(texts):
+            calls.setdefault(self._batches.get(text, ""), []).append(place)
+        return {batch: sorted(places, key=texts.__getitem__) if batch else places for batch, places in calls.items()}
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without prefix, special tokens or a limit.
@@ -129,19 +158,18 @@ class Encoder:
         windows = tokenized_windows(texts, self.backend.tokenize, on_gpu=False)
         return [0 if unknown is None else int((row == unknown).sum()) for _, rows in windows for row in rows]
 
-    def _compute(self, texts: Sequence[str], label: str | None, backend: Backend) -> Floats:
+    def _compute(self, texts: Sequence[str], backend: Backend, bar: Bar | None) -> Floats:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         tokenize = partial(backend.tokenize, truncate=True)
-        with progress(label, len(texts), "text") if label else nullcontext() as bar:
-            for start, rows in tokenized_windows(texts, tokenize, on_gpu=backend.on_gpu):
-                for position, row in enumerate(rows, start):
-                    if not len(row):
-                        message = f"the model's tokenizer gives no token for the text {texts[position][:80]!r}"
-                        raise ModelError(message)
-                for positions, found in self._infer(rows, backend):
-                    vectors[start + positions] = found
-                    if bar is not None:
-                        bar.advance(len(positions))
+        for start, rows in tokenized_windows(texts, tokenize, on_gpu=backend.on_gpu):
+            for position, row in enumerate(rows, start):
+                if not len(row):
+                    message = f"the model's tokenizer gives no token for the text {texts[position][:80]!r}"
+                    raise ModelError(message)
+            for positions, found in self._infer(rows, backend):
+                vectors[start + positions] = found
+                if bar is not None:
+                    bar.advance(len(positions))
         self._check_finite(vectors, texts)
         return vectors
 

@@ -21,7 +21,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,14 @@ from embed_pipeline.embedding.families import Kind, ModelError
 from embed_pipeline.embedding.models import torch_device
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
+from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.machine import processor, usable_cores
 from embed_pipeline.settings import Embedding, Settings
 from embed_pipeline.storage import write_whole
+from embed_pipeline.text.passages import batch_of_passages
+
+if TYPE_CHECKING:
+    import polars as pl
 
 logger = logging.getLogger(__name__)
 
@@ -62,52 +68,65 @@ class CorpusBackend:
         name: torch, onnx or openvino.
         exports: folder of each model's export; empty with torch.
         embedding: how texts are encoded.
+        batches: passage to the document batch that it came with: what is encoded together.
     """
 
     name: BackendName
     exports: Mapping[str, Path]
     embedding: Embedding
+    batches: Mapping[str, str]
 
     def open(self, model: str | Path, vectors: Path | None = None) -> Encoder:
         """An encoder of one of the models that the backend was chosen for.
 
         Args:
             model: as it was named then.
-            vectors: folder in which the vectors of whole calls are kept for the next stage; None: they are not.
+            vectors: folder in which vectors are kept for the next stage; None: they are not.
 
         Raises:
             ModelError: the model cannot be loaded.
         """
-        if self.name == "torch":
-            return Encoder.load(model, self.embedding, vectors)
-        return Encoder(_open(self.name, self.exports[str(model)]), self.embedding.batch_tokens, vectors)
+        on_torch = self.name == "torch"
+        backend = TorchBackend.load(model, self.embedding) if on_torch else _open(self.name, self.exports[str(model)])
+        return Encoder(backend, self.embedding.batch_tokens, vectors, self.batches)
 
 
-def open_base_encoder(settings: Settings, passages: Iterable[str]) -> Encoder:
-    """The base model, or the first candidate before one is chosen, on the backend chosen for ``passages``.
+def open_base_encoder(settings: Settings, segments: pl.DataFrame) -> Encoder:
+    """The base model, or the first candidate before one is chosen, on the backend chosen for the passages of a frame.
 
-    Vectors of whole calls are kept in the store.
+    Vectors are kept in the store.
+
+    Args:
+        settings: the product's settings.
+        segments: frame with the columns batch and text, and those that ``embedding.context`` needs.
 
     Raises:
         ModelError: as :func:`choose_backend`.
     """
     model = settings.embedding.reading_model
-    return choose_backend([model], passages, settings).open(model, settings.paths.store / "vectors")
+    batches = batch_of_passages(segments, settings.embedding.context)
+    return choose_backend([model], batches, settings, batches).open(model, settings.paths.store / "vectors")
 
 
-def choose_backend(models: Sequence[str | Path], passages: Iterable[str], settings: Settings) -> CorpusBackend:
+def choose_backend(
+    models: Sequence[str | Path],
+    passages: Iterable[str],
+    settings: Settings,
+    batches: Mapping[str, str] = MappingProxyType({}),
+) -> CorpusBackend:
     """The backend that ``embedding.backend`` means for ``models`` and a corpus of ``passages``.
 
     Args:
         models: those whose vectors are compared with each other.
         passages: what will be encoded, questions aside.
         settings: groups ``embedding`` and ``release`` (operator set of the export), and the store.
+        batches: passage of the corpus to the document batch that it came with, to be encoded with that alone.
 
     Raises:
         ModelError: a model cannot be loaded, or the backend that is named is not proven for it.
     """
     embedding = settings.embedding
-    on_torch = CorpusBackend("torch", {}, embedding)
+    on_torch = CorpusBackend("torch", {}, embedding, batches)
     distinct = set(passages)
     if embedding.backend == "torch" or not distinct:
         return on_torch
@@ -116,7 +135,8 @@ def choose_backend(models: Sequence[str | Path], passages: Iterable[str], settin
         exports = {str(model): _Export.of(model, settings) for model in models}
         for export in exports.values():
             export.prove(embedding.backend, texts)
-        return CorpusBackend(embedding.backend, {model: export.folder for model, export in exports.items()}, embedding)
+        folders = {model: export.folder for model, export in exports.items()}
+        return CorpusBackend(embedding.backend, folders, embedding, batches)
     if len(distinct) < LEAST_PASSAGES or embedding.precision != "fp32" or torch_device(embedding) != "cpu":
         return on_torch
     proven: list[BackendName] = ["torch"]
@@ -133,7 +153,7 @@ def choose_backend(models: Sequence[str | Path], passages: Iterable[str], settin
     chosen = exports[str(models[0])].fastest(proven, texts) if len(proven) > 1 else "torch"
     logger.info("%d passages are encoded with %s", len(distinct), chosen)
     folders = {model: export.folder for model, export in exports.items()} if chosen != "torch" else {}
-    return CorpusBackend(chosen, folders, embedding)
+    return CorpusBackend(chosen, folders, embedding, batches)
 
 
 class _Export:

@@ -1,7 +1,8 @@
-"""Vectors of a whole call kept on disk: the corpus is encoded once a model, not once a stage.
+"""Vectors kept on disk, in calls: the corpus is encoded once a model, not once a stage, and a new batch alone.
 
 A call is found again by the model's weights, what computes them and all of its texts in order, so what is read back
-is bit for bit what the same call would compute; no vector ever depends on what else was encoded before.
+is bit for bit what the same call would compute; no vector ever depends on what else was encoded before. The passages of
+a document batch are a call of their own, whatever they are encoded with.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,12 +23,14 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 _KEPT = 16
+_BATCHES = "batches"
+_KEPT_SECONDS = 30 * 24 * 3600
 _LEAST_TEXTS = 64
-"""Smaller calls are computed faster than they are looked up."""
+"""Smaller calls, but for batches, are computed faster than they are looked up."""
 
 
 class VectorStore:
-    """A folder of call results, ``<key>.npy``; the sixteen used last are kept."""
+    """A folder of call results: the sixteen used last, and the batches that were used within thirty days."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         """Open the folder for one model.
@@ -36,20 +40,25 @@ class VectorStore:
             identity: all that decides the bits of a vector, other than its text: weights, runtime, precision, batches.
         """
         self._folder, self._identity = folder, identity
+        self._pruned = False
 
-    def key(self, texts: Sequence[str]) -> str | None:
-        """The call's key; None: it is too small to keep."""
-        if len(texts) < _LEAST_TEXTS:
+    def place(self, texts: Sequence[str], *, batch: bool = False) -> Path | None:
+        """The file of the call; None: it is too small to keep.
+
+        Args:
+            texts: all of the call.
+            batch: whether they are the passages of a document batch.
+        """
+        if not batch and len(texts) < _LEAST_TEXTS:
             return None
         digest = hashlib.sha256(self._identity.encode())
         for text in texts:
             content = text.encode("utf-8", "surrogatepass")
             digest.update(f"{len(content)} ".encode() + content)
-        return digest.hexdigest()[:32]
+        return (self._folder / _BATCHES if batch else self._folder) / f"{digest.hexdigest()[:32]}.npy"
 
-    def get(self, key: str, shape: tuple[int, int]) -> Floats | None:
+    def get(self, path: Path, shape: tuple[int, int]) -> Floats | None:
         """The stored vectors, or None; a file that is damaged or of another shape is removed, not used."""
-        path = self._folder / f"{key}.npy"
         if not path.is_file():
             return None
         try:
@@ -65,10 +74,19 @@ class VectorStore:
         os.utime(path)
         return vectors
 
-    def put(self, key: str, vectors: Floats) -> None:
+    def put(self, path: Path, vectors: Floats) -> None:
         """Store a call's vectors in one step, and drop what was not used for longest."""
-        with replacing(self._folder / f"{key}.npy") as staged, staged.open("wb") as stream:
+        with replacing(path) as staged, staged.open("wb") as stream:
             np.save(stream, vectors)
-        by_use = sorted(self._folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
-        for path in by_use[:-_KEPT]:
-            path.unlink(missing_ok=True)
+        if path.parent == self._folder:
+            by_use = sorted(self._folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+            _remove(by_use[:-_KEPT])
+        elif not self._pruned:
+            self._pruned = True
+            oldest = time.time() - _KEPT_SECONDS
+            _remove([path for path in path.parent.glob("*.npy") if path.stat().st_mtime < oldest])
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

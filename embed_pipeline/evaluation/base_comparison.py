@@ -21,7 +21,7 @@ from embed_pipeline.evaluation.retrieval import encode_sets, searched_by, with_i
 from embed_pipeline.evaluation.significance import bootstrap_intervals
 from embed_pipeline.settings import Embedding, Settings
 from embed_pipeline.tables import BASE_COMPARISON
-from embed_pipeline.text.passages import passage_texts
+from embed_pipeline.text.passages import batch_of_passages, passage_texts
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def compare_bases(corpus: pl.DataFrame, sets: Sequence[QuerySet], settings: Sett
     candidates = tuple(dict.fromkeys(named))
     sources = searched_by(sets, corpus, embedding.context)
     texts = list(dict.fromkeys(text for passages, _ in sources for text in passages.texts))
-    chosen = choose_backend(candidates, texts, settings)
+    chosen = choose_backend(candidates, texts, settings, batch_of_passages(corpus, embedding.context))
     rows: list[dict[str, Any]] = []
     for model in candidates:
         encoder = chosen.open(model, settings.paths.store / "vectors")

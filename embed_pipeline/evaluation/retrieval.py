@@ -23,7 +23,7 @@ from embed_pipeline.evaluation.ranking import Collection, SetResult, rank_set, s
 from embed_pipeline.evaluation.significance import Verdict, bootstrap_intervals, judge
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import FUSION_WEIGHTS, QUESTION_RESULTS, RETRIEVAL_EVALUATION
-from embed_pipeline.text.passages import passage_texts
+from embed_pipeline.text.passages import batch_of_passages, passage_texts
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
@@ -90,7 +90,7 @@ def compare(
     sources = searched_by(asked, corpus, context)
     before = sources if base_context in {None, context} else searched_by(asked, corpus, base_context or context)
     texts = (text for passages, _ in sources for text in passages.texts)
-    chosen = choose_backend([base, tuned], texts, settings)
+    chosen = choose_backend([base, tuned], texts, settings, batch_of_passages(corpus, context))
     by_base = encode_sets("base", chosen.open(base, vectors), before, asked)
     is_base = tuned == base and before is sources
     by_tuned = by_base if is_base else encode_sets("tuned", chosen.open(tuned, vectors), sources, asked)

@@ -43,13 +43,13 @@ _FOCUS_CHARACTERS = 320
 _MAX_TOKENS = 40
 _TEMPERATURE_STEP = 0.2
 _LEAST_SUPPORT = 0.55
-_LEAST_WORTH = -0.2
+_LEAST_WORTH = -0.15
 _GOOD_WORTH = 0.15
 """A wish with such a candidate is not tried on further sentences."""
 _LEAST_KEYWORDS = 3
 _USUAL_LOG_PROBABILITY = -0.55
 """Taken where the endpoint tells none: then the bound on support alone decides."""
-_OPENINGS = {
+_OPENINGS: Mapping[str, tuple[str, ...]] = {
     "factual": ("What does", "What is", "What"),
     "procedural": ("How do I", "How do you", "How can I"),
     "causal": ("What happens if", "What happens when", "Why"),
@@ -58,7 +58,7 @@ _OPENINGS = {
     "temporal": ("When is", "When does", "When should"),
     "multi_hop": ("How does", "What happens when", "Why"),
 }
-_NAMING_OPENINGS = {
+_NAMING_OPENINGS: Mapping[str, tuple[str, ...]] = {
     "factual": ("What {does} {name}", "What {be} {name}"),
     "procedural": ("How do I use {name}", "How can I use {name}"),
     "causal": ("What happens when {name}", "Why {does} {name}"),
@@ -66,6 +66,13 @@ _NAMING_OPENINGS = {
     "relational": ("How {does} {name}", "How {be} {name}"),
     "temporal": ("When {does} {name}", "When {be} {name}"),
 }
+_WHY = "Why"
+_REASON = re.compile(
+    r"\b(?:because|so that|in order to|therefore|hence|otherwise|due to|reasons?"
+    r"|to (?:avoid|prevent|ensure|allow|keep|make sure))\b",
+    re.IGNORECASE,
+)
+"""Words by which a sentence says why; where there are none, a question that asks why has no answer in it."""
 _PATH = " > "
 _UNSPACED_END = re.compile(r"(?<=[。！？])")
 _SPACED_MARK = re.compile(r"\s+([?.,])")
@@ -93,6 +100,11 @@ class _Focus:
     contexts: tuple[str, ...]
     names: tuple[str, ...] = ()
     heading: str = ""
+
+    @property
+    def says_why(self) -> bool:
+        """Whether a sentence shown gives a reason for something."""
+        return any(map(_REASON.search, (*self.sentences, *self.contexts)))
 
     def answers(self, question: str, idf: Mapping[str, float]) -> list[str]:
         """For each source the sentence, after the one before it where only both say what is asked."""
@@ -253,10 +265,12 @@ def _opening(task: QuestionTask, spec: QuestionSpec, focus: _Focus, seed: int) -
     kind = "multi_hop" if len(task.sources) > 1 else spec.reasoning_type
     # What a whole section is about makes the same factual question of each of its sentences.
     names = focus.names or ((focus.heading,) if focus.heading and kind != "factual" else ())
-    if not names or kind not in _NAMING_OPENINGS:
-        openings = _OPENINGS.get(kind, ("",))
-        return openings[seed % len(openings)]
-    name, forms = names[seed % len(names)], _NAMING_OPENINGS[kind]
+    is_named = bool(names) and kind in _NAMING_OPENINGS
+    forms = _NAMING_OPENINGS[kind] if is_named else _OPENINGS.get(kind, ("",))
+    forms = tuple(form for form in forms if focus.says_why or not form.startswith(_WHY))
+    if not is_named:
+        return forms[seed % len(forms)]
+    name = names[seed % len(names)]
     does, be = ("do", "are") if is_plural(name) else ("does", "is")
     form = forms[seed // len(names) % len(forms)]
     return form.format(name=name, does=does, Does=does.capitalize(), be=be)

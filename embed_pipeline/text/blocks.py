@@ -117,6 +117,11 @@ def clean_text(text: str) -> str:
     return unicodedata.normalize("NFC", _FOLDED.sub(lambda found: _LETTERS.get(found[0], ""), whole_characters(text)))
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: white space, marks of zero width and control characters alone."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
+
+
 def whole_characters(text: str) -> str:
     """The text with surrogate pairs as the characters that they stand for, and U+FFFD for half of a pair."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") if _SURROGATE.search(text) else text

@@ -46,6 +46,19 @@ def passages_by_id(segments: pl.DataFrame, context: Context) -> dict[str, str]:
     return dict(zip(segments["segment_id"], passage_texts(segments, context), strict=True))
 
 
+def batch_of_passages(segments: pl.DataFrame, context: Context) -> dict[str, str]:
+    """Each text that is embedded to the document batch that it came with, of several the first; empty: a label set's.
+
+    Args:
+        segments: frame with the column batch, and those of :func:`passage_texts`.
+        context: ``embedding.context``.
+    """
+    found: dict[str, str] = {}
+    for text, batch in zip(passage_texts(segments, context), segments["batch"], strict=True):
+        found.setdefault(text, batch or "")
+    return found
+
+
 def with_context(context: str, text: str) -> str:
     """The text after its context; where there is none, as it is."""
     return f"{context}{SEPARATOR}{text}" if context else text

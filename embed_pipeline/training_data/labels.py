@@ -147,6 +147,7 @@ def with_labelled_passages(
                 "heading_path": "",
                 "text": text,
                 "token_count": tokens,
+                "batch": None,
                 "label_set": name,
             }
             for (name, path, text), tokens in zip(rows, counts, strict=True)

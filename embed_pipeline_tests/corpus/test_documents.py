@@ -31,7 +31,7 @@ def test_documents_are_read_and_the_rest_is_set_aside_with_its_reason(
 ) -> None:
     (folder / "b.md").write_text("# The title\n\nBody.\n")
     (folder / "a.txt").write_text("No heading here.\n")
-    (folder / "blank.md").write_text(" \n\t\n")
+    (folder / "blank.md").write_text(" \u200e\n\t\n", encoding="utf-8")
     (folder / "binary.txt").write_bytes(b"PK\x03\x04\0\0\0")
     (folder / "large.md").write_text("x" * 2000)
     documents, rejected = _read(make_settings(max_file_bytes=1000))

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from embed_pipeline.embedding import onnx_export, proven
@@ -31,6 +32,7 @@ from embed_pipeline_tests import families
 from embed_pipeline_tests.tiny import write_tiny_model
 
 PASSAGES = [f"the value of object {n} in a class {'of python ' * (n % 20)}" for n in range(100)]
+SEGMENTS = pl.DataFrame({"text": PASSAGES, "batch": ["1"] * len(PASSAGES)})
 Clock = Callable[..., None]
 
 
@@ -100,7 +102,7 @@ def turn(monkeypatch: pytest.MonkeyPatch, backend: type[OnnxBackend | OpenVinoBa
 def test_with_few_passages_auto_is_torch_and_makes_nothing(tiny_model, tmp_path):
     settings = settings_of(tiny_model, tmp_path)
     assert chosen(settings).name == "torch"
-    assert open_base_encoder(settings, PASSAGES).backend.runtime == "torch"
+    assert open_base_encoder(settings, SEGMENTS).backend.runtime == "torch"
     assert Embedding().backend == "torch"
     assert not (tmp_path / "exports").exists()
 
@@ -116,7 +118,7 @@ def test_with_few_passages_auto_is_torch_and_makes_nothing(tiny_model, tmp_path)
 )
 def test_with_many_auto_is_the_fastest_and_gives_torchs_vectors(settings, clock, seconds, runtime):
     clock(**seconds)
-    encoder = open_base_encoder(settings(), PASSAGES)
+    encoder = open_base_encoder(settings(), SEGMENTS)
     assert encoder.backend.runtime == runtime
     for kind in ("query", "passage"):
         expected = Encoder.load(settings().embedding.model, settings().embedding).encode(PASSAGES, kind)
@@ -216,8 +218,8 @@ def test_an_export_is_that_of_its_weights_and_prefixes_and_few_are_kept(settings
 @pytest.mark.slow
 def test_vectors_of_two_backends_are_not_mixed_in_the_store(settings):
     for backend in ("torch", "onnx", "openvino", "onnx"):
-        open_base_encoder(settings(backend=backend), PASSAGES).encode(PASSAGES, "passage")
-    assert len(list((settings().paths.store / "vectors").glob("*.npy"))) == 3
+        open_base_encoder(settings(backend=backend), SEGMENTS).encode(PASSAGES, "passage")
+    assert len(list((settings().paths.store / "vectors").rglob("*.npy"))) == 3
 
 
 @pytest.mark.slow

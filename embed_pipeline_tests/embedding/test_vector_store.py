@@ -1,11 +1,15 @@
-"""Vectors of a whole call are kept: read back bit for bit, never those of another model or call."""
+"""Vectors of a whole call and of a batch are kept: read back bit for bit, never those of another model or call."""
 
 from __future__ import annotations
+
+import os
+import time
 
 import numpy as np
 import pytest
 
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.settings import Embedding
 from embed_pipeline_tests.tiny import write_tiny_model
 
@@ -75,3 +79,43 @@ def test_only_the_calls_used_last_are_kept(tiny_model, store):
 def test_small_calls_are_not_kept(tiny_model, store):
     Encoder.load(tiny_model, CPU, store).encode(TEXTS[:10], "query")
     assert not store.exists()
+
+
+BATCHES = {text: f"batch {number // 30}" for number, text in enumerate(TEXTS)}
+
+
+def by_batch(model, store) -> Encoder:
+    return Encoder(TorchBackend.load(model, CPU), store=store, batches=BATCHES)
+
+
+def test_of_a_corpus_that_has_grown_the_new_batch_alone_is_computed(tiny_model, store):
+    before = by_batch(tiny_model, store).encode(TEXTS[:60], "passage")
+    grown = by_batch(tiny_model, store)
+    sizes = counted(grown)
+    # In another order, with a passage of no batch among them.
+    asked = ["a passage of a label", *reversed(TEXTS)]
+    vectors = grown.encode(asked, "passage")
+    assert sum(sizes) == 20 + 1
+    assert np.array_equal(vectors[::-1][:60], before)
+    assert np.array_equal(by_batch(tiny_model, None).encode(asked, "passage"), vectors)
+
+
+def test_of_a_batch_that_has_changed_nothing_is_taken_over(tiny_model, store):
+    by_batch(tiny_model, store).encode(TEXTS, "passage")
+    changed = by_batch(tiny_model, store)
+    sizes = counted(changed)
+    vectors = changed.encode(TEXTS[1:], "passage")
+    assert sum(sizes) == 29
+    assert np.array_equal(vectors, by_batch(tiny_model, None).encode(TEXTS[1:], "passage"))
+
+
+def test_batches_are_kept_for_thirty_days_and_queries_are_no_batch(tiny_model, store):
+    by_batch(tiny_model, store).encode(TEXTS, "query")
+    assert not (store / "batches").exists()
+    by_batch(tiny_model, store).encode(TEXTS[:60], "passage")
+    old, used = sorted((store / "batches").glob("*.npy"))
+    for path, days in ((old, 31), (used, 29)):
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    by_batch(tiny_model, store).encode(TEXTS[60:], "passage")
+    assert not old.exists()
+    assert used.exists()

@@ -42,7 +42,15 @@ QUERIES = ["what is a class", "value of python", "how to object"]
 @pytest.fixture(scope="module")
 def corpus() -> pl.DataFrame:
     texts = [f"class {index} of python value {'in ' * (index % 50)}" for index in range(40)]
-    places = {"document_id": "d", "path": "a.md", "title": "A", "heading_path": "", "token_count": 9, "label_set": None}
+    places = {
+        "document_id": "d",
+        "path": "a.md",
+        "title": "A",
+        "heading_path": "",
+        "token_count": 9,
+        "batch": "1",
+        "label_set": None,
+    }
     return tables.CORPUS.frame(
         [{"segment_id": f"s{index:03}", "position": index, "text": text, **places} for index, text in enumerate(texts)]
     )

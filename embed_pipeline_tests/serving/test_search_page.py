@@ -32,7 +32,7 @@ TEXTS = [f"class {index} of python value {'in ' * (index % 20)}" for index in ra
 
 
 def corpus(store: Path) -> Path:
-    places = {"document_id": "d", "title": "A", "token_count": 9, "label_set": None}
+    places = {"document_id": "d", "title": "A", "token_count": 9, "batch": "1", "label_set": None}
     frame = tables.CORPUS.frame(
         [
             {

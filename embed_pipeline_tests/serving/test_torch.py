@@ -42,7 +42,15 @@ def _no_openvino(monkeypatch):
 def stocked(tmp_path_factory) -> Path:
     """A store with a corpus."""
     store = tmp_path_factory.mktemp("stocked")
-    places = {"document_id": "d", "path": "a.md", "title": "A", "heading_path": "", "token_count": 9, "label_set": None}
+    places = {
+        "document_id": "d",
+        "path": "a.md",
+        "title": "A",
+        "heading_path": "",
+        "token_count": 9,
+        "batch": "1",
+        "label_set": None,
+    }
     rows = [{"segment_id": f"s{i:03}", "position": i, "text": text, **places} for i, text in enumerate(TEXTS)]
     (store / "tables").mkdir()
     tables.CORPUS.frame(rows).write_parquet(store / "tables" / "corpus.parquet")

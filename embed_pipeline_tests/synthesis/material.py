@@ -82,9 +82,8 @@ def score_row(qa_id: str, **changes: Any) -> dict[str, Any]:
 
 
 def corpus(texts: dict[str, str] = TEXTS) -> pl.DataFrame:
-    frame = segments(texts).drop("batch")
     nothing = pl.lit(None, pl.String)
-    titled = frame.with_columns(path=pl.col("document_id") + ".md", title=pl.lit("T"), label_set=nothing)
+    titled = segments(texts).with_columns(path=pl.col("document_id") + ".md", title=pl.lit("T"), label_set=nothing)
     return titled.select(tables.CORPUS.schema.names())
 
 

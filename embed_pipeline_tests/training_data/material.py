@@ -39,6 +39,7 @@ def corpus(documents: Mapping[str, Sequence[str]], titles: Mapping[str, str] | N
                 "heading_path": "",
                 "text": text,
                 "token_count": len(text.split()),
+                "batch": "1",
                 "label_set": None,
             }
             for position, text in enumerate(texts)

@@ -19,7 +19,6 @@ from embed_pipeline.orchestration.presentation import bars, counts, described, f
 from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import BASE_COMPARISON, BASE_MODEL
-from embed_pipeline.text.passages import passage_texts
 from embed_pipeline.training_data.audit import HARDEST_COLUMNS, audit_negatives
 from embed_pipeline.training_data.negatives import mine_hard_negatives, unroll
 from embed_pipeline.training_data.questions import training_questions
@@ -106,7 +105,7 @@ def hard_negatives(
         questions = training_questions(
             qa_dataset, dataset_split, corpus, settings, left_out_documents, reviewed=reviews.verdicts
         )
-        encoder = open_base_encoder(settings, passage_texts(corpus, settings.embedding.context))
+        encoder = open_base_encoder(settings, corpus)
         frame = mine_hard_negatives(questions, corpus, settings, encoder)
     audit = audit_negatives(frame, corpus, settings)
     suspected = audit.false_negatives.rate

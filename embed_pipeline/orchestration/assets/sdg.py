@@ -46,7 +46,7 @@ from embed_pipeline.synthesis.score import score_pairs
 from embed_pipeline.synthesis.select import select_pairs
 from embed_pipeline.synthesis.trial import choose_judge, choose_path
 from embed_pipeline.text.languages import AUTO, dominant_language
-from embed_pipeline.text.passages import passage_texts, with_titles
+from embed_pipeline.text.passages import with_titles
 from embed_pipeline.training_data.labels import with_labelled_passages
 from embed_pipeline.training_data.pair_sources import collect_pairs
 
@@ -67,7 +67,7 @@ def _out(name: str, kinds: set[str], condition: Condition | None = None) -> dg.A
 
 def _encoder_of(segments: pl.DataFrame, settings: Settings) -> Callable[[], Encoder]:
     """Gives the base encoder for segments with their titles, loaded when it is first asked for."""
-    return cache(lambda: open_base_encoder(settings, passage_texts(segments, settings.embedding.context)))
+    return cache(lambda: open_base_encoder(settings, segments))
 
 
 def _asked_about(
