@@ -198,7 +198,10 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
 
 
 def _focuses(task: QuestionTask, idf: Mapping[str, float], everywhere: frozenset[str]) -> list[_Focus]:
-    """The sentences to ask about: of one source those that say most, of several those that name what they share.
+    """The sentences to ask about.
+
+    Of one source those that speak of something it is about come first, and among equals those that say most; of several
+    sources it is those that name what they share.
 
     Args:
         task: the task.
@@ -207,8 +210,6 @@ def _focuses(task: QuestionTask, idf: Mapping[str, float], everywhere: frozenset
     """
     if len(task.sources) == 1:
         (source,) = task.sources
-        told = _told(source)
-        best = sorted(told, key=lambda both: -_weight(both[1], idf))[:FOCUSES]
         heading = "" if source.heading.lower() in everywhere else name_of_heading(source.heading)
         text, titled = _spoken(source.text), set(content_words(source.title))
 
@@ -216,10 +217,11 @@ def _focuses(task: QuestionTask, idf: Mapping[str, float], everywhere: frozenset
             """Whether the source is about what is named: its headings name it, or it comes back to it."""
             return titled.issuperset(content_words(name)) or text.count(_spoken(name)) > 1
 
-        return [
+        told = [
             _Focus((sentence,), (context,), tuple(filter(is_about, names_in(sentence))), heading)
-            for context, sentence in best
+            for context, sentence in _told(source)
         ]
+        return sorted(told, key=lambda focus: (not focus.names, -_weight(focus.sentences[0], idf)))[:FOCUSES]
     chosen = []
     for source in task.sources:
         naming = [both for both in _told(source) if _names(both[1], task.shared)]

@@ -105,6 +105,19 @@ def test_a_question_begins_with_a_name_that_its_source_is_about_or_its_heading(m
     }
 
 
+def test_sentences_that_speak_of_what_the_source_is_about_come_first(make_settings: MakeSettings) -> None:
+    text = (
+        "Weathered granite boulders outlast sandstone cliffs. Lamp filters are cleaned with `rinse()`. "
+        "Old lamp filters have rust, and rinse() helps. Volcanic basalt columns withstand arctic storms. "
+        "Glacial moraines obstruct alpine valleys."
+    )
+    with stub_endpoint(lambda _: Answer(" the lamp?", log_probability=-2.0)) as stub:
+        _complete(make_settings(), [QuestionTask((material.source("s2", text=text),), (material.WISH,), 0)], stub)
+    shown = [request["prompt"].rpartition("\nQuestion: ")[0].rpartition(" ")[2] for request in stub.requests]
+    assert len(shown) == FOCUSES
+    assert set(shown[:2]) == {"rinse().", "helps."}
+
+
 def test_the_model_is_shown_a_sentence_at_a_time_with_the_one_before_it(make_settings: MakeSettings) -> None:
     _, requests = _write(make_settings(), " What does a lamp cost?", "s2", spec=ANY)
     shown = [request["prompt"].rpartition("\n\n")[2].rpartition("\n")[0] for request in requests]
