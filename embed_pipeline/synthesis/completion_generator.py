@@ -43,7 +43,7 @@ _FOCUS_CHARACTERS = 320
 _MAX_TOKENS = 40
 _TEMPERATURE_STEP = 0.2
 _LEAST_SUPPORT = 0.55
-_LEAST_WORTH = -0.15
+_LEAST_WORTH = -0.2
 _GOOD_WORTH = 0.15
 """A wish with such a candidate is not tried on further sentences."""
 _LEAST_KEYWORDS = 3
