@@ -112,10 +112,7 @@ def corpus_of(data: Labelled) -> pl.DataFrame:
     ids = sorted(data.texts)
     filled = dict.fromkeys(("document_id", "path", "title", "heading_path", "batch"), pl.lit(""))
     frame = pl.DataFrame({"segment_id": ids, "text": [data.texts[item] for item in ids]}).with_columns(
-        **filled,
-        position=pl.lit(0, pl.Int64),
-        token_count=pl.lit(0, pl.Int64),
-        label_set=pl.lit(None, pl.String),
+        **filled, position=pl.lit(0, pl.Int64), token_count=pl.lit(0, pl.Int64), label_set=pl.lit(None, pl.String)
     )
     return tables.validate(frame.select(tables.CORPUS.schema.names()), tables.CORPUS)
 

@@ -139,10 +139,7 @@ def mine_ours(task: Task) -> Callable[[], dict[str, list[tuple[str, float]]]]:
     """Prepare a run of this project's miner; its result is negatives and similarities by question."""
     filled = dict.fromkeys(("document_id", "path", "title", "heading_path", "batch"), pl.lit(""))
     corpus = pl.DataFrame({"segment_id": task.passages, "text": task.passages}).with_columns(
-        **filled,
-        position=pl.lit(0, pl.Int64),
-        token_count=pl.lit(0, pl.Int64),
-        label_set=pl.lit(None, pl.String),
+        **filled, position=pl.lit(0, pl.Int64), token_count=pl.lit(0, pl.Int64), label_set=pl.lit(None, pl.String)
     )
     questions = pl.DataFrame(
         {

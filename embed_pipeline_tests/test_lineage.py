@@ -101,13 +101,8 @@ def test_a_label_shows_its_set_and_the_passages_that_it_brings_along() -> None:
     label |= {"question": "What costs a late payment?", "segment_ids": ["s2", "p1"], "document_ids": ["d1", "dp"]}
     label |= {"hops": [{"hop_number": 1, "segment_ids": ["s2", "p1"], "summary": ""}]}
     passage = {"segment_id": "p1", "document_id": "dp", "path": "labels/people/p1", "title": "", "position": 0}
-    passage |= {
-        "heading_path": "",
-        "text": "A fee of two percent.",
-        "token_count": 5,
-        "batch": None,
-        "label_set": "people",
-    }
+    passage |= {"heading_path": "", "text": "A fee of two percent.", "token_count": 5}
+    passage |= {"batch": None, "label_set": "people"}
     frames = FRAMES | {
         "qa_dataset": tables.QA_DATASET.frame([label]),
         "corpus": pl.concat([FRAMES["corpus"], tables.CORPUS.frame([passage])]),

@@ -79,13 +79,21 @@ class Encoder:
         return self.max_tokens - len(self.backend.tokenize([self.backend.passage_prefix])[0])
 
     @classmethod
-    def load(cls, name: str | Path, embedding: Embedding, store: Path | None = None) -> Encoder:
+    def load(
+        cls,
+        name: str | Path,
+        embedding: Embedding,
+        store: Path | None = None,
+        batches: Mapping[str, str] = MappingProxyType({}),
+    ) -> Encoder:
         """Load ``name``, as :func:`~embed_pipeline.embedding.models.resolve_model` takes it, with torch.
+
+        ``store`` and ``batches`` are those of the constructor.
 
         Raises:
             ModelError: the model is missing, cannot be read, or brings code of its own.
         """
-        return cls(TorchBackend.load(name, embedding), embedding.batch_tokens, store)
+        return cls(TorchBackend.load(name, embedding), embedding.batch_tokens, store, batches)
 
     @classmethod
     def of(cls, model: SentenceTransformer, embedding: Embedding) -> Encoder:
@@ -109,10 +117,9 @@ class Encoder:
         backend, stored = self.backend.of_kind(kind), self._stores.get(kind)
         prefix = backend.query_prefix if kind == "query" else backend.passage_prefix
         distinct = list(dict.fromkeys(texts))
-        calls = self._calls(distinct) if kind == "passage" and self._batches else {"": list(range(len(distinct)))}
         vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
         left: list[tuple[list[int], list[str], Path | None]] = []
-        for batch, places in calls.items():
+        for batch, places in self._calls(distinct, kind).items():
             read = [prefix + distinct[place] for place in places]
             path = stored.place(read, batch=bool(batch)) if stored else None
             found = stored.get(path, (len(read), self.dimensions)) if stored and path else None
@@ -132,11 +139,12 @@ class Encoder:
         position = {text: index for index, text in enumerate(distinct)}
         return vectors[[position[text] for text in texts]]
 
-    def _calls(self, texts: Sequence[str]) -> dict[str, list[int]]:
+    def _calls(self, texts: Sequence[str], kind: Kind) -> dict[str, list[int]]:
         """Batch to the places of its texts, in an order that no other text decides; those of no batch as they come."""
+        batches = self._batches if kind == "passage" else {}
         calls: dict[str, list[int]] = {}
         for place, text in enumerate(texts):
-            calls.setdefault(self._batches.get(text, ""), []).append(place)
+            calls.setdefault(batches.get(text, ""), []).append(place)
         return {batch: sorted(places, key=texts.__getitem__) if batch else places for batch, places in calls.items()}
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

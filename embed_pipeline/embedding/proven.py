@@ -33,7 +33,6 @@ from embed_pipeline.embedding.families import Kind, ModelError
 from embed_pipeline.embedding.models import torch_device
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
-from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.machine import processor, usable_cores
 from embed_pipeline.settings import Embedding, Settings
 from embed_pipeline.storage import write_whole
@@ -86,8 +85,9 @@ class CorpusBackend:
         Raises:
             ModelError: the model cannot be loaded.
         """
-        on_torch = self.name == "torch"
-        backend = TorchBackend.load(model, self.embedding) if on_torch else _open(self.name, self.exports[str(model)])
+        if self.name == "torch":
+            return Encoder.load(model, self.embedding, vectors, self.batches)
+        backend = _open(self.name, self.exports[str(model)])
         return Encoder(backend, self.embedding.batch_tokens, vectors, self.batches)
 
 

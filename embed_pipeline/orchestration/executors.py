@@ -30,7 +30,7 @@ GPU_STEP: Mapping[str, str] = MappingProxyType({GPU_TAG: "true"})
 def stage_executor(orchestration: Orchestration, assets: Iterable[dg.AssetsDefinition]) -> dg.ExecutorDefinition:
     """The executor that the settings name: steps as processes of this machine, as containers, or as Kubernetes jobs.
 
-    The steps of a batch, which come one after another, share the process of their run in place of one each.
+    Where they are processes, the steps of a batch, which come one after another, share that of their run.
     """
     limits = {
         "max_concurrent": orchestration.max_parallel_steps,

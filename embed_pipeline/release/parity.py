@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -122,6 +123,7 @@ def measure_parity(
     *,
     embedding: Embedding,
     vectors: Path | None = None,
+    batches: Mapping[str, str] = MappingProxyType({}),
 ) -> Parity:
     """Encode corpus and queries with both models and compare vectors, rankings and metrics.
 
@@ -133,6 +135,7 @@ def measure_parity(
         qrels: query id to relevant passage ids with their grade, for some or all of the queries.
         embedding: how the original is encoded; always in fp32 here.
         vectors: folder in which vectors of earlier stages are found; None: all are computed.
+        batches: passage to the document batch that it came with, by which they are found.
 
     Raises:
         ReleaseError: there is nothing to compare: no passage, no query, or no relevant passage of the corpus.
@@ -142,8 +145,8 @@ def measure_parity(
     if not corpus or not any(passage in corpus for grades in judged.values() for passage in grades):
         message = f"parity needs passages, queries and qrels: got {len(corpus)}, {len(queries)}, {len(judged)} that fit"
         raise ReleaseError(message)
-    original = Encoder.load(model, embedding.model_copy(update={"precision": "fp32"}), vectors)
-    exported = Encoder(export, embedding.batch_tokens, vectors)
+    original = Encoder.load(model, embedding.model_copy(update={"precision": "fp32"}), vectors, batches)
+    exported = Encoder(export, embedding.batch_tokens, vectors, batches)
     if (original.dimensions, original.max_tokens) != (exported.dimensions, exported.max_tokens):
         message = (
             f"the export has {exported.dimensions} dimensions and {exported.max_tokens} tokens, "

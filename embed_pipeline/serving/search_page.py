@@ -100,15 +100,6 @@ class Search:
             raise invalid("q is empty", "q")
         if len(query) > MAX_QUERY_CHARACTERS:
             raise invalid(f"q has {len(query)} characters, may have {MAX_QUERY_CHARACTERS}", "q")
-        try:
-            return await self._answer(query)
-        except RequestError as error:
-            if error.status != 503 or not self._service.ready:  # noqa: PLR2004 - an HTTP status
-                raise
-        # Its release was replaced between two of its models.
-        return await self._answer(query)
-
-    async def _answer(self, query: str) -> dict[str, Any]:
         models: tuple[ServedModel, ...] = ()
         embedded: list[NDArray[np.float32]] = []
         while True:
@@ -121,10 +112,15 @@ class Search:
             if index.models == models:
                 systems = await self._run(_systems, index, embedded)
                 return {**state, "state": "ready", "done": index.done, "total": index.total, "systems": systems}
-            # The query may wait behind others' texts: what is shown is of the corpus after that.
-            models = index.models
-            answers = await asyncio.gather(*(model.embed([query], "query", "END") for model in models))
-            embedded = [answer.vectors[0] for answer in answers]
+            # The query may wait behind others' texts: what is shown is of the corpus and the release after that.
+            try:
+                answers = await asyncio.gather(*(model.embed([query], "query", "END") for model in index.models))
+            except RequestError as error:
+                is_replaced = self._service.ready and self._service.models != index.models
+                if error.status != 503 or not is_replaced:  # noqa: PLR2004 - an HTTP status
+                    raise
+            else:
+                models, embedded = index.models, [answer.vectors[0] for answer in answers]
 
     async def _current(self) -> Index:
         """The index of the models served now; begun where there is none yet."""

@@ -88,6 +88,7 @@ class Service:
         before = list(self._exchange({model.name: model for model in models}))
         form = f"{models[0].precision} with {models[0].runtime}"
         logger.info("serving release %s as %s (%s)", manifest.version, self.settings.serving.model_name, form)
+        # Nothing refers to a model that was replaced when its memory is returned.
         while before:
             before.pop(0).close()
         return_freed_memory()

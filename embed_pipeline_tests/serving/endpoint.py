@@ -15,7 +15,9 @@ from typing import Any
 
 import httpx
 import numpy as np
+import polars as pl
 
+from embed_pipeline import tables
 from embed_pipeline.serving.connections import bind
 from embed_pipeline.serving.server import EmbeddingServer
 from embed_pipeline.serving.service import Service
@@ -24,6 +26,16 @@ from embed_pipeline.storage import file_hash
 
 MODEL = "embed-pipeline"
 DEADLINE = 60.0
+
+
+def corpus_of(texts: Sequence[str]) -> pl.DataFrame:
+    """The texts as the segments of one document."""
+    places = {"document_id": "d", "path": "a.md", "title": "A", "heading_path": "", "token_count": 9, "batch": "1"}
+    rows = [
+        {"segment_id": f"s{index:03}", "position": index, "text": text, "label_set": None, **places}
+        for index, text in enumerate(texts)
+    ]
+    return tables.CORPUS.frame(rows)
 
 
 @dataclass

@@ -34,26 +34,14 @@ from embed_pipeline.serving.process import (
 from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Deployment, Embedding, Paths, Release, Serving, Settings
 from embed_pipeline_tests import families
-from embed_pipeline_tests.serving.endpoint import changed, running
+from embed_pipeline_tests.serving.endpoint import changed, corpus_of, running
 
 QUERIES = ["what is a class", "value of python", "how to object"]
 
 
 @pytest.fixture(scope="module")
 def corpus() -> pl.DataFrame:
-    texts = [f"class {index} of python value {'in ' * (index % 50)}" for index in range(40)]
-    places = {
-        "document_id": "d",
-        "path": "a.md",
-        "title": "A",
-        "heading_path": "",
-        "token_count": 9,
-        "batch": "1",
-        "label_set": None,
-    }
-    return tables.CORPUS.frame(
-        [{"segment_id": f"s{index:03}", "position": index, "text": text, **places} for index, text in enumerate(texts)]
-    )
+    return corpus_of([f"class {index} of python value {'in ' * (index % 50)}" for index in range(40)])
 
 
 def settings(store: Path, **serving) -> Settings:

@@ -16,7 +16,6 @@ import polars as pl
 import pytest
 from upath import UPath
 
-from embed_pipeline import tables
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.inspection.judged_searches import write_judged_queries
@@ -25,27 +24,14 @@ from embed_pipeline.serving import search_page as search
 from embed_pipeline.serving.served_model import ServedModel
 from embed_pipeline.settings import Paths
 from embed_pipeline.storage import write_whole
-from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
+from embed_pipeline_tests.serving.endpoint import MODEL, changed, corpus_of, eventually, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TEXTS = [f"class {index} of python value {'in ' * (index % 20)}" for index in range(60)]
 
 
 def corpus(store: Path) -> Path:
-    places = {"document_id": "d", "title": "A", "token_count": 9, "batch": "1", "label_set": None}
-    frame = tables.CORPUS.frame(
-        [
-            {
-                "segment_id": f"s{index:03}",
-                "position": index,
-                "text": text,
-                "path": f"a/{index}.md",
-                "heading_path": "A > B",
-                **places,
-            }
-            for index, text in enumerate(TEXTS)
-        ]
-    )
+    frame = corpus_of(TEXTS).with_columns(path=pl.format("a/{}.md", "position"), heading_path=pl.lit("A > B"))
     (store / "tables").mkdir(parents=True)
     frame.write_parquet(store / "tables" / "corpus.parquet")
     return store
@@ -109,6 +95,23 @@ def test_another_release_is_indexed_anew(bundle, tmp_path):
         after = found(served, "class")["systems"][0]
     assert (before["version"], after["version"]) == ("1", "2")
     assert before["results"] != after["results"]
+
+
+@pytest.mark.slow
+def test_a_search_whose_release_is_replaced_is_answered_by_the_next(bundle, tmp_path, monkeypatch):
+    store, embed = corpus(tmp_path), ServedModel.embed
+    shutil.copytree(bundle, store / "release" / "1")
+    changed(bundle, store / "release" / "2", "onnx/embedding_config.json", query_prefix="how ")
+    with running(store / "release" / "1", store=store, reload_seconds="never") as served:
+        found(served, "class")
+
+        async def late(model, *arguments):
+            if model.manifest.version == "1":
+                await asyncio.to_thread(served.service.load, store / "release" / "2")
+            return await embed(model, *arguments)
+
+        monkeypatch.setattr(ServedModel, "embed", late)
+        assert found(served, "class")["systems"][0]["version"] == "2"
 
 
 @pytest.mark.parametrize(("query", "status"), [("", 400), ("  ", 400), ("x" * 1001, 400)])

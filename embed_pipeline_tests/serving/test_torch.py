@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed_pipeline import machine, tables
+from embed_pipeline import machine
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.onnx_backend import OnnxBackend
 from embed_pipeline.embedding.proven import PROOF_PASSAGES
@@ -21,7 +21,7 @@ from embed_pipeline.release.releases import promote
 from embed_pipeline.serving.runtimes import comparison_texts, open_export
 from embed_pipeline.serving.serving_errors import ServingError
 from embed_pipeline.settings import Gates, Paths, Serving, Settings
-from embed_pipeline_tests.serving.endpoint import MODEL, changed, eventually, running
+from embed_pipeline_tests.serving.endpoint import MODEL, changed, corpus_of, eventually, running
 from embed_pipeline_tests.serving.test_runtimes import PARITY, listed
 
 TEXTS = [f"class {index} of python value {'in ' * (index % 50)}" for index in range(80)]
@@ -42,18 +42,8 @@ def _no_openvino(monkeypatch):
 def stocked(tmp_path_factory) -> Path:
     """A store with a corpus."""
     store = tmp_path_factory.mktemp("stocked")
-    places = {
-        "document_id": "d",
-        "path": "a.md",
-        "title": "A",
-        "heading_path": "",
-        "token_count": 9,
-        "batch": "1",
-        "label_set": None,
-    }
-    rows = [{"segment_id": f"s{i:03}", "position": i, "text": text, **places} for i, text in enumerate(TEXTS)]
     (store / "tables").mkdir()
-    tables.CORPUS.frame(rows).write_parquet(store / "tables" / "corpus.parquet")
+    corpus_of(TEXTS).write_parquet(store / "tables" / "corpus.parquet")
     return store
 
 

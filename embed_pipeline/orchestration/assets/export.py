@@ -41,7 +41,7 @@ from embed_pipeline.release.precision import (
 )
 from embed_pipeline.release.tensorrt import UNAVAILABLE_FILE, build_engine
 from embed_pipeline.settings import Settings
-from embed_pipeline.text.passages import passages_by_id
+from embed_pipeline.text.passages import batch_of_passages, passages_by_id
 from embed_pipeline.training.record import declared_dimensions, read_record
 
 logger = logging.getLogger(__name__)
@@ -234,6 +234,7 @@ def _measured(
         asked.qrels,
         embedding=settings.embedding,
         vectors=settings.paths.store / "vectors",
+        batches=batch_of_passages(corpus, settings.embedding.context),
     )
     write_parity(parity, folder)
     return parity
