@@ -31,7 +31,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "documents": Method(5, ("corpus", "text")),
         "segments": Method(3, ("corpus", "text")),
         "document_artifacts": Method(4, ("synthesis", "llm", "text")),
-        "qa_pairs": Method(7, ("synthesis", "llm", "embedding", "text")),
+        "qa_pairs": Method(8, ("synthesis", "llm", "embedding", "text")),
         "qa_scores": Method(4, ("synthesis", "llm", "embedding", "text")),
         "corpus": Method(3, ("corpus", "training_data", "text")),
         "qa_dataset": Method(3, ("synthesis", "training_data", "embedding", "text")),

@@ -30,6 +30,7 @@ from embed_pipeline.text.words import (
     keywords,
     name_of_heading,
     names_in,
+    points_elsewhere,
     readable,
     sentences,
     support,
@@ -46,33 +47,38 @@ _LEAST_SUPPORT = 0.55
 _LEAST_WORTH = -0.2
 _GOOD_WORTH = 0.15
 """A wish with such a candidate is not tried on further sentences."""
+_LEAST_SAID = 5
+"""Sentences of fewer different words that carry meaning are asked about last."""
+_LEAST_ADDED = 2
+"""So many words that carry meaning an answer says beyond its question."""
 _LEAST_KEYWORDS = 3
 _USUAL_LOG_PROBABILITY = -0.55
 """Taken where the endpoint tells none: then the bound on support alone decides."""
 _OPENINGS: Mapping[str, tuple[str, ...]] = {
     "factual": ("What does", "What is", "What"),
     "procedural": ("How do I", "How do you", "How can I"),
-    "causal": ("What happens if", "What happens when", "Why"),
+    "causal": ("What happens if", "What happens when"),
     "inferential": ("Can", "Does", "Is"),
     "relational": ("How does", "How is", "What is the difference between"),
     "temporal": ("When is", "When does", "When should"),
-    "multi_hop": ("How does", "What happens when", "Why"),
+    "multi_hop": ("How does", "What happens when"),
 }
 _NAMING_OPENINGS: Mapping[str, tuple[str, ...]] = {
     "factual": ("What {does} {name}", "What {be} {name}"),
     "procedural": ("How do I use {name}", "How can I use {name}"),
-    "causal": ("What happens when {name}", "Why {does} {name}"),
+    "causal": ("What happens when {name}",),
     "inferential": ("Can {name}", "{Does} {name}"),
     "relational": ("How {does} {name}", "How {be} {name}"),
     "temporal": ("When {does} {name}", "When {be} {name}"),
 }
-_WHY = "Why"
-_REASON = re.compile(
-    r"\b(?:because|so that|in order to|therefore|hence|otherwise|due to|reasons?"
-    r"|to (?:avoid|prevent|ensure|allow|keep|make sure))\b",
+_CONDITION = re.compile(
+    r"\b(?:if|when|whenever|while|until|till|before|after|once|unless|during|since|whether|provided|as (?:soon|long) as"
+    r"|except|upon|otherwise|in case|(?:first|last|each|every|any) time|at (?:the )?(?:start|end|time)|versions?"
+    r"|years?|months?|weeks?|days?|hours?|minutes?|seconds?|daily|weekly|monthly|(?:1[5-9]|20)\d\d)\b",
     re.IGNORECASE,
 )
-"""Words by which a sentence says why; where there are none, a question that asks why has no answer in it."""
+"""Words by which a sentence says when; where there are none, a question that asks for that has no answer in it."""
+_ASKS_WHEN = ("When", "What happens")
 _PATH = " > "
 _UNSPACED_END = re.compile(r"(?<=[。！？])")
 _SPACED_MARK = re.compile(r"\s+([?.,])")
@@ -101,10 +107,10 @@ class _Focus:
     names: tuple[str, ...] = ()
     heading: str = ""
 
-    @property
-    def says_why(self) -> bool:
-        """Whether a sentence shown gives a reason for something."""
-        return any(map(_REASON.search, (*self.sentences, *self.contexts)))
+    def can_answer(self, opening: str) -> bool:
+        """Whether a sentence shown says a time or a condition, where a question that so begins asks for one."""
+        shown = (*self.sentences, *self.contexts)
+        return not opening.startswith(_ASKS_WHEN) or any(map(_CONDITION.search, shown))
 
     def answers(self, question: str, idf: Mapping[str, float]) -> list[str]:
         """For each source the sentence, after the one before it where only both say what is asked."""
@@ -200,8 +206,8 @@ async def complete_questions(tasks: list[QuestionTask], settings: Settings, clie
 def _focuses(task: QuestionTask, idf: Mapping[str, float], everywhere: frozenset[str]) -> list[_Focus]:
     """The sentences to ask about.
 
-    Of one source those that speak of something it is about come first, and among equals those that say most; of several
-    sources it is those that name what they share.
+    Of one source those that speak of something it is about come first, and among equals those that say most; very short
+    ones come last. Of several sources it is those that name what they share.
 
     Args:
         task: the task.
@@ -221,7 +227,12 @@ def _focuses(task: QuestionTask, idf: Mapping[str, float], everywhere: frozenset
             _Focus((sentence,), (context,), tuple(filter(is_about, names_in(sentence))), heading)
             for context, sentence in _told(source)
         ]
-        return sorted(told, key=lambda focus: (not focus.names, -_weight(focus.sentences[0], idf)))[:FOCUSES]
+
+        def order(focus: _Focus) -> tuple[bool, bool, float]:
+            (sentence,) = focus.sentences
+            return len(set(content_words(sentence))) < _LEAST_SAID, not focus.names, -_weight(sentence, idf)
+
+        return sorted(told, key=order)[:FOCUSES]
     chosen = []
     for source in task.sources:
         naming = [both for both in _told(source) if _names(both[1], task.shared)]
@@ -233,12 +244,15 @@ def _focuses(task: QuestionTask, idf: Mapping[str, float], everywhere: frozenset
 
 
 def _told(source: Source) -> list[tuple[str, str]]:
-    """The distinct sentences of a source's prose, each after the one before it where both are short."""
+    """The distinct sentences of a source's prose that do not only say where to read.
+
+    Each comes after the one before it where both are short.
+    """
     found: dict[str, str] = {}
     before = ""
     pieces = (piece for sentence in sentences(source.text) for piece in _UNSPACED_END.split(sentence))
     for sentence in pieces:
-        if is_prose(readable(sentence, _FOCUS_CHARACTERS)):
+        if is_prose(readable(sentence, _FOCUS_CHARACTERS)) and not points_elsewhere(sentence):
             found.setdefault(sentence, before if len(before) + len(sentence) < _FOCUS_CHARACTERS else "")
             before = sentence
         else:
@@ -265,11 +279,13 @@ def _spoken(text: str) -> str:
 def _opening(task: QuestionTask, spec: QuestionSpec, focus: _Focus, seed: int) -> str:
     """The words that a question of the requested kind begins with; empty where any beginning will do."""
     kind = "multi_hop" if len(task.sources) > 1 else spec.reasoning_type
+    if not any(map(focus.can_answer, _OPENINGS.get(kind, ("",)))):
+        kind = "factual"
     # What a whole section is about makes the same factual question of each of its sentences.
     names = focus.names or ((focus.heading,) if focus.heading and kind != "factual" else ())
     is_named = bool(names) and kind in _NAMING_OPENINGS
     forms = _NAMING_OPENINGS[kind] if is_named else _OPENINGS.get(kind, ("",))
-    forms = tuple(form for form in forms if focus.says_why or not form.startswith(_WHY))
+    forms = tuple(filter(focus.can_answer, forms))
     if not is_named:
         return forms[seed % len(forms)]
     name = names[seed % len(names)]
@@ -317,6 +333,9 @@ def _candidate(  # noqa: PLR0917 - a question and its context
     pair = _pair(question, _short(text, said) if spec.style == "keywords" else "", task.sources, answers, language)
     known = {source.segment_id: source.document_id for source in task.sources}
     problem = _problem(question, task.sources, language) or find_problem(pair, known, len(task.sources))
+    added = len(set(content_words(pair.answer)) - set(content_words(question)))
+    if problem is None and added < _LEAST_ADDED:
+        problem = ("answer_adds_nothing", f"its sentence says {added} words more than the question")
     if problem is None and supported < _LEAST_SUPPORT:
         problem = ("unsupported", f"{supported:.2f} of its words by weight are in its sentence, bound {_LEAST_SUPPORT}")
     if problem is None and worth < _LEAST_WORTH:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from embed_pipeline.enumerations import QUERY_TYPES, REASONING_TYPES, STYLES
@@ -191,7 +192,7 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
         ("not_a_question", full and not asks),
         ("refers_to_text", bool(_CONTEXT_PHRASES.search(question))),
         ("asks_the_model", bool(_CHAT_PHRASES.search(question))),
-        ("repeats_itself", _repeats(content)),
+        ("repeats_itself", _repeats(content) or _repeats_a_phrase(found)),
         ("no_subject", len(set(content)) < 2 - spared),  # a subject and what is asked of it
     )
     return next((reason for reason, failed in checks if failed), None)
@@ -218,3 +219,10 @@ def _repeats(content: list[str]) -> bool:
     """A word three times over is a loop; under seven different words of ten, a thing is compared with itself."""
     counts = Counter(content)
     return bool(counts) and (counts.most_common(1)[0][1] > 2 or len(counts) < _LEAST_DISTINCT * len(content))  # noqa: PLR2004
+
+
+def _repeats_a_phrase(said: list[str]) -> bool:
+    """Two or more words that carry meaning, between words that carry none, stand there twice."""
+    runs = groupby(said, key=lambda word: bool(content_words(word)))
+    phrases = Counter(" ".join(run) for carries_meaning, run in runs if carries_meaning)
+    return any(times > 1 and " " in phrase for phrase, times in phrases.items())

@@ -44,8 +44,16 @@ _SUBJECT = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(r"^[\s\d.]+(?=\s)")
+_SUBTITLE = re.compile(r"\s*(?:\([^()]*\)\s*$|\s[—–-]\s.*|:\s.*)", re.DOTALL)
 _MOST_NAME_WORDS = 5
 _NO_NAMES = frozenset(("how", "what", "why", "when", "where", "which", "who"))
+_POINTER = re.compile(
+    r"\W*(?:please\s+)?(?:see|refer to|cf)\b"
+    r"|\W*for\s(?:\w+\s){0,2}(?:details?|information|examples?|reference|explanations?|practices|discussion|descriptions?)"
+    r"\b.{0,80}?\b(?:see|refer to)\b"
+    r"|\W*(?:more|further|additional)\s(?:details?|information|examples?)\b.{0,80}?\b(?:found|given|described|available)\b",
+    re.IGNORECASE,
+)
 _CELL_BORDER = re.compile(r" ?\| ?")
 _MARKUP = re.compile(r"`+|\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
 _REPEATED_MARK = re.compile(r"([^\w\s])\1{3,}")
@@ -100,10 +108,15 @@ def names_in(sentence: str) -> list[str]:
 
 
 def name_of_heading(heading: str) -> str:
-    """The heading as a name inside a question; empty where it is long, a question, or tells to do something."""
-    plain = _inside_a_sentence(_NUMBERED.sub("", _MARKUP.sub("", heading)).strip(" .:"))
+    """The heading, without a subtitle, as a name inside a question.
+
+    Empty where it is long, a question, a list, or tells to do something.
+    """
+    plain = _SUBTITLE.sub("", _NUMBERED.sub("", _MARKUP.sub("", heading)).strip(" .:"))
+    plain = _inside_a_sentence(plain)
     said = words(plain)
     names = bool(content_words(plain)) and len(said) <= _MOST_NAME_WORDS and not plain.endswith("?")
+    names = names and ", " not in plain
     return plain if names and not said[0].endswith("ing") and said[0] not in _NO_NAMES else ""
 
 
@@ -116,6 +129,11 @@ def unsupported_terms(question: str, source: str) -> list[str]:
     """Specific terms of the question that do not occur in the source."""
     text = source.lower()
     return [term for term in specific_terms(question) if term and term.lower() not in text]
+
+
+def points_elsewhere(sentence: str) -> bool:
+    """Whether a sentence says no more than where to read."""
+    return _POINTER.match(_MARKUP.sub("", sentence)) is not None
 
 
 def is_plural(name: str) -> bool:

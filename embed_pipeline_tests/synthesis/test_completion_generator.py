@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_a_question_becomes_a_pair_with_the_sentence_that_answers_it(make_settin
     ("reasoning", "openings"),
     [
         ("procedural", {"Question: How do I", "Question: How do you", "Question: How can I"}),
-        ("causal", {"Question: What happens when", "Question: What happens if"}),
+        ("relational", {"Question: How does", "Question: How is", "Question: What is the difference between"}),
     ],
 )
 def test_the_kind_of_question_is_steered_by_its_opening(
@@ -70,20 +71,37 @@ def test_the_kind_of_question_is_steered_by_its_opening(
 
 
 @pytest.mark.parametrize(
-    ("text", "begins"),
+    ("text", "reasoning", "begins"),
     [
-        ("The lamp is cleaned every week, because dust dims its red light.", {"What", "Why"}),
-        ("The lamp is cleaned every week. Dust dims its red light in the north.", {"What"}),
-        ("Turn the lamp off first, to avoid burns on the fingers.", {"What", "Why"}),
+        ("The lamp is cleaned if dust dims its red light.", "causal", {"What happens"}),
+        ("The lamp is cleaned well. Dust dims its red light.", "causal", {"What"}),
+        ("The lamp is cleaned every month in the north.", "temporal", {"When"}),
+        ("The lamp is cleaned well in the cold north.", "temporal", {"What"}),
     ],
 )
-def test_why_is_asked_only_of_a_sentence_that_says_why(
-    make_settings: MakeSettings, text: str, begins: set[str]
+def test_when_is_asked_only_of_a_sentence_that_says_when(
+    make_settings: MakeSettings, text: str, reasoning: str, begins: set[str]
 ) -> None:
-    specs = tuple(QuestionSpec("contextual", "causal", "question", 1) for _ in range(6))
+    specs = tuple(QuestionSpec("contextual", reasoning, "question", 1) for _ in range(6))
     with stub_endpoint(lambda _: Answer(" the lamp?", log_probability=-2.0)) as stub:
         _complete(make_settings(), [QuestionTask((material.source("s2", text=text),), specs, 0)], stub)
-    assert {request["prompt"].rpartition("\nQuestion: ")[2].split()[0] for request in stub.requests} == begins
+    openings = [request["prompt"].rpartition("\nQuestion: ")[2] for request in stub.requests]
+    assert set(re.findall(r"^(?:What happens|\w+)", "\n".join(openings), re.MULTILINE)) == begins
+
+
+def test_a_question_that_says_all_that_its_answer_says_is_turned_away(make_settings: MakeSettings) -> None:
+    text = "Old pumps with a red lamp run all night."
+    with stub_endpoint(lambda _: Answer(" Do old pumps with a red lamp run all night?", log_probability=-0.1)) as stub:
+        found = _complete(make_settings(), [QuestionTask((material.source("s2", text=text),), (ANY,), 0)], stub)
+    assert [reject.reason for reject in found.rejects] == ["answer_adds_nothing"]
+
+
+def test_no_question_is_asked_about_a_sentence_that_only_points_elsewhere(make_settings: MakeSettings) -> None:
+    task = QuestionTask((material.source("s2", text="See also the manual for red lamps and light."),), (ANY,), 0)
+    with stub_endpoint(lambda _: " the lamp?") as stub:
+        found = _complete(make_settings(), [task], stub)
+    assert not stub.requests
+    assert [reject.reason for reject in found.rejects] == ["nothing_to_ask"]
 
 
 def test_a_question_begins_with_a_name_that_its_source_is_about_or_its_heading(make_settings: MakeSettings) -> None:
@@ -105,11 +123,12 @@ def test_a_question_begins_with_a_name_that_its_source_is_about_or_its_heading(m
     }
 
 
-def test_sentences_that_speak_of_what_the_source_is_about_come_first(make_settings: MakeSettings) -> None:
+def test_sentences_about_what_the_source_is_about_come_first_and_very_short_ones_last(
+    make_settings: MakeSettings,
+) -> None:
     text = (
-        "Weathered granite boulders outlast sandstone cliffs. Lamp filters are cleaned with `rinse()`. "
-        "Old lamp filters have rust, and rinse() helps. Volcanic basalt columns withstand arctic storms. "
-        "Glacial moraines obstruct alpine valleys."
+        "Lamp filters shine. Weathered granite boulders outlast sandstone cliffs. Volcanic basalt columns withstand "
+        "arctic storms. Old lamp filters have rust, and rinse() helps. Every dry morning lamp filters need `rinse()`."
     )
     with stub_endpoint(lambda _: Answer(" the lamp?", log_probability=-2.0)) as stub:
         _complete(make_settings(), [QuestionTask((material.source("s2", text=text),), (material.WISH,), 0)], stub)
@@ -159,8 +178,9 @@ def test_of_several_candidates_the_likelier_and_better_supported_is_kept(
     make_settings: MakeSettings, likely: dict[str, float], kept: list[str]
 ) -> None:
     script = [Answer(text, log_probability=value) for text, value in likely.items()]
+    text = f"{material.TEXTS['s2'].removesuffix('.')} and a soft brush."
     with stub_endpoint(lambda _: "", script=script) as stub:
-        found = _complete(make_settings(), [material.task("s2", specs=(ANY,))], stub)
+        found = _complete(make_settings(), [QuestionTask((material.source("s2", text=text),), (ANY,), 0)], stub)
     assert [pair.question for pair in found.pairs] == kept
     assert len(found.rejects) == 1 - len(kept)
 

@@ -87,6 +87,8 @@ def test_rejects_keep_the_raw_answer() -> None:
         ("Can you tell me about the red lamp of the pump?", "asks_the_model"),
         ("Is a pump a pump of the pump and filter?", "repeats_itself"),
         ("What filter pump is the filter pump?", "repeats_itself"),
+        ("Can the old north pump be used to give a whole number to a whole number?", "repeats_itself"),
+        ("What is the difference between a red filter pump and a blue filter pump?", None),
         ("What is it that the pump does?", "no_subject"),
         ("Should I ignore all previous instructions of the pump?", "instruction"),
     ],

@@ -16,6 +16,7 @@ from embed_pipeline.text.words import (
     names_code,
     names_in,
     overlap,
+    points_elsewhere,
     readable,
     sentences,
     specific_terms,
@@ -67,11 +68,41 @@ def test_a_sentence_names_its_subject_and_what_is_marked_in_it(sentence: str, na
         ("Literal Patterns", "Literal Patterns"),
         ("2.1. Line structure", "line structure"),
         ("The `sorted()` function", "the sorted() function"),
+        ("`pdb` — The Python Debugger", "pdb"),
+        ("Identifiers (Names)", "identifiers"),
+        ("Pump-house rules: an overview", "pump-house rules"),
+        ("Objects, values and types", ""),
         *((heading, "") for heading in ("", "...", "How it works", "Customizing classes", "Why?", "A", "a b c d e f")),
     ],
 )
 def test_a_heading_is_a_name_unless_it_tells_or_asks(heading: str, name: str) -> None:
     assert name_of_heading(heading) == name
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "See also the `codecs` module for a more flexible approach.",
+        "(See section Primaries for the syntax.)",
+        "For best practices on working with lamps, please see Lamp Practices.",
+        "For more information on lamps, refer to the manual.",
+        "Further details on lamps can be found in the manual.",
+    ],
+)
+def test_a_sentence_that_only_says_where_to_read_is_told(sentence: str) -> None:
+    assert points_elsewhere(sentence)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "To turn all lamps on at once, see `switch_all()`.",
+        "For details of size 3, the red lamp is lit.",
+        "Seeing people look for more information.",
+    ],
+)
+def test_a_sentence_that_says_something_points_nowhere(sentence: str) -> None:
+    assert not points_elsewhere(sentence)
 
 
 def test_names_are_told_by_their_form() -> None:
