@@ -5,8 +5,9 @@
 
 Measured: a sensor's look for each known file, reading and cutting the sample's documents, the calls and tokens that the
 product's own estimate predicts for them, encoding and training with the packaged model on the CPU, exact search, bytes
-on disk and in memory. Assumed, and printed as such: prices, the endpoint's rate, and a GPU's rate, which is computed
-from the arithmetic of the model at a stated share of a card's peak.
+on disk; bytes in memory come from the last run of ``benchmarks/memory.py``. Assumed, and printed as such: prices, the
+endpoint's rate, and a GPU's rate, which is computed from the arithmetic of the model at a stated share of a card's
+peak.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.estimate import estimate_folder
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
+MEMORY = RESULTS.with_name("memory.json")
 SCALES = (10_000, 1_000_000, 100_000_000)
 KNOWN_FILES = 20_000
 ENCODED_SEGMENTS = 256
@@ -119,8 +121,7 @@ def measure() -> UnitCosts:
             tokens_per_segment=float(segments["token_count"].mean() or 0),  # type: ignore[arg-type]  # an integer column
             table_bytes_per_document=sum((folder / f"{n}.parquet").stat().st_size for n in ("documents", "segments"))
             / count,
-            memory_bytes_per_document=(documents.estimated_size() + 2 * segments.estimated_size()) / count
-            + segments.height / count * DIMENSIONS * 4,
+            memory_bytes_per_document=_memory(),
             calls_per_document=total.total.calls / count,
             prompt_tokens_per_document=total.total.prompt_tokens / count,
             completion_tokens_per_document=total.total.completion_tokens / count,
@@ -130,6 +131,13 @@ def measure() -> UnitCosts:
             train_seconds_per_example=_train(texts),
             run_start_seconds=_run_start(),
         )
+
+
+def _memory() -> float:
+    """By how many bytes the peak of a command grows with a document, the greater one of the commands."""
+    first, *_, last = json.loads(MEMORY.read_text(encoding="utf-8"))["runs"]
+    more = last["documents"] - first["documents"]
+    return max((last[name]["peak_mb"] - first[name]["peak_mb"]) * 1024**2 / more for name in ("sdg", "prep"))
 
 
 def _look(folder: Path) -> tuple[float, float]:

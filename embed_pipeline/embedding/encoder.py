@@ -51,7 +51,7 @@ class Encoder:
         backend: Backend,
         batch_tokens: int | Auto = "auto",
         store: Path | None = None,
-        batches: Mapping[str, str] = MappingProxyType({}),
+        batches: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         """Encode with ``backend``.
 
@@ -59,7 +59,7 @@ class Encoder:
             backend: the model, opened.
             batch_tokens: tokens in one batch, padding included; auto: what suits the hardware.
             store: folder in which vectors are kept for the next stage; None: they are not.
-            batches: passage to the document batch that it came with, as of
+            batches: hash of a passage to the document batch that it came with, as of
                 :func:`~embed_pipeline.text.passages.batch_of_passages`.
         """
         self.backend = backend
@@ -84,7 +84,7 @@ class Encoder:
         name: str | Path,
         embedding: Embedding,
         store: Path | None = None,
-        batches: Mapping[str, str] = MappingProxyType({}),
+        batches: Mapping[int, str] = MappingProxyType({}),
     ) -> Encoder:
         """Load ``name``, as :func:`~embed_pipeline.embedding.models.resolve_model` takes it, with torch.
 
@@ -144,7 +144,7 @@ class Encoder:
         batches = self._batches if kind == "passage" else {}
         calls: dict[str, list[int]] = {}
         for place, text in enumerate(texts):
-            calls.setdefault(batches.get(text, ""), []).append(place)
+            calls.setdefault(batches.get(hash(text), ""), []).append(place)
         return {batch: sorted(places, key=texts.__getitem__) if batch else places for batch, places in calls.items()}
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

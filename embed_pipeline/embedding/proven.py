@@ -36,7 +36,7 @@ from embed_pipeline.embedding.openvino_backend import OpenVinoBackend
 from embed_pipeline.machine import processor, usable_cores
 from embed_pipeline.settings import Embedding, Settings
 from embed_pipeline.storage import write_whole
-from embed_pipeline.text.passages import batch_of_passages
+from embed_pipeline.text.passages import batch_of_passages, passage_texts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -67,13 +67,13 @@ class CorpusBackend:
         name: torch, onnx or openvino.
         exports: folder of each model's export; empty with torch.
         embedding: how texts are encoded.
-        batches: passage to the document batch that it came with: what is encoded together.
+        batches: hash of a passage to the document batch that it came with: what is encoded together.
     """
 
     name: BackendName
     exports: Mapping[str, Path]
     embedding: Embedding
-    batches: Mapping[str, str]
+    batches: Mapping[int, str]
 
     def open(self, model: str | Path, vectors: Path | None = None) -> Encoder:
         """An encoder of one of the models that the backend was chosen for.
@@ -104,15 +104,16 @@ def open_base_encoder(settings: Settings, segments: pl.DataFrame) -> Encoder:
         ModelError: as :func:`choose_backend`.
     """
     model = settings.embedding.reading_model
-    batches = batch_of_passages(segments, settings.embedding.context)
-    return choose_backend([model], batches, settings, batches).open(model, settings.paths.store / "vectors")
+    context = settings.embedding.context
+    passages, batches = passage_texts(segments, context), batch_of_passages(segments, context)
+    return choose_backend([model], passages, settings, batches).open(model, settings.paths.store / "vectors")
 
 
 def choose_backend(
     models: Sequence[str | Path],
     passages: Iterable[str],
     settings: Settings,
-    batches: Mapping[str, str] = MappingProxyType({}),
+    batches: Mapping[int, str] = MappingProxyType({}),
 ) -> CorpusBackend:
     """The backend that ``embedding.backend`` means for ``models`` and a corpus of ``passages``.
 
@@ -120,7 +121,7 @@ def choose_backend(
         models: those whose vectors are compared with each other.
         passages: what will be encoded, questions aside.
         settings: groups ``embedding`` and ``release`` (operator set of the export), and the store.
-        batches: passage of the corpus to the document batch that it came with, to be encoded with that alone.
+        batches: hash of a passage of the corpus to the document batch that it came with, to be encoded with that alone.
 
     Raises:
         ModelError: a model cannot be loaded, or the backend that is named is not proven for it.

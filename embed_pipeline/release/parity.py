@@ -123,7 +123,7 @@ def measure_parity(
     *,
     embedding: Embedding,
     vectors: Path | None = None,
-    batches: Mapping[str, str] = MappingProxyType({}),
+    batches: Mapping[int, str] = MappingProxyType({}),
 ) -> Parity:
     """Encode corpus and queries with both models and compare vectors, rankings and metrics.
 
@@ -135,7 +135,7 @@ def measure_parity(
         qrels: query id to relevant passage ids with their grade, for some or all of the queries.
         embedding: how the original is encoded; always in fp32 here.
         vectors: folder in which vectors of earlier stages are found; None: all are computed.
-        batches: passage to the document batch that it came with, by which they are found.
+        batches: hash of a passage to the document batch that it came with, by which they are found.
 
     Raises:
         ReleaseError: there is nothing to compare: no passage, no query, or no relevant passage of the corpus.

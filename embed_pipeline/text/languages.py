@@ -10,8 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import regex
+
+if TYPE_CHECKING:
+    # An endpoint reads languages but loads no dataframes.
+    import polars as pl
 
 ENGLISH = "en"
 AUTO = "auto"
@@ -53,7 +58,7 @@ def detect_language(text: str) -> str:
     return ENGLISH if found == "zxx" else str(found)
 
 
-def dominant_language(texts: Sequence[str]) -> str:
+def dominant_language(texts: Sequence[str] | pl.Series) -> str:
     """The language that most characters are in, over a sample of 200 texts; short ones are read together."""
     characters: Counter[str] = Counter()
     together = ""

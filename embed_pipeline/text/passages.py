@@ -46,16 +46,19 @@ def passages_by_id(segments: pl.DataFrame, context: Context) -> dict[str, str]:
     return dict(zip(segments["segment_id"], passage_texts(segments, context), strict=True))
 
 
-def batch_of_passages(segments: pl.DataFrame, context: Context) -> dict[str, str]:
-    """Each text that is embedded to the document batch that it came with, of several the first; empty: a label set's.
+def batch_of_passages(segments: pl.DataFrame, context: Context) -> dict[int, str]:
+    """The hash of each text that is embedded to the document batch that it came with.
+
+    Of several batches it is the first; a label set's is empty. The texts themselves would be a second corpus in memory.
+    Two with one hash, in 64 bits, would share a batch, which decides where vectors are stored and no more.
 
     Args:
         segments: frame with the column batch, and those of :func:`passage_texts`.
         context: ``embedding.context``.
     """
-    found: dict[str, str] = {}
+    found: dict[int, str] = {}
     for text, batch in zip(passage_texts(segments, context), segments["batch"], strict=True):
-        found.setdefault(text, batch or "")
+        found.setdefault(hash(text), batch or "")
     return found
 
 

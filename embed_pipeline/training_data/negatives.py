@@ -139,16 +139,18 @@ class _DistinctPassages:
 
     @classmethod
     def of(cls, corpus: pl.DataFrame, asked_for: Iterable[str], context: Context) -> _DistinctPassages:
-        embedded = pl.Series("embedded", passage_texts(corpus, context), pl.String)
-        segments = corpus.select("segment_id", "text").with_columns(embedded)
+        # Where nothing is put before a text, both columns, and both lists, are one in memory.
+        plain = context == "none"
+        embedded = corpus["text"] if plain else pl.Series(passage_texts(corpus, context), dtype=pl.String)
+        segments = corpus.select("segment_id", "text").with_columns(embedded=embedded)
         distinct = segments.sort("segment_id").unique("embedded", keep="first", maintain_order=True)
         asked = pl.DataFrame({"segment_id": sorted(set(asked_for))}, schema={"segment_id": pl.String})
         placed = segments.join(asked, on="segment_id", how="semi").join(
             distinct.select("embedded").with_row_index("number"), on="embedded"
         )
         number: dict[str, int] = dict(placed.select("segment_id", "number").iter_rows())
-        texts, told, ids = (distinct[name].to_list() for name in ("text", "embedded", "segment_id"))
-        return cls(texts, told, ids, number)
+        texts = distinct["text"].to_list()
+        return cls(texts, texts if plain else distinct["embedded"].to_list(), distinct["segment_id"].to_list(), number)
 
 
 def _number_questions(ordered: pl.DataFrame, number: Mapping[str, int]) -> list[Question]:

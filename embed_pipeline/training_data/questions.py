@@ -179,11 +179,8 @@ def usable_corpus(corpus: pl.DataFrame, split: pl.DataFrame, settings: Settings)
 
     held = split.filter(pl.col("split").is_in([DEV, TEST]))
     held_documents = set(held["document_ids"].explode())
-    documents = (
-        corpus.sort("document_id", "position")
-        .group_by("document_id", maintain_order=True)
-        .agg(pl.col("text").str.join(""))
-    )
+    whole = pl.col("text").sort_by("position").str.join("")
+    documents = corpus.group_by("document_id", maintain_order=True).agg(whole)
     sets = DisjointSet(range(documents.height))
     join_near_duplicates(documents["text"].to_list(), settings.training_data.near_duplicate_documents, sets)
     ids = documents["document_id"].to_list()

@@ -313,7 +313,7 @@ def corpus(
     if settings.corpus.boilerplate_share != "off":
         facts |= {"boilerplate_for_later_batches": len(recurring)}
     language = settings.corpus.language
-    facts |= figures({"language": dominant_language(frame["text"].to_list()) if language == AUTO else language})
+    facts |= figures({"language": dominant_language(frame["text"]) if language == AUTO else language})
     yield stored(context, frame, settings, asset="corpus", metadata=facts)
     yield stored(context, left_out, settings, asset="left_out_documents", metadata=_counts(left_out, "reason"))
 
