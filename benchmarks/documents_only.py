@@ -38,6 +38,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "defaults": (),
     "half the linear adapter alone": ("adapter.share=0.5", "training.contrastive=false"),
     "the linear adapter alone": ("adapter.share=1", "training.contrastive=false"),
+    "query side, half the adapter and the query encoder, no questions": (
+        "adapter.share=0.5",
+        "adapter.query_encoder_share=0.75",
+        "training.contrastive=false",
+        "training.sides=query",
+    ),
     "no linear adapter": (_NO_ADAPTER,),
     "one question a segment": (_NO_ADAPTER, "synthesis.questions_per_segment=1"),
     "no mined negatives": (_NO_ADAPTER, "training_data.num_negatives=0"),

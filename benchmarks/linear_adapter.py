@@ -31,7 +31,7 @@ from embed_pipeline.evaluation.significance import bootstrap_intervals
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import CORPUS
 from embed_pipeline.training import linear_adapter
-from embed_pipeline.training.linear_adapter import Floats, fit_adapter
+from embed_pipeline.training.linear_adapter import Floats, Teaching, fit_adapter
 
 RESULTS = Path(__file__).parent / "results" / "linear_adapter.json"
 CUTOFF = 10
@@ -74,7 +74,9 @@ def measure(asked: QuerySet, corpus: Passages, settings: Settings, store: Path |
     queries = encoder.encode([asked.queries[query] for query in asked.ids], "query")
     weight = settings.training.teacher_dense_weight
     started = time.monotonic()
-    matrix = fit_adapter(encoder, corpus.texts, corpus.ids, dense_weight=weight, seed=settings.seed)
+    generator = np.random.default_rng(settings.seed)
+    teaching = Teaching.of(encoder, corpus.texts, corpus.ids, dense_weight=weight, generator=generator)
+    matrix = fit_adapter(teaching, generator=generator)
     seconds = round(time.monotonic() - started)
     bm25 = BM25(corpus.texts)
     lexical = np.stack([bm25.scores(asked.queries[query]) for query in asked.ids])

@@ -15,6 +15,7 @@ Imports torch: import it inside functions from modules that the orchestration re
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -51,44 +52,70 @@ _TEMPERATURE = 0.05
 _STEPS, _BATCH_QUERIES, _LEARNING_RATE, _L2_PENALTY = 600, 256, 1e-3, 1e-3
 
 
-def fit_adapter(
-    encoder: Encoder,
-    texts: Sequence[str],
-    documents: Sequence[str],
-    *,
-    dense_weight: float,
-    seed: int,
-    dimensions: Sequence[int] = (),
-    language: str = AUTO,
-) -> Floats:
-    """Fit the map to the teacher's rankings of ``texts``.
+@dataclass(frozen=True)
+class Teaching:
+    """Sentences of a corpus, its passages, and how the teacher ranks these for those.
+
+    Attributes:
+        sentences: sentences and headings, as queries.
+        vectors: unit vectors of the sentences and of the passages, as the model to be taught gives them.
+        scores: float32 (sentences, passages), on the scale of cosines, NaN where a passage is not ranked.
+        device: where the model computes.
+    """
+
+    sentences: list[str]
+    vectors: tuple[Floats, Floats]
+    scores: Floats
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        texts: Sequence[str],
+        documents: Sequence[str],
+        *,
+        dense_weight: float,
+        generator: np.random.Generator,
+        language: str = AUTO,
+    ) -> Teaching:
+        """Have the teacher rank ``texts`` for their own sentences.
+
+        Args:
+            encoder: the model that is to be taught.
+            texts: texts of all segments; of a larger corpus, a sample of 8,000, and of 12,000 of its sentences.
+            documents: the document of each segment.
+            dense_weight: share of the dense z-score in the hybrid.
+            generator: of the samples.
+            language: ``corpus.language``.
+
+        Raises:
+            TrainingError: no segment has a sentence of 6 to 40 words that another has not.
+        """
+        sampled = np.sort(generator.permutation(len(texts))[:MAX_PASSAGES])
+        passages = [texts[place] for place in sampled]
+        groups = number_documents([documents[place] for place in sampled])
+        queries, own = sentence_queries(passages, groups, generator)
+        query_vectors = encoder.encode(queries, "query", label="Encoding sentences")
+        passage_vectors = encoder.encode(passages, "passage", label="Encoding segments for the adapter")
+        vectors = (query_vectors, passage_vectors)
+        scores = teacher_scores(queries, passages, vectors, own, groups, dense_weight=dense_weight, language=language)
+        return cls(queries, vectors, scores, torch.device(encoder.backend.device))
+
+
+def fit_adapter(teaching: Teaching, *, generator: np.random.Generator, dimensions: Sequence[int] = ()) -> Floats:
+    """Fit the map to the teacher's rankings.
 
     Args:
-        encoder: the model that is adapted.
-        texts: texts of all segments; of a larger corpus, a seeded sample of 8,000, and of 12,000 of its sentences.
-        documents: the document of each segment.
-        dense_weight: share of the dense z-score in the hybrid.
-        seed: of the samples and of the order of the batches.
+        teaching: what the teacher ranks.
+        generator: of the order of the batches.
         dimensions: shorter lengths that vectors may be cut to; the divergence is the mean over all lengths.
-        language: ``corpus.language``.
 
     Returns:
         float32 (d, d), what is added to the identity: a vector ``v`` of either side becomes ``v + v @ map``.
-
-    Raises:
-        TrainingError: no segment has a sentence of 6 to 40 words that another has not.
     """
-    generator = np.random.default_rng(seed)
-    sampled = np.sort(generator.permutation(len(texts))[:MAX_PASSAGES])
-    passages = [texts[place] for place in sampled]
-    groups = number_documents([documents[place] for place in sampled])
-    queries, own = sentence_queries(passages, groups, generator)
-    query_vectors = encoder.encode(queries, "query", label="Encoding sentences")
-    passage_vectors = encoder.encode(passages, "passage", label="Encoding segments for the adapter")
-    encoded = (query_vectors, passage_vectors)
-    target = teacher_scores(queries, passages, encoded, own, groups, dense_weight=dense_weight, language=language)
-    lengths = sorted({*dimensions, passage_vectors.shape[1]})
-    tensors = (torch.from_numpy(array).to(encoder.backend.device) for array in (query_vectors, passage_vectors, target))
+    lengths = sorted({*dimensions, teaching.vectors[1].shape[1]})
+    tensors = (torch.from_numpy(array).to(teaching.device) for array in (*teaching.vectors, teaching.scores))
     return _fit(*tensors, lengths=lengths, generator=generator)
 
 

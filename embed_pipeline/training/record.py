@@ -39,6 +39,7 @@ class TrainingResult:
         general_after: the same of the model written.
         adapter_share: share of the linear adapter in the model; 0: no share kept the bound on forgetting, or there was
             no sentence to fit it to; None: none was wanted.
+        query_encoder_share: share of the query encoder that followed the adapter's teacher; 0: none was wanted or kept.
         lora_rank: rank of the adapters; None: all weights were trained.
         matryoshka_dimensions: shorter lengths that were trained as well.
         teacher: the teacher of distillation; None: there was none.
@@ -67,6 +68,7 @@ class TrainingResult:
     general_before: float | None
     general_after: float | None
     adapter_share: float | None
+    query_encoder_share: float
     lora_rank: int | None
     matryoshka_dimensions: tuple[int, ...]
     teacher: str | None

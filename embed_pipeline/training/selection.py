@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from embed_pipeline.embedding.encoder import Encoder
@@ -18,8 +19,9 @@ from embed_pipeline.embedding.models import load_model, torch_device
 from embed_pipeline.evaluation.general_set import general_set
 from embed_pipeline.settings import Embedding
 from embed_pipeline.training.checkpoints import SEAL
-from embed_pipeline.training.linear_adapter import append_adapter, fit_adapter, remove_adapter, set_adapter
+from embed_pipeline.training.linear_adapter import Teaching, append_adapter, fit_adapter, remove_adapter, set_adapter
 from embed_pipeline.training.prepared_model import load_plain_base
+from embed_pipeline.training.query_encoder import follow_teacher
 from embed_pipeline.training.record import TrainingResult
 from embed_pipeline.training.seed_run import RESULT_FILE, SeedResult, winner_folder
 from embed_pipeline.training.supervisor import DevMeasure
@@ -77,11 +79,13 @@ class AdapterOutcome:
         share: share of the fitted map in the model; 0: the model is left without it; None: none is wanted.
         reason: why it is this share.
         general_after: nDCG@10 on the general questions with that share; None: not measured.
+        query_encoder_share: share of the query encoder that followed the same teacher.
     """
 
     share: float | None
     reason: str
     general_after: float | None = None
+    query_encoder_share: float = 0.0
 
 
 def select(task: TrainingTask, seeds: Sequence[SeedResult], output: Path) -> TrainingResult:
@@ -187,7 +191,7 @@ def limit_forgetting(
         max_loss: greatest loss, absolute.
         dev: nDCG@10 of a model on the dev questions, and that of the base; None: there are none.
     """
-    tuned = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    tuned = _copied_weights(model)
     unmixed = general(model)
     if before - unmixed <= max_loss:
         return ForgettingOutcome(1.0, before, unmixed)
@@ -226,32 +230,46 @@ def _add_adapter(
     wanted = adapter_share(settings, labelled=task.examples.labelled, documents=len(set(task.documents)))
     if not wanted:
         return AdapterOutcome(None, "none is wanted")
+    generator = np.random.default_rng(settings.seed)
     try:
-        matrix = fit_adapter(
+        teaching = Teaching.of(
             Encoder.of(model, embedding),
             task.corpus[1],
             task.documents or task.corpus[0],
             dense_weight=settings.training.teacher_dense_weight,
-            seed=settings.seed,
-            dimensions=settings.training.matryoshka_dimensions,
+            generator=generator,
             language=settings.corpus.language,
         )
     except TrainingError as error:
         if settings.adapter.share != "auto" or not settings.training.contrastive:
             raise
         return AdapterOutcome(0.0, f"the model is left without it: {error}")
-    sides = settings.training.sides
+    matrix = fit_adapter(teaching, generator=generator, dimensions=settings.training.matryoshka_dimensions)
+    sides, encoder_share = settings.training.sides, settings.adapter.query_encoder_share
+    before = _copied_weights(model) if encoder_share else {}
+    if encoder_share:
+        follow_teacher(model, teaching, generator)
+    followed = _copied_weights(model) if encoder_share else {}
     layer = append_adapter(model, sides)
-    for share in (wanted * part for part in SHARES):
+    for part in SHARES:
+        share = wanted * part
         set_adapter(layer, matrix, share, sides)
+        load_weights(model, mix_weights(before, followed, encoder_share * part))
+        outcome = AdapterOutcome(share, f"{share:.0%} of it", query_encoder_share=encoder_share * part)
         if general is None or forgetting is None:
-            return AdapterOutcome(share, f"{share:.0%} of it; forgetting is not checked")
+            return replace(outcome, reason=f"{outcome.reason}; forgetting is not checked")
         after = general(model)
         if forgetting.before - after <= settings.forgetting.max_loss:
-            return AdapterOutcome(share, f"{share:.0%} of it gives nDCG@10 {after:.4f} on the general questions", after)
+            reason = f"{outcome.reason} gives nDCG@10 {after:.4f} on the general questions"
+            return replace(outcome, reason=reason, general_after=after)
     remove_adapter(model, sides)
+    load_weights(model, before)
     bound = f"forgetting.max_loss = {settings.forgetting.max_loss}"
     return AdapterOutcome(0.0, f"the model is left without it: no share of it keeps {bound}")
+
+
+def _copied_weights(model: SentenceTransformer) -> State:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def _result(
@@ -285,6 +303,7 @@ def _result(
         general_before=forgetting.before if forgetting else None,
         general_after=forgetting.after if forgetting else None,
         adapter_share=adapter.share,
+        query_encoder_share=adapter.query_encoder_share,
         lora_rank=training.lora_rank,
         matryoshka_dimensions=tuple(sorted(set(training.matryoshka_dimensions))),
         teacher=training.teacher,

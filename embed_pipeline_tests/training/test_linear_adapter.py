@@ -17,6 +17,7 @@ from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Settings
 from embed_pipeline.training import linear_adapter, loss, selection
 from embed_pipeline.training.linear_adapter import (
+    Teaching,
     append_adapter,
     fit_adapter,
     number_documents,
@@ -44,6 +45,14 @@ IDS = [f"t{place}" for place in range(len(TEXTS))]
 
 def encoder(folder: Path, settings: Settings) -> Encoder:
     return Encoder.of(load_model(folder, settings.embedding), settings.embedding)
+
+
+def fitted(
+    model: Encoder, texts: Sequence[str], documents: Sequence[str], weight: float, dimensions: Sequence[int] = ()
+) -> np.ndarray:
+    generator = np.random.default_rng(17)
+    teaching = Teaching.of(model, texts, documents, dense_weight=weight, generator=generator)
+    return fit_adapter(teaching, generator=generator, dimensions=dimensions)
 
 
 def at_angles(*degrees: float) -> np.ndarray:
@@ -101,8 +110,8 @@ def test_the_map_brings_a_sentence_to_the_other_document_that_shares_its_words()
     texts = [*words, *(" ".join(reversed(text.split())) for text in words)]
     documents = [str(place) for place in range(24)]
     model = Wordless()
-    matrix = fit_adapter(model, texts, documents, dense_weight=0.0, seed=17)
-    assert np.array_equal(matrix, fit_adapter(model, texts, documents, dense_weight=0.0, seed=17))
+    matrix = fitted(model, texts, documents, 0.0)  # type: ignore[arg-type]  # an encoder of its own
+    assert np.array_equal(matrix, fitted(model, texts, documents, 0.0))  # type: ignore[arg-type]  # the same
 
     def found(added: np.ndarray) -> int:
         """Documents whose sentence finds the other one of its words first among all others."""
@@ -207,7 +216,7 @@ def test_large_corpora_are_sampled(tiny_model: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(linear_adapter, "MAX_SENTENCES", 5)
     monkeypatch.setattr(linear_adapter, "MAX_PASSAGES", 6)
     base = encoder(tiny_model, small.settings(tiny_model))
-    matrix = fit_adapter(base, TEXTS, IDS, dense_weight=0.65, seed=17, dimensions=(8,))
+    matrix = fitted(base, TEXTS, IDS, 0.65, dimensions=(8,))
     assert np.isfinite(matrix).all()
     assert np.abs(matrix).max() > 0
 
@@ -215,7 +224,7 @@ def test_large_corpora_are_sampled(tiny_model: Path, monkeypatch: pytest.MonkeyP
 def test_a_corpus_without_sentences_is_refused(tiny_model: Path) -> None:
     base = encoder(tiny_model, small.settings(tiny_model))
     with pytest.raises(TrainingError, match=r"none of 2 segments has one that the others lack; set it to 0"):
-        fit_adapter(base, ["a b", "a c"], ["1", "2"], dense_weight=0.65, seed=17)
+        fitted(base, ["a b", "a c"], ["1", "2"], 0.65)
 
 
 def adapted(
