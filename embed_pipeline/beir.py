@@ -25,6 +25,7 @@ import json
 import logging
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -126,7 +127,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import polars as pl
 
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         message = f"{path}: not a readable Parquet file: {error}"
         raise LabelsError(message) from error
@@ -209,16 +210,17 @@ def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     seen: dict[str, str] = {}
     for place, row in rows:
         key = id_text(row.get("_id", row.get("id")))
-        if key is None or not isinstance(row.get("text"), str):
+        text = "" if row.get("text") is None and "text" in row else row.get("text")
+        if key is None or not isinstance(text, str):
             message = f"{place}: expected _id, a string or a whole number, and the string text"
             raise LabelsError(message)
         if not isinstance(row.get("title") or "", str):
             message = f"{place}: title is {row['title']!r}, expected a string"
             raise LabelsError(message)
-        if seen.setdefault(key, row["text"]) != row["text"]:
+        if seen.setdefault(key, text) != text:
             message = f"{place}: _id {key!r} occurs twice, with another text before"
             raise LabelsError(message)
-        yield place, {**row, "_id": key}
+        yield place, {**row, "_id": key, "text": text}
 
 
 def id_text(value: object) -> str | None:
@@ -245,6 +247,9 @@ def _tab_separated(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
     expected = _FORMS
     for number, (place, line) in enumerate(_lines(path)):
         cells = [cell.strip() for cell in line.split("\t")]
+        if len(cells) == 1 and len(line.split()) == max(_FORMS):
+            # TREC's own files are separated by spaces.
+            cells = line.split()
         if number == 0 and cells[0].lower() in _HEADERS:
             expected = _FORMS & {len(cells)} or _FORMS
             continue
@@ -301,7 +306,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 line = raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
                 if line.strip():
                     yield place, line.decode("utf-8")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         message = f"{path}: {getattr(error, 'strerror', None) or error}"
         raise LabelsError(message) from error
     except UnicodeDecodeError as error:

@@ -221,12 +221,22 @@ def test_packed_files_are_read(tmp_path):
         whole,
         judged={"test": {"q0": replace(whole.judged["test"]["q0"], place=f"{folder}/qrels/test.tsv.gz, line 2")}},
     )
+    damaged = bytearray(
+        gzip.compress("".join(f'{{"_id": "{n}", "text": "t {n * 7919}"}}\n' for n in range(5000)).encode())
+    )
+    damaged[200:260] = bytes(byte ^ 255 for byte in damaged[200:260])
+    for content in (b"no gzip", bytes(damaged)):
+        (folder / "corpus.jsonl.gz").write_bytes(content)
+        with pytest.raises(LabelsError, match=r"corpus\.jsonl\.gz: "):
+            read_beir(folder)
     (folder / "corpus.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(LabelsError, match=r"corpus\.jsonl\.gz: Not a gzipped file"):
         read_beir(folder)
 
 
-@pytest.mark.parametrize("lines", ["q0\ta\n", "query-id\tcorpus-id\nq0\ta\n", "q0\t0\ta\t1\n", "q0\tQ0\ta\t1.0\n"])
+@pytest.mark.parametrize(
+    "lines", ["q0\ta\n", "query-id\tcorpus-id\nq0\ta\n", "q0\t0\ta\t1\n", "q0\tQ0\ta\t1.0\n", "q0 0  a 1\n"]
+)
 def test_judgements_without_a_grade_and_in_trecs_form_are_read(tmp_path, lines):
     folder = write_beir(tmp_path / "set", test="")
     (folder / "qrels" / "test.tsv").write_text(lines)
@@ -237,6 +247,6 @@ def test_passages_without_a_text_are_left_out_and_equal_rows_are_one(tmp_path, c
     folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
     with (folder / "corpus.jsonl").open("a") as corpus:
         corpus.write('{"_id": "b", "text": "second"}\n{"_id": "c", "title": "", "text": " "}\n')
-        corpus.write('{"_id": "d", "text": "\\u200b\\ufeff"}\n')
+        corpus.write('{"_id": "d", "text": "\\u200b\\ufeff"}\n{"_id": "e", "text": null}\n')
     assert read_beir(folder).passages == {"a": "Title first", "b": "second"}
-    assert "passages without a text are left out: 2" in caplog.text
+    assert "passages without a text are left out: 3" in caplog.text

@@ -145,11 +145,22 @@ def _of_another_script(content: bytes) -> str | None:
                 text = sample.decode(encoding)
             except UnicodeDecodeError:
                 continue
-            beyond = [c for c in text if not c.isascii() and c not in _QUOTES]
+            beyond = [
+                c.lower()
+                for n, c in enumerate(text)
+                if not c.isascii() and (c not in _QUOTES or _begins_a_word(text, n))
+            ]
             fit = sum(c in letters for c in beyond) / max(1, len(beyond))
             if fit > best:
                 best, likeliest = fit, encoding
     return content.decode(likeliest, "replace") if likeliest else None
+
+
+def _begins_a_word(text: str, place: int) -> bool:
+    """Whether a sign stands where a capital would: with a letter after it, and no letter and no sign before it."""
+    after, before = text[place + 1 : place + 2], text[place - 1 : place] if place else ""
+    opens = text[place] in "«“„‘"
+    return not opens and after.isalpha() and after.islower() and (not before or before.isspace())
 
 
 def _fit(text: str) -> float:

@@ -75,7 +75,10 @@ def _write(row: Row, number: int, draft: Draft) -> None:
     shown = [(name, without_data(clean_text(plain_line_ends(value))).strip()) for name, value in row]
     shown = [(name, value) for name, value in shown if value]
     named = next((place for place, (name, _) in enumerate(shown) if name.strip().lower() in _TITLE_COLUMNS), None)
-    title = " ".join(shown[named][1].split())[:_MAX_TITLE] if named is not None else f"Row {number}"
+    title = " ".join(shown[named][1].split()) if named is not None else f"Row {number}"
+    if len(title) > _MAX_TITLE:
+        # What does not fit into a heading stays in the row.
+        title, named = title[:_MAX_TITLE], None
     draft.add_heading(_ROW_LEVEL, title)
     lines: list[str] = []
     for place, (name, value) in enumerate(shown):

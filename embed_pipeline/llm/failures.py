@@ -66,7 +66,9 @@ _MOMENT_CODES = _codes(
     "rate_?limit", "too_many_requests", "throttl", "resource_exhausted", "overload", "server_busy", "engine_busy",
     "slow_down", "unavailable", "capacity", "^429$", "^503$", "^529$",
 )  # fmt: skip
-_PAYMENT_CODES = _codes("quota", "insufficient_(?:balance|credit|funds)", "billing", "payment", "arrear", "^402$")
+_PAYMENT_CODES = _codes(
+    "quota", "budget", "insufficient_(?:balance|credit|funds)", "billing", "payment", "arrear", "^402$"
+)
 _SURE_PAYMENT_CODES = _codes("^insufficient_(?:quota|balance|credit|funds)", "billing", "payment", "arrear")
 """Codes that mean payment even with a 429, under which limits a minute are called a quota too."""
 _KEY_CODES = _codes(
@@ -82,9 +84,14 @@ _SIZE = r"\b(?:context|tokens?|prompt|inputs?|messages?|sequence)\b"
 _TOO_LONG_WORDS = re.compile(
     rf"{_SIZE}[^\n]{{0,80}}(?:{_BOUND})|(?:exceed|too long|too many|maximum|reduce)[^\n]{{0,60}}{_SIZE}", re.IGNORECASE
 )
+# What ran out there is patience, not room.
+_TRIES_RAN_OUT = re.compile(
+    r"(?:retries|timeout|time limit|deadline) exceeded|exceeded (?:the )?(?:timeout|deadline)", re.IGNORECASE
+)
 _FILTER_WORDS = re.compile(
     r"content.?(?:filter|policy|management|moderation)|(?:usage|safety|content|community) (?:guideline|polic|standard)|"
-    r"\b(?:moderat|inappropriate|sensitive|flagged|violat|prohibited|unsafe|harmful|guardrail|jailbreak|safety)",
+    r"(?<![-\w])(?:moderat|inappropriate|sensitive|flagged|violat(?!\w* the schema)|prohibited|unsafe|"
+    r"harmful|guardrail|jailbreak|safety)",
     re.IGNORECASE,
 )
 _MOMENT_WORDS = re.compile(
@@ -93,16 +100,25 @@ _MOMENT_WORDS = re.compile(
     re.IGNORECASE,
 )
 _PARAMETER_WORDS = re.compile(
-    r"\b(?:un(?:supported|known|recogni[sz]ed|expected)|missing|extra|required|deprecated) (?:\w+ )?"
+    r"\b(?:un(?:supported|known|recogni[sz]ed|expected)|missing|extra|additional|required|deprecated) (?:\w+ )?"
     r"(?:parameter|argument|field|property)\b",
     re.IGNORECASE,
 )
 _PROMPT_PARAMETERS = frozenset({"messages", "prompt", "input", "inputs", "content", "contents"})
 _PAYMENT_WORDS = re.compile(
-    r"\bquota\b|insufficient (?:balance|credit|fund)|\bbilling\b|\bcredits?\b|payment", re.IGNORECASE
+    r"\bquota\b|insufficient (?:balance|credit|fund)|\bbilling\b|\bcredits?\b|payment|\bbudget\b|upgrade your plan|"
+    r"(?:monthly|usage|spending) (?:\w+ )?limit",
+    re.IGNORECASE,
 )
 _KEY_WORDS = re.compile(
-    r"api.?key|incorrect key|invalid (?:key|token)|authenticat|unauthori[sz]ed|credential", re.IGNORECASE
+    r"api.?key|incorrect key|invalid (?:key|token)|authenticat|unauthori[sz]ed|credential|"
+    r"account (?:\w+ ){0,3}(?:suspended|banned|disabled|deactivated|terminated)",
+    re.IGNORECASE,
+)
+# What is said of an account or its budget, whatever else the sentence speaks of.
+_STANDING = re.compile(
+    r"\bbudget\b|upgrade your plan|account (?:\w+ ){0,3}(?:suspended|banned|disabled|deactivated|terminated)",
+    re.IGNORECASE,
 )
 _UNKNOWN = r"not (?:found|exist|a valid|available|deployed|loaded)|(?:does not|doesn.t) exist|invalid|unknown|no such"
 _MODEL_WORDS = re.compile(
@@ -203,7 +219,7 @@ def _by_status(failure: Failure, *, answered: bool) -> Scope | None:
     if status == 0 and not failure.no_endpoint:
         told = _by_words(failure, answered=answered)
         return Scope("moment") if told.kind == "odd" else told
-    about_length = not failure.page and _TOO_LONG_WORDS.search(failure.message)
+    about_length = not failure.page and _is_too_long(failure.message)
     if status in _MOMENT_STATUSES or (status >= _SERVER_ERROR and not about_length):
         return Scope("moment")
     if status in _WHOLE_STATUSES:
@@ -216,6 +232,8 @@ def _by_status(failure: Failure, *, answered: bool) -> Scope | None:
 
 def _by_words(failure: Failure, *, answered: bool) -> Scope:
     text = failure.message
+    if not answered and _STANDING.search(text):
+        return Scope("whole", "payment" if _PAYMENT_WORDS.search(text) else "key")
     if _FILTER_WORDS.search(text) and not failure.page and not _names_parameter(failure):
         return Scope("item", "prompt_filtered")
     if _MOMENT_WORDS.search(text):
@@ -224,7 +242,11 @@ def _by_words(failure: Failure, *, answered: bool) -> Scope:
         for reason, pattern in (("key", _KEY_WORDS), ("model", _MODEL_WORDS), ("payment", _PAYMENT_WORDS)):
             if pattern.search(text):
                 return Scope("whole", reason)
-    return Scope("item", "prompt_too_long") if _TOO_LONG_WORDS.search(text) and not failure.page else Scope("odd")
+    return Scope("item", "prompt_too_long") if _is_too_long(text) and not failure.page else Scope("odd")
+
+
+def _is_too_long(text: str) -> bool:
+    return _TOO_LONG_WORDS.search(text) is not None and _TRIES_RAN_OUT.search(text) is None
 
 
 def _names_parameter(failure: Failure) -> bool:
@@ -383,12 +405,16 @@ def connection_failure(error: BaseException, timeout_seconds: float) -> Failure:
     if isinstance(first, aiohttp.ClientConnectorError):
         words = _system_words(first.os_error)
         return Failure(0, f"cannot connect to host {first.host}:{first.port} [{words}]", no_endpoint=True)
-    if isinstance(first, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError | aiohttp.ClientHttpProxyError):
-        return Failure(0, f"no way to the address: {first}", no_endpoint=True)
-    if isinstance(first, aiohttp.ConnectionTimeoutError):
-        return Failure(0, f"no connection in time: {first}", no_endpoint=True)
+    no_way = aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError | aiohttp.ClientHttpProxyError
+    if isinstance(first, no_way | aiohttp.ConnectionTimeoutError):
+        said = "no way to the address" if isinstance(first, no_way) else "no connection in time"
+        return Failure(0, f"{said}: {first}", no_endpoint=True)
     if any(isinstance(part, TimeoutError) for part in chain):
         return Failure(0, f"no answer within {timeout_seconds:g} s")
+    if isinstance(first, aiohttp.ClientResponseError):
+        # Its words are about the bytes of the connection, not about a prompt.
+        words = " ".join(first.message.split())[:200] or "no words"
+        return Failure(0, f"the connection broke, this is no HTTP: {words}", codes=frozenset({"unavailable"}))
     return Failure(0, f"the connection broke: {first!r}")
 
 

@@ -20,7 +20,7 @@ _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _WRAPPERS = ("data", "result", "response", "body")
 _FAILED = re.compile(r"error|abort|cancel|time_?out|fail|overload|insufficient|interrupt|unavailable", re.IGNORECASE)
 _FILTERED = re.compile(
-    r"filter|safety|sensitive|prohibited|recitation|block|spii|guardrail|toxic|moderat|policy", re.IGNORECASE
+    r"filter|safety|sensitive|prohibited|recitation|block|spii|guardrail|toxic|moderat|policy|refus", re.IGNORECASE
 )
 _CUT = re.compile(r"length|max_?.*tokens?|token_limit|error_limit|context|truncat", re.IGNORECASE)
 _STATES_ERROR = re.compile(r"err|fault|detail|base_?resp", re.IGNORECASE)
@@ -58,7 +58,9 @@ def read_response(content: bytes, headers: Mapping[str, str], body: Mapping[str,
 
 
 def _says_error(data: Mapping[str, Any]) -> bool:
-    return bool(data.get("error")) and not any(isinstance(c, dict) and _text_of(c).strip() for c in data["choices"])
+    """Whether an error is stated next to the choices, and none of them came to an end with a text."""
+    ended = (c for c in data["choices"] if isinstance(c, dict) and (c.get("finish_reason") or "message" in c))
+    return bool(data.get("error")) and not any(_text_of(c).strip() for c in ended)
 
 
 def _is_blocked(node: object) -> bool:
@@ -138,7 +140,7 @@ def _text_of(choice: Mapping[str, Any]) -> str:
     places = (message.get("content"), message.get("parsed"), choice.get("text"))
     texts = [*map(_joined, places), _arguments(message)]
     said = next((text for text in texts if text.strip()), "")
-    if not said and str(choice.get("finish_reason")) not in {"length", "max_tokens"}:
+    if not said and not _CUT.search(str(choice.get("finish_reason"))):
         said = next((_joined(message[name]) for name in _REASONING_FIELDS if message.get(name)), "")
     return _LONE_SURROGATE.sub("\ufffd", said or "".join(texts))
 
@@ -182,6 +184,7 @@ def _joined_stream(text: str) -> dict[str, Any] | None:
         choice = choices[0]
         finish = choice.get("finish_reason") or finish
         delta = choice.get("delta") or choice.get("message") or {}
+        delta = delta if isinstance(delta, dict) else {"content": delta}
         parts["content"].append(_joined(delta.get("content")) or _joined(choice.get("text")))
         parts["arguments"].append(_arguments(delta))
         parts["reasoning"] += [_joined(delta[name]) for name in _REASONING_FIELDS[:1] if delta.get(name)]

@@ -315,6 +315,7 @@ class Transport:
             return outcome
 
     async def _send(self, path: str, body: dict[str, Any], parts: tuple[str, ...]) -> Answer | Failure:
+        import aiohttp
         import httpx
         import openai
 
@@ -336,7 +337,7 @@ class Transport:
         except openai.APIStatusError as error:
             response = error.response
             outcome = read_failure(error.status_code, response.text, response.headers)
-        except (openai.OpenAIError, TimeoutError) as error:
+        except (openai.OpenAIError, aiohttp.ClientError, TimeoutError) as error:
             outcome = connection_failure(error, self._llm.timeout_seconds)
         finally:
             self._open[chosen] -= 1

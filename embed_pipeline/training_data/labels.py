@@ -269,7 +269,7 @@ def read_label_set(path: Path) -> LabelSet:
         LabelsError: naming the file, and the line or row that is malformed.
     """
     if path.is_dir():
-        if any((path / f"queries{ending}").exists() for ending in (*_FILES, "")):
+        if any((path / f"queries{ending}").exists() for ending in (*_FILES, ".jsonl.gz", "")):
             return _beir_label_set(path)
         return _nemo_label_set(path) if (path / _NEMO_SIDES["train"]).is_file() else _folder_label_set(path)
     if path.suffix not in _FILES or not path.is_file():
@@ -339,14 +339,14 @@ def _nemo_label_set(folder: Path) -> LabelSet:
     for side, path in found.items():
         try:
             content = read_json(path.read_text(encoding="utf-8-sig"))
-            rows, corpora = content["data"], content["corpus"]
+            rows, corpora = [dict(row) for row in content["data"]], content["corpus"]
             places = [Path(each["path"]) for each in (corpora if isinstance(corpora, list) else [corpora])]
         except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"{path}: not NeMo's form, an object of corpus and data: {error}"
             raise LabelsError(message) from error
         for place in places:
             for part in sorted((folder / place).glob("*.parquet")):
-                passages |= {str(row.get("id")): str(row.get("text") or "") for _, row in parquet_rows(part)}
+                passages |= {id_text(row.get("id")) or "": str(row.get("text") or "") for _, row in parquet_rows(part)}
         own = side if len(found) > 1 else None
         labels += [_parse_label(f"{path}, question {number}", row, own) for number, row in enumerate(rows, start=1)]
     return LabelSet(folder.name, labels, passages)
@@ -410,8 +410,8 @@ def _side(name: object) -> Side | None:
 
 def _text_list(place: str, name: str, value: object) -> list[str]:
     """A field that holds one text, several, or none; empty ones are passed over."""
-    several = [text for text in _several(value) if text not in (None, "")]
-    if not all(isinstance(text, str) and text.strip() for text in several):
+    several = [text for text in _several(value) if text is not None and (not isinstance(text, str) or text.strip())]
+    if not all(isinstance(text, str) for text in several):
         message = f"{place}: {name} is {str(value)[:80]!r}, expected a text or a list of texts"
         raise LabelsError(message)
     return [str(text) for text in several]

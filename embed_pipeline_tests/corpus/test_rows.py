@@ -113,3 +113,9 @@ def test_any_line_end_in_a_value_ends_a_line() -> None:
     read = read_json_lines('{"title": "A", "text": "a\\r\\n\\r\\nb\\r\\n- c"}\n')
     assert [block.kind for block in read.blocks][2:] == ["paragraph", "paragraph", "list"]
     assert "\r" not in read.text
+
+
+def test_a_title_that_is_too_long_for_a_heading_stays_in_its_row() -> None:
+    question = f"How do I {'really ' * 25}replace the seal?"
+    text = read_csv(f"question,answer\n{question},Turn it.\n").text
+    assert text == f"## {question[:120]}\n\nquestion: {question}\nanswer: Turn it.\n"

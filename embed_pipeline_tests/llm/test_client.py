@@ -253,6 +253,32 @@ def test_an_answer_that_drips_is_given_up_after_the_longest_wait(store: Response
         asyncio.run(serve_and_ask())
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"\x15\x03\x01\x00\x02\x02\x46",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n",
+        b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 10_000 + b"\r\n\r\n",
+    ],
+    ids=["a TLS alert", "a bad chunk", "a long header"],
+)
+def test_what_is_not_http_is_a_broken_connection(store: ResponseStore, make_llm: MakeLLM, reply: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10_000)
+        writer.write(reply)
+        await writer.drain()
+        writer.close()
+
+    async def serve_and_ask() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        llm = make_llm(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", max_attempts=2)
+        async with server, LLMClient(llm, store) as client:
+            await asyncio.wait_for(_complete(client, "x"), 10)
+
+    with pytest.raises(RequestFailed, match="no answer in 2 tries, the last: the connection broke, this is no HTTP"):
+        asyncio.run(serve_and_ask())
+
+
 def test_attempts_are_bounded_and_a_failure_is_not_stored(store: ResponseStore, make_llm: MakeLLM) -> None:
     with stub_endpoint(lambda _: Status(500, message="melted")) as stub:
         with pytest.raises(RequestFailed, match="no answer in 4 tries, the last: HTTP 500: melted"):

@@ -284,6 +284,8 @@ def test_a_trial_that_is_refused_too_teaches_nothing(store: ResponseStore, make_
 PASSING = {
     "error in a 200": _raw({"error": {"code": 429, "message": "temporarily rate-limited upstream"}}),
     "error without a code": _raw({"error": {"message": "Provider returned error"}}),
+    "error next to half a text": _raw({"error": {"code": 502, "message": "gone"}, "choices": [{"finish_reason": None, "text": "What is"}]}),
+    "a delta that is text": _raw(b'data: {"choices":[{"delta":"{"}]}\n\n'),
     "error in a choice": _body(error={"code": 502, "message": "gone"}, finish_reason="error"),
     "finish_reason error": _body(finish_reason="error", message={"content": ""}),
     "finish_reason abort": _body(finish_reason="abort", message={"content": "half an an"}),

@@ -44,6 +44,8 @@ MOMENT = [
     (400, json.dumps({"__type": "com.amazon.coral.availability#ThrottlingException", "message": "wait"})),
     (425, ""), (430, "{}"), (499, "closed"), (500, "oops"), (502, "<html>Bad gateway</html>"), (503, "loading"),
     (524, ""), (529, json.dumps({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})),
+    (502, _openai("HTTPSConnectionPool: Max retries exceeded with url: /v1/messages")),
+    (504, _openai("Timeout exceeded while awaiting the first token")),
     (0, json.dumps({"error": {"code": 429, "message": "x is temporarily rate-limited upstream"}})),
 ]  # fmt: skip
 WHOLE = [
@@ -58,9 +60,13 @@ WHOLE = [
     ("model", 400, _openai("you must provide a parameter", param="model")),
     ("model", 404, json.dumps({"error": {"code": "DeploymentNotFound", "message": "The API deployment does not exist."}})),
     ("payment", 402, _openai("Insufficient Balance")),
+    ("payment", 400, _openai("ExceededTokenBudget: Current spend for token: 7.2e-05; Max Budget for Token: 2e-07", type="budget_exceeded")),
+    ("payment", 403, _openai("You have exceeded your monthly token limit. Please upgrade your plan.")),
     ("payment", 429, _openai("You exceeded your current quota", code="insufficient_quota")),
     ("payment", 429, _openai("Your account is not active", code="billing_not_active")),
     ("payment", 400, json.dumps({"code": "Arrearage", "message": "Access denied, account in arrears"})),
+    ("key", 403, _openai("Your account has been suspended for violating our terms of service.", type="access_terminated")),
+    ("model", 400, _openai("Invalid model name 'm'. Model names are case-sensitive.")),
     ("address", 404, "<html><title>404 Not Found</title></html>"),
     ("address", 405, "Method Not Allowed"),
 ]  # fmt: skip
@@ -99,6 +105,7 @@ def test_a_refusal_without_words_is_odd(body: str, *, answered: bool) -> None:
         (400, "<html>Your request is too large, it exceeds the maximum</html>"),
         (400, _openai("Unsupported parameter: safety_identifier is required")),
         (400, _openai("The safety setting is off.", param="safety_identifier")),
+        (400, _openai("Request body violates the schema: additional property 'seed' is not allowed")),
     ],
 )
 @pytest.mark.parametrize("answered", [False, True])

@@ -225,7 +225,7 @@ def test_jsonl_and_parquet_are_alike(tmp_path):
         ('{"positives": ["a"]}', "line 1: question is missing .one of question, query, anchor; found"),
         ('{"question": "q"}', "line 1: neither positives nor positive_ids"),
         ('{"question": "q", "positives": [1]}', "line 1: positives is"),
-        ('{"question": "q", "positives": [" "]}', "line 1: positives is"),
+        ('{"question": "q", "positives": [" "]}', "line 1: neither positives nor positive_ids"),
         ('{"question": "q", "positives": ["a"], "split": "holdout"}', "split is 'holdout'"),
         ('{"question": "q", "positives": ["a"], "positve": "b"}', "unknown field 'positve'; did you mean 'positives'"),
         (
