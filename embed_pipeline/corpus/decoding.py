@@ -78,11 +78,11 @@ def decode(content: bytes, *, is_html: bool = False) -> str:
         if text is None:
             raise ValueError(f"it is not UTF-8 ({error.reason} at byte {error.start}) nor another encoding") from error
     control = sum(
-        unicodedata.category(c) == "Cc" and c not in "\n\r\t\f" for c in set(text) for _ in range(text.count(c))
+        unicodedata.category(c) == "Cc" and c not in "\n\r\t\f\v" for c in set(text) for _ in range(text.count(c))
     )
     if control > _MAX_CONTROL_SHARE * max(len(text), 1):
         raise ValueError(f"{control} of its {len(text)} characters are control characters")
-    return clean_text(text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n"))
+    return clean_text(text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n").replace("\v", "\n"))
 
 
 def without_data(text: str) -> str:

@@ -81,7 +81,9 @@ def read_slides(content: bytes, most_bytes: int) -> ParsedDocument:
     _check_size(content, most_bytes)
     stream = _changed(io.BytesIO(content), _SLIDE_PARTS, _change_slide)
     converted = PptxConverter().convert(stream, StreamInfo(extension=".pptx"))  # type: ignore[no-untyped-call]
-    text = clean_text(_IMAGE.sub(r"\1", _SLIDE.sub("", converted.markdown))).strip() + "\n"
+    # A soft line break may stand in a title, and a tokenizer joins the words around its sign.
+    markdown = converted.markdown.replace("\v", " ")
+    text = clean_text(_IMAGE.sub(r"\1", _SLIDE.sub("", markdown))).strip() + "\n"
     blocks = markdown_blocks(text)
     return ParsedDocument(first_heading(blocks) or _core_title(content), text, blocks)
 

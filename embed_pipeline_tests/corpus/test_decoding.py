@@ -20,9 +20,10 @@ WESTERN = "He said “open it” – and the valve’s cap came off. "
         codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
         codecs.BOM_UTF32_LE + TEXT.encode("utf-32-le"),
         TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("\n", "\v").encode(),
         TEXT.replace("ö", "o\u0308").encode(),
     ],
-    ids=["utf-8", "utf-8 mark", "utf-16 le", "utf-16 be", "utf-32 le", "crlf", "decomposed"],
+    ids=["utf-8", "utf-8 mark", "utf-16 le", "utf-16 be", "utf-32 le", "crlf", "vertical", "decomposed"],
 )
 def test_text_is_decoded_alike_from_every_encoding(content: bytes) -> None:
     assert decode(content) == TEXT

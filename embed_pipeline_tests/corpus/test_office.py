@@ -145,6 +145,16 @@ def test_formulas_without_their_properties_and_of_unknown_parts_are_kept() -> No
     assert read(body).text == "So $\\frac{a}{b}$ and $best n$\n\n$$\\frac{a}{b}$$\n"
 
 
+def test_a_soft_line_break_on_a_slide_keeps_words_apart() -> None:
+    presentation = Presentation()
+    slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+    slide.shapes.title.text = "Pumps"
+    slide.shapes.add_textbox(0, Inches(2), Inches(4), Inches(1)).text_frame.text = "pump\vvalve seal"
+    stream = io.BytesIO()
+    presentation.save(stream)
+    assert read_slides(stream.getvalue(), 10_000_000).text == "# Pumps\npump valve seal\n"
+
+
 def test_the_text_of_a_slide_is_no_markup() -> None:
     presentation = Presentation()
     slide = presentation.slides.add_slide(presentation.slide_layouts[5])
