@@ -104,8 +104,8 @@ def open_base_encoder(settings: Settings, segments: pl.DataFrame) -> Encoder:
         ModelError: as :func:`choose_backend`.
     """
     model = settings.embedding.reading_model
-    context = settings.embedding.context
-    passages, batches = passage_texts(segments, context), batch_of_passages(segments, context)
+    passages = passage_texts(segments, settings.embedding.context)
+    batches = batch_of_passages(passages, segments["batch"])
     return choose_backend([model], passages, settings, batches).open(model, settings.paths.store / "vectors")
 
 

@@ -65,11 +65,12 @@ def compare_bases(corpus: pl.DataFrame, sets: Sequence[QuerySet], settings: Sett
     candidates = tuple(dict.fromkeys(named))
     sources = searched_by(sets, corpus, embedding.context)
     texts = list(dict.fromkeys(text for passages, _ in sources for text in passages.texts))
-    chosen = choose_backend(candidates, texts, settings, batch_of_passages(corpus, embedding.context))
+    segments = passage_texts(corpus, embedding.context)
+    chosen = choose_backend(candidates, texts, settings, batch_of_passages(segments, corpus["batch"]))
     rows: list[dict[str, Any]] = []
     for model in candidates:
         encoder = chosen.open(model, settings.paths.store / "vectors")
-        costs = _costs(model, encoder, passage_texts(corpus, embedding.context), embedding)
+        costs = _costs(model, encoder, segments, embedding)
         encoded = encode_sets(model, encoder, sources, sets)
         for query_set, (passages, documents), vectors in zip(sets, sources, encoded, strict=True):
             rows.append({"model": model, **_figures(query_set, passages, documents, vectors, settings), **costs})

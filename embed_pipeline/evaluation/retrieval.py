@@ -90,7 +90,8 @@ def compare(
     sources = searched_by(asked, corpus, context)
     before = sources if base_context in {None, context} else searched_by(asked, corpus, base_context or context)
     texts = (text for passages, _ in sources for text in passages.texts)
-    chosen = choose_backend([base, tuned], texts, settings, batch_of_passages(corpus, context))
+    batches = batch_of_passages(passage_texts(corpus, context), corpus["batch"])
+    chosen = choose_backend([base, tuned], texts, settings, batches)
     by_base = encode_sets("base", chosen.open(base, vectors), before, asked)
     is_base = tuned == base and before is sources
     by_tuned = by_base if is_base else encode_sets("tuned", chosen.open(tuned, vectors), sources, asked)

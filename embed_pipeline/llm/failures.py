@@ -105,19 +105,18 @@ _PARAMETER_WORDS = re.compile(
     re.IGNORECASE,
 )
 _PROMPT_PARAMETERS = frozenset({"messages", "prompt", "input", "inputs", "content", "contents"})
+# What is said of a budget or an account, whatever else the sentence speaks of.
+_SPENT = r"\bbudget\b|upgrade your plan"
+_BARRED = r"account (?:\w+ ){0,3}(?:suspended|banned|disabled|deactivated|terminated)"
+_STANDING = re.compile(f"{_SPENT}|{_BARRED}", re.IGNORECASE)
 _PAYMENT_WORDS = re.compile(
-    r"\bquota\b|insufficient (?:balance|credit|fund)|\bbilling\b|\bcredits?\b|payment|\bbudget\b|upgrade your plan|"
-    r"(?:monthly|usage|spending) (?:\w+ )?limit",
+    r"\bquota\b|insufficient (?:balance|credit|fund)|\bbilling\b|\bcredits?\b|payment|"
+    rf"{_SPENT}|(?:monthly|usage|spending) (?:\w+ )?limit",
     re.IGNORECASE,
 )
 _KEY_WORDS = re.compile(
     r"api.?key|incorrect key|invalid (?:key|token)|authenticat|unauthori[sz]ed|credential|"
-    r"account (?:\w+ ){0,3}(?:suspended|banned|disabled|deactivated|terminated)",
-    re.IGNORECASE,
-)
-# What is said of an account or its budget, whatever else the sentence speaks of.
-_STANDING = re.compile(
-    r"\bbudget\b|upgrade your plan|account (?:\w+ ){0,3}(?:suspended|banned|disabled|deactivated|terminated)",
+    rf"{_BARRED}",
     re.IGNORECASE,
 )
 _UNKNOWN = r"not (?:found|exist|a valid|available|deployed|loaded)|(?:does not|doesn.t) exist|invalid|unknown|no such"

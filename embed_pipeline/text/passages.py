@@ -6,6 +6,7 @@ the search page. Clients that embed passages of their own follow the same rule, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from embed_pipeline.enumerations import Context
@@ -46,18 +47,18 @@ def passages_by_id(segments: pl.DataFrame, context: Context) -> dict[str, str]:
     return dict(zip(segments["segment_id"], passage_texts(segments, context), strict=True))
 
 
-def batch_of_passages(segments: pl.DataFrame, context: Context) -> dict[int, str]:
+def batch_of_passages(passages: Iterable[str], batches: Iterable[str | None]) -> dict[int, str]:
     """The hash of each text that is embedded to the document batch that it came with.
 
     Of several batches it is the first; a label set's is empty. The texts themselves would be a second corpus in memory.
     Two with one hash, in 64 bits, would share a batch, which decides where vectors are stored and no more.
 
     Args:
-        segments: frame with the column batch, and those of :func:`passage_texts`.
-        context: ``embedding.context``.
+        passages: the text of each segment as it is embedded.
+        batches: the batch of each segment, the column of the corpus.
     """
     found: dict[int, str] = {}
-    for text, batch in zip(passage_texts(segments, context), segments["batch"], strict=True):
+    for text, batch in zip(passages, batches, strict=True):
         found.setdefault(hash(text), batch or "")
     return found
 

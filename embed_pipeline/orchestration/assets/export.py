@@ -226,15 +226,16 @@ def _measured(
 ) -> Parity:
     """Parity of an export on the evaluation corpus, which is also written into its folder."""
     asked = sampled_set(qa)
+    passages = passages_by_id(corpus, settings.embedding.context)
     parity = measure_parity(
         original,
         export,
-        passages_by_id(corpus, settings.embedding.context),
+        passages,
         asked.queries,
         asked.qrels,
         embedding=settings.embedding,
         vectors=settings.paths.store / "vectors",
-        batches=batch_of_passages(corpus, settings.embedding.context),
+        batches=batch_of_passages(passages.values(), corpus["batch"]),
     )
     write_parity(parity, folder)
     return parity
