@@ -17,6 +17,8 @@ _MAX_PROBLEM_CHARACTERS = 2000
 ITEM_REASONS = frozenset({"refused", "prompt_too_long", "prompt_filtered", "prompt_refused", "request_failed"})
 """Reasons of an :class:`InvalidAnswer` that say nothing about what the model can do."""
 T = TypeVar("T", bound=BaseModel)
+_CONTAINER_ERRORS = frozenset({"list_type", "dict_type", "model_type"})
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRUCTURE_ERRORS = ("missing", "extra_forbidden", "literal_error", "enum")
 # A string that is not closed goes on to the end: to look for others inside of it would take quadratic time.
 _STRING_OR_BRACE = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[{}]', re.DOTALL)
@@ -110,6 +112,10 @@ def parse_answer(text: str, answer: type[T]) -> T:
     Raises:
         ValueError: if there is no JSON object of the type (pydantic's ValidationError is one).
     """
+    if text.lstrip().startswith('"'):
+        # The object's text, encoded once more.
+        with suppress(ValueError):
+            text = str(json.loads(text, strict=False))
     problem = ValueError("there is no whole JSON object in it")
     found: list[object] = []
     for span in _object_spans(text):
@@ -120,12 +126,13 @@ def parse_answer(text: str, answer: type[T]) -> T:
     found.reverse()
     found.sort(key=_is_empty)
     for value in found:
+        inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
         try:
             return _validate(value, answer)
         except ValidationError as error:
-            inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
-            if isinstance(inner, dict):
-                with suppress(ValidationError):
+            with suppress(ValueError):
+                inner = _load(inner) if isinstance(inner, str) else inner
+                if isinstance(inner, dict):
                     return _validate(inner, answer)
             problem = problem if isinstance(problem, ValidationError) else error
     raise problem
@@ -179,19 +186,31 @@ def _keep_latex(escape: re.Match[str]) -> str:
 
 
 def _validate(value: object, answer: type[T]) -> T:
-    """Validate as JSON; keys that the type forbids are left out."""
+    """Validate as JSON; keys that the type forbids are left out, and a list or an object given as its text is read."""
     try:
-        return answer.model_validate_json(json.dumps(value), strict=True)
+        return answer.model_validate_json(_dumped(value), strict=True)
     except ValidationError as error:
-        unknown = [part["loc"] for part in error.errors() if part["type"] == "extra_forbidden"]
-        if not unknown:
-            raise
-        for loc in unknown:
+        changed = False
+        for part in error.errors():
+            path = part["loc"]
             holder: Any = value
-            for step in loc[:-1]:
+            for step in path[:-1]:
                 holder = holder[step]
-            del holder[loc[-1]]
-        return answer.model_validate_json(json.dumps(value), strict=True)
+            if part["type"] == "extra_forbidden":
+                del holder[path[-1]]
+                changed = True
+            elif path and part["type"] in _CONTAINER_ERRORS and isinstance(part["input"], str):
+                with suppress(ValueError):
+                    holder[path[-1]] = _load(part["input"])
+                    changed = True
+        if not changed:
+            raise
+        return answer.model_validate_json(_dumped(value), strict=True)
+
+
+def _dumped(value: object) -> str:
+    """A value as JSON; half of a character that takes two escapes becomes the replacement character."""
+    return _LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False))
 
 
 def breaks_schema(error: ValueError) -> bool:

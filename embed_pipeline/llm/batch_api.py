@@ -401,7 +401,7 @@ class Batches:
                         return found
                 return await ask()
             except openai.APIStatusError as error:
-                failure = read_failure(error.status_code, error.response.text, error.response.headers)
+                failure = read_failure(error.status_code, error.response.content, error.response.headers)
             except openai.OpenAIError as error:
                 failure = connection_failure(error, self._llm.timeout_seconds)
             if failure.status in _NO_ROUTE:

@@ -78,8 +78,11 @@ class Budget:
         self._llm = llm
         self._open = 0
 
-    def check(self) -> None:
+    def check(self, *, held: int = 0) -> None:
         """Raise if another call would pass a cap.
+
+        Args:
+            held: calls in flight that are the one in question, sent again.
 
         Raises:
             BudgetExhausted: naming the cap, its value, what was used and how to go on.
@@ -87,7 +90,7 @@ class Budget:
         used = self.usage
         calls, prompt, completion = self._before
         caps = (
-            ("max_calls", self._llm.max_calls, calls + used.calls + self._open),
+            ("max_calls", self._llm.max_calls, calls + used.calls + self._open - held),
             ("max_total_tokens", self._llm.max_total_tokens, prompt + completion + used.tokens),
             ("max_cost", self._llm.max_cost, price(self._llm, prompt, completion, batch=self._llm.batch) + used.cost),
         )
@@ -114,9 +117,11 @@ class Budget:
         finally:
             self._open -= 1
 
-    def record(self, prompt_tokens: int, completion_tokens: int, seconds: float, *, batch: bool = False) -> None:
-        """Count one answered call, made alone or in a batch."""
-        self.usage.calls += 1
+    def record(
+        self, prompt_tokens: int, completion_tokens: int, seconds: float, *, batch: bool = False, answered: bool = True
+    ) -> None:
+        """Count one call, made alone or in a batch; one without an answer counts with its tokens alone."""
+        self.usage.calls += answered
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += completion_tokens
         self.usage.seconds += seconds

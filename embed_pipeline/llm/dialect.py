@@ -30,7 +30,7 @@ _BOUNDS = {
 }
 """Groups of schema keywords that some endpoints refuse."""
 _SCHEMA_WORDS = re.compile(
-    r"response_?format|response_?schema|json_?schema|json_?object|structured.?output|guided.?(?:decoding|json)|grammar|"
+    r"response_?format|response_?schema|json_?schema|json_?object|json.?mode|json.?output|structured.?output|guided.?(?:decoding|json)|grammar|"
     r"text\.format|\$(?:ref|defs)\b|schema",
     re.IGNORECASE,
 )
@@ -117,11 +117,17 @@ class Wording:
         self._in_words = in_words
         self._tried: frozenset[str] = frozenset()
         self._once: frozenset[str] = frozenset()
+        self._faults = 0
 
     @property
     def structured(self) -> bool:
         """True where an object is asked for."""
         return self._schema is not None
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """Departures from the usual request: what is known of the endpoint and what is being tried."""
+        return self._dialect.changes | self._tried | self._once
 
     @property
     def characters(self) -> int:
@@ -140,7 +146,7 @@ class Wording:
 
     def body(self) -> dict[str, Any]:
         """The request's body, by what is known and what is being tried."""
-        changes = self._dialect.changes | self._tried | self._once
+        changes = self.changes
         body = {name: value for name, value in self._request.items() if name not in changes}
         if _RENAMED in changes and "max_tokens" in body:
             body[_RENAMED] = body.pop("max_tokens")
@@ -165,9 +171,12 @@ class Wording:
         body = self.body()
         named = {part for name in failure.parameters for part in name.split(".")} & body.keys() - {"model", "messages"}
         other = scope.reason in {"prompt_filtered", "invalid_answer", "key"} or scope.kind == "moment"
-        if failure.status not in _MAY_BE_WORDING or (other and not named and failure.status not in _SERVER_FAULTS):
+        self._faults += failure.status in _SERVER_FAULTS
+        stated = failure.status in _SERVER_FAULTS or (failure.status == 0 and names_schema(failure))
+        may_be_wording = failure.status in _MAY_BE_WORDING or (stated and not failure.no_endpoint)
+        if not may_be_wording or (other and not named and not stated):
             return False
-        done = self._dialect.changes | self._tried | self._once
+        done = self.changes
         wanted = self._named(failure, body) - done
         if wanted:
             self._tried |= wanted
@@ -215,7 +224,8 @@ class Wording:
                 bounds = set(_BOUNDS)
             if bounds - self._tried:
                 return bounds
-            server_fault = failure.status in _SERVER_FAULTS and not self._dialect.schema_answered
+            # One fault may be chance.
+            server_fault = self._faults > 1 and not self._dialect.schema_answered
             if self._dialect.may_change_format and (
                 server_fault or fields & {_SCHEMA} or _SCHEMA_WORDS.search(text) is not None
             ):

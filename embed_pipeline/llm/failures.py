@@ -29,6 +29,8 @@ _MESSAGE_KEYS = frozenset(
     {"message", "msg", "error", "errors", "detail", "title", "description", "error_description", "status_msg", "raw",
      "error_msg", "err_msg", "errmsg", "error_message", "errormessage", "faultstring"}
 )  # fmt: skip
+_FIELD_LISTS = frozenset({"errors"})
+"""Keys of an object that says, field by field, what is wrong."""
 _ECHO_KEYS = frozenset({"input", "request", "ctx"})
 _WAIT_KEYS = frozenset({"retrydelay", "retry_after", "estimated_time"})
 _WAIT_WORDS = re.compile(
@@ -42,7 +44,7 @@ _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s?")
 
 Kind = Literal["item", "moment", "whole", "odd"]
 _OVERLOADED = 429
-_MOMENT_STATUSES = frozenset({0, 408, 409, 425, 429, 430, 499})
+_MOMENT_STATUSES = frozenset({0, 408, 409, 424, 425, 429, 430, 460, 499})
 _WHOLE_STATUSES = frozenset({401, 402, 407})
 _TOO_LARGE_STATUSES = frozenset({413, 414})
 _ROUTE_STATUSES = frozenset({404, 405, 410})
@@ -82,7 +84,9 @@ _MODEL_CODES = _codes(
 _BOUND = r"exceed|too long|too large|too many|longer than|must be <=|maximum|at most|limit|(?:less|fewer|more) than"
 _SIZE = r"\b(?:context|tokens?|prompt|inputs?|messages?|sequence)\b"
 _TOO_LONG_WORDS = re.compile(
-    rf"{_SIZE}[^\n]{{0,80}}(?:{_BOUND})|(?:exceed|too long|too many|maximum|reduce)[^\n]{{0,60}}{_SIZE}", re.IGNORECASE
+    rf"{_SIZE}[^\n]{{0,80}}(?:{_BOUND})|(?:exceed|too long|too many|maximum|reduce)[^\n]{{0,60}}{_SIZE}|"
+    r"context (?:\w+ )?overflow|range of input length|(?:context|prompt)[^\n]{0,80}not enough",
+    re.IGNORECASE,
 )
 # What ran out there is patience, not room.
 _TRIES_RAN_OUT = re.compile(
@@ -95,13 +99,14 @@ _FILTER_WORDS = re.compile(
     re.IGNORECASE,
 )
 _MOMENT_WORDS = re.compile(
-    r"rate.?limit|too many requests|throttl|overloaded|try again (?:later|in)|temporarily|\bbusy\b|resource.?exhausted|"
+    r"rate.?limit|too many requests|throttl|overloaded|try again (?:later|in|shortly|soon|after)|temporarily|\bbusy\b|"
+    r"resource.?exhausted|"
     r"(?:tokens|requests) per (?:second|min|hour|day)|\b(?:429|503)\b",
     re.IGNORECASE,
 )
 _PARAMETER_WORDS = re.compile(
     r"\b(?:un(?:supported|known|recogni[sz]ed|expected)|missing|extra|additional|required|deprecated) (?:\w+ )?"
-    r"(?:parameter|argument|field|property)\b",
+    r"(?:parameter|argument|field|property)\b|\b(?:requested|given|these|those) (?:parameter|argument)s\b",
     re.IGNORECASE,
 )
 _PROMPT_PARAMETERS = frozenset({"messages", "prompt", "input", "inputs", "content", "contents"})
@@ -119,11 +124,20 @@ _KEY_WORDS = re.compile(
     rf"{_BARRED}",
     re.IGNORECASE,
 )
+_ADDRESS_WORDS = re.compile(
+    r"(?:unexpected|unknown|invalid|unsupported|no such) (?:request )?(?:endpoint|url|path|route)\b|"
+    r"\b(?:endpoint|route) not found|cannot (?:get|post) /|no route matched",
+    re.IGNORECASE,
+)
 _UNKNOWN = r"not (?:found|exist|a valid|available|deployed|loaded)|(?:does not|doesn.t) exist|invalid|unknown|no such"
 _MODEL_WORDS = re.compile(
     rf"\bmodel\b[^.\n]{{0,60}}(?:{_UNKNOWN}|decommissioned|deprecated)|(?:{_UNKNOWN})[^.\n]{{0,20}}\bmodel\b",
     re.IGNORECASE,
 )
+
+_WHOLE_WORDS = (
+    ("key", _KEY_WORDS), ("model", _MODEL_WORDS), ("payment", _PAYMENT_WORDS), ("address", _ADDRESS_WORDS),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,7 @@ class Failure:
         no_endpoint: nothing at the address speaks the API: no connection, or a page in place of an answer.
         page: the refusal is an HTML page, of a proxy or a web server rather than of the model's endpoint.
         raw: what the model had written, where the endpoint shows it.
+        tokens: prompt and completion tokens that it cost all the same, as an empty answer does.
     """
 
     status: int
@@ -149,6 +164,7 @@ class Failure:
     no_endpoint: bool = False
     page: bool = False
     raw: str = ""
+    tokens: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         return f"HTTP {self.status}: {self.message}" if self.status else self.message
@@ -224,8 +240,10 @@ def _by_status(failure: Failure, *, answered: bool) -> Scope | None:
     if status in _WHOLE_STATUSES:
         return Scope("whole", "payment" if status == 402 else "key")  # noqa: PLR2004 - payment required
     if status in _ROUTE_STATUSES:
+        if answered or _names_parameter(failure):
+            return Scope("odd")
         says_model = failure.coded(_MODEL_CODES) or _MODEL_WORDS.search(failure.message)
-        return Scope("odd") if answered else Scope("whole", "model" if says_model else "address")
+        return Scope("whole", "model" if says_model else "address")
     return None
 
 
@@ -238,7 +256,7 @@ def _by_words(failure: Failure, *, answered: bool) -> Scope:
     if _MOMENT_WORDS.search(text):
         return Scope("moment")
     if not answered:
-        for reason, pattern in (("key", _KEY_WORDS), ("model", _MODEL_WORDS), ("payment", _PAYMENT_WORDS)):
+        for reason, pattern in _WHOLE_WORDS:
             if pattern.search(text):
                 return Scope("whole", reason)
     return Scope("item", "prompt_too_long") if _is_too_long(text) and not failure.page else Scope("odd")
@@ -265,7 +283,7 @@ class _Found:
     raw: str = ""
 
 
-def read_failure(status: int, content: str, headers: Mapping[str, str]) -> Failure:
+def read_failure(status: int, content: str | bytes, headers: Mapping[str, str]) -> Failure:
     """The failure that a response's body describes, whichever provider's shape it has.
 
     Args:
@@ -274,8 +292,9 @@ def read_failure(status: int, content: str, headers: Mapping[str, str]) -> Failu
         headers: its headers.
     """
     wait = retry_after(headers)
+    content = decode_body(content, headers) if isinstance(content, bytes) else content
     try:
-        body = json.loads(content)
+        body = json.loads(content, strict=False)
     except (ValueError, RecursionError):
         return Failure(status, describe_text(content) or "no words", wait, page=_is_page(content))
     return replace(failure_of(body, status), wait=wait) if wait is not None else failure_of(body, status)
@@ -315,6 +334,11 @@ def _walk(node: object, found: _Found, key: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
         return
     if isinstance(node, dict):
+        if _is_by_field(node, key):
+            for name, said in node.items():
+                _note_parameter(name, found)
+                found.messages += [said] if isinstance(said, str) else said
+            return
         for name, value in node.items():
             _note(str(name).lower(), value, found, depth)
     elif isinstance(node, list):
@@ -335,10 +359,7 @@ def _note(key: str, value: object, found: _Found, depth: int) -> None:
         found.raw = value
         found.codes[key] = None
     elif key in _PARAMETER_KEYS:
-        parts = value if isinstance(value, list) else re.split(r"[.\[\]/]+", str(value))
-        name = ".".join(str(part) for part in parts if part not in {"", "body", "None"})
-        if name:
-            found.parameters[name] = None
+        _note_parameter(value, found)
     elif key in _WAIT_KEYS and isinstance(value, str | int | float):
         seconds = _SECONDS.fullmatch(str(value))
         found.wait = float(seconds[1]) if seconds else found.wait
@@ -350,6 +371,24 @@ def _note(key: str, value: object, found: _Found, depth: int) -> None:
         _note_text(value, found, depth)
     elif isinstance(value, dict | list):
         _walk(value, found, key, depth + 1)
+
+
+def _note_parameter(named: object, found: _Found) -> None:
+    """A parameter's name, however its path is written: ``body.seed``, ``/seed``, ``$.seed``, ``["body", "seed"]``."""
+    parts = named if isinstance(named, list) else re.split(r"[.\[\]/$]+", str(named))
+    name = ".".join(_snake_case(str(part)) for part in parts if part not in {"", "body", "None"})
+    if name:
+        found.parameters[name] = None
+
+
+def _is_by_field(node: Mapping[str, object], key: str) -> bool:
+    """Whether an object says, under each field's name, what is wrong with it."""
+    values = list(node.values())
+    lists = [value for value in values if isinstance(value, list) and value and all(isinstance(v, str) for v in value)]
+    known = _MESSAGE_KEYS | _CODE_KEYS | _PARAMETER_KEYS
+    if not values or known & {str(name).lower() for name in node}:
+        return False
+    return len(lists) == len(values) or (key in _FIELD_LISTS and all(isinstance(value, str) for value in values))
 
 
 def _note_text(text: str, found: _Found, depth: int) -> None:
@@ -371,6 +410,18 @@ def _snake_case(code: str) -> str:
     if " " in code.strip():
         return ""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", code.strip()).lower().replace("-", "_").replace(".", "_")
+
+
+def decode_body(content: bytes, headers: Mapping[str, str]) -> str:
+    """A body as text: UTF-8, UTF-16 or UTF-32 as JSON may have it, else by the charset that the headers name."""
+    try:
+        return content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        charset = re.search(r"charset=\"?([\w.:-]+)", headers.get("content-type", ""))
+    try:
+        return content.decode(charset[1] if charset else "utf-8", errors="replace")
+    except LookupError:
+        return content.decode("utf-8", errors="replace")
 
 
 def describe_text(content: str) -> str:

@@ -12,7 +12,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from embed_pipeline.llm.failures import MAX_BODY_CHARACTERS, Failure, describe_text, failure_of, read_failure
+from embed_pipeline.llm.failures import (
+    MAX_BODY_CHARACTERS,
+    Failure,
+    decode_body,
+    describe_text,
+    failure_of,
+    read_failure,
+)
 from embed_pipeline.llm.store import Answer
 
 CHARACTERS_PER_TOKEN = 4
@@ -22,7 +29,7 @@ _FAILED = re.compile(r"error|abort|cancel|time_?out|fail|overload|insufficient|i
 _FILTERED = re.compile(
     r"filter|safety|sensitive|prohibited|recitation|block|spii|guardrail|toxic|moderat|policy|refus", re.IGNORECASE
 )
-_CUT = re.compile(r"length|max_?.*tokens?|token_limit|error_limit|context|truncat", re.IGNORECASE)
+_CUT = re.compile(r"length|incomplete|max_?.*tokens?|token_limit|error_limit|context|truncat", re.IGNORECASE)
 _STATES_ERROR = re.compile(r"err|fault|detail|base_?resp", re.IGNORECASE)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -35,7 +42,7 @@ def read_response(content: bytes, headers: Mapping[str, str], body: Mapping[str,
         headers: the response's headers.
         body: the request.
     """
-    text = content.decode("utf-8-sig", errors="replace").strip()
+    text = decode_body(content, headers).strip()
     try:
         data = json.loads(text, strict=False)
         if isinstance(data, str):
@@ -44,6 +51,8 @@ def read_response(content: bytes, headers: Mapping[str, str], body: Mapping[str,
         data = _joined_stream(text)
         if data is None:
             page = describe_text(text) or "nothing"
+            if text[:1] in {"{", "["} or text.startswith("data:"):
+                return Failure(0, f"the answer breaks off: {page}")
             return Failure(0, f"the answer is not that of an OpenAI-compatible endpoint: {page}", no_endpoint=True)
     for name in _WRAPPERS:
         if isinstance(data, dict) and "choices" not in data and isinstance(data.get(name), dict):
@@ -76,8 +85,7 @@ def _is_blocked(node: object) -> bool:
 def _no_answer(data: object, headers: Mapping[str, str]) -> Failure:
     """The failure in a body without choices: an error that it states, else what came in its place."""
     told = failure_of(data)
-    stated = isinstance(data, list) or (isinstance(data, dict) and any(map(_STATES_ERROR.search, data)))
-    if told.status or stated:
+    if told.status or isinstance(data, list) or (isinstance(data, dict) and _states_error(data)):
         return read_failure(told.status, json.dumps(data), headers)
     return Failure(
         0,
@@ -87,15 +95,29 @@ def _no_answer(data: object, headers: Mapping[str, str]) -> Failure:
     )
 
 
+def _states_error(data: Mapping[str, Any]) -> bool:
+    """Whether an object without choices is an error, by the names of its fields or by what it calls itself."""
+    kinds = {str(data.get(name)).lower() for name in ("object", "type", "status")}
+    return "error" in kinds or any(map(_STATES_ERROR.search, data))
+
+
 def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mapping[str, Any]) -> Answer | Failure:
     chat = "messages" in body
-    text = _text_of(choice)
-    reported = str(choice.get("finish_reason") or data.get("stop_reason") or "")
+    reported = str(choice.get("finish_reason") or choice.get("finishReason") or data.get("stop_reason") or "")
+    text = _text_of(choice, cut=_CUT.search(reported) is not None)
+    usage = data.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    asked = body.get("messages", body.get("prompt"))
+    tokens = (
+        _tokens(counts.get("prompt_tokens", counts.get("input_tokens")), asked),
+        _tokens(counts.get("completion_tokens", counts.get("output_tokens")), text),
+    )
+    spent = tokens if counts else (0, 0)
     known = _FILTERED.search(reported) or _CUT.search(reported)
     if choice.get("error") or (_FAILED.search(reported) and not known):
         told = failure_of(choice.get("error") or {})
         words = told.message if choice.get("error") else f"the provider stopped with {reported!r}"
-        return Failure(told.status, f"error inside an answer: {words}", told.wait, told.codes)
+        return Failure(told.status, f"error inside an answer: {words}", told.wait, told.codes, tokens=spent)
     message = choice.get("message")
     refusal = message.get("refusal") if isinstance(message, dict) else None
     if isinstance(refusal, str) and refusal:
@@ -103,17 +125,8 @@ def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mappi
     else:
         finish = "content_filter" if _FILTERED.search(reported) else "length" if _CUT.search(reported) else "stop"
     if not text.strip() and finish == "stop" and (chat or not reported):
-        return Failure(0, f"the answer is empty: {_beginning(choice)}")
-    usage = data.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    asked = body.get("messages", body.get("prompt"))
-    return Answer(
-        text=text,
-        finish_reason=finish,
-        prompt_tokens=_tokens(counts.get("prompt_tokens", counts.get("input_tokens")), asked),
-        completion_tokens=_tokens(counts.get("completion_tokens", counts.get("output_tokens")), text),
-        log_probability=_log_probability(choice.get("logprobs")),
-    )
+        return Failure(0, f"the answer is empty: {_beginning(choice)}", tokens=spent)
+    return Answer(text, finish, *tokens, log_probability=_log_probability(choice.get("logprobs")))
 
 
 def _log_probability(told: object) -> float | None:
@@ -129,8 +142,8 @@ def _log_probability(told: object) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _text_of(choice: Mapping[str, Any]) -> str:
-    """What the model said: the content, else the arguments of its tool call, else its reasoning.
+def _text_of(choice: Mapping[str, Any], *, cut: bool = False) -> str:
+    """What the model said: the content, else the arguments of its tool call, else its reasoning unless it was cut.
 
     White space alone says nothing, and is returned only where there is no more.
     """
@@ -140,7 +153,7 @@ def _text_of(choice: Mapping[str, Any]) -> str:
     places = (message.get("content"), message.get("parsed"), choice.get("text"))
     texts = [*map(_joined, places), _arguments(message)]
     said = next((text for text in texts if text.strip()), "")
-    if not said and not _CUT.search(str(choice.get("finish_reason"))):
+    if not said and not cut:
         said = next((_joined(message[name]) for name in _REASONING_FIELDS if message.get(name)), "")
     return _LONE_SURROGATE.sub("\ufffd", said or "".join(texts))
 
@@ -175,8 +188,8 @@ def _joined_stream(text: str) -> dict[str, Any] | None:
     finish: object = None
     whole: dict[str, Any] = {}
     for event in events:
-        if event.get("error"):
-            return event
+        if "choices" not in event and _states_error(event):
+            return {"error": event}
         whole["usage"] = event.get("usage") or whole.get("usage")
         choices = event.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -197,14 +210,19 @@ def _joined_stream(text: str) -> dict[str, Any] | None:
 
 def _events(text: str) -> Iterator[dict[str, Any]]:
     # str.splitlines would also cut at characters that JSON may hold as they are, such as U+2028.
+    name = ""
     for line in re.split(r"\r\n|\n|\r", text):
-        if line.startswith("data:"):
+        if not line:
+            name = ""
+        elif line.startswith("event:"):
+            name = line.removeprefix("event:").strip()
+        elif line.startswith("data:"):
             try:
                 event = json.loads(line.removeprefix("data:"), strict=False)
             except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict):
-                yield event
+                yield {"error": event} if name == "error" else event
 
 
 def _beginning(data: object) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from base64 import b64encode
 from collections import deque
@@ -173,22 +174,34 @@ class Transport:
         begun = time.monotonic()
         while attempt < self._llm.max_attempts:
             try:
+                changes = wording.changes
                 outcome = await self._attempt(path, wording.body(), keys, parts)
                 if isinstance(outcome, Answer):
                     wording.accepted()
                     self._note_answer()
                     return outcome
                 failure = outcome
+                prompt, completion = failure.tokens
+                self._budget.record(prompt, completion, 0.0, batch=self._batches is not None, answered=False)
                 scope = scope_of(failure, answered=self._known)
-                if wording.adapt(failure, scope, answered=self._known):
+                adapted = wording.adapt(failure, scope, answered=self._known)
+                failure = self._without_secrets(failure)
+                if adapted:
                     continue
+                if scope.kind == "odd":
+                    self._odd[about or f"request {len(self._odd)}"] = str(failure)
+                    await self._first_answer()
+                    if wording.changes != changes:
+                        # Another request has shown since how this one has to be worded.
+                        continue
                 if scope.kind != "moment":
-                    raise await self._refusal(failure, scope, about)
+                    raise self._refusal(failure, scope, about)
                 attempt += 1
                 given_up = attempt >= ADDRESS_TRIES or time.monotonic() - begun > ADDRESS_SECONDS
                 if failure.no_endpoint and not self._known and given_up:
                     raise self._whole(failure, "address", about)
                 if attempt < self._llm.max_attempts:
+                    self._budget.check(held=1)
                     self._budget.usage.retries += 1
                     # A shorter wait, down to "Retry-After: 0", would burn all tries at once.
                     asked = failure.wait is not None and failure.wait >= BACKOFF_SECONDS
@@ -243,9 +256,7 @@ class Transport:
         self._outcomes.append(failure)
         self.check_failures()
 
-    async def _refusal(
-        self, failure: Failure, scope: Scope, about: str
-    ) -> InvalidAnswer | EndpointError | TooManyFailures:
+    def _refusal(self, failure: Failure, scope: Scope, about: str) -> InvalidAnswer | EndpointError | TooManyFailures:
         """What a final refusal means: for this prompt alone, or, everything being stopped here, for the run."""
         if scope.kind == "whole":
             return self._whole(failure, scope.reason, about)
@@ -253,20 +264,15 @@ class Transport:
         if scope.kind == "odd":
             if names_schema(failure) and self._llm.structured_outputs == "json_schema":
                 return self._whole(failure, "format", about)
-            if await self._all_are_refused(failure, about):
+            if len(self._odd) >= (ODD_IN_A_ROW if self._known else ODD_AT_FIRST):
                 return self._whole(failure, "", about)
             reason = "prompt_refused"
         return InvalidAnswer(reason, f"{_REFUSED[reason]}: {failure}", failure.raw)
 
-    async def _all_are_refused(self, failure: Failure, about: str) -> bool:
-        """Whether an unexplained refusal is one of several in a row, so that it cannot be about its item.
-
-        Where nothing was ever answered, the requests in flight are waited for: a refusal comes sooner than an answer.
-        """
-        self._odd[about or f"request {len(self._odd)}"] = str(failure)
+    async def _first_answer(self) -> None:
+        """Wait for one while requests are in flight and nothing was ever answered: a refusal comes sooner."""
         while not self._known and any(self._open):
             await self.throttle.sleep(0.05)
-        return len(self._odd) >= (ODD_IN_A_ROW if self._known else ODD_AT_FIRST)
 
     def _whole(self, failure: Failure, reason: str, about: str) -> EndpointError | TooManyFailures:
         """Stop everything: a refusal that every request would get."""
@@ -336,7 +342,7 @@ class Transport:
             outcome = read_response(response.content, response.headers, body)
         except openai.APIStatusError as error:
             response = error.response
-            outcome = read_failure(error.status_code, response.text, response.headers)
+            outcome = read_failure(error.status_code, response.content, response.headers)
         except (openai.OpenAIError, aiohttp.ClientError, TimeoutError) as error:
             outcome = connection_failure(error, self._llm.timeout_seconds)
         finally:
@@ -345,11 +351,16 @@ class Transport:
             return outcome
         moved = response.url if response is not None and response.history else None
         redirected = f" (redirected to {moved.copy_with(query=None)}: set llm.base_url accordingly)" if moved else ""
-        return replace(outcome, message=self._scrub(outcome.message) + redirected, raw=self._scrub(outcome.raw))
+        return replace(outcome, message=outcome.message + redirected)
+
+    def _without_secrets(self, failure: Failure) -> Failure:
+        return replace(failure, message=self._scrub(failure.message), raw=self._scrub(failure.raw))
 
     def _scrub(self, text: str) -> str:
         for secret in self._secrets:
-            text = text.replace(secret, "***")
+            # A short one, such as the "x" of a server that wants no key, is also part of words.
+            bounds = ("", "") if len(secret) >= _LEAST_KEY_CHARACTERS else (r"(?<!\w)", r"(?!\w)")
+            text = re.sub(re.escape(secret).join(bounds), "***", text)
         return text
 
     def _open_client(self, base_url: str, key: str) -> openai.AsyncOpenAI:

@@ -33,6 +33,13 @@ def test_the_schema_is_closed_and_requires_everything_at_every_depth() -> None:
     assert "default" not in part["properties"]["note"]
 
 
+def test_parts_that_are_given_as_their_text_are_read() -> None:
+    listed = json.dumps([{"name": "a", "note": "b"}])
+    for value in ({"parts": listed, "count": 1}, {"parts": [json.dumps({"name": "a", "note": "b"})], "count": 1}):
+        for text in (json.dumps(value), json.dumps(json.dumps(value)), json.dumps({"answer": json.dumps(value)})):
+            assert parse_answer(text, Whole).parts == [Part(name="a", note="b")]
+
+
 @pytest.mark.parametrize(
     "text",
     [

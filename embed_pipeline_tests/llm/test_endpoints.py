@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from embed_pipeline.llm import client as client_module
 from embed_pipeline.llm.answers import InvalidAnswer
+from embed_pipeline.llm.budget import BudgetExhausted
 from embed_pipeline.llm.client import AnswersCut, LLMClient
 from embed_pipeline.llm.failures import failure_of
 from embed_pipeline.llm.store import Answer as StoredAnswer
@@ -228,6 +229,11 @@ PARAMETERS = {
     "no schemas, by param": (_has("response_format"), _json(400, {"error": {"message": "Invalid value.", "param": "response_format.type"}})),
     "no schemas, 404": (_has("response_format"), Status(404, message="No endpoints found that support structured outputs")),
     "no schemas, 501": (_has("response_format"), Status(501, message="guided decoding is not compiled in")),
+    "no JSON mode": (_has("response_format"), Status(400, message="Invalid request: model m does not support JSON mode")),
+    "no JSON mode, in a 200": (_has("response_format"), _raw({"error": {"message": "response_format is not supported by this model"}})),
+    "no provider takes them all": (lambda r: "seed" in r or "response_format" in r, Status(404, message="No endpoints found that can handle the requested parameters. To learn more about provider routing, visit https://openrouter.ai/docs")),
+    "no words, slowly": (lambda r: "seed" in r or "response_format" in r, Status(400, message="Bad Request", delay=0.4)),
+    "keyed by field": (_has("seed"), _json(400, {"title": "One or more validation errors occurred.", "status": 400, "errors": {"$.seed": ["Not a member."]}})),
     "grammar fault": (_has("response_format"), Status(500, message="EngineCore encountered an issue")),
     "other name": (_has("max_tokens"), Status(400, message="Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")),
     "over the limit": (_has("max_tokens"), Status(400, message="max_tokens is too large: 2048. This model supports at most 1024 completion tokens.")),
@@ -282,6 +288,9 @@ def test_a_trial_that_is_refused_too_teaches_nothing(store: ResponseStore, make_
 
 
 PASSING = {
+    "a body that breaks off": _raw(b'{"choices": [{"index": 0, "message": {"content": "{\\"verd'),
+    "an event that is an error": _raw(b'data: {"choices":[{"delta":{"content":"{"}}]}\n\ndata: {"object":"error","message":"engine died","code":500}\n\n'),
+    "an event called error": _raw(b'event: error\ndata: {"message":"overloaded"}\n\n'),
     "error in a 200": _raw({"error": {"code": 429, "message": "temporarily rate-limited upstream"}}),
     "error without a code": _raw({"error": {"message": "Provider returned error"}}),
     "error next to half a text": _raw({"error": {"code": 502, "message": "gone"}, "choices": [{"finish_reason": None, "text": "What is"}]}),
@@ -366,10 +375,17 @@ BODIES = {
     "harmony": _message(content=f"<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}"),
     "prose and fence": _message(content=f"Here is the JSON:\n```json\n{GOOD}\n```\nLet me know!"),
     "trailing comma": _message(content='{"verdict": "yes", "score": 7,}'),
+    "half an emoji": _message(content='{"verdict": "yes", "score": 7, "note": "\\ud83d"}'),
+    "JSON in JSON": _message(content=json.dumps(GOOD)),
+    "an object in a string": _message(content=json.dumps({"answer": GOOD})),
+    "a Latin-1 body": _raw(json.dumps({"choices": [_FULL], "note": "é"}, ensure_ascii=False).encode("latin-1"), **{"content-type": "application/json; charset=ISO-8859-1"}),
+    "a UTF-16 body": _raw(json.dumps({"choices": [_FULL]}).encode("utf-16")),
+    "finish in camel case": _raw({"choices": [{"message": {"content": GOOD}, "finishReason": "STOP"}]}),
     "extra key": _message(content=json.dumps({**VALUE, "confidence": 1})),
     "tool call": _message(tool_calls=[{"type": "function", "function": {"name": "answer", "arguments": GOOD}}]),
     "tool call, an object": _message(tool_calls=[{"function": {"name": "answer", "arguments": VALUE}}]),
     "function call": _message(function_call={"name": "answer", "arguments": GOOD}),
+    "finish incomplete after its end": _body(finish_reason="incomplete", message={"content": GOOD}),
     "cut after its end": _body(finish_reason="length", message={"content": GOOD + "\n" * 40}),
     "finish null": _body(finish_reason=None),
     "finish eos": _body(finish_reason="eos"),
@@ -404,6 +420,31 @@ def test_a_good_answer_counts_whatever_its_shape(store: ResponseStore, make_llm:
         assert 0 < client.usage.tokens < 5000
         assert _run(make_llm(stub.base_url), store)[0] == found
     assert len(stub.requests) == ITEMS
+
+
+def test_one_fault_of_the_server_at_first_costs_no_schemas(store: ResponseStore, make_llm: MakeLLM) -> None:
+    with stub_endpoint(lambda _: GOOD, script=[Status(500, message="warming up")]) as stub:
+        assert _run(make_llm(stub.base_url), store)[0] == {"answered": ITEMS}
+    assert all("response_format" in request for request in stub.requests)
+
+
+def test_what_empty_answers_cost_counts_against_the_caps(store: ResponseStore, make_llm: MakeLLM) -> None:
+    empty = {
+        "choices": [{**_FULL, "message": {"content": ""}}],
+        "usage": {"prompt_tokens": 400, "completion_tokens": 100},
+    }
+    with stub_endpoint(lambda _: _raw(empty)) as stub, pytest.raises(BudgetExhausted, match="max_total_tokens is 900"):
+        _run(make_llm(stub.base_url, max_total_tokens=900, max_concurrency=1), store)
+    assert len(stub.requests) == 2
+
+
+@pytest.mark.parametrize("key", ["o", "model", "EMPTY"])
+def test_a_key_that_is_part_of_words_garbles_no_message(store: ResponseStore, make_llm: MakeLLM, key: str) -> None:
+    refusal = _json(400, {"error": {"message": f"Invalid model name. Key {key} of account."}})
+    with stub_endpoint(lambda _: refusal) as stub, pytest.raises(EndpointError, match=r"llm\.model") as caught:
+        _run(make_llm(stub.base_url), store, api_key=key)
+    assert f"Key {key}" not in str(caught.value)
+    assert "Key *** of account" in str(caught.value)
 
 
 def test_lone_surrogates_and_nuls_are_stored(store: ResponseStore, make_llm: MakeLLM) -> None:

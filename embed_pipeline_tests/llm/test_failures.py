@@ -27,6 +27,8 @@ ITEM = [
     ("prompt_too_long", 400, _openai("This model's maximum context length is 8192 tokens.", code="context_length_exceeded")),
     ("prompt_too_long", 400, json.dumps({"detail": [{"type": "string_too_long", "loc": ["body", "messages", 0, "content"], "msg": "String should have at most 9 characters"}]})),
     ("prompt_too_long", 500, json.dumps({"error": {"code": 500, "message": "the request exceeds the available context size", "type": "exceed_context_size_error"}})),
+    ("prompt_too_long", 400, json.dumps({"error": "Trying to keep the first 5022 tokens when context the overflows. However, the model is loaded with context length of only 4096 tokens, which is not enough."})),
+    ("prompt_too_long", 400, json.dumps({"code": "InvalidParameter", "message": "Range of input length should be [1, 6000]"})),
     ("prompt_too_long", 413, "<html><title>413 Request Entity Too Large</title></html>"),
     ("invalid_answer", 400, json.dumps({"error": {"message": "Failed to generate JSON.", "code": "json_validate_failed", "failed_generation": "{"}})),
 ]  # fmt: skip
@@ -42,6 +44,8 @@ MOMENT = [
     (400, json.dumps({"error": {"code": 400, "message": "Resource has been exhausted", "status": "RESOURCE_EXHAUSTED"}})),
     (403, json.dumps({"error": {"message": "quota", "status": "PERMISSION_DENIED", "details": [{"reason": "rateLimitExceeded"}]}})),
     (400, json.dumps({"__type": "com.amazon.coral.availability#ThrottlingException", "message": "wait"})),
+    (424, _openai("Request failed during generation: CUDA error", type="generation")), (460, ""),
+    (412, _openai("The model is being loaded, please try again shortly.")),
     (425, ""), (430, "{}"), (499, "closed"), (500, "oops"), (502, "<html>Bad gateway</html>"), (503, "loading"),
     (524, ""), (529, json.dumps({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})),
     (502, _openai("HTTPSConnectionPool: Max retries exceeded with url: /v1/messages")),
@@ -69,6 +73,8 @@ WHOLE = [
     ("model", 400, _openai("Invalid model name 'm'. Model names are case-sensitive.")),
     ("address", 404, "<html><title>404 Not Found</title></html>"),
     ("address", 405, "Method Not Allowed"),
+    ("address", 0, json.dumps({"error": "Unexpected endpoint or method. (POST /chat/completions). Returning 200 anyway"})),
+    ("address", 400, _openai("Unknown request URL: POST /chat/completions. Please check the URL for typos.")),
 ]  # fmt: skip
 
 
@@ -113,6 +119,11 @@ def test_a_page_and_a_refused_parameter_are_not_about_the_prompt(status: int, bo
     assert scope_of(read_failure(status, body, {}), answered=answered).kind == "odd"
 
 
+def test_a_byte_order_mark_before_the_json_does_no_harm() -> None:
+    failure = read_failure(429, b"\xef\xbb\xbf" + _openai("slow", code="rate_limit_exceeded").encode(), {})
+    assert failure.codes == {"rate_limit_exceeded", "invalid_request_error"}
+
+
 def test_once_answered_a_sentence_about_keys_or_models_proves_nothing() -> None:
     for words in ("the API key of the section is unknown", "no such model as the document names", "pay your credits"):
         assert scope_of(read_failure(400, _openai(words), {}), answered=True).kind == "odd"
@@ -130,6 +141,9 @@ def test_once_answered_a_sentence_about_keys_or_models_proves_nothing() -> None:
         ({"success": False, "errors": [{"code": 7009, "message": "Upstream"}]}, set(), "Upstream"),
         ({"error": ["first", "second"]}, set(), "first; second"),
         ({"title": "Bad Request", "detail": "too odd", "status": 400}, set(), "Bad Request; too odd"),
+        ({"title": "Validation failed", "status": 400, "errors": {"$.seed": ["Not known."], "MaxTokens": ["Too large."]}}, {"seed", "max_tokens"}, "Validation failed; Not known.; Too large."),
+        ({"temperature": ["A valid number is required."], "seed": ["Unknown."]}, {"temperature", "seed"}, "A valid number is required.; Unknown."),
+        ({"message": "The seed field is prohibited.", "errors": {"seed": "The seed field is prohibited."}}, {"seed"}, "The seed field is prohibited."),
     ],
 )  # fmt: skip
 def test_bodies_are_read_whatever_their_shape(body: object, names: set[str], said: str) -> None:
