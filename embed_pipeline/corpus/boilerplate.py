@@ -122,7 +122,8 @@ def find_boilerplate(documents: pl.DataFrame, corpus: Corpus) -> list[str]:
             that come first are a fair one).
         corpus: the bounds.
     """
-    sample = documents.unique("document_id").sort("document_id").head(_SAMPLED_DOCUMENTS)
+    ids = documents["document_id"].unique().sort().head(_SAMPLED_DOCUMENTS)
+    sample = documents.filter(pl.col("document_id").is_in(ids.implode())).unique("document_id").sort("document_id")
     read = [(text, from_rows(blocks)) for text, blocks in sample.select("text", "blocks").iter_rows()]
     return sorted(line.line_id for line in remove_boilerplate(read, corpus).lines)
 

@@ -36,18 +36,20 @@ def current_corpus(
     if newest.is_empty():
         message = f"no usable document in any of {len(documents)} batches; see the table rejected_documents"
         raise CorpusError(message)
-    distinct = newest.sort("path").unique("document_id", keep="first", maintain_order=True)
+    distinct = newest.unique("document_id", keep="first", maintain_order=True)
     copies = _copies(newest, distinct, corpus)
-    present = distinct.join(copies, on="path", how="anti")
+    present = distinct.select("document_id", "batch", "path", "title").join(copies, on="path", how="anti")
+    del newest, distinct
     pieces = pl.concat([tables.SEGMENTS.empty(), *(segments[batch] for batch in sorted(segments))])
-    uncut = present.join(pieces, on=["document_id", "batch"], how="anti")
+    uncut = present.join(pieces.select("document_id", "batch"), on=["document_id", "batch"], how="anti")
     if uncut.height:
         message = f"{uncut.height} documents have no segments, first {uncut['path'][0]} of batch {uncut['batch'][0]}"
         raise CorpusError(message)
-    joined = pieces.join(present.select("document_id", "batch", "path", "title"), on=["document_id", "batch"])
-    of_documents = joined.with_columns(label_set=pl.lit(None, pl.String))
-    frame = of_documents.select(tables.CORPUS.schema.names()).sort("path", "position")
-    return tables.validate(frame, tables.CORPUS), copies
+    # Texts are copied once, when it is known which and in what order.
+    order = pieces.select("document_id", "batch", "position").with_row_index("place")
+    order = order.join(present, on=["document_id", "batch"]).sort("path", "position")
+    frame = pieces[order["place"]].with_columns(order["path"], order["title"], label_set=pl.lit(None, pl.String))
+    return tables.validate(frame.select(tables.CORPUS.schema.names()), tables.CORPUS), copies
 
 
 def unknown_words(corpus: pl.DataFrame, segments: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -81,16 +83,16 @@ def present_documents(documents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """The newest row of every path that is still there, of :data:`tables.DOCUMENTS`, sorted by path."""
     ordered = [documents[batch] for batch in sorted(documents)]
     everything = pl.concat(ordered) if ordered else tables.DOCUMENTS.empty()
-    newest = everything.unique("path", keep="last", maintain_order=True)
-    return newest.filter(~pl.col("deleted")).sort("path")
+    newest = everything.select("path", "deleted").with_row_index("place").unique("path", keep="last")
+    return everything[newest.filter(~pl.col("deleted")).sort("path")["place"]]
 
 
 def _copies(newest: pl.DataFrame, distinct: pl.DataFrame, corpus: Corpus) -> pl.DataFrame:
     """Frame of :data:`tables.LEFT_OUT_DOCUMENTS`."""
     first_seen = newest.group_by("document_id").agg(pl.col("batch").min().alias("since"))
-    ordered = distinct.join(first_seen, on="document_id").sort("since", "path")
+    ordered = distinct.select("document_id", "path", "text").join(first_seen, on="document_id").sort("since", "path")
     paths, ids = ordered["path"].to_list(), ordered["document_id"].to_list()
-    near = find_copies(ordered["text"].to_list(), bound) if (bound := corpus.near_duplicates) != "off" else {}
+    near = find_copies(ordered["text"], bound) if (bound := corpus.near_duplicates) != "off" else {}
     first = {ids[index]: paths[near[index][0] if index in near else index] for index in range(len(ids))}
     alike = {paths[index]: share for index, (_, share) in near.items()}
     rows = [

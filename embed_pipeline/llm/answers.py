@@ -22,13 +22,14 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRUCTURE_ERRORS = ("missing", "extra_forbidden", "literal_error", "enum")
 # A string that is not closed goes on to the end: to look for others inside of it would take quadratic time.
 _STRING_OR_BRACE = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[{}]', re.DOTALL)
-_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
+_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])|[\xa0\u200b\u3000\ufeff]', re.DOTALL)
 _ESCAPE = re.compile(
-    r"\\(?:((?:b(?:eta|ar|egin|ig\w*|inom|mod|ot|oxed|ullet|oldsymbol)|f(?:rac|orall|lat)|r(?:ho|ight\w*|angle|ceil|floor)|"
-    r"t(?:heta|au|ext\w*|imes|anh|ilde|riangle\w*|herefore|frac))(?![a-z]))|.)",
+    r"\\(?:((?:b(?:eta|ar|egin|ig\w*|inom|mod|ot|oxed|ullet|oldsymbol)|f(?:rac|orall|lat)|n(?:abla|eq|otin)|"
+    r"r(?:ho|ight\w*|angle|ceil|floor)|t(?:heta|au|ext\w*|imes|anh|ilde|riangle\w*|herefore|frac))(?![a-z])|"
+    r"u(?![0-9a-fA-F]{4})|[^\"\\/bfnrtu'])|.)",
     re.DOTALL,
 )
-"""An escape in a JSON string; its group is a word of LaTeX whose backslash the model did not double."""
+"""An escape in a JSON string; its group is a word of LaTeX, or what is no escape, whose backslash was not doubled."""
 _MOST_STARTS = 100
 
 
@@ -126,7 +127,7 @@ def parse_answer(text: str, answer: type[T]) -> T:
     found.reverse()
     found.sort(key=_is_empty)
     for value in found:
-        inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
+        inner = _wrapped(value)
         try:
             return _validate(value, answer)
         except ValidationError as error:
@@ -136,6 +137,14 @@ def parse_answer(text: str, answer: type[T]) -> T:
                     return _validate(inner, answer)
             problem = problem if isinstance(problem, ValidationError) else error
     raise problem
+
+
+def _wrapped(value: object) -> object:
+    """What an object wraps: its only value, or the only object next to a name, as in a call of a tool."""
+    if not isinstance(value, dict):
+        return None
+    values = list(value.values())
+    return values[0] if len(values) == 1 else next((part for part in values if isinstance(part, dict)), None)
 
 
 def _is_empty(value: object) -> bool:
@@ -175,14 +184,22 @@ def _load(span: str) -> object:
     """JSON as models write it: control characters in strings, LaTeX and a comma after the last entry are let pass."""
     mended = _TRAILING_COMMA.sub(lambda match: _ESCAPE.sub(_keep_latex, match[1] or ""), span)
     try:
-        return json.loads(mended, strict=False, parse_constant=_refuse_constant)
+        return json.loads(mended, strict=False, parse_constant=_refuse_constant, parse_float=_whole_or_float)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
 def _keep_latex(escape: re.Match[str]) -> str:
-    """The escape, with its backslash doubled where it begins a word of LaTeX."""
+    """The escape as JSON has it, with its backslash doubled where it is none."""
+    if escape[0] == r"\'":
+        return "'"
     return f"\\{escape[0]}" if escape[1] else escape[0]
+
+
+def _whole_or_float(number: str) -> float:
+    """A score of ``4.0`` is 4."""
+    value = float(number)
+    return int(value) if value.is_integer() else value
 
 
 def _validate(value: object, answer: type[T]) -> T:

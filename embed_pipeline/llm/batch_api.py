@@ -16,14 +16,16 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from embed_pipeline import settings
 from embed_pipeline.escaping import counted
-from embed_pipeline.llm.failures import Failure, connection_failure, failure_of, read_failure, scope_of
+from embed_pipeline.llm.failures import Failure, connection_failure, failure_of, read_failure
 from embed_pipeline.llm.responses import read_response
+from embed_pipeline.llm.scope import scope_of
+from embed_pipeline.llm.secrets import Secrets
 from embed_pipeline.llm.store import Answer, OpenBatch, ResponseStore
 
 if TYPE_CHECKING:
@@ -39,13 +41,16 @@ QUIET_SECONDS = 1.0
 FIRST_POLL_SECONDS = 0.5
 LAST_POLL_SECONDS = 60.0
 RETRY_SECONDS = 0.5
+FIRST_ROOM_SECONDS, LAST_ROOM_SECONDS = 60.0, 600.0
+"""Waits for room in the endpoint's queue of batches."""
 _POLL_SHARE = 0.05
 _OWNER_SECONDS = 2.0
 _UPLOAD_SECONDS = 600.0
 _WINDOW: Literal["24h"] = "24h"
 _METADATA = "embed_pipeline"
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-_NO_ROUTE = frozenset({404, 405, 501})
+_NOT_FOUND = 404
+_NO_ROUTE = frozenset({_NOT_FOUND, 405, 501})
 
 
 class BatchError(RuntimeError):
@@ -71,7 +76,9 @@ class _Request:
 class Batches:
     """Submits requests in batches to one endpoint; for one event loop."""
 
-    def __init__(self, llm: settings.LLM, client: openai.AsyncOpenAI, store: ResponseStore, place: str) -> None:
+    def __init__(
+        self, llm: settings.LLM, client: openai.AsyncOpenAI, store: ResponseStore, place: str, secrets: Secrets
+    ) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
@@ -79,8 +86,10 @@ class Batches:
             client: the endpoint.
             store: keeps the answers, and which batches are open.
             place: the endpoint's address, for messages and as the store's name for it.
+            secrets: what no message may hold.
         """
         self._llm = llm
+        self._secrets = secrets
         self._client = client
         self._store = store
         self._place = place
@@ -89,6 +98,7 @@ class Batches:
         self._queue: list[_Request] = []
         self._waiting: dict[str, _Request] = {}
         self._counts: dict[str, tuple[int, int, int]] = {}
+        self._no_room: dict[str, int] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._gathering: asyncio.Task[None] | None = None
         self._begun = time.monotonic()
@@ -290,14 +300,16 @@ class Batches:
         # Whoever else waits for the batch may close it first, and its requests are then no longer listed.
         keys, begun = self._store.requests_of(name), time.monotonic()
         while True:
-            batch = await self._ask(lambda: self._client.batches.retrieve(named), f"batch {named}", gone=True)
+            batch = await self._ask(lambda: self._client.batches.retrieve(named), f"batch {named}", known=True)
+            if batch is None and await self._find(name, None) is not None:
+                continue
             if batch is None:
                 logger.warning("Batch %s is not at %s any more; its requests are submitted again", named, self._place)
                 return self._release(name, keys)
             counts = batch.request_counts
             if counts is not None:
                 self._counts[name] = (counts.total, counts.completed, counts.failed)
-            if batch.status in _ENDED:
+            if _status(batch) in _ENDED:
                 break
             elapsed = time.monotonic() - begun
             await asyncio.sleep(min(LAST_POLL_SECONDS, max(FIRST_POLL_SECONDS, _POLL_SHARE * elapsed)))
@@ -318,23 +330,40 @@ class Batches:
         others = [custom_id for custom_id in keys if custom_id not in set(answered)]
         for custom_id in answered:
             self._settle(custom_id, outcomes[custom_id])
-        if batch.status == "cancelled" and others:
+        if _status(batch) == "cancelled" and others:
             raise BatchError(
                 f"batch {batch.id} was cancelled at {self._place}; its {len(answered)} answers are stored. Run the "
                 "same command again to ask for the others."
             )
+        if others and _status(batch) == "failed" and _is_queue_full(batch):
+            return await self._submit_when_there_is_room(others, batch)
         refused = self._refused_lines(batch, list(keys))
-        if batch.status == "failed" and len(others) > 1 and _is_queue_full(batch):
-            await self._halve(others)
-            return
         for custom_id in others:
             missing = refused.get(custom_id) or Failure(0, f"batch {batch.id} ended ({batch.status}) without an answer")
             self._settle(custom_id, outcomes.get(custom_id) or missing)
+        return None
 
-    async def _halve(self, custom_ids: Sequence[str]) -> None:
-        """Submit the requests of a batch that was too large for the endpoint's queue in two, one after the other."""
+    async def _submit_when_there_is_room(self, custom_ids: Sequence[str], batch: Batch) -> None:
+        """Submit the requests of a batch that the endpoint's queue had no room for: first in two, one after the other.
+
+        Parts that are refused too are submitted as they are, after a wait: other batches have to end first.
+        """
+        tries = 1 + max(self._no_room.get(custom_id, 0) for custom_id in custom_ids)
+        self._no_room.update(dict.fromkeys(custom_ids, tries))
+        if tries > self._llm.max_attempts:
+            said = failure_of({"errors": _errors_of(batch)})
+            for custom_id in custom_ids:
+                self._settle(custom_id, replace(said, status=429))
+            return
         requests = [self._waiting[custom_id] for custom_id in custom_ids if custom_id in self._waiting]
         middle = (len(requests) + 1) // 2
+        if tries > 1 or middle == len(requests):
+            wait = min(LAST_ROOM_SECONDS, FIRST_ROOM_SECONDS * 2 ** (tries - 1))
+            logger.info(
+                "The queue of %s is full; %d requests are submitted in %.0f s", self._place, len(requests), wait
+            )
+            await asyncio.sleep(wait)
+            middle = len(requests)
         for part in (requests[:middle], requests[middle:]):
             if part:
                 name = uuid4().hex
@@ -344,12 +373,9 @@ class Batches:
     @staticmethod
     def _refused_lines(batch: Batch, custom_ids: Sequence[str]) -> dict[str, Failure]:
         """Why a batch failed as a whole, by request: an error that names a line is about that line alone."""
-        if batch.status != "failed":
+        if _status(batch) != "failed":
             return {}
-        errors = [error.model_dump(exclude_none=True) for error in (batch.errors.data if batch.errors else None) or []]
-        if _is_queue_full(batch):
-            said = failure_of({"errors": errors})
-            return dict.fromkeys(custom_ids, Failure(429, said.message))
+        errors = _errors_of(batch)
         by_line = {error["line"]: error for error in errors if error.get("line")}
         if by_line:
             return {
@@ -361,7 +387,12 @@ class Batches:
 
     async def _read(self, file_id: str, path: str) -> dict[str, Outcome]:
         """The outcomes that a file of a batch holds, by request."""
-        content = await self._ask(lambda: self._client.files.content(file_id), f"file {file_id}")
+        content = await self._ask(lambda: self._client.files.content(file_id), f"file {file_id}", known=True)
+        if content is None:
+            raise BatchError(
+                f"{self._place} does not give file {file_id}, which holds answers of a batch that is paid for; run the "
+                "same command to ask for it again."
+            )
         found: dict[str, Outcome] = {}
         for line in content.content.splitlines():
             with suppress(ValueError):
@@ -376,7 +407,7 @@ class Batches:
         what: str,
         *,
         instead: Callable[[], Awaitable[Any]] | None = None,
-        gone: bool = False,
+        known: bool = False,
     ) -> Any:  # noqa: ANN401 - what the client gives
         """Ask the endpoint about a batch, again where the failure is one of the moment.
 
@@ -384,14 +415,14 @@ class Batches:
             ask: the request.
             what: what it is about, for messages.
             instead: looks before another try whether the last one came through after all.
-            gone: give None for what the endpoint does not know.
+            known: the endpoint has named it before, so that a 404 may pass; None is given where it does not.
 
         Raises:
             BatchError: in words that name the setting.
         """
         import openai
 
-        failure = Failure(0, "not sent")
+        failure, said, lost = Failure(0, "not sent"), "", False
         for attempt in range(self._llm.max_attempts):
             try:
                 if attempt:
@@ -401,31 +432,43 @@ class Batches:
                         return found
                 return await ask()
             except openai.APIStatusError as error:
-                failure = read_failure(error.status_code, error.response.content, error.response.headers)
+                content = self._secrets.hide_keys(error.response.content)
+                failure = read_failure(error.status_code, content, error.response.headers)
             except openai.OpenAIError as error:
                 failure = connection_failure(error, self._llm.timeout_seconds)
-            if failure.status in _NO_ROUTE:
-                if gone:
-                    return None
+            said = self._secrets.hide(str(failure))
+            lost = known and failure.status == _NOT_FOUND
+            if failure.status in _NO_ROUTE and not lost:
                 raise BatchError(
-                    f"{self._place} has no Batch API ({failure}): set llm.batch to false, or llm.base_url to an "
+                    f"{self._place} has no Batch API ({said}): set llm.batch to false, or llm.base_url to an "
                     "endpoint with /files and /batches."
                 )
-            if scope_of(failure, answered=True).kind != "moment":
+            if scope_of(failure, answered=True).kind != "moment" and not lost:
                 raise BatchError(
-                    f"{self._place} refused {what} ({failure}); every answer so far is stored. Check the key and what "
+                    f"{self._place} refused {what} ({said}); every answer so far is stored. Check the key and what "
                     "it may use, or set llm.batch to false, then run the same command again."
                 )
+        if lost:
+            return None
         raise BatchError(
-            f"{self._place} did not answer about {what} in {self._llm.max_attempts} tries, the last: {failure}. The "
+            f"{self._place} did not answer about {what} in {self._llm.max_attempts} tries, the last: {said}. The "
             "batches go on there; run the same command to pick them up again."
         )
 
 
 def _is_queue_full(batch: Batch) -> bool:
-    """Whether a batch failed because too much of this account waits already."""
-    errors = (batch.errors.data if batch.errors else None) or []
-    return any("limit" in (error.code or "") for error in errors)
+    """Whether a batch failed because too much of this account waits already, and not because it may spend no more."""
+    failure = failure_of({"errors": _errors_of(batch)}, 400)
+    return any("limit" in code for code in failure.codes) and scope_of(failure, answered=True).kind != "whole"
+
+
+def _errors_of(batch: Batch) -> list[dict[str, Any]]:
+    return [error.model_dump(exclude_none=True) for error in (batch.errors.data if batch.errors else None) or []]
+
+
+def _status(batch: Batch) -> str:
+    """A batch's status as OpenAI spells it."""
+    return batch.status.lower().replace("canceled", "cancelled")
 
 
 def _outcome(told: dict[str, Any], path: str) -> Outcome:

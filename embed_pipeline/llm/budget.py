@@ -117,11 +117,9 @@ class Budget:
         finally:
             self._open -= 1
 
-    def record(
-        self, prompt_tokens: int, completion_tokens: int, seconds: float, *, batch: bool = False, answered: bool = True
-    ) -> None:
-        """Count one call, made alone or in a batch; one without an answer counts with its tokens alone."""
-        self.usage.calls += answered
+    def record(self, prompt_tokens: int, completion_tokens: int, seconds: float, *, batch: bool = False) -> None:
+        """Count one call that is paid for, made alone or in a batch."""
+        self.usage.calls += 1
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += completion_tokens
         self.usage.seconds += seconds

@@ -297,6 +297,7 @@ class LLMClient:
                 "seed": seed + attempt,
                 "max_tokens": self._llm.max_output_tokens,
             }
+            by_schema = attempt == 0 and self._dialect.format == "json_schema"
             try:
                 got = await self._ask_structured(request, schema, answer.__name__, about, in_words=attempt > 0)
             except InvalidAnswer as error:
@@ -313,6 +314,7 @@ class LLMClient:
                 broken = breaks_schema(error)
             else:
                 self._count_cut(cut=False)
+                self._dialect.count(kept=by_schema and not got.cached)
                 return Structured(value=value, raw=raw, cached=got.cached)
             if got.finish_reason == "length":
                 reason = "cut_at_length"
@@ -325,7 +327,7 @@ class LLMClient:
                 continue
             self._count_cut(cut=False)
             if broken and got.finish_reason == "stop":
-                self._dialect.settle(keeps_schema=False)
+                self._dialect.count(broken=True)
             reason = "invalid_answer"
             detail = f"the answer is not a valid {answer.__name__}: {problem}"
             conversation = [
@@ -363,7 +365,7 @@ class LLMClient:
         del asked["max_tokens"]
         wording = Wording(self._dialect, request, schema, name=name, in_words=in_words)
         got = await self._answer((request_key(asked), cut_key), "/chat/completions", wording, about=about)
-        if not got.cached and self._dialect.format == "unknown":
+        if not got.cached and self._dialect.format == "unknown" and got.finish_reason == "stop" and got.text.strip():
             self._dialect.settle(keeps_schema=got.text.lstrip().startswith("{"))
         return got
 

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from embed_pipeline.llm.answers import instruct
-from embed_pipeline.llm.failures import Failure, Scope
+from embed_pipeline.llm.failures import Failure
+from embed_pipeline.llm.scope import Scope, says_moment
 from embed_pipeline.llm.store import COMPLETION, Call
 
 logger = logging.getLogger(__name__)
 Format = Literal["unknown", "json_schema", "plain"]
-_OPTIONAL = ("seed", "temperature", "max_tokens", "stop")
+_OPTIONAL = ("seed", "temperature", "max_tokens", "stop", "logprobs")
 _SCHEMA = "response_format"
 _SYSTEM = "system role"
 _RENAMED = "max_completion_tokens"
@@ -37,6 +38,10 @@ _SCHEMA_WORDS = re.compile(
 _SYSTEM_WORDS = re.compile(
     r"\bsystem\b[^.\n]{0,40}\b(?:role|message|prompt|instruction)|\brole\b[^.\n]{0,40}\bsystem\b|developer instruction|"
     r"roles? must alternate|only user and assistant",
+    re.IGNORECASE,
+)
+_MAX_TOKENS_WORDS = re.compile(
+    r"maximum tokens you requested|max(?:imum)? (?:number of )?(?:output|completion|new|generated) tokens",
     re.IGNORECASE,
 )
 _TOO_COMPLEX = re.compile(
@@ -61,6 +66,7 @@ class Dialect:
         self.schema_answered = False
         self.bare_tried = False
         self._settled = structured_outputs != "auto"
+        self._kept = self._broken = 0
 
     @property
     def format(self) -> Format:
@@ -70,12 +76,22 @@ class Dialect:
         return "json_schema" if self._settled else "unknown"
 
     def settle(self, *, keeps_schema: bool) -> None:
-        """Conclude from a structured answer whether the endpoint keeps to schemas; one that does not is no proof."""
+        """Conclude from the first structured answer whether the endpoint keeps to schemas."""
         if not self.may_change_format:
             return
         if not keeps_schema:
             self.changes |= {_SCHEMA}
         self._settled = True
+
+    def count(self, *, kept: bool = False, broken: bool = False) -> None:
+        """Count an answer that kept to a schema which no prompt told, or one that broke its schema.
+
+        Schemas are given up where they are broken as often as they are kept.
+        """
+        self._kept += kept
+        self._broken += broken
+        if broken and self._broken >= self._kept:
+            self.settle(keeps_schema=False)
 
     def remember(self, changes: frozenset[str]) -> None:
         """Word all later requests with these changes: one that had them was answered."""
@@ -171,7 +187,7 @@ class Wording:
         body = self.body()
         named = {part for name in failure.parameters for part in name.split(".")} & body.keys() - {"model", "messages"}
         other = scope.reason in {"prompt_filtered", "invalid_answer", "key"} or scope.kind == "moment"
-        self._faults += failure.status in _SERVER_FAULTS
+        self._faults += failure.status in _SERVER_FAULTS and not says_moment(failure)
         stated = failure.status in _SERVER_FAULTS or (failure.status == 0 and names_schema(failure))
         may_be_wording = failure.status in _MAY_BE_WORDING or (stated and not failure.no_endpoint)
         if not may_be_wording or (other and not named and not stated):
@@ -205,6 +221,8 @@ class Wording:
         named = {name for name, key in sent.items() if key in fields}
         if not named and not fields & {_SCHEMA, "messages", "role"}:
             named = {name for name, key in sent.items() if re.search(rf"(?<!\w){key}(?!\w)", text, re.IGNORECASE)}
+        if not named and "max_tokens" in sent and _MAX_TOKENS_WORDS.search(text):
+            named = {"max_tokens"}
         if named:
             return named
         if _SCHEMA in body:

@@ -1,8 +1,6 @@
-"""What a failed request is about: its own item, the moment, or the whole run.
+"""A failed request as it is told: error bodies of every provider's shape, pages of proxies, broken connections.
 
-Providers report the same trouble under different statuses and in different words. What a body states in fields (codes,
-named parameters) decides first, then the HTTP status; sentences are looked at only where neither says enough. A refusal
-that stays unexplained is ``odd``: it concerns its item until several in a row say otherwise.
+What a failure means for the run is :mod:`embed_pipeline.llm.scope`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from embed_pipeline.llm.throttle import retry_after
 
@@ -42,103 +39,6 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|h|m|s)", re.IGNORECASE)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s?")
 
-Kind = Literal["item", "moment", "whole", "odd"]
-_OVERLOADED = 429
-_MOMENT_STATUSES = frozenset({0, 408, 409, 424, 425, 429, 430, 460, 499})
-_WHOLE_STATUSES = frozenset({401, 402, 407})
-_TOO_LARGE_STATUSES = frozenset({413, 414})
-_ROUTE_STATUSES = frozenset({404, 405, 410})
-_SERVER_ERROR = 500
-
-
-def _codes(*fragments: str) -> re.Pattern[str]:
-    return re.compile("|".join(fragments))
-
-
-_FILTER_CODES = _codes(
-    "content_?(?:filter|policy|moderat|management|block|violation)", "data_?inspection", "responsible_?ai",
-    "invalid_prompt", "safety", "moderation", "sensitive", "prohibited", "guardrail", "policy_violation", "jailbreak",
-)  # fmt: skip
-_TOO_LONG_CODES = _codes(
-    "context_(?:length|window|size)", "exceed_context", "string_(?:too_long|above_max)", "too_(?:long|large)",
-    "max_length_exceeded", "tokens?_(?:limit_)?exceeded", "prompt_too",
-)  # fmt: skip
-_BROKEN_ANSWER_CODES = _codes("json_validate", "failed_generation", "tool_use_failed", "invalid_output")
-_MOMENT_CODES = _codes(
-    "rate_?limit", "too_many_requests", "throttl", "resource_exhausted", "overload", "server_busy", "engine_busy",
-    "slow_down", "unavailable", "capacity", "^429$", "^503$", "^529$",
-)  # fmt: skip
-_PAYMENT_CODES = _codes(
-    "quota", "budget", "insufficient_(?:balance|credit|funds)", "billing", "payment", "arrear", "^402$"
-)
-_SURE_PAYMENT_CODES = _codes("^insufficient_(?:quota|balance|credit|funds)", "billing", "payment", "arrear")
-"""Codes that mean payment even with a 429, under which limits a minute are called a quota too."""
-_KEY_CODES = _codes(
-    "(?:invalid|incorrect|missing|expired|disabled)_(?:api_)?(?:key|token)", "authentica", "unauthori[sz]ed",
-    "permission", "access_denied", "^forbidden", "account", "subscription", "unsupported_country", "^401$",
-)  # fmt: skip
-_MODEL_CODES = _codes(
-    "model_(?:not_|decommission|deprecat)", "(?:invalid|unknown|unsupported)_model", "deployment_?not"
-)
-
-_BOUND = r"exceed|too long|too large|too many|longer than|must be <=|maximum|at most|limit|(?:less|fewer|more) than"
-_SIZE = r"\b(?:context|tokens?|prompt|inputs?|messages?|sequence)\b"
-_TOO_LONG_WORDS = re.compile(
-    rf"{_SIZE}[^\n]{{0,80}}(?:{_BOUND})|(?:exceed|too long|too many|maximum|reduce)[^\n]{{0,60}}{_SIZE}|"
-    r"context (?:\w+ )?overflow|range of input length|(?:context|prompt)[^\n]{0,80}not enough",
-    re.IGNORECASE,
-)
-# What ran out there is patience, not room.
-_TRIES_RAN_OUT = re.compile(
-    r"(?:retries|timeout|time limit|deadline) exceeded|exceeded (?:the )?(?:timeout|deadline)", re.IGNORECASE
-)
-_FILTER_WORDS = re.compile(
-    r"content.?(?:filter|policy|management|moderation)|(?:usage|safety|content|community) (?:guideline|polic|standard)|"
-    r"(?<![-\w])(?:moderat|inappropriate|sensitive|flagged|violat(?!\w* the schema)|prohibited|unsafe|"
-    r"harmful|guardrail|jailbreak|safety)",
-    re.IGNORECASE,
-)
-_MOMENT_WORDS = re.compile(
-    r"rate.?limit|too many requests|throttl|overloaded|try again (?:later|in|shortly|soon|after)|temporarily|\bbusy\b|"
-    r"resource.?exhausted|"
-    r"(?:tokens|requests) per (?:second|min|hour|day)|\b(?:429|503)\b",
-    re.IGNORECASE,
-)
-_PARAMETER_WORDS = re.compile(
-    r"\b(?:un(?:supported|known|recogni[sz]ed|expected)|missing|extra|additional|required|deprecated) (?:\w+ )?"
-    r"(?:parameter|argument|field|property)\b|\b(?:requested|given|these|those) (?:parameter|argument)s\b",
-    re.IGNORECASE,
-)
-_PROMPT_PARAMETERS = frozenset({"messages", "prompt", "input", "inputs", "content", "contents"})
-# What is said of a budget or an account, whatever else the sentence speaks of.
-_SPENT = r"\bbudget\b|upgrade your plan"
-_BARRED = r"account (?:\w+ ){0,3}(?:suspended|banned|disabled|deactivated|terminated)"
-_STANDING = re.compile(f"{_SPENT}|{_BARRED}", re.IGNORECASE)
-_PAYMENT_WORDS = re.compile(
-    r"\bquota\b|insufficient (?:balance|credit|fund)|\bbilling\b|\bcredits?\b|payment|"
-    rf"{_SPENT}|(?:monthly|usage|spending) (?:\w+ )?limit",
-    re.IGNORECASE,
-)
-_KEY_WORDS = re.compile(
-    r"api.?key|incorrect key|invalid (?:key|token)|authenticat|unauthori[sz]ed|credential|"
-    rf"{_BARRED}",
-    re.IGNORECASE,
-)
-_ADDRESS_WORDS = re.compile(
-    r"(?:unexpected|unknown|invalid|unsupported|no such) (?:request )?(?:endpoint|url|path|route)\b|"
-    r"\b(?:endpoint|route) not found|cannot (?:get|post) /|no route matched",
-    re.IGNORECASE,
-)
-_UNKNOWN = r"not (?:found|exist|a valid|available|deployed|loaded)|(?:does not|doesn.t) exist|invalid|unknown|no such"
-_MODEL_WORDS = re.compile(
-    rf"\bmodel\b[^.\n]{{0,60}}(?:{_UNKNOWN}|decommissioned|deprecated)|(?:{_UNKNOWN})[^.\n]{{0,20}}\bmodel\b",
-    re.IGNORECASE,
-)
-
-_WHOLE_WORDS = (
-    ("key", _KEY_WORDS), ("model", _MODEL_WORDS), ("payment", _PAYMENT_WORDS), ("address", _ADDRESS_WORDS),
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -146,7 +46,8 @@ class Failure:
 
     Attributes:
         status: HTTP status, or the one that the body states; 0 where there is none.
-        message: what the endpoint or the connection said.
+        message: what the endpoint or the connection said, in sentences.
+        shown: what came in place of an answer, and what the body names besides; for people alone.
         wait: seconds that the endpoint asked to wait, or None.
         codes: identifiers that the body gives for the trouble, in snake case.
         parameters: dotted names of request parameters that the body names in a field.
@@ -165,111 +66,15 @@ class Failure:
     page: bool = False
     raw: str = ""
     tokens: tuple[int, int] = (0, 0)
+    shown: str = ""
 
     def __str__(self) -> str:
-        return f"HTTP {self.status}: {self.message}" if self.status else self.message
+        text = f"{self.message} {self.shown}" if self.shown else self.message
+        return f"HTTP {self.status}: {text}" if self.status else text
 
     def coded(self, pattern: re.Pattern[str]) -> bool:
         """True where a code of the body matches."""
         return any(pattern.search(code) for code in self.codes)
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What a failure is about.
-
-    Attributes:
-        kind: ``item``: this prompt alone; ``moment``: the same request may succeed later; ``whole``: every request;
-            ``odd``: a refusal that nothing explains.
-        reason: for an item, the reason of the rejects table; for the whole, ``key``, ``model``, ``payment`` or
-            ``address``.
-    """
-
-    kind: Kind
-    reason: str = ""
-
-
-_CODED = (
-    (_BROKEN_ANSWER_CODES, Scope("item", "invalid_answer")),
-    (_FILTER_CODES, Scope("item", "prompt_filtered")),
-    (_TOO_LONG_CODES, Scope("item", "prompt_too_long")),
-    (_MOMENT_CODES, Scope("moment")),
-)
-
-
-def scope_of(failure: Failure, *, answered: bool) -> Scope:
-    """Say what a failure is about.
-
-    Args:
-        failure: the failure.
-        answered: whether the endpoint has answered a request before; then a sentence that sounds like a wrong key or
-            model is no proof of one.
-    """
-    scope = _by_codes(failure, answered=answered) or _by_status(failure, answered=answered)
-    return scope or _by_words(failure, answered=answered)
-
-
-def _by_codes(failure: Failure, *, answered: bool) -> Scope | None:
-    if failure.status in _TOO_LARGE_STATUSES:
-        return Scope("item", "prompt_too_long")
-    known = next((scope for pattern, scope in _CODED if failure.coded(pattern)), None)
-    if known is not None and known.reason == "prompt_too_long" and failure.status == _OVERLOADED:
-        # Too many tokens in a minute.
-        known = Scope("moment")
-    if known is not None or failure.status >= _SERVER_ERROR:
-        return known
-    if failure.coded(_SURE_PAYMENT_CODES if failure.status in _MOMENT_STATUSES else _PAYMENT_CODES):
-        # Some providers report a passing limit under the same code.
-        passing = failure.status == _OVERLOADED and (answered or failure.wait is not None)
-        return Scope("moment") if passing else Scope("whole", "payment")
-    if failure.status in _MOMENT_STATUSES:
-        return None
-    if failure.coded(_MODEL_CODES) or "model" in failure.parameters:
-        return Scope("whole", "model")
-    return Scope("whole", "key") if failure.coded(_KEY_CODES) else None
-
-
-def _by_status(failure: Failure, *, answered: bool) -> Scope | None:
-    status = failure.status
-    if status == 0 and not failure.no_endpoint:
-        told = _by_words(failure, answered=answered)
-        return Scope("moment") if told.kind == "odd" else told
-    about_length = not failure.page and _is_too_long(failure.message)
-    if status in _MOMENT_STATUSES or (status >= _SERVER_ERROR and not about_length):
-        return Scope("moment")
-    if status in _WHOLE_STATUSES:
-        return Scope("whole", "payment" if status == 402 else "key")  # noqa: PLR2004 - payment required
-    if status in _ROUTE_STATUSES:
-        if answered or _names_parameter(failure):
-            return Scope("odd")
-        says_model = failure.coded(_MODEL_CODES) or _MODEL_WORDS.search(failure.message)
-        return Scope("whole", "model" if says_model else "address")
-    return None
-
-
-def _by_words(failure: Failure, *, answered: bool) -> Scope:
-    text = failure.message
-    if not answered and _STANDING.search(text):
-        return Scope("whole", "payment" if _PAYMENT_WORDS.search(text) else "key")
-    if _FILTER_WORDS.search(text) and not failure.page and not _names_parameter(failure):
-        return Scope("item", "prompt_filtered")
-    if _MOMENT_WORDS.search(text):
-        return Scope("moment")
-    if not answered:
-        for reason, pattern in _WHOLE_WORDS:
-            if pattern.search(text):
-                return Scope("whole", reason)
-    return Scope("item", "prompt_too_long") if _is_too_long(text) and not failure.page else Scope("odd")
-
-
-def _is_too_long(text: str) -> bool:
-    return _TOO_LONG_WORDS.search(text) is not None and _TRIES_RAN_OUT.search(text) is None
-
-
-def _names_parameter(failure: Failure) -> bool:
-    """Whether a refusal is about a parameter, and one other than the prompt."""
-    named = {name.partition(".")[0] for name in failure.parameters}
-    return bool(named - _PROMPT_PARAMETERS) or _PARAMETER_WORDS.search(failure.message) is not None
 
 
 @dataclass
@@ -312,10 +117,10 @@ def failure_of(body: object, status: int = 0) -> Failure:
     if not text:
         text = json.dumps(body, ensure_ascii=False)[:MAX_BODY_CHARACTERS]
     named = [*codes, *(f"param {name}" for name in found.parameters)]
-    extra = f" ({', '.join(named)})" if named else ""
     return Failure(
         status=status,
-        message=text[: MAX_MESSAGE_CHARACTERS - len(extra)] + extra,
+        message=text[:MAX_MESSAGE_CHARACTERS],
+        shown=f"({', '.join(named)})"[:MAX_BODY_CHARACTERS] if named else "",
         wait=found.wait if found.wait is not None else _said_wait(text),
         codes=frozenset(found.codes),
         parameters=frozenset(found.parameters),

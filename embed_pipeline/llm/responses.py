@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from embed_pipeline.llm.failures import (
@@ -23,9 +23,12 @@ from embed_pipeline.llm.failures import (
 from embed_pipeline.llm.store import Answer
 
 CHARACTERS_PER_TOKEN = 4
+_NO_ENDPOINT = "the answer is not that of an OpenAI-compatible endpoint:"
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _WRAPPERS = ("data", "result", "response", "body")
-_FAILED = re.compile(r"error|abort|cancel|time_?out|fail|overload|insufficient|interrupt|unavailable", re.IGNORECASE)
+_FAILED = re.compile(
+    r"error|malformed|abort|cancel|time_?out|fail|overload|insufficient|interrupt|unavailable", re.IGNORECASE
+)
 _FILTERED = re.compile(
     r"filter|safety|sensitive|prohibited|recitation|block|spii|guardrail|toxic|moderat|policy|refus", re.IGNORECASE
 )
@@ -51,9 +54,9 @@ def read_response(content: bytes, headers: Mapping[str, str], body: Mapping[str,
         data = _joined_stream(text)
         if data is None:
             page = describe_text(text) or "nothing"
-            if text[:1] in {"{", "["} or text.startswith("data:"):
-                return Failure(0, f"the answer breaks off: {page}")
-            return Failure(0, f"the answer is not that of an OpenAI-compatible endpoint: {page}", no_endpoint=True)
+            if _breaks_off(text):
+                return Failure(0, "the answer breaks off:", shown=page)
+            return Failure(0, _NO_ENDPOINT, no_endpoint=True, shown=page)
     for name in _WRAPPERS:
         if isinstance(data, dict) and "choices" not in data and isinstance(data.get(name), dict):
             inner = data[name]
@@ -62,7 +65,7 @@ def read_response(content: bytes, headers: Mapping[str, str], body: Mapping[str,
         return _no_answer(data, headers)
     if not data["choices"] or not isinstance(data["choices"][0], dict):
         codes = frozenset({"content_filter"} if _is_blocked(data) else ())
-        return Failure(0, f"the answer holds no choice: {_beginning(data)}", codes=codes)
+        return Failure(0, "the answer holds no choice:", codes=codes, shown=_beginning(data))
     return _read_choice(data["choices"][0], data, body)
 
 
@@ -85,20 +88,26 @@ def _is_blocked(node: object) -> bool:
 def _no_answer(data: object, headers: Mapping[str, str]) -> Failure:
     """The failure in a body without choices: an error that it states, else what came in its place."""
     told = failure_of(data)
-    if told.status or isinstance(data, list) or (isinstance(data, dict) and _states_error(data)):
+    listed = data[0] if isinstance(data, list) and data else data
+    if told.status or (isinstance(listed, dict) and _states_error(listed)):
         return read_failure(told.status, json.dumps(data), headers)
-    return Failure(
-        0,
-        f"the answer is not that of an OpenAI-compatible endpoint, it has no choices: {_beginning(data)}",
-        codes=told.codes,
-        no_endpoint=True,
-    )
+    return Failure(0, _NO_ENDPOINT, codes=told.codes, no_endpoint=True, shown=f"no choices, {_beginning(data)}")
 
 
 def _states_error(data: Mapping[str, Any]) -> bool:
     """Whether an object without choices is an error, by the names of its fields or by what it calls itself."""
     kinds = {str(data.get(name)).lower() for name in ("object", "type", "status")}
-    return "error" in kinds or any(map(_STATES_ERROR.search, data))
+    stated = any(value and _STATES_ERROR.search(name) for name, value in data.items())
+    return "error" in kinds or stated or bool(data.get("code") and data.keys() & {"message", "msg"})
+
+
+def _breaks_off(text: str) -> bool:
+    """Whether a text that is no JSON is the beginning of some."""
+    try:
+        json.JSONDecoder(strict=False).raw_decode(text)
+    except ValueError:
+        return text[:1] in {"{", "["} or text.startswith("data:")
+    return False
 
 
 def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mapping[str, Any]) -> Answer | Failure:
@@ -109,11 +118,14 @@ def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mappi
     counts = usage if isinstance(usage, dict) else {}
     asked = body.get("messages", body.get("prompt"))
     tokens = (
-        _tokens(counts.get("prompt_tokens", counts.get("input_tokens")), asked),
-        _tokens(counts.get("completion_tokens", counts.get("output_tokens")), text),
+        _tokens(counts, ("prompt_tokens", "input_tokens", "promptTokens", "inputTokens"), asked),
+        _tokens(counts, ("completion_tokens", "output_tokens", "completionTokens", "outputTokens"), text),
     )
+    # Some count what a model thinks in the total alone.
+    total = _number(counts.get("total_tokens", counts.get("totalTokens"))) or 0
+    tokens = (tokens[0], max(tokens[1], total - tokens[0]))
     spent = tokens if counts else (0, 0)
-    known = _FILTERED.search(reported) or _CUT.search(reported)
+    known = (_FILTERED.search(reported) or _CUT.search(reported)) and "malformed" not in reported.lower()
     if choice.get("error") or (_FAILED.search(reported) and not known):
         told = failure_of(choice.get("error") or {})
         words = told.message if choice.get("error") else f"the provider stopped with {reported!r}"
@@ -125,7 +137,7 @@ def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mappi
     else:
         finish = "content_filter" if _FILTERED.search(reported) else "length" if _CUT.search(reported) else "stop"
     if not text.strip() and finish == "stop" and (chat or not reported):
-        return Failure(0, f"the answer is empty: {_beginning(choice)}", tokens=spent)
+        return Failure(0, "the answer is empty:", tokens=spent, shown=_beginning(choice))
     return Answer(text, finish, *tokens, log_probability=_log_probability(choice.get("logprobs")))
 
 
@@ -200,7 +212,8 @@ def _joined_stream(text: str) -> dict[str, Any] | None:
         delta = delta if isinstance(delta, dict) else {"content": delta}
         parts["content"].append(_joined(delta.get("content")) or _joined(choice.get("text")))
         parts["arguments"].append(_arguments(delta))
-        parts["reasoning"] += [_joined(delta[name]) for name in _REASONING_FIELDS[:1] if delta.get(name)]
+        # Some send the same piece under two names.
+        parts["reasoning"] += [_joined(delta[name]) for name in _REASONING_FIELDS if delta.get(name)][:1]
     said = {name: "".join(pieces) for name, pieces in parts.items()}
     content = said["content"] if said["content"].strip() else said["arguments"]
     message = {"content": content, "reasoning": said["reasoning"]}
@@ -229,10 +242,15 @@ def _beginning(data: object) -> str:
     return json.dumps(data, ensure_ascii=False)[:MAX_BODY_CHARACTERS]
 
 
-def _tokens(reported: object, said: object) -> int:
-    """Tokens as reported; where an endpoint reports none, four characters a token, so that caps still hold."""
+def _tokens(counts: Mapping[str, Any], names: Sequence[str], said: object) -> int:
+    """Tokens as reported; where none are reported of a text, four characters a token, so that caps still hold."""
+    reported = next((number for name in names if (number := _number(counts.get(name)))), None)
+    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+    return reported or math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+
+
+def _number(reported: object) -> int | None:
     try:
-        return max(0, int(float(reported)))  # type: ignore[arg-type]  # what is no number is estimated
+        return max(0, int(float(reported)))  # type: ignore[arg-type]  # what is no number is none
     except (TypeError, ValueError, OverflowError):
-        text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-        return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+        return None

@@ -36,7 +36,8 @@ _CUBIC_DEPTH = 0.06
 _CUBIC_SECONDS = 20.0
 
 # Pauses and late wake-ups.
-MAX_PAUSE_SECONDS = 120.0
+MAX_PAUSE_SECONDS = 900.0
+_LONGEST_WAIT_SECONDS = 24 * 3600.0
 _MAX_RAMP_SECONDS = 2.0
 _MAX_CATCH_UP_SECONDS = 0.05
 
@@ -120,7 +121,7 @@ class Throttle:
         self.pause(wait or 0.0)
 
     def pause(self, seconds: float) -> None:
-        """Let nothing start for some seconds, at most 120."""
+        """Let nothing start for some seconds, at most 900."""
         until = self._clock() + min(seconds, MAX_PAUSE_SECONDS)
         if until > self._paused_until:
             self._paused_until = until
@@ -277,17 +278,17 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
         now: wall-clock time in seconds since the epoch, for dates; None: the present.
 
     Returns:
-        Between 0 and 120 s (a longer wait, or an infinite one, is cut to that); None where there is no such header or
+        Between 0 s and a day (a longer wait, or an infinite one, is cut to that); None where there is no such header or
         it says nothing usable (NaN, negative seconds, words).
     """
     milliseconds = _number(headers.get("retry-after-ms", ""))
     if milliseconds is not None and milliseconds >= 0:
-        return min(milliseconds / 1000, MAX_PAUSE_SECONDS)
+        return min(milliseconds / 1000, _LONGEST_WAIT_SECONDS)
     text = headers.get("retry-after", "")
     seconds = _number(text)
     seconds = _seconds_until(text, now) if seconds is None else seconds
     if seconds is not None and seconds >= 0:
-        return min(seconds, MAX_PAUSE_SECONDS)
+        return min(seconds, _LONGEST_WAIT_SECONDS)
     return None
 
 

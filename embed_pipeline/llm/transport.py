@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import time
-from base64 import b64encode
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from embed_pipeline import settings
 from embed_pipeline.llm.answers import InvalidAnswer
@@ -23,14 +21,10 @@ from embed_pipeline.llm.batch_api import Batches
 from embed_pipeline.llm.budget import Budget
 from embed_pipeline.llm.dialect import Wording, names_schema
 from embed_pipeline.llm.embedded import PrimedServers
-from embed_pipeline.llm.failures import (
-    Failure,
-    Scope,
-    connection_failure,
-    read_failure,
-    scope_of,
-)
+from embed_pipeline.llm.failures import Failure, connection_failure, read_failure
 from embed_pipeline.llm.responses import read_response
+from embed_pipeline.llm.scope import Scope, scope_of
+from embed_pipeline.llm.secrets import Secrets, basic_credentials
 from embed_pipeline.llm.store import Answer, ResponseStore
 from embed_pipeline.llm.throttle import Stopped, Throttle
 
@@ -46,17 +40,19 @@ ODD_IN_A_ROW = 10
 """Unexplained refusals of different items, without an answer between them, that stop the run."""
 ODD_AT_FIRST = 5
 """The same where no request was ever answered."""
+ODD_TRIES = 2
+"""Tries of a request that is refused without a reason while others are answered."""
 ADDRESS_TRIES = 3
 ADDRESS_SECONDS = 8.0
 """Tries and time after which an address where nothing ever answered is given up."""
 _NO_KEY = "not-needed"
-_LEAST_KEY_CHARACTERS = 16
 _ENDPOINT_PATHS = ("/chat/completions", "/completions", "/embeddings", "/models")
 _ADVICE = {
     "key": f"Check the API key ({settings.LLM_KEY_VARIABLE}) and what it may use",
     "model": "Check llm.model and llm.judge_model",
     "payment": "Check the account's balance and limits",
     "address": "Check llm.base_url and that the endpoint is running",
+    "wait": "Wait as long as it asks",
     "format": "Set llm.structured_outputs to auto or plain",
     "": "Check the API key, the model name and the address",
 }
@@ -119,7 +115,7 @@ class Transport:
         self.throttle = Throttle(llm.max_concurrency)
         self._llm = llm
         self._budget = budget
-        self._secrets = [secret for secret in (key, *_secrets_of(base_urls)) if secret]
+        self._secrets = Secrets(key, base_urls)
         self._place = ", ".join(without_user(url) for url in base_urls)
         self._reason: EndpointError | TooManyFailures | None = None
         self._outcomes: deque[str] = deque(maxlen=FAILURE_WINDOW)
@@ -129,7 +125,7 @@ class Transport:
         self._open = [0] * len(self._clients)
         self._started: dict[int, float] = {}
         self._primed = PrimedServers(len(self._clients)) if primed else None
-        self._batches = Batches(llm, self._clients[0], store, self._place) if llm.batch else None
+        self._batches = Batches(llm, self._clients[0], store, self._place, self._secrets) if llm.batch else None
 
     def __repr__(self) -> str:
         return f"Transport({self._place})"
@@ -181,25 +177,20 @@ class Transport:
                     self._note_answer()
                     return outcome
                 failure = outcome
-                prompt, completion = failure.tokens
-                self._budget.record(prompt, completion, 0.0, batch=self._batches is not None, answered=False)
-                scope = scope_of(failure, answered=self._known)
-                adapted = wording.adapt(failure, scope, answered=self._known)
+                if any(failure.tokens):
+                    self._budget.record(*failure.tokens, 0.0, batch=self._batches is not None)
+                nowhere = failure.no_endpoint and (attempt + 1 >= ADDRESS_TRIES or _since(begun) > ADDRESS_SECONDS)
+                scope = await self._scope_of(failure, wording, changes, about, wait=nowhere, first=attempt == 0)
                 failure = self._without_secrets(failure)
-                if adapted:
+                if scope is None:
                     continue
-                if scope.kind == "odd":
-                    self._odd[about or f"request {len(self._odd)}"] = str(failure)
-                    await self._first_answer()
-                    if wording.changes != changes:
-                        # Another request has shown since how this one has to be worded.
-                        continue
-                if scope.kind != "moment":
+                if nowhere and not self._known:
+                    raise self._whole(failure, "address", about)
+                tries = 1 if self._batches else min(ODD_TRIES, self._llm.max_attempts)
+                again = scope.kind == "odd" and self._known and attempt + 1 < tries
+                if scope.kind != "moment" and not again:
                     raise self._refusal(failure, scope, about)
                 attempt += 1
-                given_up = attempt >= ADDRESS_TRIES or time.monotonic() - begun > ADDRESS_SECONDS
-                if failure.no_endpoint and not self._known and given_up:
-                    raise self._whole(failure, "address", about)
                 if attempt < self._llm.max_attempts:
                     self._budget.check(held=1)
                     self._budget.usage.retries += 1
@@ -210,6 +201,32 @@ class Transport:
                 raise self._stopped() from None
         self._note_outcome(str(failure))
         raise RequestFailed(f"no answer in {attempt} tries, the last: {failure}")
+
+    async def _scope_of(
+        self, failure: Failure, wording: Wording, changes: frozenset[str], about: str, *, wait: bool, first: bool
+    ) -> Scope | None:
+        """What a failure is about; None: it is answered by another wording.
+
+        Before what would end the run is believed, requests in flight may prove it wrong.
+
+        Args:
+            failure: the failure.
+            wording: the request, which is changed.
+            changes: those of the request that failed.
+            about: what the request is about.
+            wait: wait for the requests in flight in any case.
+            first: it was not refused before; only then a refusal counts.
+        """
+        scope = scope_of(failure, answered=self._known)
+        if wording.adapt(failure, scope, answered=self._known):
+            return None
+        if scope.kind == "odd" and first:
+            self._odd[about or f"request {len(self._odd)}"] = str(self._without_secrets(failure))
+        if self._known or not (wait or scope.kind in {"odd", "whole"}):
+            return scope
+        await self._first_answer()
+        # Another request may have shown meanwhile how this one has to be worded.
+        return scope_of(failure, answered=self._known) if wording.changes == changes else None
 
     def check_failures(self, least: int = MIN_OUTCOMES) -> None:
         """Stop everything if over half of the last 40 requests failed after all their tries.
@@ -339,10 +356,11 @@ class Transport:
         response: Any = None
         try:
             response = await (self._primed.ask(chosen, body, parts, post) if self._primed else post(body))
-            outcome = read_response(response.content, response.headers, body)
+            outcome = read_response(self._secrets.hide_keys(response.content), response.headers, body)
         except openai.APIStatusError as error:
             response = error.response
-            outcome = read_failure(error.status_code, response.content, response.headers)
+            content = self._secrets.hide_keys(response.content)
+            outcome = read_failure(error.status_code, content, response.headers)
         except (openai.OpenAIError, aiohttp.ClientError, TimeoutError) as error:
             outcome = connection_failure(error, self._llm.timeout_seconds)
         finally:
@@ -351,17 +369,11 @@ class Transport:
             return outcome
         moved = response.url if response is not None and response.history else None
         redirected = f" (redirected to {moved.copy_with(query=None)}: set llm.base_url accordingly)" if moved else ""
-        return replace(outcome, message=outcome.message + redirected)
+        return replace(outcome, shown=outcome.shown + redirected)
 
     def _without_secrets(self, failure: Failure) -> Failure:
-        return replace(failure, message=self._scrub(failure.message), raw=self._scrub(failure.raw))
-
-    def _scrub(self, text: str) -> str:
-        for secret in self._secrets:
-            # A short one, such as the "x" of a server that wants no key, is also part of words.
-            bounds = ("", "") if len(secret) >= _LEAST_KEY_CHARACTERS else (r"(?<!\w)", r"(?!\w)")
-            text = re.sub(re.escape(secret).join(bounds), "***", text)
-        return text
+        hide = self._secrets.hide
+        return replace(failure, message=hide(failure.message), shown=hide(failure.shown), raw=hide(failure.raw))
 
     def _open_client(self, base_url: str, key: str) -> openai.AsyncOpenAI:
         import openai
@@ -375,7 +387,7 @@ class Transport:
         path = next((path.removesuffix(end) for end in _ENDPOINT_PATHS if path.endswith(end)), path)
         headers = {}
         if parts.username is not None:
-            headers["Authorization"] = f"Basic {_basic_credentials(base_url)}"
+            headers["Authorization"] = f"Basic {basic_credentials(base_url)}"
         if parts.query and key != _NO_KEY:
             # Azure's gateways look for the key here.
             headers["api-key"] = key
@@ -390,26 +402,13 @@ class Transport:
         )
 
 
+def _since(begun: float) -> float:
+    return time.monotonic() - begun
+
+
 def _backoff(attempt: int) -> float:
     """Full jitter: a random share of the exponential wait."""
     return random.uniform(0, min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt))  # noqa: S311 - spreads load
-
-
-def _secrets_of(base_urls: Sequence[str]) -> list[str]:
-    """What addresses carry to sign in: passwords, and values of the query that are long enough to be keys."""
-    secrets = []
-    for url in base_urls:
-        parts = urlsplit(url)
-        secrets += [value for _, value in parse_qsl(parts.query) if len(value) >= _LEAST_KEY_CHARACTERS]
-        if parts.password:
-            secrets += [_basic_credentials(url), parts.password, unquote(parts.password)]
-    return secrets
-
-
-def _basic_credentials(url: str) -> str:
-    """The user and password of an address in the form of HTTP's Basic authentication (RFC 7617)."""
-    parts = urlsplit(url)
-    return b64encode(f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()).decode()
 
 
 def _host_of(url: str) -> str:

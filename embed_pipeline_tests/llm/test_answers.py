@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 
 from embed_pipeline.llm.answers import breaks_schema, exactly, explain_problem, instruct, parse_answer, strict_schema
 from embed_pipeline.llm.dialect import Dialect, Wording
-from embed_pipeline.llm.failures import Failure, scope_of
+from embed_pipeline.llm.failures import Failure
+from embed_pipeline.llm.scope import scope_of
 
 
 class Part(BaseModel):

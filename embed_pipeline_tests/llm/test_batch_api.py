@@ -33,6 +33,7 @@ from embed_pipeline.settings import LLM
 Request = dict[str, Any]
 Line = dict[str, Any] | None
 ITEMS = 6
+KEY = "sk-proj-AbCdEfGhIjKlMnOpQrStUvWxYz0123456789"
 
 
 class Verdict(BaseModel):
@@ -62,7 +63,8 @@ class BatchStub:
         ends: what a batch ends as, by its number; completed unless named.
         errors: of batches that fail, by number.
         kill: process to kill, and at which request.
-        broken: answers 503 to the first so many requests of a kind, after what they ask for is done.
+        broken: answers with ``status`` to the first so many requests of a kind, after what they ask for is done.
+        status: of those answers, which repeat the key.
         routes: whether it knows the Batch API at all.
     """
 
@@ -72,6 +74,7 @@ class BatchStub:
     errors: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     kill: tuple[int, str] | None = None
     broken: Counter[str] = field(default_factory=Counter)
+    status: int = 503
     routes: bool = True
     base_url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -143,7 +146,7 @@ def batch_stub(stub: BatchStub) -> Iterator[BatchStub]:  # noqa: C901 - a server
                 if path == "batches":
                     return self._give("list", {"object": "list", "data": stub.batches, "has_more": False})
                 if path.startswith("files/"):
-                    return self._say(200, stub.files[path.split("/")[1]])
+                    return self._give("content", stub.files[path.split("/")[1]])
                 batch = next((one for one in stub.batches if path == f"batches/{one['id']}"), None)
                 if batch is None:
                     return self._say(404, {"error": {"message": "No such batch"}})
@@ -156,14 +159,15 @@ def batch_stub(stub: BatchStub) -> Iterator[BatchStub]:  # noqa: C901 - a server
                     batch["status"] = "in_progress"
                 return self._give("poll", batch)
 
-        def _give(self, kind: str, body: dict[str, Any]) -> None:
+        def _give(self, kind: str, body: bytes | dict[str, Any]) -> None:
             if stub.kill is not None and stub.kill[1] == kind:
                 os.kill(stub.kill[0], signal.SIGKILL)
                 stub.kill = None
                 return None
             if stub.broken[kind] > 0:
                 stub.broken[kind] -= 1
-                return self._say(503, {"error": {"message": "Service unavailable"}})
+                said = f"Not now, {self.headers['authorization']}"
+                return self._say(stub.status, {"error": {"message": said}})
             return self._say(200, body)
 
         def _say(self, status: int, body: bytes | dict[str, Any]) -> None:
@@ -211,7 +215,7 @@ def _run(stub: BatchStub, store: ResponseStore, count: int = ITEMS, **limits: An
     llm = LLM(base_url=stub.base_url, model="stub", batch=True, **limits)
 
     async def run() -> tuple[Counter[str], LLMClient]:
-        async with LLMClient(llm, store) as client:
+        async with LLMClient(llm, store, api_key=KEY) as client:
             return await _judge_all(client, count), client
 
     return asyncio.run(run())
@@ -286,6 +290,7 @@ def test_what_a_batch_does_not_answer_is_treated_as_a_request_of_its_own(store: 
     [
         ([{"code": "model_not_found", "message": "The model `stub` does not exist"}], r"llm\.model"),
         ([{"code": "invalid_api_key", "message": "No"}], "API key"),
+        ([{"code": "billing_hard_limit_reached", "message": "Billing hard limit has been reached"}], "balance"),
     ],
 )
 def test_a_batch_that_fails_for_all_stops_the_run(
@@ -314,6 +319,23 @@ def test_a_batch_too_large_for_the_queue_is_halved(store: ResponseStore) -> None
     assert [len(stub.lines(batch)) for batch in stub.batches] == [ITEMS, ITEMS // 2, ITEMS // 2]
 
 
+@pytest.mark.slow
+def test_a_queue_that_stays_full_is_waited_for(store: ResponseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_api, "FIRST_ROOM_SECONDS", 0.05)
+    full = [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}]
+    numbers = range(3)
+    stub = BatchStub(ends=dict.fromkeys(numbers, "failed"), errors=dict.fromkeys(numbers, full))
+    with batch_stub(stub):
+        assert _run(stub, store)[0] == {"answered": ITEMS}
+    assert [len(stub.lines(batch)) for batch in stub.batches] == [ITEMS, *[ITEMS // 2] * 4]
+
+
+def test_no_message_holds_the_key(store: ResponseStore) -> None:
+    with batch_stub(BatchStub(broken=Counter(file=1), status=401)) as stub, pytest.raises(BatchError) as caught:
+        _run(stub, store)
+    assert "Not now, Bearer ***" in str(caught.value)
+
+
 def test_an_endpoint_without_batches_names_the_setting(store: ResponseStore) -> None:
     with batch_stub(BatchStub(routes=False)) as stub, pytest.raises(BatchError, match=r"no Batch API.*llm\.batch"):
         _run(stub, store)
@@ -338,9 +360,11 @@ def test_a_cancelled_batch_keeps_its_answers_and_stops(store: ResponseStore) -> 
     assert [len(stub.lines(batch)) for batch in stub.batches] == [ITEMS, ITEMS - 2]
 
 
-@pytest.mark.parametrize("kind", ["file", "batch", "poll"])
-def test_a_moment_of_weakness_submits_nothing_twice(store: ResponseStore, kind: str) -> None:
-    with batch_stub(BatchStub(broken=Counter({kind: 2}))) as stub:
+@pytest.mark.parametrize(
+    ("kind", "status"), [("file", 503), ("batch", 503), ("poll", 503), ("poll", 404), ("content", 404)]
+)
+def test_a_moment_of_weakness_submits_nothing_twice(store: ResponseStore, kind: str, status: int) -> None:
+    with batch_stub(BatchStub(broken=Counter({kind: 2}), status=status)) as stub:
         assert _run(stub, store)[0] == {"answered": ITEMS}
     assert len(stub.batches) == 1
 

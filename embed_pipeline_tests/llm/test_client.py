@@ -165,7 +165,7 @@ def test_parameters_that_an_endpoint_does_not_know_are_left_out(store: ResponseS
 
 @pytest.mark.parametrize(
     "bad", ["Well, yes.", '{"verdict": "yes", "score": 11}', '{"verdict": "yes", "score": "7"}', '{"verdict": "yes"',
-            '{"verdict": "yes", "score": NaN}', '{"verdict": "yes", "score": 7.0}', "[]"]
+            '{"verdict": "yes", "score": NaN}', '{"verdict": "yes", "score": 7.5}', "[]"]
 )  # fmt: skip
 def test_an_invalid_answer_is_asked_again_twice_then_given_up(
     store: ResponseStore, make_llm: MakeLLM, bad: str

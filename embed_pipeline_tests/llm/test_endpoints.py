@@ -83,11 +83,16 @@ async def _judge_all(client: LLMClient, count: int = ITEMS, system: str | None =
 
 
 def _run(
-    llm: LLM, store: ResponseStore, work: Callable[[LLMClient], Any] = _judge_all, **options: Any
+    llm: LLM,
+    store: ResponseStore,
+    work: Callable[..., Any] = _judge_all,
+    *,
+    system: str | None = None,
+    **options: Any,
 ) -> tuple[Any, LLMClient]:
     async def run() -> tuple[Any, LLMClient]:
         async with LLMClient(llm, store, **options) as client:
-            return await work(client), client
+            return await (work(client, system=system) if system else work(client)), client
 
     return asyncio.run(run())
 
@@ -234,6 +239,8 @@ PARAMETERS = {
     "no provider takes them all": (lambda r: "seed" in r or "response_format" in r, Status(404, message="No endpoints found that can handle the requested parameters. To learn more about provider routing, visit https://openrouter.ai/docs")),
     "no words, slowly": (lambda r: "seed" in r or "response_format" in r, Status(400, message="Bad Request", delay=0.4)),
     "keyed by field": (_has("seed"), _json(400, {"title": "One or more validation errors occurred.", "status": 400, "errors": {"$.seed": ["Not a member."]}})),
+    "logprobs by its type": (_has("seed"), _json(422, {"detail": [{"type": "bool_type", "loc": ["body", "seed"], "msg": "Input should be a valid boolean"}]})),
+    "the model's own limit": (_has("max_tokens"), Status(400, message="The maximum tokens you requested exceeds the model limit of 1024. Try again with a maximum tokens value that is lower than 1024.")),
     "grammar fault": (_has("response_format"), Status(500, message="EngineCore encountered an issue")),
     "other name": (_has("max_tokens"), Status(400, message="Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")),
     "over the limit": (_has("max_tokens"), Status(400, message="max_tokens is too large: 2048. This model supports at most 1024 completion tokens.")),
@@ -289,6 +296,10 @@ def test_a_trial_that_is_refused_too_teaches_nothing(store: ResponseStore, make_
 
 PASSING = {
     "a body that breaks off": _raw(b'{"choices": [{"index": 0, "message": {"content": "{\\"verd'),
+    "half an answer about safety": _raw(b'{"choices": [{"message": {"content": "How is the safety valve opened when the monthly budget is exceeded'),
+    "an empty answer with the filter's ratings": _body(message={"content": ""}, content_filter_results={"hate": {"filtered": False, "severity": "safe"}}),
+    "no choice, nothing filtered": _raw({"choices": [], "prompt_filter_results": [{"content_filter_results": {"hate": {"filtered": False}}}]}),
+    "a malformed call": _body(finish_reason="function_call_filter: MALFORMED_FUNCTION_CALL", message={"content": ""}),
     "an event that is an error": _raw(b'data: {"choices":[{"delta":{"content":"{"}}]}\n\ndata: {"object":"error","message":"engine died","code":500}\n\n'),
     "an event called error": _raw(b'event: error\ndata: {"message":"overloaded"}\n\n'),
     "error in a 200": _raw({"error": {"code": 429, "message": "temporarily rate-limited upstream"}}),
@@ -375,6 +386,10 @@ BODIES = {
     "harmony": _message(content=f"<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}"),
     "prose and fence": _message(content=f"Here is the JSON:\n```json\n{GOOD}\n```\nLet me know!"),
     "trailing comma": _message(content='{"verdict": "yes", "score": 7,}'),
+    "a call of a tool in the text": _message(content=json.dumps({"name": "Verdict", "parameters": VALUE})),
+    "not JSON's escapes": _message(content=r'{"verdict": "yes", "score": 7, "note": "\alpha of C:\Users isn\'t"}'),
+    "a whole float, spaced by no-break spaces": _message(content='{\n\xa0\xa0"verdict": "yes",\n\xa0\xa0"score": 7.0}'),
+    "a stream in the reasoning": _raw(b"".join(b"data: %s\n\n" % json.dumps({"choices": [{"delta": {"reasoning": c}}]}).encode() for c in GOOD) + b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'),
     "half an emoji": _message(content='{"verdict": "yes", "score": 7, "note": "\\ud83d"}'),
     "JSON in JSON": _message(content=json.dumps(GOOD)),
     "an object in a string": _message(content=json.dumps({"answer": GOOD})),
@@ -438,6 +453,89 @@ def test_what_empty_answers_cost_counts_against_the_caps(store: ResponseStore, m
     assert len(stub.requests) == 2
 
 
+COUNTED = {
+    "thinking in the total alone": ({"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 1120}, 1120),
+    "zeros": ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, 100),
+    "camel case": ({"promptTokens": 300, "completionTokens": 200}, 500),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_is_counted_cannot_be_less_than_what_was_written(
+    store: ResponseStore, make_llm: MakeLLM, name: str
+) -> None:
+    usage, least = COUNTED[name]
+    with stub_endpoint(lambda _: _raw({"choices": [_FULL], "usage": usage})) as stub:
+        _, client = _run(make_llm(stub.base_url), store, lambda client: _judge_all(client, 1))
+    assert client.usage.tokens >= least
+
+
+def test_a_burst_of_limits_or_one_long_document_at_first_stops_nothing(store: ResponseStore, make_llm: MakeLLM) -> None:
+    """They are refused at once, before the first answer is there."""
+    limit = _json(
+        429,
+        {
+            "error": {
+                "code": "insufficient_quota",
+                "type": "insufficient_quota",
+                "message": "You exceeded your current quota: error-code#token-limit",
+            }
+        },
+    )
+    block = _raw(b"<html><title>Request rejected</title></html>")
+    model = _json(400, {"error": {"message": "The model is unknown to this prompt"}})
+    for number, (refusal, outcome) in enumerate(
+        [(limit, "answered"), (block, "request_failed"), (model, "prompt_refused")]
+    ):
+        seen: Counter[str] = Counter()
+
+        def respond(request: dict[str, Any], refusal: Step = refusal, seen: Counter[str] = seen) -> str | Step:
+            seen[_item(request)] += 1
+            passing = refusal is limit and seen[_item(request)] > 1
+            return refusal if _item(request) == "3" and not passing else Answer(GOOD, seconds=0.4)
+
+        with stub_endpoint(respond) as stub:
+            found, _ = _run(make_llm(stub.base_url, max_attempts=3), store, system=f"Judge {number}.")
+        assert found == Counter(["answered"] * (ITEMS - 1) + [outcome])
+
+
+def test_what_is_refused_without_a_reason_is_asked_once_more(store: ResponseStore, make_llm: MakeLLM) -> None:
+    seen: Counter[str] = Counter()
+
+    def respond(request: dict[str, Any]) -> str | Step:
+        seen[_item(request)] += 1
+        crashed = Status(404, body=b"<html><title>404 Not Found</title><center>nginx</center></html>")
+        return crashed if int(_item(request)) > 5 and seen[_item(request)] == 1 else GOOD
+
+    with stub_endpoint(respond) as stub:
+        found, _ = _run(make_llm(stub.base_url, max_concurrency=1), store)
+    assert found == {"answered": ITEMS}
+
+
+def test_one_bad_answer_of_many_and_an_empty_first_one_cost_no_schemas(store: ResponseStore, make_llm: MakeLLM) -> None:
+    seen: list[str] = []
+
+    def respond(request: dict[str, Any]) -> str | Step:
+        seen.append(_item(request))
+        if len(seen) == 1:
+            return Answer("", finish_reason="length")
+        return "Well, yes." if len(seen) == 10 else GOOD
+
+    with stub_endpoint(respond) as stub:
+        _run(make_llm(stub.base_url, max_concurrency=1), store)
+    assert all("response_format" in request for request in stub.requests)
+
+
+@pytest.mark.parametrize("place", [150, 190, 440, 470])
+def test_a_key_is_hidden_before_a_message_is_cut(store: ResponseStore, make_llm: MakeLLM, place: int) -> None:
+    key = "sk-proj-AbCdEfGhIjKlMnOpQrStUvWxYz0123456789"
+    for said in (f"{'x ' * (place // 2)}Bearer {key} is wrong", f"{'x ' * (place // 2)}Bearer {key}".encode()):
+        body = said if isinstance(said, bytes) else json.dumps({"error": {"message": said}}).encode()
+        with stub_endpoint(lambda _, body=body: Status(401, body=body)) as stub, pytest.raises(EndpointError) as caught:
+            _run(make_llm(stub.base_url), store, api_key=key)
+        assert "AbCd" not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["o", "model", "EMPTY"])
 def test_a_key_that_is_part_of_words_garbles_no_message(store: ResponseStore, make_llm: MakeLLM, key: str) -> None:
     refusal = _json(400, {"error": {"message": f"Invalid model name. Key {key} of account."}})
@@ -458,6 +556,9 @@ def test_lone_surrogates_and_nuls_are_stored(store: ResponseStore, make_llm: Mak
 
 SAID = {
     "HTML": (_raw(b"<html><head><title>Sign in</title></head><body>to the network</body></html>"), "an HTML page: Sign in to the network"),
+    "another API, without an error": (_raw({"id": "resp_1", "error": None, "errors": [], "output": []}), "no choices"),
+    "lines of JSON": (_raw(b'{"model":"m","response":"Hi","done":false}\n{"model":"m","done":true}\n'), "OpenAI-compatible"),
+    "a list of texts": (_raw([{"generated_text": "Hi"}]), "OpenAI-compatible"),
     "another shape": (_raw({"type": "message", "content": "Hi"}), "no choices.*Hi"),
     "redirect": (Status(301, {"location": "/elsewhere"}), "redirected to http"),
 }  # fmt: skip

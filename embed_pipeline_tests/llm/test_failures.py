@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from embed_pipeline.llm.failures import read_failure, scope_of
+from embed_pipeline.llm.failures import read_failure
+from embed_pipeline.llm.scope import scope_of
 
 
 def _openai(message: str, **fields: object) -> str:
@@ -28,6 +29,18 @@ ITEM = [
     ("prompt_too_long", 400, json.dumps({"detail": [{"type": "string_too_long", "loc": ["body", "messages", 0, "content"], "msg": "String should have at most 9 characters"}]})),
     ("prompt_too_long", 500, json.dumps({"error": {"code": 500, "message": "the request exceeds the available context size", "type": "exceed_context_size_error"}})),
     ("prompt_too_long", 400, json.dumps({"error": "Trying to keep the first 5022 tokens when context the overflows. However, the model is loaded with context length of only 4096 tokens, which is not enough."})),
+    ("prompt_too_long", 400, _openai("Invalid request: Your request exceeded model token limit: 8192")),
+    ("prompt_too_long", 400, _openai("The prompt is too long: 140000, model maximum context length: 131071")),
+    ("prompt_too_long", 400, json.dumps({"error": "The number of tokens to keep from the initial prompt is greater than the context length."})),
+    ("prompt_too_long", 400, json.dumps({"object": "error", "message": "max_tokens must be at least 1, got -186.", "type": "BadRequestError"})),
+    ("prompt_too_long", 400, json.dumps({"error": {"code": "1261", "message": "Prompt 超长"}})),
+    ("prompt_too_long", 429, _openai("Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 342389. The input or output tokens must be reduced in order to run successfully.", code="rate_limit_exceeded")),
+    ("prompt_too_long", 424, json.dumps({"error": "Received client error (422): `inputs` tokens + `max_new_tokens` must be <= 4096"})),
+    ("prompt_filtered", 400, json.dumps({"error": {"message": "Content Exists Risk", "type": "invalid_request_error"}})),
+    ("prompt_filtered", 424, json.dumps({"errors": [{"code": 2016, "message": "Prompt blocked due to security configurations"}]})),
+    ("prompt_filtered", 0, json.dumps({"base_resp": {"status_code": 1026, "status_msg": "input new_sensitive"}})),
+    ("prompt_filtered", 500, _openai("Guardrail raised an exception, Guardrail: pii, Message: Blocked entity detected: EMAIL")),
+    ("prompt_filtered", 400, json.dumps({"error": {"code": "1301", "message": "系统检测到输入或生成内容可能包含不安全或敏感内容"}})),
     ("prompt_too_long", 400, json.dumps({"code": "InvalidParameter", "message": "Range of input length should be [1, 6000]"})),
     ("prompt_too_long", 413, "<html><title>413 Request Entity Too Large</title></html>"),
     ("invalid_answer", 400, json.dumps({"error": {"message": "Failed to generate JSON.", "code": "json_validate_failed", "failed_generation": "{"}})),
@@ -46,6 +59,11 @@ MOMENT = [
     (400, json.dumps({"__type": "com.amazon.coral.availability#ThrottlingException", "message": "wait"})),
     (424, _openai("Request failed during generation: CUDA error", type="generation")), (460, ""),
     (412, _openai("The model is being loaded, please try again shortly.")),
+    (400, json.dumps({"detail": "Function id 'abc': DEGRADED function cannot be invoked"})),
+    (400, json.dumps({"error": "The model has crashed without additional information. (Exit code: 6)"})),
+    (403, "<html><head><title>Just a moment...</title></head></html>"),
+    (429, _openai("Please retry after 430 seconds")),
+    (0, _openai("model is loading, please try again later")),
     (425, ""), (430, "{}"), (499, "closed"), (500, "oops"), (502, "<html>Bad gateway</html>"), (503, "loading"),
     (524, ""), (529, json.dumps({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})),
     (502, _openai("HTTPSConnectionPool: Max retries exceeded with url: /v1/messages")),
@@ -61,6 +79,9 @@ WHOLE = [
     ("model", 404, json.dumps({"error": "model 'x' not found, try pulling it first"})),
     ("model", 400, json.dumps({"object": "error", "message": "Invalid model: x", "type": "invalid_model", "code": "1500"})),
     ("model", 400, _openai("Model Not Exist")),
+    ("model", 404, _openai("No endpoints found for acme/tiny-model.")),
+    ("model", 404, json.dumps([{"error": {"code": 404, "message": "models/gemini-0.5 is not found for API version v1main", "status": "NOT_FOUND"}}])),
+    ("key", 0, json.dumps({"base_resp": {"status_code": 1004, "status_msg": "login fail: Please carry the API secret key in the 'Authorization' field"}})),
     ("model", 400, _openai("you must provide a parameter", param="model")),
     ("model", 404, json.dumps({"error": {"code": "DeploymentNotFound", "message": "The API deployment does not exist."}})),
     ("payment", 402, _openai("Insufficient Balance")),
@@ -76,6 +97,37 @@ WHOLE = [
     ("address", 0, json.dumps({"error": "Unexpected endpoint or method. (POST /chat/completions). Returning 200 anyway"})),
     ("address", 400, _openai("Unknown request URL: POST /chat/completions. Please check the URL for typos.")),
 ]  # fmt: skip
+
+
+DOUBTLESS = [
+    ("payment", 400, _openai("Your credit balance is too low to access the Anthropic API.")),
+    ("payment", 400, _openai("Budget has been exceeded! Current cost: 1.2, Max budget: 1.0", code="400")),
+    ("payment", 429, _openai("Budget has been exceeded!", type="budget_exceeded", code="429")),
+    ("payment", 429, _openai("Your account is suspended due to insufficient balance", type="exceeded_current_quota_error")),
+    ("payment", 429, json.dumps({"error": {"code": "1113", "message": "余额不足或无可用资源包,请充值。"}})),
+    ("payment", 500, json.dumps({"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}})),
+    ("payment", 403, json.dumps({"code": 30011, "message": "Sorry, your paid balance is insufficient"})),
+    ("payment", 403, _openai("token quota is not enough, token remain quota: 0")),
+    ("payment", 403, _openai("Key limit exceeded. Manage it in your settings.")),
+    ("payment", 400, _openai("You have reached your specified API usage limits.")),
+    ("key", 412, json.dumps({"error": "Account my-team-4f is suspended, possibly due to a failed payment."})),
+    ("key", 400, json.dumps([{"error": {"code": 400, "message": "API key expired. Please renew it.", "details": [{"reason": "API_KEY_INVALID"}]}}])),
+    ("key", 400, _openai("Organization has been restricted.", code="organization_restricted")),
+    ("wait", 429, _openai("Rate limit is exceeded. Please retry after 86400 seconds.")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "status", "body"), DOUBTLESS)
+@pytest.mark.parametrize("answered", [False, True])
+def test_what_leaves_no_doubt_stops_the_run_at_any_time(reason: str, status: int, body: str, *, answered: bool) -> None:
+    scope = scope_of(read_failure(status, body, {}), answered=answered)
+    assert (scope.kind, scope.reason) == ("whole", reason)
+
+
+def test_words_that_are_quoted_from_the_prompt_say_nothing() -> None:
+    for words in ("the monthly budget was exceeded by the team", "an API key has expired here", "safety first for all"):
+        refusal = _openai(f"invalid unicode at '{words}'")
+        assert scope_of(read_failure(400, refusal, {}), answered=False).kind == "odd"
 
 
 @pytest.mark.parametrize(("reason", "status", "body"), ITEM)
@@ -149,7 +201,7 @@ def test_once_answered_a_sentence_about_keys_or_models_proves_nothing() -> None:
 def test_bodies_are_read_whatever_their_shape(body: object, names: set[str], said: str) -> None:
     failure = read_failure(400, json.dumps(body), {})
     assert failure.parameters == names
-    assert failure.message.startswith(said)
+    assert str(failure).startswith(f"HTTP 400: {said}")
 
 
 @pytest.mark.parametrize(
