@@ -35,11 +35,12 @@ _TITLE = "{http://purl.org/dc/elements/1.1/}title"
 _UNTITLED = re.compile(
     r"\W*(?:word document|document ?\d*|title|untitled|presentation ?\d*|powerpoint.*)\W*", re.IGNORECASE
 )
-_SLIDE = re.compile(r"<!-- Slide number: \d+ -->")
+_SLIDE = re.compile(r"^<!-- Slide number: \d+ -->$", re.MULTILINE)
 _IMAGE = re.compile(r"!\[([^\[\]]{0,1000})\]\([^()\n]{0,1000}\)")
 _WORD_PARTS = re.compile(r"word/(?:document|footnotes|endnotes|comments)\d*\.xml")
-_SLIDE_PARTS = re.compile(r"ppt/(?:slides|notesSlides)/\w+\.xml")
+_SLIDE_PARTS = re.compile(r"ppt/(?:slides|notesSlides|charts)/\w+\.xml")
 _DRAWING = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
+_CHART = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
 _PRESENTATION = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
 _TITLE_PLACES = frozenset({"title", "ctrTitle"})
 # Parts of a formula that the conversion to LaTeX looks up the properties of.
@@ -73,19 +74,36 @@ def read_word(content: bytes, most_bytes: int, *, comments: bool) -> ParsedDocum
 
 
 def read_slides(content: bytes, most_bytes: int) -> ParsedDocument:
-    """Kept text and blocks of a presentation, each slide's title a heading.
+    """Kept text and blocks of a presentation, each slide's title a heading before all else on it.
 
     Raises:
         UnpackedSizeError: it unpacks to more than ``most_bytes``.
     """
     _check_size(content, most_bytes)
     stream = _changed(io.BytesIO(content), _SLIDE_PARTS, _change_slide)
-    converted = PptxConverter().convert(stream, StreamInfo(extension=".pptx"))  # type: ignore[no-untyped-call]
+    converted = _Slides().convert(stream, StreamInfo(extension=".pptx"))  # type: ignore[no-untyped-call]
     # A soft line break may stand in a title, and a tokenizer joins the words around its sign.
-    markdown = converted.markdown.replace("\v", " ")
-    text = clean_text(_IMAGE.sub(r"\1", _SLIDE.sub("", markdown))).strip() + "\n"
+    markdown = converted.markdown.replace("\v", " ").replace("\n### Notes:\n", "\nNotes:\n")
+    slides = filter(None, map(_title_first, _SLIDE.split(markdown)))
+    text = clean_text(_IMAGE.sub(r"\1", "\n\n".join(slides))).strip() + "\n"
     blocks = markdown_blocks(text)
     return ParsedDocument(first_heading(blocks) or _core_title(content), text, blocks)
+
+
+class _Slides(PptxConverter):
+    """markitdown's, with a chart's name as text, and with blank lines that end a table where the next text begins."""
+
+    def _convert_table_to_markdown(self, table: Any, **kwargs: Any) -> str:  # noqa: ANN401 - python-pptx's
+        return f"\n{super()._convert_table_to_markdown(table, **kwargs)}\n"  # type: ignore[no-untyped-call]
+
+    def _convert_chart_to_markdown(self, chart: Any) -> str:  # noqa: ANN401
+        said = super()._convert_chart_to_markdown(chart) or ""  # type: ignore[no-untyped-call]
+        return f"\n{said.strip().removeprefix('### ')}\n\n"
+
+
+def _title_first(slide: str) -> str:
+    """The slide with its title before what is placed above it; text that is no title never begins with its mark."""
+    return "\n".join(sorted(slide.strip().split("\n"), key=lambda line: not line.startswith("# ")))
 
 
 def _check_size(content: bytes, most_bytes: int) -> None:
@@ -155,8 +173,10 @@ def _change_slide(root: Any) -> None:  # noqa: ANN401
         if _MARKUP.match("".join(paragraph.itertext(f"{_DRAWING}t", with_tail=False)).lstrip()):
             first = next(text for text in paragraph.iter(f"{_DRAWING}t") if (text.text or "").strip())
             first.text = f"\\{first.text.lstrip()}"
-    for text in root.iterfind(f".//{_DRAWING}tc//{_DRAWING}t"):
-        text.text = (text.text or "").replace("|", r"\|")
+    for title in root.iter(f"{_CHART}rich"):
+        _join_paragraphs(title)
+    for text in (*root.iterfind(f".//{_DRAWING}tc//{_DRAWING}t"), *root.iter(f"{_CHART}v")):
+        text.text = " ".join((text.text or "").replace("|", r"\|").split("\n"))
 
 
 def _join_paragraphs(body: Any) -> None:  # noqa: ANN401

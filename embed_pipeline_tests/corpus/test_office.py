@@ -11,6 +11,8 @@ pytest.importorskip("mammoth")
 pytest.importorskip("pptx")
 
 from pptx import Presentation
+from pptx.chart.data import CategoryChartData
+from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
 
 from embed_pipeline.corpus.office import read_slides, read_word
@@ -169,7 +171,36 @@ def test_the_text_of_a_slide_is_no_markup() -> None:
     presentation.save(stream)
     found = read_slides(stream.getvalue(), 10_000_000)
     assert found.title == "Pumps and their care"
-    assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pumps and their care", "Notes:"]
+    assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pumps and their care"]
     assert "\\# of incidents: 5\nTotal\n\\---\n\\> 5 bar\n#12 and x < y\n" in found.text
     assert "| a\\|b | c |\n| --- | --- |\n| d | e |" in found.text
     assert "\\# of pumps" in found.text
+
+
+def test_a_slide_begins_with_its_title_and_its_tables_end_where_text_begins() -> None:
+    presentation = Presentation()
+    for number, name in enumerate(["Pumps", "Valves"]):
+        slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+        slide.shapes.title.text = name
+        slide.notes_slide.notes_text_frame.text = f"Say {name}."
+        slide.shapes.add_textbox(Inches(1), 0, Inches(4), Inches(1)).text_frame.text = f"Chapter {number}"
+    data = CategoryChartData()
+    data.categories = ["a|b", "c\nd"]
+    data.add_series("bar", (1, 2))
+    place = Inches(1), Inches(2), Inches(4), Inches(1)
+    chart = slide.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, *place, data).chart
+    chart.chart_title.text_frame.text = "Flow\n# 1"
+    slide.shapes.add_table(1, 2, Inches(1), Inches(4), Inches(4), Inches(1)).table.cell(0, 0).text = "part"
+    for top in (3, 5):
+        slide.shapes.add_textbox(Inches(1), Inches(top), Inches(4), Inches(1)).text_frame.text = f"Text {top}."
+    stream = io.BytesIO()
+    presentation.save(stream)
+    found = read_slides(stream.getvalue(), 10_000_000)
+    assert found.text == (
+        "# Pumps\nChapter 0\n\nNotes:\nSay Pumps.\n\n# Valves\nChapter 1\n\nChart: Flow # 1\n\n"
+        "| Category | bar |\n|---|---|\n| a\\|b | 1.0 |\n| c d | 2.0 |\n\nText 3.\n\n| part |  |\n| --- | --- |\n\n"
+        "Text 5.\n\nNotes:\nSay Valves.\n"
+    )
+    tables = [found.text[block.start : block.end] for block in found.blocks if block.kind == "table"]
+    assert [table.splitlines()[-1] for table in tables] == ["| c d | 2.0 |", "| --- | --- |"]
+    assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pumps", "Valves"]
