@@ -40,6 +40,7 @@ _IMAGE = re.compile(r"!\[([^\[\]]{0,1000})\]\([^()\n]{0,1000}\)")
 _WORD_PARTS = re.compile(r"word/(?:document|footnotes|endnotes|comments)\d*\.xml")
 _SLIDE_PARTS = re.compile(r"ppt/(?:slides|notesSlides|charts)/\w+\.xml")
 _DRAWING = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
+_COMPATIBLE = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
 _CHART = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
 _PRESENTATION = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
 _TITLE_PLACES = frozenset({"title", "ctrTitle"})
@@ -141,14 +142,35 @@ def _changed_part(content: bytes, change: Callable[[Any], None]) -> bytes:
 
 
 def _change_word(root: Any) -> None:  # noqa: ANN401 - lxml's
-    """Change what mammoth drops: simple fields, text with a direction, and the formulas that are left."""
+    """Change what mammoth drops: fields, text with a direction, text boxes, ruby, and the formulas that are left."""
     word = f"{{{etree.QName(root).namespace}}}"
+    _choose_text(root)
+    drawn = f"{word}drawing", f"{word}pict"
+    for drawing in list(root.iter(*drawn)):
+        boxes = drawing.iter(f"{word}txbxContent")
+        own = [box for box in boxes if next(box.iterancestors(*drawn)) is drawing]
+        drawing.addnext(etree.Element(f"{word}pict"))
+        drawing.getnext().extend(own)
+    etree.strip_elements(root, f"{word}rt", with_tail=False)  # readings, which would part the words that people search
     for formula in list(root.iterfind(f".//{OMML_NS}oMath")):
         mark = "$$" if formula.getparent().tag == f"{OMML_NS}oMathPara" else "$"
         run = etree.Element(f"{word}r")
         etree.SubElement(run, f"{word}t").text = f"{mark}{_latex(formula)}{mark}"
         formula.getparent().replace(formula, run)
-    etree.strip_tags(root, f"{OMML_NS}oMathPara", f"{word}fldSimple", f"{word}dir", f"{word}bdo")
+    etree.strip_tags(
+        root, f"{OMML_NS}oMathPara", f"{word}fldSimple", f"{word}dir", f"{word}bdo", f"{word}ruby", f"{word}rubyBase"
+    )
+
+
+def _choose_text(root: Any) -> None:  # noqa: ANN401
+    """Put what says something in place of content that is there in several forms, the simplest form before all."""
+    for content in list(root.iter(f"{_COMPATIBLE}AlternateContent")):
+        forms = [*content.findall(f"{_COMPATIBLE}Fallback"), *content.findall(f"{_COMPATIBLE}Choice")]
+        form = next((form for form in forms if any((text.text or "").strip() for text in form.iter("{*}t"))), None)
+        if form is not None:
+            for part in list(form):
+                content.addprevious(part)
+            content.getparent().remove(content)
 
 
 def _latex(formula: Any) -> str:  # noqa: ANN401
@@ -165,6 +187,7 @@ def _latex(formula: Any) -> str:  # noqa: ANN401
 
 def _change_slide(root: Any) -> None:  # noqa: ANN401
     """Put titles on one line, and escape what is Markdown to a parser but not to the reader of a slide."""
+    _choose_text(root)
     for shape in root.iter(f"{_PRESENTATION}sp"):
         place = shape.find(f"{_PRESENTATION}nvSpPr/{_PRESENTATION}nvPr/{_PRESENTATION}ph")
         if place is not None and place.get("type") in _TITLE_PLACES:

@@ -20,8 +20,11 @@ from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, 
 from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends, superscript
 
 _DROPPED = frozenset(
-    {"title", "script", "style", "nav", "template", "noscript", "svg", "iframe", "select", "clipboard-copy"}
-)
+    {
+        "title", "script", "style", "nav", "template", "noscript", "svg", "iframe", "select", "clipboard-copy",
+        "rt", "rp", "rtc",  # readings, which would part the words that people search
+    }
+)  # fmt: skip
 _DROPPED_ROLES = frozenset(
     {"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar", "tablist"}
 )
@@ -215,7 +218,7 @@ def _is_dropped(element: Tag) -> bool:
     if element.name == "button":
         return not _is_read(element)
     if element.name in _DROPPED:
-        return True
+        return element.find("rb") is None  # libxml2 puts the next letters into a reading that no tag ends
     classes = element.get_attribute_list("class") if "class" in element.attrs else []
     marks = _PERMALINKS if element.name == "a" else _PERMALINKS - {"anchor"}
     is_permalink = not marks.isdisjoint(classes) and element.find("a") is None

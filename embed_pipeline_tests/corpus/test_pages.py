@@ -218,3 +218,16 @@ def test_a_form_around_the_page_is_text_and_one_of_fields_is_none() -> None:
 )  # fmt: skip
 def test_powers_and_fractions_keep_their_sense(body: str, text: str) -> None:
     assert _kept(body) == text
+
+
+@pytest.mark.parametrize(
+    "ruby",
+    [
+        "<ruby>漢字<rt>かんじ</rt></ruby>",
+        "<ruby>漢<rp>(</rp><rt>かん</rt><rp>)</rp>字<rp>(</rp><rt>じ</rt><rp>)</rp></ruby>",
+        "<ruby><rb>漢<rb>字<rt>かん<rt>じ</ruby>",
+    ],
+)
+def test_of_ruby_the_text_is_kept_and_the_readings_are_not(ruby: str) -> None:
+    assert _kept(f"<h2>{ruby}</h2><p>この{ruby}を読む") == "## 漢字\n\nこの漢字を読む\n"
+    assert "字" in _kept("<ruby>漢<rt>かん<rb>字<rt>じ</ruby>")
