@@ -25,6 +25,8 @@ _MAX_TITLE = 120
 _ROW_LEVEL = 2
 _DELIMITERS = ",;\t|"
 _NO_DELIMITER = "\x1f"
+# Backslashes that escape no quote.
+_PLAIN_BACKSLASHES = re.compile(r'\\+(?![\\"])')
 _SAMPLED_ROWS = 200
 _SAMPLED_CHARACTERS = 64_000
 _LONGEST_CELL = 2**31 - 1
@@ -74,6 +76,8 @@ def _reading(rows: Iterator[tuple[Row, str]]) -> ParsedDocument:
 def _write(row: Row, number: int, draft: Draft) -> None:
     shown = [(name, without_data(clean_text(plain_line_ends(value))).strip()) for name, value in row]
     shown = [(name, value) for name, value in shown if value]
+    if not shown:
+        return
     named = next((place for place, (name, _) in enumerate(shown) if name.strip().lower() in _TITLE_COLUMNS), None)
     title = " ".join(shown[named][1].split()) if named is not None else f"Row {number}"
     if len(title) > _MAX_TITLE:
@@ -122,25 +126,32 @@ def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
     records = _records([f"{line}\n" for line in lines], delimiter)
     names: Sequence[str] = ()
     for cells, problem in records:
-        if not names and cells:
+        if not names and not problem and _is_filled(cells):
             names = [name.strip() or f"column {place}" for place, name in enumerate(cells, start=1)]
-        elif problem or cells:
+        elif problem or (names and cells):
             extra = [(_MORE, ", ".join(cells[len(names) :]))] if len(cells) > len(names) else []
             yield [*zip(names, cells, strict=False), *extra], problem
 
 
 def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[list[str], str]]:
-    """Cells of each record. One whose quotes do not add up is its line alone, so that it takes no other along."""
-    place, damages, width = 0, 0, 0
+    """Cells of each record. One whose quotes do not add up is its line alone, so that it takes no other along.
+
+    A quote in a cell is doubled, or has a backslash before it: what reads the first row that the other does not.
+    """
+    place, damages, width, escape = 0, 0, 0, ""
     while place < len(lines):
         start = place
-        reader = csv.reader(lines[start:], delimiter=delimiter, doublequote=True, skipinitialspace=True, strict=True)
+        reader = _strict_reader(lines, start, delimiter, escape)
         try:
             for cells in reader:
-                width = width or len(cells)
+                width = width or (len(cells) if _is_filled(cells) else 0)
                 place = start + reader.line_num
                 yield cells, ""
         except csv.Error as error:
+            other = "" if escape else "\\"
+            if _is_record(_strict_reader(lines, place, delimiter, other), width):
+                escape = other
+                continue
             damages += 1
             if damages > _MOST_DAMAGES:
                 yield [], f"line {place + 1} to the last: over {_MOST_DAMAGES} lines before are damaged"
@@ -153,6 +164,26 @@ def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[list[str], 
             return
 
 
+def _strict_reader(lines: Sequence[str], start: int, delimiter: str, escape: str) -> Any:  # noqa: ANN401 - csv's
+    """A reader from a line on; with ``escape``, the backslashes before quotes escape them, and all others are text."""
+    rest: Iterator[str] = map(lines.__getitem__, range(start, len(lines)))
+    if escape:
+        rest = (_PLAIN_BACKSLASHES.sub(lambda found: 2 * found[0], line) for line in rest)
+    return csv.reader(rest, delimiter=delimiter, skipinitialspace=True, strict=True, escapechar=escape or None)
+
+
+def _is_record(reader: Any, width: int) -> bool:  # noqa: ANN401
+    """True where a reader's next record can be read and has as many cells as the first one of the file."""
+    try:
+        return len(next(reader)) == width or not width
+    except csv.Error:
+        return False
+
+
+def _is_filled(cells: Sequence[str]) -> bool:
+    return any(map(str.strip, cells))
+
+
 def _delimiter(lines: Sequence[str]) -> str:
     """The sign that cuts the first row into several cells, and most rows into as many."""
     sizes = accumulate(len(line) + 1 for line in lines)
@@ -160,7 +191,7 @@ def _delimiter(lines: Sequence[str]) -> str:
     best, chosen = (0.0, 0), _NO_DELIMITER
     for delimiter in _DELIMITERS:
         reader = csv.reader((f"{line}\n" for line in sample), delimiter=delimiter, skipinitialspace=True)
-        widths = [len(cells) for cells, _ in zip(reader, range(_SAMPLED_ROWS), strict=False) if cells]
+        widths = [len(cells) for cells, _ in zip(reader, range(_SAMPLED_ROWS), strict=False) if _is_filled(cells)]
         if widths and widths[0] > 1:
             score = (Counter(widths)[widths[0]] / len(widths), widths[0])
             best, chosen = max((best, chosen), (score, delimiter), key=lambda scored: scored[0])

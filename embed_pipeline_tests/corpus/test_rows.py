@@ -38,9 +38,15 @@ def test_rows_are_sections_named_by_their_title() -> None:
         ("#,name,bar\n1,valve,3\n", "## valve\n\n#: 1\nbar: 3\n"),
         ("name,text\nvalve,<p>It <b>opens</b>.</p><h2>Late</h2><p>x</p>\n",
          "## valve\n\ntext:\n\nIt **opens**.\n\n## Late\n\nx\n"),
+        ('name,text,note\nvalve,"Say \\"hi\\", go",x\nrod,"C:\\new\\",\ncap,"\\"c\\"","d\\\\"\n',
+         '## valve\n\ntext: Say "hi", go\nnote: x\n\n## rod\n\ntext: C:\\new\\\n\n## cap\n\ntext: "c"\nnote: d\\\n'),
+        ('text\n"He said \\"hi\\",\nand left"\n', '## Row 1\n\ntext: He said "hi",\nand left\n'),
+        (",,\n\n,,\nname,bar,note\nvalve,3,x\n,,\npump,2,y\n",
+         "## valve\n\nbar: 3\nnote: x\n\n## pump\n\nbar: 2\nnote: y\n"),
+        ("sep=;\n ;\nname;bar;note\nvalve;3,5;x\n", "## valve\n\nbar: 3,5\nnote: x\n"),
     ],
     ids=["lines", "inches", "sep", "twice", "one column", "ragged", "space", "tab", "apostrophe", "unnamed", "number",
-         "html"],
+         "html", "backslashes", "backslashes in one column", "empty cells", "empty cells after sep"],
 )  # fmt: skip
 def test_cells_keep_what_is_in_them(text: str, kept: str) -> None:
     read = read_csv(text)
