@@ -33,6 +33,8 @@ _LONGEST_CELL = 2**31 - 1
 _MOST_DAMAGES = 100
 _DEEPEST_VALUE = 20
 _MORE = "more"
+# How the types of a message's parts that are no text begin.
+_FILES = ("image", "input_image", "audio", "input_audio", "video", "file", "input_file", "document")
 _HTML = re.compile(
     r"\s*<(?:!doctype|html|body|p|div|h[1-6]|ul|ol|table|section|article|span|blockquote)\b", re.IGNORECASE
 )
@@ -89,12 +91,13 @@ def _write(row: Row, number: int, draft: Draft) -> None:
         if place == named:
             continue
         said, blocks = _parsed(value)
-        if all(block.kind == "paragraph" for block in blocks):
-            lines.append(f"{name}: {said}")
-        else:
-            draft.add("paragraph", "\n".join([*lines, f"{name}:"]))
-            draft.add_parsed(said, blocks, below=_ROW_LEVEL)
+        is_text = all(block.kind == "paragraph" for block in blocks)
+        lines.append(f"{name}: {said}" if is_text else f"{name}:")
+        if len(blocks) > is_text:  # the next value is no part of the last of several paragraphs
+            draft.add("paragraph", "\n".join(lines))
             lines = []
+        if not is_text:
+            draft.add_parsed(said, blocks, below=_ROW_LEVEL)
     draft.add("paragraph", "\n".join(lines))
 
 
@@ -222,7 +225,37 @@ def _json_rows(text: str) -> Iterator[tuple[Row, str]]:
 
 
 def _pairs(row: dict[str, Any]) -> Row:
-    return [(str(name), _shown(value, 0)) for name, value in row.items()]
+    return [pair for name, value in row.items() for pair in _turns(str(name), value)]
+
+
+def _turns(name: str, value: object) -> Row:
+    """A value under its name; messages one by one, the first under the name of their list."""
+    if not isinstance(value, list) or not any(map(_is_message, value)):
+        return [(name, _shown(value, 0))]
+    turns = (_message(turn, 1) if _is_message(turn) else [(name, _shown(turn, 1))] for turn in value)
+    pairs = [(label, shown) for turn in turns for label, shown in turn if shown]
+    return [(f"{name}: {label}" if place == 0 else label, shown) for place, (label, shown) in enumerate(pairs)]
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and "content" in value
+
+
+def _message(turn: dict[str, Any], depth: int) -> Row:
+    """What a message says, under its role, and all else in it under that and its name."""
+    said, role = turn["content"], turn["role"]
+    if isinstance(said, list):
+        said = "\n\n".join(filter(None, (_part(part, depth + 1) for part in said)))
+    others = [(name, inner) for name, inner in turn.items() if name not in {"role", "content"}]
+    return [(role, _shown(said, depth + 1)), *((f"{role} {name}", _shown(inner, depth + 1)) for name, inner in others)]
+
+
+def _part(part: object, depth: int) -> str:
+    """A part of a message: its text; nothing of pictures and other files."""
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    is_file = isinstance(part, dict) and str(part.get("type")).startswith(_FILES)
+    return "" if is_file else _shown(part, depth)
 
 
 def _shown(value: object, depth: int) -> str:
@@ -231,21 +264,10 @@ def _shown(value: object, depth: int) -> str:
         return value or ""
     if depth > _DEEPEST_VALUE or not isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False) if depth <= _DEEPEST_VALUE else "..."
-    if isinstance(value, dict):
-        said = _said(value.get("content"))
-        if said and isinstance(value.get("role"), str):
-            return f"{value['role']}: {said}"
-        parts = [(name, _shown(inner, depth + 1)) for name, inner in value.items()]
-        return _listed([f"{name}: {shown}" for name, shown in parts if shown])
-    return _listed([shown for inner in value if (shown := _shown(inner, depth + 1))])
-
-
-def _said(content: object) -> str:
-    """The text of a message: as it is, or that of its parts."""
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        return "\n\n".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+    if isinstance(value, list):
+        return _listed([shown for inner in value if (shown := _shown(inner, depth + 1))])
+    inner = _message(value, depth) if _is_message(value) else [(n, _shown(v, depth + 1)) for n, v in value.items()]
+    return _listed([f"{name}: {shown}" for name, shown in inner if shown])
 
 
 def _listed(parts: list[str]) -> str:

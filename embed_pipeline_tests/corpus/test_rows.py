@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from embed_pipeline.corpus.rows import NoRowsError, read_csv, read_json_lines
@@ -86,13 +88,33 @@ def test_nested_values_are_their_texts() -> None:
         '"Turn it."}], "meta": {"tags": ["a", "b"], "deep": {"x": 1}}, "lone": "a \\ud83d b"}\n'
     )
     assert read_json_lines(text).text == (
-        "## 7\n\nmessages: user: How?\nIt is stuck.\n\nassistant: Turn it.\nmeta: tags: a, b, deep: "
+        "## 7\n\nmessages: user: How?\nIt is stuck.\nassistant: Turn it.\nmeta: tags: a, b, deep: "
         "x: 1\nlone: a \ufffd b\n"
     )
     parts = '[{"type": "text", "text": "How?"}, {"type": "image_url", "image_url": {"url": "x"}}]'
     assert read_json_lines(f'{{"messages": [{{"role": "user", "content": {parts}}}]}}').text.endswith("user: How?\n")
     deep = '{"a": ' + "[" * 400 + "]" * 400 + "}"
     assert read_json_lines(f'{deep}\n{{"b": 1}}\n').text.endswith("b: 1\n")
+
+
+def test_all_fields_of_messages_and_next_to_them_are_kept() -> None:
+    turns = [
+        {"role": "user", "name": "Ann", "title": "Boss", "content": [{"type": "text", "text": "Look:"}, "```\nx = 1"]},
+        {"role": "assistant", "reasoning": "It is one.", "content": "It is\n\none."},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "stop"}]},
+    ]
+    calls = {"type": "tool_use", "name": "run"}
+    row = {
+        "system": "Be brief.",
+        "messages": turns,
+        "title": "T",
+        "data": {"role": "user", "content": [calls], "id": 1},
+    }
+    assert read_json_lines(json.dumps(row)).text == (
+        "## T\n\nsystem: Be brief.\nmessages: user:\n\nLook:\n\n```\nx = 1\n\nuser name: Ann\nuser title: Boss\n"
+        "assistant: It is\n\none.\n\nassistant reasoning: It is one.\nassistant tool_calls: name: stop\n"
+        "data: user: type: tool_use, name: run, user id: 1\n"
+    )
 
 
 def test_an_array_is_its_elements() -> None:
