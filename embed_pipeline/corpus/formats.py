@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from embed_pipeline.corpus.decoding import decode, without_data
-from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, clean_title, first_heading
-from embed_pipeline.text.markdown import html_title, markdown_blocks, plain_line_ends, seen_markdown
+from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, first_heading
+from embed_pipeline.text.markdown import html_title, markdown_blocks, plain_line_ends, plain_title, seen_markdown
 
 _METADATA_MARKS = {"---": ("---", "..."), "+++": ("+++",)}
 _MOST_METADATA = 64_000
@@ -131,7 +131,7 @@ def _titled(lines: list[str]) -> list[str]:
 def title_of(metadata: dict[str, Any]) -> str:
     """The title in it, on one line; empty where there is none."""
     title = metadata.get("title", "")
-    return clean_title(str(title)) if isinstance(title, str | int | float) and not isinstance(title, bool) else ""
+    return plain_title(str(title)) if isinstance(title, str | int | float) and not isinstance(title, bool) else ""
 
 
 def _toml(lines: list[str]) -> dict[str, Any] | None:

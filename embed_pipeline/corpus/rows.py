@@ -16,7 +16,7 @@ from typing import Any
 
 from embed_pipeline.corpus.decoding import without_data
 from embed_pipeline.text.blocks import Block, Draft, ParsedDocument, clean_text
-from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends
+from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends, plain_title
 
 Row = list[tuple[str, str]]
 
@@ -81,7 +81,7 @@ def _write(row: Row, number: int, draft: Draft) -> None:
     if not shown:
         return
     named = next((place for place, (name, _) in enumerate(shown) if name.strip().lower() in _TITLE_COLUMNS), None)
-    title = " ".join(shown[named][1].split()) if named is not None else f"Row {number}"
+    title = (plain_title(shown[named][1]) if named is not None else "") or f"Row {number}"
     if len(title) > _MAX_TITLE:
         # What does not fit into a heading stays in the row.
         title, named = title[:_MAX_TITLE], None

@@ -13,6 +13,7 @@ from embed_pipeline.corpus.formats import read_markdown, read_notebook, split_fr
         ('---\ntitle: "Regulator: guide"\ntags: [a]\n---\n', "Regulator: guide"),
         ("---\n# a comment\ntitle: Guide\n---\n", "Guide"),
         ("---\ntitle: 1.10\n...\n", "1.10"),
+        ("---\ntitle: <em>Foo</em> &amp; Bar\n---\n", "Foo & Bar"),
         ('+++\ntitle = "Guide"\ndate = 2024-05-01\ndraft = false\n+++\n', "Guide"),
         ("---\ntitle: {{ page }} of: all\nother: [unclosed\n---\n", "{{ page }} of: all"),
         ("---\ntags:\n  - a\n---\n", ""),

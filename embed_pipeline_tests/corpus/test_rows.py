@@ -147,3 +147,19 @@ def test_a_title_that_is_too_long_for_a_heading_stays_in_its_row() -> None:
     question = f"How do I {'really ' * 25}replace the seal?"
     text = read_csv(f"question,answer\n{question},Turn it.\n").text
     assert text == f"## {question[:120]}\n\nquestion: {question}\nanswer: Turn it.\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "title"),
+    [
+        ("<b>Foo</b> &amp; Bar", "Foo & Bar"),
+        ('<p class="x">Foo<br/>Bar H<sub>2</sub>O</p>', "Foo Bar H2O"),
+        ("List<String> in a <b and c> d, a&lt;b&gt;", "List<String> in a <b and c> d, a<b>"),
+        ("?a=1&copy=2 *not* AT&T;", "?a=1&copy=2 *not* AT&T;"),
+        ("Foo<br>Bar <br> or <b>?", "Foo Bar <br> or <b>?"),
+        ("<b></b>", "Row 1"),
+    ],
+)
+def test_a_title_is_shown_without_its_html(written: str, title: str) -> None:
+    read = read_json_lines(json.dumps({"title": written, "bar": 3}))
+    assert (read.blocks[0].text, read.text) == (title, f"## {title}\n\nbar: 3\n")
