@@ -251,13 +251,13 @@ def _notebook(content: bytes, _: Limits) -> ParsedDocument:
 def _csv(content: bytes, _: Limits) -> ParsedDocument:
     from embed_pipeline.corpus.rows import read_csv
 
-    return read_csv(decode(content))
+    return read_csv(decode(content, is_rows=True))
 
 
 def _json_lines(content: bytes, _: Limits) -> ParsedDocument:
     from embed_pipeline.corpus.rows import read_json_lines
 
-    return read_json_lines(decode(content))
+    return read_json_lines(decode(content, is_rows=True))
 
 
 def _pdf(content: bytes, limits: Limits) -> ParsedDocument:

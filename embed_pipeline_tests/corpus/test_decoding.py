@@ -100,6 +100,19 @@ def test_what_is_not_text_is_refused(content: bytes) -> None:
         decode(content)
 
 
+def test_nul_bytes_between_rows_and_in_them_are_dropped() -> None:
+    rows = b'{"title": "A", "text": "a\0b"}\n' + 4096 * b"\0" + b'\n{"title": "B"}\n'
+    assert decode(rows, is_rows=True) == '{"title": "A", "text": "ab"}\n\n{"title": "B"}\n'
+    assert decode(b"\0\0a,b\n1,2\0\n", is_rows=True) == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", '{"text": "' + 200 * "泵" + '"}\n'])
+def test_rows_of_two_bytes_a_letter_without_a_mark_are_refused(encoding: str, text: str) -> None:
+    with pytest.raises(ValueError, match="NUL bytes"):
+        decode(text.encode(encoding), is_rows=True)
+
+
 PICTURE = "data:image/png;base64," + "iVBORw0KGgo+/" * 40
 
 

@@ -117,6 +117,10 @@ def test_all_fields_of_messages_and_next_to_them_are_kept() -> None:
     )
 
 
+def test_a_nul_that_json_escapes_is_dropped() -> None:
+    assert read_json_lines('{"title": "A\\u0000", "text": "a\\u0000b"}\n').text == "## A\n\ntext: ab\n"
+
+
 def test_an_array_is_its_elements() -> None:
     assert read_json_lines('[\n {"title": "a",\n  "x": 1},\n {"title": "b"}\n]\n').text == "## a\n\nx: 1\n\n## b\n"
 
