@@ -47,8 +47,10 @@ _WIDE_START = re.compile(rb"\0{0,3}[^\0]\0+[^\0]\0")
 _NULS = re.compile(rb"\0+")
 _MAX_NUL_SHARE = 0.2
 
-_PAYLOAD = r"[^\s()<>\[\]!\"'`]*"
+# Addresses are ASCII, and base64 is letters, digits and few signs: what follows may do so without a space.
+_PAYLOAD = r"(?:(?<=;base64,)[a-z0-9+/=%_-]*|(?<!;base64,)[^\s()<>\[\]!\"'`\x80-\U0010ffff]*)"
 _MIME = r"data:(?:[a-z]{1,40}/[\w.+-]{1,80})?(?:;[\w=.+-]{1,80})*,"
+_SCHEME = re.compile("data:", re.IGNORECASE)
 _DATA_IMAGE = re.compile(rf"!\[([^\[\]\n]{{0,500}})\]\(\s{{0,9}}<?{_MIME}{_PAYLOAD}>?[^()\n]{{0,300}}\)", re.IGNORECASE)
 _DATA_DEFINITION = re.compile(
     rf"^ {{0,3}}\[[^\[\]\n]{{1,200}}\]:[ \t]{{0,9}}<?{_MIME}[^\n]*\n?", re.IGNORECASE | re.MULTILINE
@@ -97,7 +99,7 @@ def decode(content: bytes, *, is_html: bool = False, is_rows: bool = False) -> s
 
 def without_data(text: str) -> str:
     """Markdown without the files that ``data:`` addresses hold; of a picture its description stays."""
-    if "data:" not in text and "DATA:" not in text:
+    if _SCHEME.search(text) is None:
         return text
     text = _DATA_IMAGE.sub(r"\1", text)
     text = _DATA_DEFINITION.sub("", text)

@@ -18,6 +18,7 @@ from markitdown.converter_utils.docx.math.omml import OMML_NS, oMath2Latex
 from markitdown.converter_utils.docx.pre_process import pre_process_docx
 from markitdown.converters import PptxConverter
 
+from embed_pipeline.corpus.decoding import without_data
 from embed_pipeline.corpus.pages import read_html
 from embed_pipeline.text.blocks import ParsedDocument, clean_text, clean_title, first_heading
 from embed_pipeline.text.markdown import markdown_blocks
@@ -86,7 +87,7 @@ def read_slides(content: bytes, most_bytes: int) -> ParsedDocument:
     # A soft line break may stand in a title, and a tokenizer joins the words around its sign.
     markdown = converted.markdown.replace("\v", " ").replace("\n### Notes:\n", "\nNotes:\n")
     slides = filter(None, map(_title_first, _SLIDE.split(markdown)))
-    text = clean_text(_IMAGE.sub(r"\1", "\n\n".join(slides))).strip() + "\n"
+    text = clean_text(without_data(_IMAGE.sub(r"\1", "\n\n".join(slides)))).strip() + "\n"
     blocks = markdown_blocks(text)
     return ParsedDocument(first_heading(blocks) or _core_title(content), text, blocks)
 

@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup, CData, Tag
 from bs4.element import NavigableString, PreformattedString
 from markdownify import MarkdownConverter
 
+from embed_pipeline.corpus.decoding import without_data
 from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, clean_title, table_rows
 from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends, superscript
 
@@ -402,7 +403,7 @@ def _markdown(nodes: list[Any]) -> str:
         )
     except RecursionError:
         text = " ".join(node.get_text(" ", strip=True) if isinstance(node, Tag) else str(node) for node in nodes)
-    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", plain_line_ends(text))).strip()
+    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", plain_line_ends(without_data(text)))).strip()
 
 
 def _code(element: Tag) -> str:

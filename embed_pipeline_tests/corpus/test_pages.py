@@ -74,6 +74,7 @@ def test_blocks_in_odd_places_and_text_between_blocks_are_kept() -> None:
 def test_pictures_in_addresses_go_and_what_is_said_about_them_stays() -> None:
     kept = _kept("<p>a <img alt='the valve' src='data:image/png;base64,AAAA'> <a href='data:x/y,z'>b</a></p>")
     assert kept == "a the valve b\n"
+    assert _kept(f"<p>图片data:image/png;base64,{'iVBOR/' * 40}。然后关闭阀门。</p>") == "图片。然后关闭阀门。\n"
 
 
 def test_text_that_looks_like_a_heading_is_none() -> None:
