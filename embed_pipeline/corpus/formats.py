@@ -22,12 +22,14 @@ _MOST_METADATA = 64_000
 # What MultiMarkdown, Pandoc and the generators of sites name in their metadata.
 _METADATA_KEYS = frozenset((
     "affiliation", "aliases", "author", "authors", "baseheaderlevel", "bibliography", "categories", "category",
-    "comments", "copyright", "created", "css", "date", "description", "draft", "email", "excerpt", "featured", "hidden",
-    "id", "image", "keywords", "lang", "language", "lastmod", "layout", "license", "menu", "modified", "nav", "order",
-    "owner", "parent", "permalink", "published", "revision", "saveas", "series", "sidebar", "sidebarlabel",
-    "sidebarposition", "slug", "status", "subject", "subtitle", "summary", "tag", "tags", "template", "title", "toc",
-    "translation", "type", "updated", "url", "uuid", "version", "weight",
+    "comments", "copyright", "created", "css", "date", "description", "draft", "email", "excerpt", "featured", "globs",
+    "hidden", "id", "image", "jupytext", "kernelspec", "keywords", "lang", "language", "lastmod", "layout", "license",
+    "marp", "menu", "modified", "nav", "order", "orphan", "output", "owner", "paginate", "parent", "permalink",
+    "published", "revision", "saveas", "series", "sidebar", "sidebarlabel", "sidebarposition", "slug", "status",
+    "subject", "subtitle", "summary", "tag", "tags", "template", "theme", "title", "toc", "translation", "type",
+    "updated", "url", "uuid", "version", "weight",
 ))  # fmt: skip
+_PROGRAM_NAME = re.compile(r"[a-z_][\w.-]*")
 _SENTENCE = re.compile(r"\S+\s.*[.!?]", re.DOTALL)
 _LONGEST_VALUE_WORDS = 4
 _PART_OF_TIME = 0.8
@@ -72,7 +74,8 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
         return {}, text
     inner = lines[1:close]
     values = _toml(inner) if mark == "+++" else _yaml(inner)
-    if values is None or (values and all(map(_is_text, values, values.values()))):
+    is_apart = inner and not inner[0].strip()
+    if values is None or (not any(map(_is_known, values)) and (is_apart or _is_prose(values))):
         return {}, text
     rest = text[sum(len(line) + 1 for line in lines[: close + 1]) :]
     return values, rest.lstrip("\n")
@@ -117,9 +120,12 @@ def _is_known(name: object) -> bool:
     return str(name).lower().replace("-", "").replace("_", "") in _METADATA_KEYS
 
 
-def _is_text(name: object, value: object) -> bool:
-    """True for a sentence under a name that no metadata has."""
-    return isinstance(value, str) and not _is_known(name) and _SENTENCE.fullmatch(value.strip()) is not None
+def _is_prose(pairs: dict[str, Any]) -> bool:
+    """True where a name is not written as one of a program, or a value is a sentence or long."""
+    if not all(_PROGRAM_NAME.fullmatch(str(name)) for name in pairs):
+        return True
+    words = [value.strip() for value in pairs.values() if isinstance(value, str)]
+    return any(_SENTENCE.fullmatch(value) or len(value.split()) > _LONGEST_VALUE_WORDS for value in words)
 
 
 def _titled(lines: list[str]) -> list[str]:
@@ -138,7 +144,7 @@ def _toml(lines: list[str]) -> dict[str, Any] | None:
     try:
         return tomllib.loads("\n".join(lines))
     except (ValueError, RecursionError):
-        return _plain_pairs(lines, "=")
+        return _damaged(lines, "=")
 
 
 def _yaml(lines: list[str]) -> dict[str, Any] | None:
@@ -148,10 +154,16 @@ def _yaml(lines: list[str]) -> dict[str, Any] | None:
         # Without its tags and numbers: a title of 2024-01-01 or 1.10 stays as it was written.
         found = yaml.BaseLoader("\n".join(lines)).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError):
-        return _plain_pairs(lines, ":")
+        return _damaged(lines, ":")
     if found in (None, ""):
-        return {} if any(line.startswith("#") for line in lines) else None
+        return {} if _damaged([line.lstrip("# ") for line in lines], ":") else None
     return found if isinstance(found, dict) else None
+
+
+def _damaged(lines: list[str], separator: str) -> dict[str, Any] | None:
+    """What of the lines is plain, where a name in it is one of metadata."""
+    pairs = _plain_pairs(lines, separator)
+    return pairs if pairs and any(map(_is_known, pairs)) else None
 
 
 def _plain_pairs(lines: list[str], separator: str) -> dict[str, Any] | None:
