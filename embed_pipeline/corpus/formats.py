@@ -200,31 +200,49 @@ def read_plain(text: str) -> ParsedDocument:
 def read_notebook(text: str) -> ParsedDocument:
     """Kept text and blocks; the title is that of its metadata, or the first heading.
 
+    Notebooks of all versions of the format are read, and those that lack what is no text, as programs write them.
+
     Raises:
         ValueError: it is no notebook.
     """
-    import nbformat
-
     try:
-        notebook = nbformat.reads(text, as_version=4)
-    except Exception as error:
-        # nbformat's own errors, and those of whatever a damaged notebook trips in its conversion.
-        raise ValueError(f"it is no notebook: {type(error).__name__}: {error}"[:300]) from error
+        notebook = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is no notebook: {error}") from error
+    cells = _cells(notebook)
+    described = notebook["metadata"] if isinstance(notebook.get("metadata"), dict) else {}
     draft = Draft()
-    title = title_of(notebook.metadata)
-    language = _notebook_language(notebook.metadata)
-    for cell in notebook.cells:
-        source = clean_text(plain_line_ends(str(cell.source)))
-        if cell.cell_type == "code":
+    title = title_of(described)
+    language = _notebook_language(described)
+    for kind, source in cells:
+        if kind == "code":
             draft.add_code(source, language)
         else:
-            metadata, source = split_front_matter(source) if draft.is_empty else ({}, source)
-            title = title or title_of(metadata)
-            kept = without_data(source)
-            if kept.strip() and (cell.cell_type == "markdown" or not metadata):
+            metadata, kept = split_front_matter(source) if draft.is_empty else ({}, source)
+            title, kept = title or title_of(metadata), without_data(kept)
+            if kept.strip() and (kind != "raw" or not metadata):
                 draft.add_parsed(kept, markdown_blocks(kept))
     read = draft.reading()
     return ParsedDocument(title or first_heading(read.blocks), read.text, read.blocks)
+
+
+def _cells(notebook: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - any JSON
+    """Kind and text of each cell; up to version 3 they are in worksheets, and their names are others."""
+    sheets = notebook.get("worksheets") or [notebook] if isinstance(notebook, dict) else []
+    lists = [sheet["cells"] for sheet in sheets if isinstance(sheet, dict) and isinstance(sheet.get("cells"), list)]
+    if not lists:
+        raise ValueError("it is no notebook: it has no list of cells")
+    found = []
+    for cell in (cell for cells in lists for cell in cells if isinstance(cell, dict)):
+        source = next((cell[name] for name in ("source", "input", "code", "text") if cell.get(name)), "")
+        parts = source if isinstance(source, list) else [source]
+        text = clean_text(plain_line_ends("".join(part for part in parts if isinstance(part, str))))
+        kind = str(cell.get("cell_type") or ("code" if "outputs" in cell else "markdown"))
+        if kind == "heading":
+            level = cell.get("level")
+            text = f"{'#' * (min(max(level, 1), 6) if isinstance(level, int) else 1)} {' '.join(text.split())}"
+        found.append((kind, text))
+    return found
 
 
 def _notebook_language(metadata: dict[str, Any]) -> str:

@@ -153,6 +153,34 @@ def test_code_of_a_notebook_has_its_language(metadata: dict[str, object], langua
     assert read_notebook(json.dumps(notebook)).text == f"```{language}\nx\n```\n"
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"cells": [{"cell_type": "markdown", "source": ["# A\n", None, "\nb"]}, {"cell_type": "code", "source": "x"}]},
+        {"cells": [_cell("markdown", "# A\n\nb"), None, {"source": None}, {"source": "x", "outputs": None}]},
+        {"cells": [{}, {"cell_type": "raw", "source": None}, _cell("markdown", "# A\n\nb"), _cell("code", "x")]},
+        {"metadata": None},
+        {"nbformat": None, "nbformat_minor": None},
+        {"cells": [_cell("markdown", "# A\n\nb"), _cell("code", "x") | {"outputs": [None, {"data": None}]}]},
+    ],
+    ids=["no metadata of cells", "null", "no source", "no metadata", "no version", "outputs"],
+)
+def test_what_a_notebook_lacks_costs_no_text(changed: dict[str, object]) -> None:
+    cells = [_cell("markdown", "# A\n\nb"), _cell("code", "x")]
+    read = read_notebook(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5} | changed))
+    assert (read.title, read.text) == ("A", "# A\n\nb\n\n```python\nx\n```\n")
+
+
+def test_a_notebook_of_version_3_is_read() -> None:
+    cells = [
+        {"cell_type": "heading", "level": 2, "source": ["Pumps\n", "and valves"]},
+        {"cell_type": "markdown", "source": "Text."},
+        {"cell_type": "code", "input": ["x = 1\n", "y"], "language": "python", "outputs": [], "prompt_number": 1},
+    ]
+    read = read_notebook(json.dumps({"metadata": {"name": ""}, "nbformat": 3, "worksheets": [{"cells": cells}]}))
+    assert read.text == "## Pumps and valves\n\nText.\n\n```python\nx = 1\ny\n```\n"
+
+
 def test_any_line_end_in_a_cell_ends_a_line() -> None:
     read = read_notebook(_notebook(_cell("markdown", "a\rb\n\nc\r\n\r\n# d")))
     assert read.text == "a\nb\n\nc\n\n# d\n"
