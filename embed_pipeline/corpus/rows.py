@@ -225,7 +225,8 @@ def _json_rows(text: str) -> Iterator[tuple[Row, str]]:
 
 
 def _pairs(row: dict[str, Any]) -> Row:
-    return [pair for name, value in row.items() for pair in _turns(str(name), value)]
+    told = {"content": _said(row["content"], 1)} if _is_message(row) else {}
+    return [pair for name, value in (row | told).items() for pair in _turns(str(name), value)]
 
 
 def _turns(name: str, value: object) -> Row:
@@ -243,11 +244,17 @@ def _is_message(value: object) -> bool:
 
 def _message(turn: dict[str, Any], depth: int) -> Row:
     """What a message says, under its role, and all else in it under that and its name."""
-    said, role = turn["content"], turn["role"]
-    if isinstance(said, list):
-        said = "\n\n".join(filter(None, (_part(part, depth + 1) for part in said)))
+    role = turn["role"]
     others = [(name, inner) for name, inner in turn.items() if name not in {"role", "content"}]
-    return [(role, _shown(said, depth + 1)), *((f"{role} {name}", _shown(inner, depth + 1)) for name, inner in others)]
+    shown = ((f"{role} {name}", _shown(inner, depth + 1)) for name, inner in others)
+    return [(role, _said(turn["content"], depth + 1)), *shown]
+
+
+def _said(content: object, depth: int) -> str:
+    """The text of a message: as it is, or that of its parts."""
+    if not isinstance(content, list):
+        return _shown(content, depth)
+    return "\n\n".join(filter(None, (_part(part, depth + 1) for part in content)))
 
 
 def _part(part: object, depth: int) -> str:

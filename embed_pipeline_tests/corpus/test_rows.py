@@ -115,6 +115,9 @@ def test_all_fields_of_messages_and_next_to_them_are_kept() -> None:
         "assistant: It is\n\none.\n\nassistant reasoning: It is one.\nassistant tool_calls: name: stop\n"
         "data: user: type: tool_use, name: run, user id: 1\n"
     )
+    assert read_json_lines(json.dumps(turns[0])).text == (
+        "## Ann\n\nrole: user\ntitle: Boss\ncontent:\n\nLook:\n\n```\nx = 1\n"
+    )
 
 
 def test_a_nul_that_json_escapes_is_dropped() -> None:
