@@ -28,7 +28,7 @@ class Method:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "documents": Method(6, ("corpus", "text")),
+        "documents": Method(7, ("corpus", "text")),
         "segments": Method(3, ("corpus", "text")),
         "document_artifacts": Method(4, ("synthesis", "llm", "text")),
         "qa_pairs": Method(8, ("synthesis", "llm", "embedding", "text")),

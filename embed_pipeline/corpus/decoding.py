@@ -42,8 +42,15 @@ _QUOTES = frozenset("‘’‚“”„«»–—…№\u00a0")
 _JAPANESE_ESCAPES = (b"\x1b$B", b"\x1b$@")
 _MOST_BEYOND_ASCII = 0.35
 
-_PAYLOAD = r"[^\s()<>\[\]!\"'`]*"
+# Two letters of Latin script at the start of UTF-16 or UTF-32 without a mark.
+_WIDE_START = re.compile(rb"\0{0,3}[^\0]\0+[^\0]\0")
+_NULS = re.compile(rb"\0+")
+_MAX_NUL_SHARE = 0.2
+
+# Addresses are ASCII, and base64 is letters, digits and few signs: what follows may do so without a space.
+_PAYLOAD = r"(?:(?<=;base64,)[a-z0-9+/=%_-]*|(?<!;base64,)[^\s()<>\[\]!\"'`\x80-\U0010ffff]*)"
 _MIME = r"data:(?:[a-z]{1,40}/[\w.+-]{1,80})?(?:;[\w=.+-]{1,80})*,"
+_SCHEME = re.compile("data:", re.IGNORECASE)
 _DATA_IMAGE = re.compile(rf"!\[([^\[\]\n]{{0,500}})\]\(\s{{0,9}}<?{_MIME}{_PAYLOAD}>?[^()\n]{{0,300}}\)", re.IGNORECASE)
 _DATA_DEFINITION = re.compile(
     rf"^ {{0,3}}\[[^\[\]\n]{{1,200}}\]:[ \t]{{0,9}}<?{_MIME}[^\n]*\n?", re.IGNORECASE | re.MULTILINE
@@ -53,17 +60,22 @@ _DATA = re.compile(rf"{_MIME}{_PAYLOAD}", re.IGNORECASE)
 _LONGEST_SHOWN_DATA = 100
 
 
-def decode(content: bytes, *, is_html: bool = False) -> str:
+def decode(content: bytes, *, is_html: bool = False, is_rows: bool = False) -> str:
     """Bytes to newline-normalised, clean Unicode text.
 
     A byte order mark decides, then what a page declares, then UTF-8: a file of which nearly all is UTF-8 stays that,
     with U+FFFD for what is damaged. Else, where the letters beyond ASCII make words of a Latin script, the likeliest of
     its encodings, Windows-1252 before all; else what charset-normalizer detects.
 
+    Rows may hold NUL bytes, which interrupted writers leave: they are dropped, unless each letter seems to have one.
+
     Raises:
         ValueError: the bytes are not text.
     """
     encoding = next((name for mark, name in _BOMS if content.startswith(mark)), None)
+    if is_rows and encoding is None and not _WIDE_START.match(content):
+        few = len(_NULS.findall(content)) <= _MAX_NUL_SHARE * len(content)
+        content = content.replace(b"\0", b"") if few else content
     if encoding is None and b"\0" in content:
         raise ValueError("it holds NUL bytes")
     text = _as_declared(content) if is_html and encoding is None else None
@@ -87,7 +99,7 @@ def decode(content: bytes, *, is_html: bool = False) -> str:
 
 def without_data(text: str) -> str:
     """Markdown without the files that ``data:`` addresses hold; of a picture its description stays."""
-    if "data:" not in text and "DATA:" not in text:
+    if _SCHEME.search(text) is None:
         return text
     text = _DATA_IMAGE.sub(r"\1", text)
     text = _DATA_DEFINITION.sub("", text)

@@ -14,20 +14,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from embed_pipeline.corpus.decoding import decode, without_data
-from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, clean_title, first_heading
-from embed_pipeline.text.markdown import html_title, markdown_blocks, plain_line_ends, seen_markdown
+from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, first_heading
+from embed_pipeline.text.markdown import html_title, markdown_blocks, plain_line_ends, plain_title, seen_markdown
 
 _METADATA_MARKS = {"---": ("---", "..."), "+++": ("+++",)}
 _MOST_METADATA = 64_000
 # What MultiMarkdown, Pandoc and the generators of sites name in their metadata.
 _METADATA_KEYS = frozenset((
     "affiliation", "aliases", "author", "authors", "baseheaderlevel", "bibliography", "categories", "category",
-    "comments", "copyright", "created", "css", "date", "description", "draft", "email", "excerpt", "featured", "hidden",
-    "id", "image", "keywords", "lang", "language", "lastmod", "layout", "license", "menu", "modified", "nav", "order",
-    "owner", "parent", "permalink", "published", "revision", "saveas", "series", "sidebar", "sidebarlabel",
-    "sidebarposition", "slug", "status", "subject", "subtitle", "summary", "tag", "tags", "template", "title", "toc",
-    "translation", "type", "updated", "url", "uuid", "version", "weight",
+    "comments", "copyright", "created", "css", "date", "description", "draft", "email", "excerpt", "featured", "globs",
+    "hidden", "id", "image", "jupytext", "kernelspec", "keywords", "lang", "language", "lastmod", "layout", "license",
+    "marp", "menu", "modified", "nav", "order", "orphan", "output", "owner", "paginate", "parent", "permalink",
+    "published", "revision", "saveas", "series", "sidebar", "sidebarlabel", "sidebarposition", "slug", "status",
+    "subject", "subtitle", "summary", "tag", "tags", "template", "theme", "title", "toc", "translation", "type",
+    "updated", "url", "uuid", "version", "weight",
 ))  # fmt: skip
+_PROGRAM_NAME = re.compile(r"[a-z_][\w.-]*")
 _SENTENCE = re.compile(r"\S+\s.*[.!?]", re.DOTALL)
 _LONGEST_VALUE_WORDS = 4
 _PART_OF_TIME = 0.8
@@ -72,7 +74,8 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
         return {}, text
     inner = lines[1:close]
     values = _toml(inner) if mark == "+++" else _yaml(inner)
-    if values is None or (values and all(map(_is_text, values, values.values()))):
+    is_apart = inner and not inner[0].strip()
+    if values is None or (not any(map(_is_known, values)) and (is_apart or _is_prose(values))):
         return {}, text
     rest = text[sum(len(line) + 1 for line in lines[: close + 1]) :]
     return values, rest.lstrip("\n")
@@ -117,9 +120,12 @@ def _is_known(name: object) -> bool:
     return str(name).lower().replace("-", "").replace("_", "") in _METADATA_KEYS
 
 
-def _is_text(name: object, value: object) -> bool:
-    """True for a sentence under a name that no metadata has."""
-    return isinstance(value, str) and not _is_known(name) and _SENTENCE.fullmatch(value.strip()) is not None
+def _is_prose(pairs: dict[str, Any]) -> bool:
+    """True where a name is not written as one of a program, or a value is a sentence or long."""
+    if not all(_PROGRAM_NAME.fullmatch(str(name)) for name in pairs):
+        return True
+    words = [value.strip() for value in pairs.values() if isinstance(value, str)]
+    return any(_SENTENCE.fullmatch(value) or len(value.split()) > _LONGEST_VALUE_WORDS for value in words)
 
 
 def _titled(lines: list[str]) -> list[str]:
@@ -131,14 +137,14 @@ def _titled(lines: list[str]) -> list[str]:
 def title_of(metadata: dict[str, Any]) -> str:
     """The title in it, on one line; empty where there is none."""
     title = metadata.get("title", "")
-    return clean_title(str(title)) if isinstance(title, str | int | float) and not isinstance(title, bool) else ""
+    return plain_title(str(title)) if isinstance(title, str | int | float) and not isinstance(title, bool) else ""
 
 
 def _toml(lines: list[str]) -> dict[str, Any] | None:
     try:
         return tomllib.loads("\n".join(lines))
     except (ValueError, RecursionError):
-        return _plain_pairs(lines, "=")
+        return _damaged(lines, "=")
 
 
 def _yaml(lines: list[str]) -> dict[str, Any] | None:
@@ -148,10 +154,16 @@ def _yaml(lines: list[str]) -> dict[str, Any] | None:
         # Without its tags and numbers: a title of 2024-01-01 or 1.10 stays as it was written.
         found = yaml.BaseLoader("\n".join(lines)).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError):
-        return _plain_pairs(lines, ":")
+        return _damaged(lines, ":")
     if found in (None, ""):
-        return {} if any(line.startswith("#") for line in lines) else None
+        return {} if _damaged([line.lstrip("# ") for line in lines], ":") else None
     return found if isinstance(found, dict) else None
+
+
+def _damaged(lines: list[str], separator: str) -> dict[str, Any] | None:
+    """What of the lines is plain, where a name in it is one of metadata."""
+    pairs = _plain_pairs(lines, separator)
+    return pairs if pairs and any(map(_is_known, pairs)) else None
 
 
 def _plain_pairs(lines: list[str], separator: str) -> dict[str, Any] | None:
@@ -188,31 +200,49 @@ def read_plain(text: str) -> ParsedDocument:
 def read_notebook(text: str) -> ParsedDocument:
     """Kept text and blocks; the title is that of its metadata, or the first heading.
 
+    Notebooks of all versions of the format are read, and those that lack what is no text, as programs write them.
+
     Raises:
         ValueError: it is no notebook.
     """
-    import nbformat
-
     try:
-        notebook = nbformat.reads(text, as_version=4)
-    except Exception as error:
-        # nbformat's own errors, and those of whatever a damaged notebook trips in its conversion.
-        raise ValueError(f"it is no notebook: {type(error).__name__}: {error}"[:300]) from error
+        notebook = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is no notebook: {error}") from error
+    cells = _cells(notebook)
+    described = notebook["metadata"] if isinstance(notebook.get("metadata"), dict) else {}
     draft = Draft()
-    title = title_of(notebook.metadata)
-    language = _notebook_language(notebook.metadata)
-    for cell in notebook.cells:
-        source = clean_text(plain_line_ends(str(cell.source)))
-        if cell.cell_type == "code":
+    title = title_of(described)
+    language = _notebook_language(described)
+    for kind, source in cells:
+        if kind == "code":
             draft.add_code(source, language)
         else:
-            metadata, source = split_front_matter(source) if draft.is_empty else ({}, source)
-            title = title or title_of(metadata)
-            kept = without_data(source)
-            if kept.strip() and (cell.cell_type == "markdown" or not metadata):
+            metadata, kept = split_front_matter(source) if draft.is_empty else ({}, source)
+            title, kept = title or title_of(metadata), without_data(kept)
+            if kept.strip() and (kind != "raw" or not metadata):
                 draft.add_parsed(kept, markdown_blocks(kept))
     read = draft.reading()
     return ParsedDocument(title or first_heading(read.blocks), read.text, read.blocks)
+
+
+def _cells(notebook: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - any JSON
+    """Kind and text of each cell; up to version 3 they are in worksheets, and their names are others."""
+    sheets = notebook.get("worksheets") or [notebook] if isinstance(notebook, dict) else []
+    lists = [sheet["cells"] for sheet in sheets if isinstance(sheet, dict) and isinstance(sheet.get("cells"), list)]
+    if not lists:
+        raise ValueError("it is no notebook: it has no list of cells")
+    found = []
+    for cell in (cell for cells in lists for cell in cells if isinstance(cell, dict)):
+        source = next((cell[name] for name in ("source", "input", "code", "text") if cell.get(name)), "")
+        parts = source if isinstance(source, list) else [source]
+        text = clean_text(plain_line_ends("".join(part for part in parts if isinstance(part, str))))
+        kind = str(cell.get("cell_type") or ("code" if "outputs" in cell else "markdown"))
+        if kind == "heading":
+            level = cell.get("level")
+            text = f"{'#' * (min(max(level, 1), 6) if isinstance(level, int) else 1)} {' '.join(text.split())}"
+        found.append((kind, text))
+    return found
 
 
 def _notebook_language(metadata: dict[str, Any]) -> str:
@@ -251,13 +281,13 @@ def _notebook(content: bytes, _: Limits) -> ParsedDocument:
 def _csv(content: bytes, _: Limits) -> ParsedDocument:
     from embed_pipeline.corpus.rows import read_csv
 
-    return read_csv(decode(content))
+    return read_csv(decode(content, is_rows=True))
 
 
 def _json_lines(content: bytes, _: Limits) -> ParsedDocument:
     from embed_pipeline.corpus.rows import read_json_lines
 
-    return read_json_lines(decode(content))
+    return read_json_lines(decode(content, is_rows=True))
 
 
 def _pdf(content: bytes, limits: Limits) -> ParsedDocument:

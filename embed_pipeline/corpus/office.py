@@ -18,6 +18,7 @@ from markitdown.converter_utils.docx.math.omml import OMML_NS, oMath2Latex
 from markitdown.converter_utils.docx.pre_process import pre_process_docx
 from markitdown.converters import PptxConverter
 
+from embed_pipeline.corpus.decoding import without_data
 from embed_pipeline.corpus.pages import read_html
 from embed_pipeline.text.blocks import ParsedDocument, clean_text, clean_title, first_heading
 from embed_pipeline.text.markdown import markdown_blocks
@@ -35,11 +36,13 @@ _TITLE = "{http://purl.org/dc/elements/1.1/}title"
 _UNTITLED = re.compile(
     r"\W*(?:word document|document ?\d*|title|untitled|presentation ?\d*|powerpoint.*)\W*", re.IGNORECASE
 )
-_SLIDE = re.compile(r"<!-- Slide number: \d+ -->")
+_SLIDE = re.compile(r"^<!-- Slide number: \d+ -->$", re.MULTILINE)
 _IMAGE = re.compile(r"!\[([^\[\]]{0,1000})\]\([^()\n]{0,1000}\)")
 _WORD_PARTS = re.compile(r"word/(?:document|footnotes|endnotes|comments)\d*\.xml")
-_SLIDE_PARTS = re.compile(r"ppt/(?:slides|notesSlides)/\w+\.xml")
+_SLIDE_PARTS = re.compile(r"ppt/(?:slides|notesSlides|charts)/\w+\.xml")
 _DRAWING = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
+_COMPATIBLE = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
+_CHART = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
 _PRESENTATION = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
 _TITLE_PLACES = frozenset({"title", "ctrTitle"})
 # Parts of a formula that the conversion to LaTeX looks up the properties of.
@@ -73,19 +76,36 @@ def read_word(content: bytes, most_bytes: int, *, comments: bool) -> ParsedDocum
 
 
 def read_slides(content: bytes, most_bytes: int) -> ParsedDocument:
-    """Kept text and blocks of a presentation, each slide's title a heading.
+    """Kept text and blocks of a presentation, each slide's title a heading before all else on it.
 
     Raises:
         UnpackedSizeError: it unpacks to more than ``most_bytes``.
     """
     _check_size(content, most_bytes)
     stream = _changed(io.BytesIO(content), _SLIDE_PARTS, _change_slide)
-    converted = PptxConverter().convert(stream, StreamInfo(extension=".pptx"))  # type: ignore[no-untyped-call]
+    converted = _Slides().convert(stream, StreamInfo(extension=".pptx"))  # type: ignore[no-untyped-call]
     # A soft line break may stand in a title, and a tokenizer joins the words around its sign.
-    markdown = converted.markdown.replace("\v", " ")
-    text = clean_text(_IMAGE.sub(r"\1", _SLIDE.sub("", markdown))).strip() + "\n"
+    markdown = converted.markdown.replace("\v", " ").replace("\n### Notes:\n", "\nNotes:\n")
+    slides = filter(None, map(_title_first, _SLIDE.split(markdown)))
+    text = clean_text(without_data(_IMAGE.sub(r"\1", "\n\n".join(slides)))).strip() + "\n"
     blocks = markdown_blocks(text)
     return ParsedDocument(first_heading(blocks) or _core_title(content), text, blocks)
+
+
+class _Slides(PptxConverter):
+    """markitdown's, with a chart's name as text, and with blank lines that end a table where the next text begins."""
+
+    def _convert_table_to_markdown(self, table: Any, **kwargs: Any) -> str:  # noqa: ANN401 - python-pptx's
+        return f"\n{super()._convert_table_to_markdown(table, **kwargs)}\n"  # type: ignore[no-untyped-call]
+
+    def _convert_chart_to_markdown(self, chart: Any) -> str:  # noqa: ANN401
+        said = super()._convert_chart_to_markdown(chart) or ""  # type: ignore[no-untyped-call]
+        return f"\n{said.strip().removeprefix('### ')}\n\n"
+
+
+def _title_first(slide: str) -> str:
+    """The slide with its title before what is placed above it; text that is no title never begins with its mark."""
+    return "\n".join(sorted(slide.strip().split("\n"), key=lambda line: not line.startswith("# ")))
 
 
 def _check_size(content: bytes, most_bytes: int) -> None:
@@ -123,14 +143,35 @@ def _changed_part(content: bytes, change: Callable[[Any], None]) -> bytes:
 
 
 def _change_word(root: Any) -> None:  # noqa: ANN401 - lxml's
-    """Change what mammoth drops: simple fields, text with a direction, and the formulas that are left."""
+    """Change what mammoth drops: fields, text with a direction, text boxes, ruby, and the formulas that are left."""
     word = f"{{{etree.QName(root).namespace}}}"
+    _choose_text(root)
+    drawn = f"{word}drawing", f"{word}pict"
+    for drawing in list(root.iter(*drawn)):
+        boxes = drawing.iter(f"{word}txbxContent")
+        own = [box for box in boxes if next(box.iterancestors(*drawn)) is drawing]
+        drawing.addnext(etree.Element(f"{word}pict"))
+        drawing.getnext().extend(own)
+    etree.strip_elements(root, f"{word}rt", with_tail=False)  # readings, which would part the words that people search
     for formula in list(root.iterfind(f".//{OMML_NS}oMath")):
         mark = "$$" if formula.getparent().tag == f"{OMML_NS}oMathPara" else "$"
         run = etree.Element(f"{word}r")
         etree.SubElement(run, f"{word}t").text = f"{mark}{_latex(formula)}{mark}"
         formula.getparent().replace(formula, run)
-    etree.strip_tags(root, f"{OMML_NS}oMathPara", f"{word}fldSimple", f"{word}dir", f"{word}bdo")
+    etree.strip_tags(
+        root, f"{OMML_NS}oMathPara", f"{word}fldSimple", f"{word}dir", f"{word}bdo", f"{word}ruby", f"{word}rubyBase"
+    )
+
+
+def _choose_text(root: Any) -> None:  # noqa: ANN401
+    """Put what says something in place of content that is there in several forms, the simplest form before all."""
+    for content in list(root.iter(f"{_COMPATIBLE}AlternateContent")):
+        forms = [*content.findall(f"{_COMPATIBLE}Fallback"), *content.findall(f"{_COMPATIBLE}Choice")]
+        form = next((form for form in forms if any((text.text or "").strip() for text in form.iter("{*}t"))), None)
+        if form is not None:
+            for part in list(form):
+                content.addprevious(part)
+            content.getparent().remove(content)
 
 
 def _latex(formula: Any) -> str:  # noqa: ANN401
@@ -147,6 +188,7 @@ def _latex(formula: Any) -> str:  # noqa: ANN401
 
 def _change_slide(root: Any) -> None:  # noqa: ANN401
     """Put titles on one line, and escape what is Markdown to a parser but not to the reader of a slide."""
+    _choose_text(root)
     for shape in root.iter(f"{_PRESENTATION}sp"):
         place = shape.find(f"{_PRESENTATION}nvSpPr/{_PRESENTATION}nvPr/{_PRESENTATION}ph")
         if place is not None and place.get("type") in _TITLE_PLACES:
@@ -155,8 +197,10 @@ def _change_slide(root: Any) -> None:  # noqa: ANN401
         if _MARKUP.match("".join(paragraph.itertext(f"{_DRAWING}t", with_tail=False)).lstrip()):
             first = next(text for text in paragraph.iter(f"{_DRAWING}t") if (text.text or "").strip())
             first.text = f"\\{first.text.lstrip()}"
-    for text in root.iterfind(f".//{_DRAWING}tc//{_DRAWING}t"):
-        text.text = (text.text or "").replace("|", r"\|")
+    for title in root.iter(f"{_CHART}rich"):
+        _join_paragraphs(title)
+    for text in (*root.iterfind(f".//{_DRAWING}tc//{_DRAWING}t"), *root.iter(f"{_CHART}v")):
+        text.text = " ".join((text.text or "").replace("|", r"\|").split("\n"))
 
 
 def _join_paragraphs(body: Any) -> None:  # noqa: ANN401

@@ -16,12 +16,16 @@ from bs4 import BeautifulSoup, CData, Tag
 from bs4.element import NavigableString, PreformattedString
 from markdownify import MarkdownConverter
 
+from embed_pipeline.corpus.decoding import without_data
 from embed_pipeline.text.blocks import Draft, Kind, ParsedDocument, clean_text, clean_title, table_rows
 from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends, superscript
 
 _DROPPED = frozenset(
-    {"title", "script", "style", "nav", "template", "noscript", "svg", "iframe", "select", "clipboard-copy"}
-)
+    {
+        "title", "script", "style", "nav", "template", "noscript", "svg", "iframe", "select", "clipboard-copy",
+        "rt", "rp", "rtc",  # readings, which would part the words that people search
+    }
+)  # fmt: skip
 _DROPPED_ROLES = frozenset(
     {"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar", "tablist"}
 )
@@ -215,7 +219,7 @@ def _is_dropped(element: Tag) -> bool:
     if element.name == "button":
         return not _is_read(element)
     if element.name in _DROPPED:
-        return True
+        return element.find("rb") is None  # libxml2 puts the next letters into a reading that no tag ends
     classes = element.get_attribute_list("class") if "class" in element.attrs else []
     marks = _PERMALINKS if element.name == "a" else _PERMALINKS - {"anchor"}
     is_permalink = not marks.isdisjoint(classes) and element.find("a") is None
@@ -399,7 +403,7 @@ def _markdown(nodes: list[Any]) -> str:
         )
     except RecursionError:
         text = " ".join(node.get_text(" ", strip=True) if isinstance(node, Tag) else str(node) for node in nodes)
-    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", plain_line_ends(text))).strip()
+    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", plain_line_ends(without_data(text)))).strip()
 
 
 def _code(element: Tag) -> str:

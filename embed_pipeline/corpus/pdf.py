@@ -43,6 +43,8 @@ _GUTTER_TRIES = 60
 _LEAST_COLUMN_LINES = 4
 _LEAST_COLUMN_LETTERS = 18
 _MOST_SPANNING = 0.25
+_MOST_RUNNING = 2
+"""Paragraphs below or above the text of a page that may be its number, its running head or a note."""
 _FULL_LINE = 0.85
 _PARAGRAPH_GAP = 1.45
 _OTHER_SIZE = 1.25
@@ -71,6 +73,10 @@ class _Line:
         return self.top - self.bottom
 
 
+_Part = list[_Line] | str
+"""The lines of a paragraph, or a table."""
+
+
 def read_pdf(content: bytes, seconds: float) -> ParsedDocument:
     """Kept text and blocks of the pages that ``seconds`` of the processor are enough for; the title is the metadata's.
 
@@ -84,7 +90,8 @@ def read_pdf(content: bytes, seconds: float) -> ParsedDocument:
         why = "it needs a password" if "password" in str(error).lower() else f"it is damaged: {error}"
         raise ValueError(why) from error
     _open_form(document)
-    draft, tables = Draft(), _Tables(content)
+    tables = _Tables(content)
+    read_pages: dict[int, list[_Part]] = {}
     outline = _outline(document)
     left_out: list[str] = []
     unmapped = 0
@@ -103,9 +110,10 @@ def read_pdf(content: bytes, seconds: float) -> ParsedDocument:
             turns = _turns(page, text)
             notes = [_turned(note, turns) for note in _notes(page, document.formenv)]
             lines = _in_order([*(_turned(run, turns) for run in _runs(text)), *notes])
-            _write_page(draft, lines, tables.of(page, number, turns, notes), outline.get(number, {}))
+            read_pages[number] = _parts(lines, tables.of(page, number, turns, notes), outline.get(number, {}))
         except pypdfium2.PdfiumError as error:
             left_out.append(f"page {number + 1}: {error}")
+    draft = _written(read_pages, outline)
     read = draft.reading()
     if unmapped and draft.is_empty:
         raise ValueError(f"the fonts of its {unmapped} pages do not say what their characters are")
@@ -282,21 +290,47 @@ def _joined(row: Sequence[_Line]) -> _Line:
     return _Line(row[0].left, bottom, max(run.right for run in row), top, text)
 
 
-def _write_page(draft: Draft, lines: list[_Line], tables: list[tuple[_Line, str]], outline: dict[str, int]) -> None:
-    """Write paragraphs, and each table where it begins."""
+def _parts(lines: list[_Line], tables: list[tuple[_Line, str]], outline: dict[str, int]) -> list[_Part]:
+    """The paragraphs of a page, and each table where it begins."""
     pending = sorted(tables, key=lambda table: -table[0].top)
     free = [line for line in lines if not any(_is_within(line, box) for box, _ in tables)]
+    parts: list[_Part] = []
     for paragraph in _paragraphs(free, outline):
         while pending and paragraph[0].top < pending[0][0].bottom:
-            draft.add("table", pending.pop(0)[1])
-        text = _text(paragraph)
-        level = outline.get(_letters(text), 0)
+            parts.append(pending.pop(0)[1])
+        parts.append(paragraph)
+    return [*parts, *(table for _, table in pending)]
+
+
+def _written(pages: dict[int, list[_Part]], outline: dict[int, dict[str, int]]) -> Draft:
+    """The parts of all pages; a word that a page's end divides is whole, on the first of the two pages."""
+    for number in reversed(pages):
+        _join_pages(pages.get(number - 1, []), pages[number])
+    draft = Draft()
+    for number, part in ((number, part) for number, parts in pages.items() for part in parts):
+        text = part if isinstance(part, str) else _text(part)
+        level = 0 if isinstance(part, str) else outline.get(number, {}).get(_letters(text), 0)
         if level:
             draft.add_heading(level, text)
         else:
-            draft.add("paragraph", text)
-    for _, table in pending:
-        draft.add("table", table)
+            draft.add("table" if isinstance(part, str) else "paragraph", text)
+    return draft
+
+
+def _join_pages(before: list[_Part], after: list[_Part]) -> None:
+    """Move what goes on with a divided word to it; running heads and feet may be between the two."""
+    for first in before[: -_MOST_RUNNING - 2 : -1]:
+        for second in after[: _MOST_RUNNING + 1]:
+            if not isinstance(first, str) and not isinstance(second, str) and _is_divided(first[-1], second[0]):
+                first.extend(second)
+                after.remove(second)
+                return
+
+
+def _is_divided(line: _Line, after: _Line) -> bool:
+    """True where a line ends inside of a word that the one after it goes on with."""
+    ends = line.text.endswith((*_HYPHENS, "-")) and line.text[-2:-1].isalpha()
+    return ends and after.text[:1].islower() and not _LIST_MARK.match(after.text)
 
 
 def _is_within(line: _Line, box: _Line) -> bool:
@@ -312,7 +346,8 @@ def _paragraphs(lines: Sequence[_Line], outline: dict[str, int]) -> Iterator[lis
     for line in lines:
         if current:
             last = current[-1]
-            apart = last.bottom - line.bottom > _PARAGRAPH_GAP * pitch or line.bottom > last.bottom + pitch / 2
+            gap = last.bottom - line.bottom
+            apart = not -pitch / 2 <= gap <= _PARAGRAPH_GAP * pitch and not _is_divided(last, line)
             sizes = sorted((max(line.height, 1), max(last.height, 1)))
             titled = _letters(line.text) in outline or _letters(last.text) in outline
             other = sizes[1] > _OTHER_SIZE**2 * sizes[0]

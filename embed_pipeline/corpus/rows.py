@@ -16,7 +16,7 @@ from typing import Any
 
 from embed_pipeline.corpus.decoding import without_data
 from embed_pipeline.text.blocks import Block, Draft, ParsedDocument, clean_text
-from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends
+from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends, plain_title
 
 Row = list[tuple[str, str]]
 
@@ -25,12 +25,16 @@ _MAX_TITLE = 120
 _ROW_LEVEL = 2
 _DELIMITERS = ",;\t|"
 _NO_DELIMITER = "\x1f"
+# Backslashes that escape no quote.
+_PLAIN_BACKSLASHES = re.compile(r'\\+(?![\\"])')
 _SAMPLED_ROWS = 200
 _SAMPLED_CHARACTERS = 64_000
 _LONGEST_CELL = 2**31 - 1
 _MOST_DAMAGES = 100
 _DEEPEST_VALUE = 20
 _MORE = "more"
+# How the types of a message's parts that are no text begin.
+_FILES = ("image", "input_image", "audio", "input_audio", "video", "file", "input_file", "document")
 _HTML = re.compile(
     r"\s*<(?:!doctype|html|body|p|div|h[1-6]|ul|ol|table|section|article|span|blockquote)\b", re.IGNORECASE
 )
@@ -74,8 +78,10 @@ def _reading(rows: Iterator[tuple[Row, str]]) -> ParsedDocument:
 def _write(row: Row, number: int, draft: Draft) -> None:
     shown = [(name, without_data(clean_text(plain_line_ends(value))).strip()) for name, value in row]
     shown = [(name, value) for name, value in shown if value]
+    if not shown:
+        return
     named = next((place for place, (name, _) in enumerate(shown) if name.strip().lower() in _TITLE_COLUMNS), None)
-    title = " ".join(shown[named][1].split()) if named is not None else f"Row {number}"
+    title = (plain_title(shown[named][1]) if named is not None else "") or f"Row {number}"
     if len(title) > _MAX_TITLE:
         # What does not fit into a heading stays in the row.
         title, named = title[:_MAX_TITLE], None
@@ -85,12 +91,13 @@ def _write(row: Row, number: int, draft: Draft) -> None:
         if place == named:
             continue
         said, blocks = _parsed(value)
-        if all(block.kind == "paragraph" for block in blocks):
-            lines.append(f"{name}: {said}")
-        else:
-            draft.add("paragraph", "\n".join([*lines, f"{name}:"]))
-            draft.add_parsed(said, blocks, below=_ROW_LEVEL)
+        is_text = all(block.kind == "paragraph" for block in blocks)
+        lines.append(f"{name}: {said}" if is_text else f"{name}:")
+        if len(blocks) > is_text:  # the next value is no part of the last of several paragraphs
+            draft.add("paragraph", "\n".join(lines))
             lines = []
+        if not is_text:
+            draft.add_parsed(said, blocks, below=_ROW_LEVEL)
     draft.add("paragraph", "\n".join(lines))
 
 
@@ -122,25 +129,32 @@ def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
     records = _records([f"{line}\n" for line in lines], delimiter)
     names: Sequence[str] = ()
     for cells, problem in records:
-        if not names and cells:
+        if not names and not problem and _is_filled(cells):
             names = [name.strip() or f"column {place}" for place, name in enumerate(cells, start=1)]
-        elif problem or cells:
+        elif problem or (names and cells):
             extra = [(_MORE, ", ".join(cells[len(names) :]))] if len(cells) > len(names) else []
             yield [*zip(names, cells, strict=False), *extra], problem
 
 
 def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[list[str], str]]:
-    """Cells of each record. One whose quotes do not add up is its line alone, so that it takes no other along."""
-    place, damages, width = 0, 0, 0
+    """Cells of each record. One whose quotes do not add up is its line alone, so that it takes no other along.
+
+    A quote in a cell is doubled, or has a backslash before it: what reads the first row that the other does not.
+    """
+    place, damages, width, escape = 0, 0, 0, ""
     while place < len(lines):
         start = place
-        reader = csv.reader(lines[start:], delimiter=delimiter, doublequote=True, skipinitialspace=True, strict=True)
+        reader = _strict_reader(lines, start, delimiter, escape)
         try:
             for cells in reader:
-                width = width or len(cells)
+                width = width or (len(cells) if _is_filled(cells) else 0)
                 place = start + reader.line_num
                 yield cells, ""
         except csv.Error as error:
+            other = "" if escape else "\\"
+            if _is_record(_strict_reader(lines, place, delimiter, other), width):
+                escape = other
+                continue
             damages += 1
             if damages > _MOST_DAMAGES:
                 yield [], f"line {place + 1} to the last: over {_MOST_DAMAGES} lines before are damaged"
@@ -153,6 +167,26 @@ def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[list[str], 
             return
 
 
+def _strict_reader(lines: Sequence[str], start: int, delimiter: str, escape: str) -> Any:  # noqa: ANN401 - csv's
+    """A reader from a line on; with ``escape``, the backslashes before quotes escape them, and all others are text."""
+    rest: Iterator[str] = map(lines.__getitem__, range(start, len(lines)))
+    if escape:
+        rest = (_PLAIN_BACKSLASHES.sub(lambda found: 2 * found[0], line) for line in rest)
+    return csv.reader(rest, delimiter=delimiter, skipinitialspace=True, strict=True, escapechar=escape or None)
+
+
+def _is_record(reader: Any, width: int) -> bool:  # noqa: ANN401
+    """True where a reader's next record can be read and has as many cells as the first one of the file."""
+    try:
+        return len(next(reader)) == width or not width
+    except csv.Error:
+        return False
+
+
+def _is_filled(cells: Sequence[str]) -> bool:
+    return any(map(str.strip, cells))
+
+
 def _delimiter(lines: Sequence[str]) -> str:
     """The sign that cuts the first row into several cells, and most rows into as many."""
     sizes = accumulate(len(line) + 1 for line in lines)
@@ -160,7 +194,7 @@ def _delimiter(lines: Sequence[str]) -> str:
     best, chosen = (0.0, 0), _NO_DELIMITER
     for delimiter in _DELIMITERS:
         reader = csv.reader((f"{line}\n" for line in sample), delimiter=delimiter, skipinitialspace=True)
-        widths = [len(cells) for cells, _ in zip(reader, range(_SAMPLED_ROWS), strict=False) if cells]
+        widths = [len(cells) for cells, _ in zip(reader, range(_SAMPLED_ROWS), strict=False) if _is_filled(cells)]
         if widths and widths[0] > 1:
             score = (Counter(widths)[widths[0]] / len(widths), widths[0])
             best, chosen = max((best, chosen), (score, delimiter), key=lambda scored: scored[0])
@@ -191,7 +225,44 @@ def _json_rows(text: str) -> Iterator[tuple[Row, str]]:
 
 
 def _pairs(row: dict[str, Any]) -> Row:
-    return [(str(name), _shown(value, 0)) for name, value in row.items()]
+    told = {"content": _said(row["content"], 1)} if _is_message(row) else {}
+    return [pair for name, value in (row | told).items() for pair in _turns(str(name), value)]
+
+
+def _turns(name: str, value: object) -> Row:
+    """A value under its name; messages one by one, the first under the name of their list."""
+    if not isinstance(value, list) or not any(map(_is_message, value)):
+        return [(name, _shown(value, 0))]
+    turns = (_message(turn, 1) if _is_message(turn) else [(name, _shown(turn, 1))] for turn in value)
+    pairs = [(label, shown) for turn in turns for label, shown in turn if shown]
+    return [(f"{name}: {label}" if place == 0 else label, shown) for place, (label, shown) in enumerate(pairs)]
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and "content" in value
+
+
+def _message(turn: dict[str, Any], depth: int) -> Row:
+    """What a message says, under its role, and all else in it under that and its name."""
+    role = turn["role"]
+    others = [(name, inner) for name, inner in turn.items() if name not in {"role", "content"}]
+    shown = ((f"{role} {name}", _shown(inner, depth + 1)) for name, inner in others)
+    return [(role, _said(turn["content"], depth + 1)), *shown]
+
+
+def _said(content: object, depth: int) -> str:
+    """The text of a message: as it is, or that of its parts."""
+    if not isinstance(content, list):
+        return _shown(content, depth)
+    return "\n\n".join(filter(None, (_part(part, depth + 1) for part in content)))
+
+
+def _part(part: object, depth: int) -> str:
+    """A part of a message: its text; nothing of pictures and other files."""
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    is_file = isinstance(part, dict) and str(part.get("type")).startswith(_FILES)
+    return "" if is_file else _shown(part, depth)
 
 
 def _shown(value: object, depth: int) -> str:
@@ -200,21 +271,10 @@ def _shown(value: object, depth: int) -> str:
         return value or ""
     if depth > _DEEPEST_VALUE or not isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False) if depth <= _DEEPEST_VALUE else "..."
-    if isinstance(value, dict):
-        said = _said(value.get("content"))
-        if said and isinstance(value.get("role"), str):
-            return f"{value['role']}: {said}"
-        parts = [(name, _shown(inner, depth + 1)) for name, inner in value.items()]
-        return _listed([f"{name}: {shown}" for name, shown in parts if shown])
-    return _listed([shown for inner in value if (shown := _shown(inner, depth + 1))])
-
-
-def _said(content: object) -> str:
-    """The text of a message: as it is, or that of its parts."""
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        return "\n\n".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else ""
+    if isinstance(value, list):
+        return _listed([shown for inner in value if (shown := _shown(inner, depth + 1))])
+    inner = _message(value, depth) if _is_message(value) else [(n, _shown(v, depth + 1)) for n, v in value.items()]
+    return _listed([f"{name}: {shown}" for name, shown in inner if shown])
 
 
 def _listed(parts: list[str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 Kind = Literal["heading", "paragraph", "list", "table", "code", "quote", "metadata"]
 
-_FOLDED = re.compile("[\u00ad\u200b\u2060\ufeff\ufb00-\ufb06\ufffe\uffff\ud800-\udfff]")
+_FOLDED = re.compile("[\0\u00ad\u200b\u2060\ufeff\ufb00-\ufb06\ufffe\uffff\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LETTERS = dict(
     zip("\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)
@@ -112,7 +112,7 @@ class Draft:
 
 def clean_text(text: str) -> str:
     """Text in NFC, ligatures as letters, without soft hyphens and marks of no width; lone surrogates are U+FFFD."""
-    if text.isascii():
+    if text.isascii() and "\0" not in text:
         return text
     return unicodedata.normalize("NFC", _FOLDED.sub(lambda found: _LETTERS.get(found[0], ""), whole_characters(text)))
 

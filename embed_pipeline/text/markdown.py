@@ -30,6 +30,14 @@ _LEAVES: dict[str, Kind] = {
 }
 _BREAKS = frozenset({"softbreak", "hardbreak"})
 _TAG = re.compile(r"<[^<>]*>")
+# Tags that titles are marked up with, those that part words in a group; in ``List<String>`` there is none.
+_TITLE_TAG = re.compile(
+    r"</?(?:(br|div|h[1-6]|li|ol|p|ul)|a|abbr|b|big|cite|code|del|em|font|i|img|ins|kbd|mark|q|s|small|span|strike|strong"
+    r"|sub|sup|tt|u)(?:\s[^<>]{0,500}=[^<>]{0,500})?\s?/?>",
+    re.IGNORECASE,
+)
+_TITLE_BREAK = re.compile(r"(?<! )<br\s?/?>|<br\s?/?>(?! )", re.IGNORECASE)
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});", re.IGNORECASE)
 # The parser's own.
 _LINE_END = re.compile(r"\r\n?|\n")
 _ATTRIBUTES = re.compile(r"\{[#.:][^{}]*\}")
@@ -133,6 +141,17 @@ def plain_inline(content: str, references: Mapping[str, dict[str, Any]] | None =
         content = content[:open_brace]
     tokens = _INLINE.parseInline(content.strip(), {"references": dict(references or {})})[0].children or []
     return clean_title("".join(_shown(tokens)))
+
+
+def plain_title(title: str) -> str:
+    """A title of data on one line, without HTML's tags and entities.
+
+    Other marks may be what it is about, and so may tags that none of them ends.
+    """
+    words = _TITLE_BREAK.sub(" ", title)
+    if "</" in words:
+        words = _TITLE_TAG.sub(lambda tag: " " if tag[1] else "", words)
+    return clean_title(_ENTITY.sub(lambda entity: unescape(entity[0]), words))
 
 
 def plain_line_ends(text: str) -> str:

@@ -100,6 +100,19 @@ def test_what_is_not_text_is_refused(content: bytes) -> None:
         decode(content)
 
 
+def test_nul_bytes_between_rows_and_in_them_are_dropped() -> None:
+    rows = b'{"title": "A", "text": "a\0b"}\n' + 4096 * b"\0" + b'\n{"title": "B"}\n'
+    assert decode(rows, is_rows=True) == '{"title": "A", "text": "ab"}\n\n{"title": "B"}\n'
+    assert decode(b"\0\0a,b\n1,2\0\n", is_rows=True) == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", '{"text": "' + 200 * "泵" + '"}\n'])
+def test_rows_of_two_bytes_a_letter_without_a_mark_are_refused(encoding: str, text: str) -> None:
+    with pytest.raises(ValueError, match="NUL bytes"):
+        decode(text.encode(encoding), is_rows=True)
+
+
 PICTURE = "data:image/png;base64," + "iVBORw0KGgo+/" * 40
 
 
@@ -111,6 +124,12 @@ PICTURE = "data:image/png;base64," + "iVBORw0KGgo+/" * 40
         (f"a\n\n[image1]: <{PICTURE}>\n\nb\n", "a\n\n\nb\n"),
         (f'a <img alt="x" src="{PICTURE}"> b', "a  b"),
         (f"a {PICTURE.upper()} b", "a  b"),
+        (f"a {PICTURE.replace('data', 'Data')}. b", "a . b"),
+        (f"图片{PICTURE}。然后关闭阀门，再打开。", "图片。然后关闭阀门，再打开。"),
+        (f"画像（{PICTURE}==）を見る", "画像（）を見る"),
+        (f"図{PICTURE}弁を閉じる", "図弁を閉じる"),
+        (f"图data:text/plain,{'a%20' * 40}，然后", "图，然后"),
+        (f"![图]({PICTURE})然后", "图然后"),
         ("write `data:text/plain,hello` there", "write `data:text/plain,hello` there"),
         ("the data: it is here", "the data: it is here"),
     ],

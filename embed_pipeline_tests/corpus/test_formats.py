@@ -13,9 +13,15 @@ from embed_pipeline.corpus.formats import read_markdown, read_notebook, split_fr
         ('---\ntitle: "Regulator: guide"\ntags: [a]\n---\n', "Regulator: guide"),
         ("---\n# a comment\ntitle: Guide\n---\n", "Guide"),
         ("---\ntitle: 1.10\n...\n", "1.10"),
+        ("---\ntitle: <em>Foo</em> &amp; Bar\n---\n", "Foo & Bar"),
         ('+++\ntitle = "Guide"\ndate = 2024-05-01\ndraft = false\n+++\n', "Guide"),
         ("---\ntitle: {{ page }} of: all\nother: [unclosed\n---\n", "{{ page }} of: all"),
         ("---\ntags:\n  - a\n---\n", ""),
+        ("---\n\ntags: [a]\n---\n", ""),
+        ("---\n# title: Old\n---\n", ""),
+        ("---\nnosearch: true\n---\n", ""),
+        ("+++\n+++\n", ""),
+        ("---\njupytext:\n  text_representation: a sentence of more than four words.\n---\n", ""),
         ("---\ntitle:\n  nested: 1\n---\n", ""),
         ("+++\ntitle = Guide without quotes\n+++\n", "Guide without quotes"),
         ('{\n  "title": "Guide",\n  "tags": ["a"]\n}\n', "Guide"),
@@ -52,6 +58,13 @@ def test_the_title_is_that_of_the_metadata_and_nothing_of_it_is_text(front: str,
         "Title: Guide\nAuthor: A. Author\nWarning: Never open it while it runs.\n\ntext\n",
         "Title: Guide\nAuthor: A. Author\n",
         "---\nWarning: never open it.\n---\n\nText.\n",
+        "---\nNote: remember to close the valve\n---\n\nText.\n",
+        "---\nNote: first: second\n---\n\nText.\n",
+        "---\nFirst line of prose: it says\nsecond: x\n---\n\nText.\n",
+        "---\nin short: it works\n---\n\nText.\n",
+        "---\n\nnote: see below\n\n---\n\nText.\n",
+        "---\nnote: it is a long way to the pump\n---\n\nText.\n",
+        "---\n# A heading\n---\n\nText.\n",
     ],
 )
 def test_what_is_no_metadata_stays(text: str) -> None:
@@ -138,6 +151,34 @@ def test_the_title_of_the_metadata_is_one_line() -> None:
 def test_code_of_a_notebook_has_its_language(metadata: dict[str, object], language: str) -> None:
     notebook = {"cells": [_cell("code", "x")], "metadata": metadata, "nbformat": 4, "nbformat_minor": 4}
     assert read_notebook(json.dumps(notebook)).text == f"```{language}\nx\n```\n"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"cells": [{"cell_type": "markdown", "source": ["# A\n", None, "\nb"]}, {"cell_type": "code", "source": "x"}]},
+        {"cells": [_cell("markdown", "# A\n\nb"), None, {"source": None}, {"source": "x", "outputs": None}]},
+        {"cells": [{}, {"cell_type": "raw", "source": None}, _cell("markdown", "# A\n\nb"), _cell("code", "x")]},
+        {"metadata": None},
+        {"nbformat": None, "nbformat_minor": None},
+        {"cells": [_cell("markdown", "# A\n\nb"), _cell("code", "x") | {"outputs": [None, {"data": None}]}]},
+    ],
+    ids=["no metadata of cells", "null", "no source", "no metadata", "no version", "outputs"],
+)
+def test_what_a_notebook_lacks_costs_no_text(changed: dict[str, object]) -> None:
+    cells = [_cell("markdown", "# A\n\nb"), _cell("code", "x")]
+    read = read_notebook(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5} | changed))
+    assert (read.title, read.text) == ("A", "# A\n\nb\n\n```python\nx\n```\n")
+
+
+def test_a_notebook_of_version_3_is_read() -> None:
+    cells = [
+        {"cell_type": "heading", "level": 2, "source": ["Pumps\n", "and valves"]},
+        {"cell_type": "markdown", "source": "Text."},
+        {"cell_type": "code", "input": ["x = 1\n", "y"], "language": "python", "outputs": [], "prompt_number": 1},
+    ]
+    read = read_notebook(json.dumps({"metadata": {"name": ""}, "nbformat": 3, "worksheets": [{"cells": cells}]}))
+    assert read.text == "## Pumps and valves\n\nText.\n\n```python\nx = 1\ny\n```\n"
 
 
 def test_any_line_end_in_a_cell_ends_a_line() -> None:

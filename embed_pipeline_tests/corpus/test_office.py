@@ -10,7 +10,10 @@ import pytest
 pytest.importorskip("mammoth")
 pytest.importorskip("pptx")
 
+from lxml import etree
 from pptx import Presentation
+from pptx.chart.data import CategoryChartData
+from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
 
 from embed_pipeline.corpus.office import read_slides, read_word
@@ -18,6 +21,7 @@ from embed_pipeline.text.blocks import ParsedDocument
 
 _MAIN = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 _WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml"
+_COMPATIBLE = "http://schemas.openxmlformats.org/markup-compatibility/2006"
 _RELATIONS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 _NOTED = (
     '<w:p><w:r><w:t>It opens at three bar.</w:t></w:r><w:r><w:footnoteReference w:id="1"/></w:r>'
@@ -145,6 +149,64 @@ def test_formulas_without_their_properties_and_of_unknown_parts_are_kept() -> No
     assert read(body).text == "So $\\frac{a}{b}$ and $best n$\n\n$$\\frac{a}{b}$$\n"
 
 
+def box(text: str) -> str:
+    """A text box, as Word draws one."""
+    return f"<wps:wsp><wps:txbx><w:txbxContent>{paragraph(text)}</w:txbxContent></wps:txbx></wps:wsp>"
+
+
+def drawing(*shapes: str) -> str:
+    return f"<w:drawing><wp:anchor><wp:positionH>7</wp:positionH>{''.join(shapes)}</wp:anchor></w:drawing>"
+
+
+def choice(chosen: str, fallback: str) -> str:
+    return f'<mc:AlternateContent><mc:Choice Requires="wps">{chosen}</mc:Choice>{fallback}</mc:AlternateContent>'
+
+
+_SPACES = (
+    f'xmlns:mc="{_COMPATIBLE}" xmlns:v="urn:schemas-microsoft-com:vml" '
+    'xmlns:wps="http://schemas.microsoft.com/office/word/2010/wordprocessingShape" '
+    'xmlns:wp="http://schemas.openxmlformats.org/drawingml/2006/wordprocessingDrawing"'
+)
+_OLD_BOX = (
+    f"<w:pict><v:shape><v:textbox><w:txbxContent>{paragraph('Turn it.')}</w:txbxContent></v:textbox></v:shape></w:pict>"
+)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "kept"),
+    [
+        (drawing(box("Turn it.")), "Turn it."),
+        (drawing(f"<wps:group>{box('Turn it.')}{box('Stop.')}</wps:group>"), "Turn it.\n\nStop."),
+        (drawing(box(f"Turn it.</w:t></w:r><w:r>{drawing(box('Stop.'))}</w:r><w:r><w:t>")), "Turn it.\n\nStop."),
+        (choice(drawing(box("Turn it.")), f"<mc:Fallback>{_OLD_BOX}</mc:Fallback>"), "Turn it."),
+        (choice(drawing(box("Turn it.")), "<mc:Fallback><w:pict/></mc:Fallback>"), "Turn it."),
+        (choice(drawing(box("Turn it.")), ""), "Turn it."),
+        (_OLD_BOX, "Turn it."),
+        (_OLD_BOX.replace("v:shape", "v:oval"), "Turn it."),
+    ],
+    ids=["bare", "group", "nested", "both", "picture", "alone", "old", "oval"],
+)
+def test_a_text_box_is_read_once(drawn: str, kept: str) -> None:
+    assert read(f"<w:p><w:r {_SPACES}>{drawn}</w:r>{run('The pump.')}</w:p>").text == f"The pump.\n\n{kept}\n"
+
+
+def test_of_ruby_the_text_is_kept_and_the_readings_are_not() -> None:
+    ruby = f"<w:ruby><w:rubyPr/><w:rt>{run('かんじ')}</w:rt><w:rubyBase>{run('漢字')}</w:rubyBase></w:ruby>"
+    assert read(f"<w:p>{run('この')}<w:r>{ruby}</w:r>{run('を読む')}</w:p>").text == "この漢字を読む\n"
+
+
+def test_a_box_that_a_slide_has_in_two_forms_is_read() -> None:
+    presentation = Presentation()
+    slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+    shape = slide.shapes.add_textbox(0, Inches(2), Inches(4), Inches(1))
+    shape.text_frame.text = "Where x is the flow."
+    both = etree.SubElement(shape.element.getparent(), f"{{{_COMPATIBLE}}}AlternateContent")
+    etree.SubElement(both, f"{{{_COMPATIBLE}}}Choice", Requires="a14").append(shape.element)
+    stream = io.BytesIO()
+    presentation.save(stream)
+    assert read_slides(stream.getvalue(), 10_000_000).text == "Where x is the flow.\n"
+
+
 def test_a_soft_line_break_on_a_slide_keeps_words_apart() -> None:
     presentation = Presentation()
     slide = presentation.slides.add_slide(presentation.slide_layouts[5])
@@ -169,7 +231,36 @@ def test_the_text_of_a_slide_is_no_markup() -> None:
     presentation.save(stream)
     found = read_slides(stream.getvalue(), 10_000_000)
     assert found.title == "Pumps and their care"
-    assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pumps and their care", "Notes:"]
+    assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pumps and their care"]
     assert "\\# of incidents: 5\nTotal\n\\---\n\\> 5 bar\n#12 and x < y\n" in found.text
     assert "| a\\|b | c |\n| --- | --- |\n| d | e |" in found.text
     assert "\\# of pumps" in found.text
+
+
+def test_a_slide_begins_with_its_title_and_its_tables_end_where_text_begins() -> None:
+    presentation = Presentation()
+    for number, name in enumerate(["Pumps", "Valves"]):
+        slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+        slide.shapes.title.text = name
+        slide.notes_slide.notes_text_frame.text = f"Say {name}."
+        slide.shapes.add_textbox(Inches(1), 0, Inches(4), Inches(1)).text_frame.text = f"Chapter {number}"
+    data = CategoryChartData()
+    data.categories = ["a|b", "c\nd"]
+    data.add_series("bar", (1, 2))
+    place = Inches(1), Inches(2), Inches(4), Inches(1)
+    chart = slide.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, *place, data).chart
+    chart.chart_title.text_frame.text = "Flow\n# 1"
+    slide.shapes.add_table(1, 2, Inches(1), Inches(4), Inches(4), Inches(1)).table.cell(0, 0).text = "part"
+    for top in (3, 5):
+        slide.shapes.add_textbox(Inches(1), Inches(top), Inches(4), Inches(1)).text_frame.text = f"Text {top}."
+    stream = io.BytesIO()
+    presentation.save(stream)
+    found = read_slides(stream.getvalue(), 10_000_000)
+    assert found.text == (
+        "# Pumps\nChapter 0\n\nNotes:\nSay Pumps.\n\n# Valves\nChapter 1\n\nChart: Flow # 1\n\n"
+        "| Category | bar |\n|---|---|\n| a\\|b | 1.0 |\n| c d | 2.0 |\n\nText 3.\n\n| part |  |\n| --- | --- |\n\n"
+        "Text 5.\n\nNotes:\nSay Valves.\n"
+    )
+    tables = [found.text[block.start : block.end] for block in found.blocks if block.kind == "table"]
+    assert [table.splitlines()[-1] for table in tables] == ["| c d | 2.0 |", "| --- | --- |"]
+    assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pumps", "Valves"]

@@ -74,6 +74,7 @@ def test_blocks_in_odd_places_and_text_between_blocks_are_kept() -> None:
 def test_pictures_in_addresses_go_and_what_is_said_about_them_stays() -> None:
     kept = _kept("<p>a <img alt='the valve' src='data:image/png;base64,AAAA'> <a href='data:x/y,z'>b</a></p>")
     assert kept == "a the valve b\n"
+    assert _kept(f"<p>图片data:image/png;base64,{'iVBOR/' * 40}。然后关闭阀门。</p>") == "图片。然后关闭阀门。\n"
 
 
 def test_text_that_looks_like_a_heading_is_none() -> None:
@@ -218,3 +219,16 @@ def test_a_form_around_the_page_is_text_and_one_of_fields_is_none() -> None:
 )  # fmt: skip
 def test_powers_and_fractions_keep_their_sense(body: str, text: str) -> None:
     assert _kept(body) == text
+
+
+@pytest.mark.parametrize(
+    "ruby",
+    [
+        "<ruby>漢字<rt>かんじ</rt></ruby>",
+        "<ruby>漢<rp>(</rp><rt>かん</rt><rp>)</rp>字<rp>(</rp><rt>じ</rt><rp>)</rp></ruby>",
+        "<ruby><rb>漢<rb>字<rt>かん<rt>じ</ruby>",
+    ],
+)
+def test_of_ruby_the_text_is_kept_and_the_readings_are_not(ruby: str) -> None:
+    assert _kept(f"<h2>{ruby}</h2><p>この{ruby}を読む") == "## 漢字\n\nこの漢字を読む\n"
+    assert "字" in _kept("<ruby>漢<rt>かん<rb>字<rt>じ</ruby>")

@@ -127,6 +127,30 @@ def test_words_are_whole(drawn: list[str], expected: str) -> None:
     assert said(pdf(lines(72, 700, drawn))) == expected
 
 
+@pytest.mark.parametrize("frame", [[], [text(72, 750, "The pump handbook"), text(300, 40, "Page")]])
+def test_a_word_that_a_page_ends_in_is_whole(frame: list[str]) -> None:
+    first = lines(72, 700, [*LEFT, "and it ends with the instru-"])
+    second = lines(72, 700, ["mentation of a pump", *RIGHT, "that has a con-"])
+    third = lines(72, 700, ["troller, and with more of it.", *RIGHT])
+    found = said(pdf(*([*frame, *page] for page in (first, second, third))))
+    assert "it ends with the instrumentation of a pump right line 0" in found
+    assert "that has a controller, and with more of it. right line 0" in found
+    assert found.count("handbook") == found.count("Page") == (3 if frame else 0)
+
+
+def test_a_word_that_a_column_ends_in_is_whole() -> None:
+    left = lines(72, 700, [*LEFT, "the left column ends with instru-"])
+    assert "instrumentation, and" in said(pdf([*left, *lines(330, 700, ["mentation, and the right one", *RIGHT])]))
+
+
+@pytest.mark.parametrize(
+    ("end", "start"), [("a pump-", "Valves"), ("a pump -", "valves"), ("a pump-", "a. valves"), ("a pump", "valves")]
+)
+def test_pages_without_a_divided_word_stay_apart(end: str, start: str) -> None:
+    found = read_pdf(pdf(lines(72, 700, [*LEFT, end]), lines(72, 700, [start, *RIGHT])), 60).text
+    assert f"{end}\n\n{start}\n" in found
+
+
 @pytest.mark.parametrize(
     ("title", "expected"),
     [

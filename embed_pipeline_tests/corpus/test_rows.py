@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from embed_pipeline.corpus.rows import NoRowsError, read_csv, read_json_lines
@@ -38,9 +40,15 @@ def test_rows_are_sections_named_by_their_title() -> None:
         ("#,name,bar\n1,valve,3\n", "## valve\n\n#: 1\nbar: 3\n"),
         ("name,text\nvalve,<p>It <b>opens</b>.</p><h2>Late</h2><p>x</p>\n",
          "## valve\n\ntext:\n\nIt **opens**.\n\n## Late\n\nx\n"),
+        ('name,text,note\nvalve,"Say \\"hi\\", go",x\nrod,"C:\\new\\",\ncap,"\\"c\\"","d\\\\"\n',
+         '## valve\n\ntext: Say "hi", go\nnote: x\n\n## rod\n\ntext: C:\\new\\\n\n## cap\n\ntext: "c"\nnote: d\\\n'),
+        ('text\n"He said \\"hi\\",\nand left"\n', '## Row 1\n\ntext: He said "hi",\nand left\n'),
+        (",,\n\n,,\nname,bar,note\nvalve,3,x\n,,\npump,2,y\n",
+         "## valve\n\nbar: 3\nnote: x\n\n## pump\n\nbar: 2\nnote: y\n"),
+        ("sep=;\n ;\nname;bar;note\nvalve;3,5;x\n", "## valve\n\nbar: 3,5\nnote: x\n"),
     ],
     ids=["lines", "inches", "sep", "twice", "one column", "ragged", "space", "tab", "apostrophe", "unnamed", "number",
-         "html"],
+         "html", "backslashes", "backslashes in one column", "empty cells", "empty cells after sep"],
 )  # fmt: skip
 def test_cells_keep_what_is_in_them(text: str, kept: str) -> None:
     read = read_csv(text)
@@ -80,13 +88,40 @@ def test_nested_values_are_their_texts() -> None:
         '"Turn it."}], "meta": {"tags": ["a", "b"], "deep": {"x": 1}}, "lone": "a \\ud83d b"}\n'
     )
     assert read_json_lines(text).text == (
-        "## 7\n\nmessages: user: How?\nIt is stuck.\n\nassistant: Turn it.\nmeta: tags: a, b, deep: "
+        "## 7\n\nmessages: user: How?\nIt is stuck.\nassistant: Turn it.\nmeta: tags: a, b, deep: "
         "x: 1\nlone: a \ufffd b\n"
     )
     parts = '[{"type": "text", "text": "How?"}, {"type": "image_url", "image_url": {"url": "x"}}]'
     assert read_json_lines(f'{{"messages": [{{"role": "user", "content": {parts}}}]}}').text.endswith("user: How?\n")
     deep = '{"a": ' + "[" * 400 + "]" * 400 + "}"
     assert read_json_lines(f'{deep}\n{{"b": 1}}\n').text.endswith("b: 1\n")
+
+
+def test_all_fields_of_messages_and_next_to_them_are_kept() -> None:
+    turns = [
+        {"role": "user", "name": "Ann", "title": "Boss", "content": [{"type": "text", "text": "Look:"}, "```\nx = 1"]},
+        {"role": "assistant", "reasoning": "It is one.", "content": "It is\n\none."},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "stop"}]},
+    ]
+    calls = {"type": "tool_use", "name": "run"}
+    row = {
+        "system": "Be brief.",
+        "messages": turns,
+        "title": "T",
+        "data": {"role": "user", "content": [calls], "id": 1},
+    }
+    assert read_json_lines(json.dumps(row)).text == (
+        "## T\n\nsystem: Be brief.\nmessages: user:\n\nLook:\n\n```\nx = 1\n\nuser name: Ann\nuser title: Boss\n"
+        "assistant: It is\n\none.\n\nassistant reasoning: It is one.\nassistant tool_calls: name: stop\n"
+        "data: user: type: tool_use, name: run, user id: 1\n"
+    )
+    assert read_json_lines(json.dumps(turns[0])).text == (
+        "## Ann\n\nrole: user\ntitle: Boss\ncontent:\n\nLook:\n\n```\nx = 1\n"
+    )
+
+
+def test_a_nul_that_json_escapes_is_dropped() -> None:
+    assert read_json_lines('{"title": "A\\u0000", "text": "a\\u0000b"}\n').text == "## A\n\ntext: ab\n"
 
 
 def test_an_array_is_its_elements() -> None:
@@ -119,3 +154,19 @@ def test_a_title_that_is_too_long_for_a_heading_stays_in_its_row() -> None:
     question = f"How do I {'really ' * 25}replace the seal?"
     text = read_csv(f"question,answer\n{question},Turn it.\n").text
     assert text == f"## {question[:120]}\n\nquestion: {question}\nanswer: Turn it.\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "title"),
+    [
+        ("<b>Foo</b> &amp; Bar", "Foo & Bar"),
+        ('<p class="x">Foo<br/>Bar H<sub>2</sub>O</p>', "Foo Bar H2O"),
+        ("List<String> in a <b and c> d, a&lt;b&gt;", "List<String> in a <b and c> d, a<b>"),
+        ("?a=1&copy=2 *not* AT&T;", "?a=1&copy=2 *not* AT&T;"),
+        ("Foo<br>Bar <br> or <b>?", "Foo Bar <br> or <b>?"),
+        ("<b></b>", "Row 1"),
+    ],
+)
+def test_a_title_is_shown_without_its_html(written: str, title: str) -> None:
+    read = read_json_lines(json.dumps({"title": written, "bar": 3}))
+    assert (read.blocks[0].text, read.text) == (title, f"## {title}\n\nbar: 3\n")
