@@ -20,12 +20,9 @@ left out is counted in the log.
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
 import re
 import unicodedata
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -33,7 +30,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from embed_pipeline.enumerations import SIDES, Side
-from embed_pipeline.text.blocks import is_blank, whole_characters
+from embed_pipeline.row_files import LabelsError, id_text, lines_of, parquet_rows, read_json_lines
+from embed_pipeline.text.blocks import is_blank
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +41,12 @@ _SIDE_NAMES: Mapping[Side, tuple[str, ...]] = {
     "test": ("test",),
 }
 _QRELS_FOLDERS = ("qrels", "data", "default")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEADERS = frozenset({"query-id", "query_id", "qid"})
 _COLUMNS = ("query-id", "corpus-id", "score")
 # Columns of a judgement: without a grade, with one, and in TREC's form.
 _FORMS = frozenset({2, 3, 4})
 _UNGRADED = "1"
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}(\.0+)?")
-_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
-
-
-class LabelsError(ValueError):
-    """A file of labelled questions is missing, malformed, or names something that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -118,56 +110,6 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
     return BeirFolder(queries, _read_passages(folder), judged)
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a Parquet file, each with its place (file and row) for messages.
-
-    Raises:
-        LabelsError: the file cannot be read.
-    """
-    import polars as pl
-
-    try:
-        frame = pl.read_parquet(path, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        message = f"{path}: not a readable Parquet file: {error}"
-        raise LabelsError(message) from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(frame.iter_rows(named=True), start=1))
-
-
-def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON
-    """The value of a JSON text that people wrote; half of a surrogate pair becomes U+FFFD.
-
-    Raises:
-        ValueError: it is no JSON, is nested too deeply, or holds a number of thousands of digits.
-    """
-    try:
-        value = json.loads(text)
-        if not _SURROGATE.search(text):
-            return value
-        written = json.dumps(value, ensure_ascii=False)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    return json.loads(whole_characters(written))
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object of every line that is not blank, each with its place (file and line) for messages.
-
-    Raises:
-        LabelsError: the file cannot be read, or a line is no JSON object.
-    """
-    for place, line in _lines(path):
-        try:
-            row = read_json(line)
-        except ValueError as error:
-            message = f"{place}: not JSON: {getattr(error, 'msg', error)}"
-            raise LabelsError(message) from error
-        if not isinstance(row, dict):
-            message = f"{place}: expected an object"
-            raise LabelsError(message)
-        yield place, row
-
-
 def _read_queries(folder: Path) -> Iterator[tuple[str, str]]:
     for place, row in _texts(folder, "queries"):
         if is_blank(row["text"]):
@@ -223,13 +165,6 @@ def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, {**row, "_id": key, "text": text}
 
 
-def id_text(value: object) -> str | None:
-    """An id as it is compared: text, and whole numbers as written, 7.0 of pandas too; None: it is no id."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, str) else str(value) if type(value) is int else None
-
-
 def _judgement_rows(folder: Path, side: Side) -> Iterator[tuple[str, tuple[str, str, str]]]:
     """Query id, passage id and grade of every judgement, as texts, each with its place."""
     for name in _SIDE_NAMES[side]:
@@ -245,7 +180,7 @@ def _judgement_rows(folder: Path, side: Side) -> Iterator[tuple[str, tuple[str, 
 
 def _tab_separated(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
     expected = _FORMS
-    for number, (place, line) in enumerate(_lines(path)):
+    for number, (place, line) in enumerate(lines_of(path)):
         cells = [cell.strip() for cell in line.split("\t")]
         if len(cells) == 1 and len(line.split()) == max(_FORMS):
             # TREC's own files are separated by spaces.
@@ -295,20 +230,3 @@ def _read_judgements(
             unknown[0],
         )
     return judged
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Place and text of every line that is not blank; only line feeds end a line, so that JSON may hold U+2028."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                place = f"{path}, line {number}"
-                line = raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
-                if line.strip():
-                    yield place, line.decode("utf-8")
-    except (OSError, EOFError, zlib.error) as error:
-        message = f"{path}: {getattr(error, 'strerror', None) or error}"
-        raise LabelsError(message) from error
-    except UnicodeDecodeError as error:
-        message = f"{place}: not UTF-8 at byte {error.start}"
-        raise LabelsError(message) from error

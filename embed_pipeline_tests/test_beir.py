@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from embed_pipeline.beir import LabelsError, read_beir, read_json_lines
+from embed_pipeline.beir import read_beir
+from embed_pipeline.row_files import LabelsError, read_json_lines
 
 BYTE_ORDER_MARK = "\ufeff"
 HEADER = "query-id\tcorpus-id\tscore\n"

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embed_pipeline.beir import LabelsError
 from embed_pipeline.evaluation.query_sets import (
     Passages,
     generated_set,
@@ -22,6 +21,7 @@ from embed_pipeline.evaluation.query_sets import (
     with_document_slices,
 )
 from embed_pipeline.evaluation.ranking import rank_by_model
+from embed_pipeline.row_files import LabelsError
 from embed_pipeline.tables import LEFT_OUT_DOCUMENTS
 from embed_pipeline_tests.evaluation import material
 from embed_pipeline_tests.test_beir import write_beir
