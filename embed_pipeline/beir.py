@@ -7,11 +7,11 @@
 ``corpus.jsonl``
     an object for each passage, as for queries, with a ``title`` where there is one; the file may be missing.
 
-Each may be Parquet instead, of the same columns, as hubs keep them: ``queries.parquet`` or a folder ``queries`` of
-parts, ``qrels/test.parquet`` or parts named for their side in ``qrels``, ``data`` or ``default``. The side
-``validation`` is dev.
+Queries and passages may be in any form of :mod:`embed_pipeline.row_files` instead, with the same columns, or in a
+folder ``queries`` or ``corpus`` of parts. Judgements may be Parquet too, as hubs keep them: ``qrels/test.parquet`` or
+parts named for their side in ``qrels``, ``data`` or ``default``. The side ``validation`` is dev.
 
-Text files may be packed (``.jsonl.gz``, ``.tsv.gz``). Judgements may be without a grade, which is 1 then, or in TREC's
+Every file may be packed (``.jsonl.gz``, ``.tsv.gz``). Judgements may be without a grade, which is 1 then, or in TREC's
 form, whose second column is not read. Other keys are ignored, and so is a byte order mark. A passage's text is title
 and text joined by a space, as BEIR joins them, without white space around it; passages without a text are left out. A
 passage judged more than once for a query has its highest grade. A judgement on a missing query is left out. What is
@@ -30,7 +30,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from embed_pipeline.enumerations import SIDES, Side
-from embed_pipeline.row_files import LabelsError, id_text, lines_of, parquet_rows, read_json_lines
+from embed_pipeline.row_files import (
+    ENDINGS,
+    LabelsError,
+    files_of_rows,
+    id_text,
+    lines_of,
+    name_and_ending,
+    read_rows,
+)
 from embed_pipeline.text.blocks import is_blank
 
 logger = logging.getLogger(__name__)
@@ -119,7 +127,7 @@ def _read_queries(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_passages(folder: Path) -> dict[str, str] | None:
-    if _packed_or_not(folder / "corpus.jsonl") is None and not _parts(folder, "corpus"):
+    if not _files_named(folder, "corpus"):
         return None
     passages = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for _, row in _texts(folder, "corpus")}
     said = {key: text for key, text in passages.items() if not is_blank(text)}
@@ -128,27 +136,26 @@ def _read_passages(folder: Path) -> dict[str, str] | None:
     return said
 
 
-def _packed_or_not(path: Path) -> Path | None:
-    """The text file of that name, or its packed form; None: there is neither."""
-    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.exists()), None)
-
-
 def document_key(path: str) -> str:
     """A path by which documents are compared: without ``./``, with slashes, in one of Unicode's forms."""
     return unicodedata.normalize("NFC", PurePosixPath(path.replace("\\", "/")).as_posix())
 
 
-def _parts(folder: Path, name: str) -> list[Path]:
-    """The Parquet files that hold ``name``, one or several parts of it."""
-    whole = folder / f"{name}.parquet"
-    return [whole] if whole.exists() else sorted((folder / name).glob("*.parquet"))
+def holds_queries(folder: Path) -> bool:
+    """Whether a folder is one of BEIR's form."""
+    return bool(_files_named(folder, "queries"))
+
+
+def _files_named(folder: Path, name: str) -> list[Path]:
+    """The file that holds ``name``, in the first of its forms, or a folder of its parts."""
+    whole = [path for path in files_of_rows(folder) if name_and_ending(path)[0] == name]
+    return sorted(whole, key=lambda path: ENDINGS.index(name_and_ending(path)[1]))[:1] or files_of_rows(folder / name)
 
 
 def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of queries or passages, each id once and a string."""
-    usual, parts = folder / f"{name}.jsonl", _parts(folder, name)
-    lines = _packed_or_not(usual) or (None if parts else usual)
-    rows = read_json_lines(lines) if lines else chain.from_iterable(map(parquet_rows, parts))
+    files = _files_named(folder, name) or [folder / f"{name}.jsonl"]
+    rows = chain.from_iterable(map(read_rows, files))
     seen: dict[str, str] = {}
     for place, row in rows:
         key = id_text(row.get("_id", row.get("id")))
@@ -168,13 +175,13 @@ def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _judgement_rows(folder: Path, side: Side) -> Iterator[tuple[str, tuple[str, str, str]]]:
     """Query id, passage id and grade of every judgement, as texts, each with its place."""
     for name in _SIDE_NAMES[side]:
-        table = _packed_or_not(folder / "qrels" / f"{name}.tsv")
-        if table:
-            yield from _tab_separated(table)
+        tables = [path for path in files_of_rows(folder / "qrels", (".tsv",)) if name_and_ending(path)[0] == name]
+        if tables:
+            yield from _tab_separated(tables[0])
             return
-        parts = [path for place in _QRELS_FOLDERS for path in sorted((folder / place).glob(f"{name}*.parquet"))]
-        if parts:
-            yield from (_parquet_judgement(place, row) for part in parts for place, row in parquet_rows(part))
+        parts = [path for place in _QRELS_FOLDERS for path in files_of_rows(folder / place, (".parquet",))]
+        if parts := [path for path in parts if path.name.startswith(name)]:
+            yield from (_parquet_judgement(place, row) for part in parts for place, row in read_rows(part))
             return
 
 

@@ -1,9 +1,10 @@
 """Label sets: the files in which people bring labels, in every common form.
 
-A label set is a BEIR folder (:mod:`embed_pipeline.beir`), a JSONL or Parquet file with a question a row, a folder of
-such files named for their sides, or a folder of NVIDIA NeMo's. Columns may have our names, sentence-transformers'
-(``anchor``, ``positive``, ``negative``, ``negative_1`` ...), FlagEmbedding's (``query``, ``pos``, ``neg``) or NeMo's
-(``question``, ``pos_doc``, ``neg_doc``). What ``embed-pipeline dataset`` exports is read back as what it was.
+A label set is a BEIR folder (:mod:`embed_pipeline.beir`), a file with a question a row
+(:mod:`embed_pipeline.row_files`), a folder of such files named for their sides, or a folder of NVIDIA NeMo's. Columns
+may have our names, sentence-transformers' (``anchor``, ``positive``, ``negative``, ``negative_1`` ...), FlagEmbedding's
+(``query``, ``pos``, ``neg``) or NeMo's (``question``, ``pos_doc``, ``neg_doc``). What ``embed-pipeline dataset``
+exports is read back as what it was.
 """
 
 from __future__ import annotations
@@ -16,9 +17,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from embed_pipeline.beir import read_beir
+from embed_pipeline.beir import holds_queries, read_beir
 from embed_pipeline.enumerations import SIDES, Side
-from embed_pipeline.row_files import LabelsError, id_text, parquet_rows, read_json, read_json_lines
+from embed_pipeline.row_files import (
+    ENDINGS,
+    LabelsError,
+    files_of_rows,
+    id_text,
+    name_and_ending,
+    name_the_unread,
+    read_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +46,6 @@ _PAIR_FIELD, _LEAST_MATCH = "label", 0.5
 _USUAL_NAMES = (*_QUESTION_FIELDS, *_TEXT_FIELDS, *_ID_FIELDS, _SPLIT_FIELD)
 _MISSPELT = 0.85
 _OTHER_SIDES: Mapping[str, Side] = {"validation": "dev", "valid": "dev", "val": "dev", "eval": "dev"}
-_FILES = (".jsonl", ".parquet")
-_NEMO_SIDES: Mapping[Side, str] = {"train": "train.json", "dev": "val.json"}
 
 
 @dataclass(frozen=True)
@@ -74,23 +81,20 @@ class LabelSet:
 
 
 def read_label_set(path: Path) -> LabelSet:
-    """Read a folder, a ``.jsonl`` or a ``.parquet`` file.
+    """Read a folder, or a file of rows (:data:`embed_pipeline.row_files.ENDINGS`), packed or not.
 
     Raises:
         LabelsError: naming the file, and the line or row that is malformed.
     """
     if path.is_dir():
-        if any((path / f"queries{ending}").exists() for ending in (*_FILES, ".jsonl.gz", "")):
-            return _beir_label_set(path)
-        return _nemo_label_set(path) if (path / _NEMO_SIDES["train"]).is_file() else _folder_label_set(path)
-    if path.suffix not in _FILES or not path.is_file():
-        message = f"training_data.label_sets {path}: neither a folder nor a .jsonl or .parquet file"
+        return _beir_label_set(path) if holds_queries(path) else _folder_label_set(path)
+    if not path.is_file():
+        message = f"training_data.label_sets {path}: neither a folder nor a file"
         raise LabelsError(message)
-    return LabelSet(path.stem, _one_split(_read_rows(path)))
+    return _label_set(path, {path: None})
 
 
-def _read_rows(path: Path, side: Side | None = None) -> list[RawLabel]:
-    rows = list(read_json_lines(path) if path.suffix == ".jsonl" else parquet_rows(path))
+def _read_labels(path: Path, rows: list[tuple[str, dict[str, Any]]], side: Side | None) -> list[RawLabel]:
     matching = [(place, row) for place, row in rows if _match(row.get(_PAIR_FIELD))]
     if wrong := len(rows) - len(matching):
         logger.warning("%s: pairs whose label is under %s, which do not match: %d left out", path, _LEAST_MATCH, wrong)
@@ -125,42 +129,63 @@ def _one_split(labels: list[RawLabel]) -> list[RawLabel]:
 
 def _folder_label_set(folder: Path) -> LabelSet:
     """Files of rows, each for the side that its name begins with; a set of train files alone has no split."""
-    files = _row_files(folder) or _row_files(folder / "data")
-    sides = {path: _side(re.split(r"[^a-z]", path.name.lower())[0]) for path in files}
-    if not files or (None in sides.values() and len(set(sides.values())) > 1):
+    files = _label_files(folder) or _label_files(folder / "data")
+    sides = {path: _side_of_file(path) for path in files}
+    sideless = [path.name for path, side in sides.items() if side is None]
+    if not files or 0 < len(sideless) < len(sides):
+        found = f"{', '.join(sideless)} are named otherwise" if files else "there are none"
         message = (
-            f"training_data.label_sets {folder}: expected a BEIR folder (queries.jsonl), or .jsonl or .parquet files "
-            "whose names begin with train, dev or test"
+            f"training_data.label_sets {folder}: expected a BEIR folder (queries.jsonl), or files of rows "
+            f"({', '.join(ENDINGS)}) whose names begin with train, dev or test; {found}"
         )
         raise LabelsError(message)
     split = set(sides.values()) != {"train"}
-    labels = [label for path, side in sides.items() for label in _read_rows(path, side if split else None)]
-    return LabelSet(folder.name, _one_split(labels))
+    return _label_set(folder, {path: side if split else None for path, side in sides.items()})
 
 
-def _row_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("*")) if path.suffix in _FILES]
+def _label_files(folder: Path) -> list[Path]:
+    """The files of rows; NeMo's alone where there are some, as what the recipe makes of them says the same again.
+
+    A ``.json`` that is named for no side and has no question is about the set, such as ``dataset_infos.json``.
+    """
+    files = files_of_rows(folder)
+    objects = {path: next(read_rows(path), ("", {}))[1] for path in files if name_and_ending(path)[1] == ".json"}
+    nemo = [path for path, first in objects.items() if _is_nemo(first) and _side(name_and_ending(path)[0])]
+    asking = [path for path, first in objects.items() if _side_of_file(path) or {*_QUESTION_FIELDS} & first.keys()]
+    return nemo or [path for path in files if path not in objects or path in asking]
 
 
-def _nemo_label_set(folder: Path) -> LabelSet:
-    """NVIDIA NeMo's files: questions with the ids of passages, over a corpus of Parquet files."""
+def _label_set(source: Path, files: Mapping[Path, Side | None]) -> LabelSet:
     labels: list[RawLabel] = []
     passages: dict[str, str] = {}
-    found: dict[Side, Path] = {side: folder / name for side, name in _NEMO_SIDES.items() if (folder / name).is_file()}
-    for side, path in found.items():
-        try:
-            content = read_json(path.read_text(encoding="utf-8-sig"))
-            rows, corpora = [dict(row) for row in content["data"]], content["corpus"]
-            places = [Path(each["path"]) for each in (corpora if isinstance(corpora, list) else [corpora])]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            message = f"{path}: not NeMo's form, an object of corpus and data: {error}"
-            raise LabelsError(message) from error
-        for place in places:
-            for part in sorted((folder / place).glob("*.parquet")):
-                passages |= {id_text(row.get("id")) or "": str(row.get("text") or "") for _, row in parquet_rows(part)}
-        own = side if len(found) > 1 else None
-        labels += [_parse_label(f"{path}, question {number}", row, own) for number, row in enumerate(rows, start=1)]
-    return LabelSet(folder.name, labels, passages)
+    read = list(files)
+    for path, side in files.items():
+        rows = list(read_rows(path))
+        if rows and _is_nemo(rows[0][1]):
+            rows, parts = _read_nemo(path, rows[0][1])
+            passages |= {
+                id_text(row.get("id")) or "": str(row.get("text") or "") for p in parts for _, row in read_rows(p)
+            }
+            read += parts
+        labels += _read_labels(path, rows, side)
+    if source.is_dir():
+        name_the_unread(source, read)
+    return LabelSet(source.name if source.is_dir() else name_and_ending(source)[0], _one_split(labels), passages)
+
+
+def _is_nemo(content: Mapping[str, Any]) -> bool:
+    return {"corpus", "data"} <= content.keys()
+
+
+def _read_nemo(path: Path, content: Mapping[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]], list[Path]]:
+    """NVIDIA NeMo's object: questions with the ids of passages, and the files of the corpus."""
+    try:
+        rows = [(f"{path}, question {number}", dict(row)) for number, row in enumerate(content["data"], start=1)]
+        places = [path.parent / each["path"] for each in _several(content["corpus"])]
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{path}: not NeMo's form, an object of corpus and data: {error}"
+        raise LabelsError(message) from error
+    return rows, [part for place in places for part in files_of_rows(place)]
 
 
 def _beir_label_set(folder: Path) -> LabelSet:
@@ -214,6 +239,11 @@ def _parse_label(place: str, row: Mapping[str, Any], side: Side | None) -> RawLa
     return RawLabel(place=place, question=question, side=side, **lists)
 
 
+def _side_of_file(path: Path) -> Side | None:
+    """The side that a file's name begins with."""
+    return _side(re.split(r"[^a-z]", path.name.lower())[0])
+
+
 def _side(name: object) -> Side | None:
     """The side that a split or a file is named for."""
     return next((side for side in SIDES if side == name), _OTHER_SIDES.get(str(name)))
@@ -237,5 +267,5 @@ def _id_list(place: str, name: str, value: object) -> list[str]:
     return [str(key) for key in found]
 
 
-def _several(value: object) -> list[object]:
+def _several(value: object) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]

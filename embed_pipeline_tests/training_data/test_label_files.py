@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import polars as pl
@@ -153,3 +154,39 @@ def test_snapshots_of_a_hub_and_empty_files_are_read(tmp_path, caplog):
     assert (label.question, label.negatives, label.side) == ("a", ["n"], None)
     assert read_label_set(write_rows(tmp_path / "empty.jsonl")).labels == []
     assert "empty.jsonl holds no label" in caplog.text
+
+
+def test_files_of_every_form_in_a_folder_are_read_and_the_others_are_named(tmp_path, caplog):
+    write_rows(tmp_path / "train.jsonl", {"anchor": "a", "positive": "p"})
+    (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(b'{"anchor": "b", "positive": "p"}'))
+    (tmp_path / "dev.json").write_text('[{"anchor": "c", "positive": "p"}]')
+    (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b"anchor,positive\nd,p\n"))
+    for name, content in (("dataset_infos.json", '{"features": {}}'), ("train.arrow", ""), ("train.jsonl.gz", "")):
+        (tmp_path / name).write_text(content)
+    found = {label.question: label.side for label in read_label_set(tmp_path).labels}
+    assert found == {"a": "train", "b": "test", "c": "dev", "d": "train"}
+    assert f"{tmp_path}: passed over: dataset_infos.json, train.arrow, train.jsonl.gz" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["set.jsonl.gz", "set.json.gz"])
+def test_a_packed_file_is_a_set(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(b'{"anchor": "a", "positive": "p"}'))
+    found = read_label_set(tmp_path / name)
+    assert (found.name, [label.question for label in found.labels]) == ("set", ["a"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_nemo_file_is_read_packed_or_not_in_a_folder_or_alone(tmp_path, caplog, packed):
+    folder = tmp_path / "set"
+    (folder / "corpus").mkdir(parents=True)
+    pl.DataFrame({"id": ["d1"], "text": ["t"]}).write_parquet(folder / "corpus" / "train.parquet")
+    content = {"corpus": {"path": "./corpus/"}, "data": [{"question": "q", "pos_doc": [{"id": "d1"}], "neg_doc": []}]}
+    raw = json.dumps(content).encode()
+    path = folder / ("train.json.gz" if packed else "train.json")
+    path.write_bytes(gzip.compress(raw) if packed else raw)
+    write_rows(folder / "train_mined.automodel.jsonl", {"anchor": "again", "positive": "p"})
+    for source in (folder, path):
+        found = read_label_set(source)
+        assert [(label.question, label.positive_ids) for label in found.labels] == [("q", ["d1"])]
+        assert found.passages == {"d1": "t"}
+    assert f"{folder}: passed over: train_mined.automodel.jsonl" in caplog.text
