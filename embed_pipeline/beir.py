@@ -8,8 +8,8 @@
     an object for each passage, as for queries, with a ``title`` where there is one; the file may be missing.
 
 Queries and passages may be in any form of :mod:`embed_pipeline.row_files` instead, with the same columns, or in a
-folder ``queries`` or ``corpus`` of parts. Judgements may be Parquet too, as hubs keep them: ``qrels/test.parquet`` or
-parts named for their side in ``qrels``, ``data`` or ``default``. The side ``validation`` is dev.
+folder ``queries`` or ``corpus`` of parts. So may judgements, with the columns ``query-id``, ``corpus-id`` and
+``score``: a file or parts named for their side in ``qrels``, ``data`` or ``default`` (:mod:`embed_pipeline.qrels`).
 
 Every file may be packed (``.jsonl.gz``, ``.tsv.gz``). Judgements may be without a grade, which is 1 then, or in TREC's
 form, whose second column is not read. Other keys are ignored, and so is a byte order mark. A passage's text is title
@@ -30,30 +30,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from embed_pipeline.enumerations import SIDES, Side
+from embed_pipeline.qrels import judgement_files, judgement_rows
 from embed_pipeline.row_files import (
     ENDINGS,
     LabelsError,
     files_of_rows,
     id_text,
-    lines_of,
     name_and_ending,
+    name_the_unread,
     read_rows,
 )
 from embed_pipeline.text.blocks import is_blank
 
 logger = logging.getLogger(__name__)
 
-_SIDE_NAMES: Mapping[Side, tuple[str, ...]] = {
-    "train": ("train",),
-    "dev": ("dev", "validation", "val"),
-    "test": ("test",),
-}
-_QRELS_FOLDERS = ("qrels", "data", "default")
-_HEADERS = frozenset({"query-id", "query_id", "qid"})
-_COLUMNS = ("query-id", "corpus-id", "score")
-# Columns of a judgement: without a grade, with one, and in TREC's form.
-_FORMS = frozenset({2, 3, 4})
-_UNGRADED = "1"
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}(\.0+)?")
 
 
@@ -106,12 +96,16 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
         LabelsError: naming the file that is missing, or the file and line that is malformed.
     """
     queries = dict(_read_queries(folder))
-    found = {side: list(_judgement_rows(folder, side)) for side in sides}
+    files = {side: judgement_files(folder, side) for side in SIDES}
+    found = {side: list(chain.from_iterable(map(judgement_rows, files[side]))) for side in sides}
+    read = [*_files_named(folder, "queries"), *_files_named(folder, "corpus"), *chain.from_iterable(files.values())]
+    for place in sorted({folder, folder / "qrels", *(path.parent for path in chain.from_iterable(files.values()))}):
+        name_the_unread(place, read)
     judged = {side: _read_judgements(rows, queries, folder) for side, rows in found.items() if rows}
     if not judged:
         wanted = " or ".join(f"qrels/{side}.tsv" for side in sides)
         message = f"{folder}: there is no {wanted} with a judgement in it"
-        others = [side for side in SIDES if side not in sides and next(_judgement_rows(folder, side), None)]
+        others = [side for side in SIDES if side not in sides and any(map(any, map(judgement_rows, files[side])))]
         if others:
             message += f"; there are those of {' and '.join(others)}, which a copy named {sides[0]} would judge by"
         raise LabelsError(message)
@@ -170,45 +164,6 @@ def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             message = f"{place}: _id {key!r} occurs twice, with another text before"
             raise LabelsError(message)
         yield place, {**row, "_id": key, "text": text}
-
-
-def _judgement_rows(folder: Path, side: Side) -> Iterator[tuple[str, tuple[str, str, str]]]:
-    """Query id, passage id and grade of every judgement, as texts, each with its place."""
-    for name in _SIDE_NAMES[side]:
-        tables = [path for path in files_of_rows(folder / "qrels", (".tsv",)) if name_and_ending(path)[0] == name]
-        if tables:
-            yield from _tab_separated(tables[0])
-            return
-        parts = [path for place in _QRELS_FOLDERS for path in files_of_rows(folder / place, (".parquet",))]
-        if parts := [path for path in parts if path.name.startswith(name)]:
-            yield from (_parquet_judgement(place, row) for part in parts for place, row in read_rows(part))
-            return
-
-
-def _tab_separated(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
-    expected = _FORMS
-    for number, (place, line) in enumerate(lines_of(path)):
-        cells = [cell.strip() for cell in line.split("\t")]
-        if len(cells) == 1 and len(line.split()) == max(_FORMS):
-            # TREC's own files are separated by spaces.
-            cells = line.split()
-        if number == 0 and cells[0].lower() in _HEADERS:
-            expected = _FORMS & {len(cells)} or _FORMS
-            continue
-        if len(cells) not in expected:
-            message = f"{place}: expected {', '.join(_COLUMNS)} separated by tabs, got {len(cells)} columns"
-            raise LabelsError(message)
-        query, passage, *score = cells[:1] + cells[2:] if len(cells) == max(_FORMS) else cells
-        yield place, (query, passage, score[0] if score else _UNGRADED)
-
-
-def _parquet_judgement(place: str, row: Mapping[str, Any]) -> tuple[str, tuple[str, str, str]]:
-    named = {str(name).lower().replace("_", "-"): value for name, value in row.items()}
-    query, passage = id_text(named.get(_COLUMNS[0])), id_text(named.get(_COLUMNS[1]))
-    if query is None or passage is None:
-        message = f"{place}: expected the columns {', '.join(_COLUMNS)}, found {sorted(row)}"
-        raise LabelsError(message)
-    return place, (query, passage, str(named.get(_COLUMNS[2], _UNGRADED)))
 
 
 def _read_judgements(

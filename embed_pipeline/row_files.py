@@ -50,8 +50,8 @@ def files_of_rows(folder: Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
 
 
 def name_the_unread(folder: Path, read: Iterable[Path]) -> None:
-    """Name in the log what a folder holds and nothing was read from, hidden files apart."""
-    held = {path.name for path in folder.glob("[!.]*")}
+    """Name in the log what a folder holds and nothing was read from, pages about it and hidden files apart."""
+    held = {path.name for path in folder.glob("[!.]*") if path.suffix.lower() != ".md"}
     if unread := sorted(held - {path.relative_to(folder).parts[0] for path in read if path.is_relative_to(folder)}):
         logger.warning("%s: passed over: %s", folder, ", ".join(unread))
 

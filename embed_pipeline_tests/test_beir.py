@@ -250,3 +250,48 @@ def test_passages_without_a_text_are_left_out_and_equal_rows_are_one(tmp_path, c
         corpus.write('{"_id": "d", "text": "\\u200b\\ufeff"}\n{"_id": "e", "text": null}\n')
     assert read_beir(folder).passages == {"a": "Title first", "b": "second"}
     assert "passages without a text are left out: 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["test.jsonl", "test.json", "test.ndjson.gz", "test.parquet", "TEST-00000-of-00001.jsonl"]
+)
+def test_judgements_may_be_in_every_form(tmp_path, name):
+    folder = write_beir(tmp_path / "set")
+    row = {"query-id": "q0", "corpus-id": "a", "score": 2}
+    path = folder / "qrels" / name
+    content = json.dumps(row).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    if path.suffix == ".parquet":
+        pl.DataFrame([row]).write_parquet(path)
+    assert read_beir(folder).judged["test"]["q0"].grades == {"a": 2}
+
+
+def test_judgements_may_be_an_object_of_queries(tmp_path):
+    folder = write_beir(tmp_path / "set")
+    (folder / "qrels" / "test.json").write_text(json.dumps({"q0": {"a": 2, "b": 0}, "q1": {"b": 1}}, indent=1))
+    judged = read_beir(folder).judged["test"]
+    assert {query: judgements.grades for query, judgements in judged.items()} == {
+        "q0": {"a": 2, "b": 0},
+        "q1": {"b": 1},
+    }
+
+
+def test_a_side_is_in_files_named_exactly_for_it_and_the_others_are_named(tmp_path, caplog):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n", dev="q1\tb\t1\n", valid="q2\ta\t1\n")
+    frame = pl.DataFrame({"query-id": ["q1"], "corpus-id": ["b"], "score": [1]})
+    for name in ("testing-notes.parquet", "test-0.parquet", "tests.jsonl", "test.tsv.gz", "test-old.tsv"):
+        frame.write_parquet(folder / "qrels" / name)
+    (folder / "queries.json").write_text("[]")
+    found = read_beir(folder, ("test", "dev")).judged
+    assert {side: list(queries) for side, queries in found.items()} == {"test": ["q0"], "dev": ["q1"]}
+    passed = "test-0.parquet, test-old.tsv, test.tsv.gz, testing-notes.parquet, tests.jsonl, valid.tsv"
+    assert f"{folder / 'qrels'}: passed over: {passed}" in caplog.text
+    assert f"{folder}: passed over: queries.json" in caplog.text
+    (folder / "qrels" / "test.tsv").unlink()
+    (folder / "qrels" / "test.tsv.gz").unlink()
+    frame.write_parquet(folder / "qrels" / "test-1.parquet")
+    assert list(read_beir(folder, ("test",)).judged["test"]) == ["q1"]
+    for path in folder.glob("qrels/test-[01].parquet"):
+        path.unlink()
+    with pytest.raises(LabelsError, match="there is no qrels/test.tsv with a judgement in it; there are those of dev"):
+        read_beir(folder, ("test",))

@@ -19,6 +19,7 @@ from typing import Any
 
 from embed_pipeline.beir import holds_queries, read_beir
 from embed_pipeline.enumerations import SIDES, Side
+from embed_pipeline.qrels import SIDES_BY_NAME
 from embed_pipeline.row_files import (
     ENDINGS,
     LabelsError,
@@ -45,7 +46,6 @@ _SPLIT_FIELD = "split"
 _PAIR_FIELD, _LEAST_MATCH = "label", 0.5
 _USUAL_NAMES = (*_QUESTION_FIELDS, *_TEXT_FIELDS, *_ID_FIELDS, _SPLIT_FIELD)
 _MISSPELT = 0.85
-_OTHER_SIDES: Mapping[str, Side] = {"validation": "dev", "valid": "dev", "val": "dev", "eval": "dev"}
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _side_of_file(path: Path) -> Side | None:
 
 def _side(name: object) -> Side | None:
     """The side that a split or a file is named for."""
-    return next((side for side in SIDES if side == name), _OTHER_SIDES.get(str(name)))
+    return SIDES_BY_NAME.get(str(name))
 
 
 def _text_list(place: str, name: str, value: object) -> list[str]:
