@@ -3,13 +3,15 @@
 ``queries.jsonl``
     an object for each query: ``_id``, a string or a whole number, and the string ``text``;
 ``qrels/{train,dev,test}.tsv``
-    a line for each judgement: query id, passage id and grade, a whole number, separated by tabs; a header is allowed;
+    a line for each judgement: query id, passage id and grade, a whole number, separated by tabs; where a header names
+    the columns, they may be in any order;
 ``corpus.jsonl``
     an object for each passage, as for queries, with a ``title`` where there is one; the file may be missing.
 
 Queries and passages may be in any form of :mod:`embed_pipeline.row_files` instead, with the same columns, or in a
 folder ``queries`` or ``corpus`` of parts. So may judgements, with the columns ``query-id``, ``corpus-id`` and
-``score``: a file or parts named for their side in ``qrels``, ``data`` or ``default`` (:mod:`embed_pipeline.qrels`).
+``score``, and separated by commas: a file or parts named for their side in ``qrels``, ``data`` or ``default``
+(:mod:`embed_pipeline.qrels`).
 
 Every file may be packed (``.jsonl.gz``, ``.tsv.gz``). Judgements may be without a grade, which is 1 then, or in TREC's
 form, whose second column is not read. Other keys are ignored, and so is a byte order mark. A passage's text is title
@@ -21,7 +23,6 @@ left out is counted in the log.
 from __future__ import annotations
 
 import logging
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,6 @@ from embed_pipeline.row_files import (
 from embed_pipeline.text.blocks import is_blank
 
 logger = logging.getLogger(__name__)
-
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -167,19 +166,15 @@ def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_judgements(
-    rows: Iterable[tuple[str, tuple[str, str, str]]], queries: Mapping[str, str], folder: Path
+    rows: Iterable[tuple[str, tuple[str, str, int]]], queries: Mapping[str, str], folder: Path
 ) -> dict[str, Judgements]:
     judged: dict[str, Judgements] = {}
     unknown: list[str] = []
-    for place, (query, passage, score) in rows:
-        if not _WHOLE_NUMBER.fullmatch(score):
-            message = f"{place}: score {score!r} is not a whole number"
-            raise LabelsError(message)
+    for place, (query, passage, grade) in rows:
         if query not in queries:
             unknown.append(f"{query!r} ({place})")
             continue
         grades = judged.setdefault(query, Judgements(place, {})).grades
-        grade = int(score.partition(".")[0])
         grades[passage] = max(grade, grades.get(passage, grade))
     if unknown and not judged:
         message = f"{folder}: no judged query is in its queries, first {unknown[0]}"

@@ -106,6 +106,9 @@ def test_of_several_judgements_the_highest_counts(tmp_path):
         ("corpus.jsonl", '{"_id": "a", "text": "x", "title": ["t"]}', r"line 1: title is \['t'\], expected a string"),
         ("qrels/test.tsv", HEADER + "q0\ta\n", "line 2: expected query-id, corpus-id, score .* got 2 columns"),
         ("qrels/test.tsv", "q0 a 1\n", "line 1: expected query-id, corpus-id, score .* got 1 columns"),
+        ("qrels/test.tsv", "q0,a,1\nq1,b\n", "line 2: expected query-id, .* separated by commas, got 2 columns"),
+        ("qrels/test.tsv", "query-id,answer,score\nq0,a,1\n", "line 2: expected the columns .*found query-id, answer"),
+        ("qrels/test.tsv", "q0\ta\rq1\tb\r", "line 1: new-line character"),
         ("qrels/test.tsv", "q0\ta\thigh\n", "line 1: score 'high' is not a whole number"),
         ("qrels/test.tsv", "q0\ta\t0.5\n", "line 1: score '0.5' is not a whole number"),
         ("qrels/test.tsv", "q0\ta\t²\n", "line 1: score '²' is not a whole number"),
@@ -295,3 +298,52 @@ def test_a_side_is_in_files_named_exactly_for_it_and_the_others_are_named(tmp_pa
         path.unlink()
     with pytest.raises(LabelsError, match="there is no qrels/test.tsv with a judgement in it; there are those of dev"):
         read_beir(folder, ("test",))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "query-id\titeration\tcorpus-id\tscore\nq0\t7\ta\t2\n",
+        "query-id  iteration  corpus-id  score\nq0  7  a  2\n",
+        "qid 0 docid rel\nq0 7 a 2\n",
+        "topic iter docno rel\nq0 Q0 a 2\n",
+        "docid\trel\tquery_id\titer\na\t2\tq0\t0\n",
+        "corpus-id\tquery-id\tscore\na\tq0\t2\n",
+        "score\tCorpus ID\tQuery ID\n2\ta\tq0\n",
+        "query-id\tquery\tcorpus-id\ttitle\tscore\tjudge\nq0\tasked\ta\tT\t2\tme\n",
+        'query-id\tcorpus-id\tscore\n"q0"\t"a"\t"2"\n',
+        '"query-id"\t"corpus-id"\t"score"\r\n"q0"\t"a"\t"2"\r\n',
+        "query-id,corpus-id,score\nq0,a,2\n",
+        '"corpus-id", "query-id", "score"\n"a", "q0", "2"\n',
+        "qid;docid;rel\nq0;a;2\n",
+        "q0,a,2\n",
+        "q0, 0, a, 2\n",
+        "q0\t0\ta\t2\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["test.tsv", "test.csv", "test.txt", "test.qrels"])
+def test_columns_are_those_that_the_header_names_whatever_separates_them(tmp_path, name, lines):
+    folder = write_beir(tmp_path / "set")
+    (folder / "qrels" / name).write_text(lines)
+    judged = read_beir(folder).judged["test"]
+    assert {query: judgements.grades for query, judgements in judged.items()} == {"q0": {"a": 2}}
+
+
+def test_ids_may_hold_what_separates_columns_elsewhere(tmp_path):
+    folder = write_beir(tmp_path / "set", corpus=False)
+    queries = [{"_id": key, "text": "x"} for key in ("q0", "1")]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    for lines, grades in (
+        ("q0\tnotes, old; new.md\t1\n", {"notes, old; new.md": 1}),
+        ("q0\tmy file 1\t1\n", {"my file 1": 1}),
+        ('query-id,corpus-id,score\nq0,"notes, ""old"".md",1\n', {'notes, "old".md': 1}),
+        ("q0 0 a,b 1\n", {"a,b": 1}),
+    ):
+        (folder / "qrels" / "test.tsv").write_text(lines)
+        assert read_beir(folder).judged["test"]["q0"].grades == grades
+
+
+def test_columns_of_judgements_in_rows_may_have_other_usual_names(tmp_path):
+    folder = write_beir(tmp_path / "set")
+    (folder / "qrels" / "test.jsonl").write_text('{"docid": "a", "qid": "q0", "relevance": 2}')
+    assert read_beir(folder).judged["test"]["q0"].grades == {"a": 2}
