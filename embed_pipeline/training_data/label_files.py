@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,7 @@ def _label_set(source: Path, files: Mapping[Path, Side | None]) -> LabelSet:
         rows = list(read_rows(path))
         if rows and _is_nemo(rows[0][1]):
             rows, parts = _read_nemo(path, rows[0][1])
-            passages |= {
-                id_text(row.get("id")) or "": str(row.get("text") or "") for p in parts for _, row in read_rows(p)
-            }
+            passages |= dict(map(_nemo_passage, chain.from_iterable(map(read_rows, parts))))
             read += parts
         labels += _read_labels(path, rows, side)
     if source.is_dir():
@@ -185,7 +184,23 @@ def _read_nemo(path: Path, content: Mapping[str, Any]) -> tuple[list[tuple[str, 
     except (ValueError, KeyError, TypeError) as error:
         message = f"{path}: not NeMo's form, an object of corpus and data: {error}"
         raise LabelsError(message) from error
-    return rows, [part for place in places for part in files_of_rows(place)]
+    # A .json in the folder is about the corpus, such as merlin_metadata.json.
+    forms = [ending for ending in ENDINGS if ending != ".json"]
+    found = {place: [place] if place.is_file() else files_of_rows(place, forms) for place in places}
+    if empty := [place for place, parts in found.items() if not parts]:
+        problem = "holds no file of passages" if empty[0].exists() else "does not exist"
+        message = f"{path}: its corpus.path is {empty[0]}, which {problem}; put the corpus there, or correct the path"
+        raise LabelsError(message)
+    return rows, [part for parts in found.values() for part in parts]
+
+
+def _nemo_passage(found: tuple[str, Mapping[str, Any]]) -> tuple[str, str]:
+    place, row = found
+    key = id_text(row.get("id"))
+    if key is None or "text" not in row:
+        message = f"{place}: expected the columns id and text of a passage, found {', '.join(row)}"
+        raise LabelsError(message)
+    return key, str(row["text"] or "")
 
 
 def _beir_label_set(folder: Path) -> LabelSet:

@@ -175,13 +175,15 @@ def test_a_packed_file_is_a_set(tmp_path, name):
     assert (found.name, [label.question for label in found.labels]) == ("set", ["a"])
 
 
+NEMO = {"corpus": {"path": "./corpus/"}, "data": [{"question": "q", "pos_doc": [{"id": "d1"}], "neg_doc": []}]}
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_nemo_file_is_read_packed_or_not_in_a_folder_or_alone(tmp_path, caplog, packed):
     folder = tmp_path / "set"
     (folder / "corpus").mkdir(parents=True)
     pl.DataFrame({"id": ["d1"], "text": ["t"]}).write_parquet(folder / "corpus" / "train.parquet")
-    content = {"corpus": {"path": "./corpus/"}, "data": [{"question": "q", "pos_doc": [{"id": "d1"}], "neg_doc": []}]}
-    raw = json.dumps(content).encode()
+    raw = json.dumps(NEMO).encode()
     path = folder / ("train.json.gz" if packed else "train.json")
     path.write_bytes(gzip.compress(raw) if packed else raw)
     write_rows(folder / "train_mined.automodel.jsonl", {"anchor": "again", "positive": "p"})
@@ -190,3 +192,22 @@ def test_a_nemo_file_is_read_packed_or_not_in_a_folder_or_alone(tmp_path, caplog
         assert [(label.question, label.positive_ids) for label in found.labels] == [("q", ["d1"])]
         assert found.passages == {"d1": "t"}
     assert f"{folder}: passed over: train_mined.automodel.jsonl" in caplog.text
+
+
+def test_a_corpus_that_nemo_names_and_that_is_missing_or_malformed_is_named(tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps(NEMO))
+    corpus = tmp_path / "corpus"
+    with pytest.raises(LabelsError, match=f"train.json: its corpus.path is {corpus}, which does not exist; put the"):
+        read_label_set(tmp_path)
+    corpus.mkdir()
+    with pytest.raises(LabelsError, match=f"its corpus.path is {corpus}, which holds no file of passages"):
+        read_label_set(tmp_path)
+    pl.DataFrame({"_id": ["d1"], "text": ["t"]}).write_parquet(corpus / "train.parquet")
+    with pytest.raises(LabelsError, match="train.parquet, row 1: expected the columns id and text of a passage, found"):
+        read_label_set(tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps({**NEMO, "corpus": [{"path": "passages.jsonl.gz"}]}))
+    (tmp_path / "passages.jsonl.gz").write_bytes(gzip.compress(b'{"id": "d1", "text": "t"}'))
+    assert read_label_set(tmp_path).passages == {"d1": "t"}
+    (tmp_path / "train.json").write_text(json.dumps({**NEMO, "corpus": [{"folder": "x"}]}))
+    with pytest.raises(LabelsError, match="train.json: not NeMo's form, an object of corpus and data: 'path'"):
+        read_label_set(tmp_path)
