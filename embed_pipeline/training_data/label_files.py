@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,7 @@ from embed_pipeline.row_files import (
     name_the_unread,
     read_rows,
 )
+from embed_pipeline.training_data.pair_labels import Verdict, pair_verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,6 @@ _ID_FIELDS = {
     "negative_ids": re.compile(r"negative_ids?|neg_doc"),
 }
 _SPLIT_FIELD = "split"
-# Of sentence-transformers' pairs: whether they match.
-_PAIR_FIELD, _LEAST_MATCH = "label", 0.5
 _USUAL_NAMES = (*_QUESTION_FIELDS, *_TEXT_FIELDS, *_ID_FIELDS, _SPLIT_FIELD)
 _MISSPELT = 0.85
 
@@ -96,28 +95,49 @@ def read_label_set(path: Path) -> LabelSet:
 
 
 def _read_labels(path: Path, rows: list[tuple[str, dict[str, Any]]], side: Side | None) -> list[RawLabel]:
-    matching = [(place, row) for place, row in rows if _match(row.get(_PAIR_FIELD))]
-    if wrong := len(rows) - len(matching):
-        logger.warning("%s: pairs whose label is under %s, which do not match: %d left out", path, _LEAST_MATCH, wrong)
-        rows = matching
     if not rows:
         logger.warning("%s holds no label", path)
-    ignored = sorted({name for _, row in rows for name in row if not _is_known(name) and name != _PAIR_FIELD})
+    labels = [_parse_label(place, row, side) for place, row in rows]
+    has_negatives = any(label.negatives or label.negative_ids for label in labels)
+    judged, verdicts = (None, []) if has_negatives else pair_verdicts(rows)
+    ignored = sorted({name for _, row in rows for name in row if not _is_known(name) and name != judged})
     for name in ignored:
         if close := get_close_matches(name, _USUAL_NAMES, n=1, cutoff=_MISSPELT):
             message = f"{path}: unknown field {name!r}; did you mean {close[0]!r}?"
             raise LabelsError(message)
     if ignored:
         logger.warning("%s: the columns %s are ignored", path, ignored)
-    return [_parse_label(place, row, side) for place, row in rows]
+    return _matching(path, labels, verdicts) if judged else labels
 
 
-def _match(label: object) -> bool:
-    """Whether a pair with this label belongs together: 1, a similarity of at least a half, or no number at all."""
-    try:
-        return float(str(label)) >= _LEAST_MATCH
-    except ValueError:
-        return str(label) != "False"
+def _matching(path: Path, pairs: Sequence[RawLabel], verdicts: Sequence[Verdict]) -> list[RawLabel]:
+    """The pairs that match; what is said not to match a question is a negative of its pairs."""
+    matches = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict == "match"]
+    answers: dict[str, set[str]] = {}
+    for pair in matches:
+        answers.setdefault(pair.question, set()).update(pair.positives, pair.positive_ids)
+    against: dict[str, list[RawLabel]] = {}
+    for pair, verdict in zip(pairs, verdicts, strict=True):
+        if verdict == "mismatch" and pair.question in answers:
+            against.setdefault(pair.question, []).append(pair)
+    used = sum(map(len, against.values()))
+    if wrong := len(pairs) - len(matches):
+        message = "%s: pairs that do not match: %d, of which %d are negatives of their questions and %d are left out"
+        logger.warning(message, path, wrong, used, wrong - used)
+    return [
+        replace(
+            pair,
+            negatives=_without(answers[pair.question], (each.positives for each in against.get(pair.question, ()))),
+            negative_ids=_without(
+                answers[pair.question], (each.positive_ids for each in against.get(pair.question, ()))
+            ),
+        )
+        for pair in matches
+    ]
+
+
+def _without(answers: set[str], named: Iterable[list[str]]) -> list[str]:
+    return [each for each in dict.fromkeys(chain.from_iterable(named)) if each not in answers]
 
 
 def _one_split(labels: list[RawLabel]) -> list[RawLabel]:

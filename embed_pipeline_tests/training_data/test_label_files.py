@@ -136,7 +136,7 @@ def test_pairs_that_do_not_match_are_no_positives(tmp_path, caplog):
     pairs = [{"anchor": f"q{number}", "positive": f"p{number}", "label": number % 2} for number in range(4)]
     found = read_label_set(write_rows(tmp_path / "pairs.jsonl", *pairs))
     assert [label.question for label in found.labels] == ["q1", "q3"]
-    assert "pairs whose label is under 0.5, which do not match: 2 left out" in caplog.text
+    assert "pairs that do not match: 2, of which 0 are negatives of their questions and 2 are left out" in caplog.text
     assert "are ignored" not in caplog.text
 
 
@@ -211,3 +211,60 @@ def test_a_corpus_that_nemo_names_and_that_is_missing_or_malformed_is_named(tmp_
     (tmp_path / "train.json").write_text(json.dumps({**NEMO, "corpus": [{"folder": "x"}]}))
     with pytest.raises(LabelsError, match="train.json: not NeMo's form, an object of corpus and data: 'path'"):
         read_label_set(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["label", "labels", "score", "margin"])
+@pytest.mark.parametrize("margin", [-0.3, 0.0, 0.4, 17.2, [3.1, -2.0]])
+def test_a_number_next_to_a_negative_is_a_margin(tmp_path, caplog, column, margin):
+    row = {"query": "a", "positive": "p", "negative": "n", column: margin}
+    (label,) = read_label_set(write_rows(tmp_path / "x.jsonl", row)).labels
+    assert (label.positives, label.negatives) == (["p"], ["n"])
+    assert f"the columns ['{column}'] are ignored" in caplog.text
+
+
+@pytest.mark.parametrize("named", [{"positive": "{}"}, {"positive_ids": ["{}"]}])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("entailment", "contradiction", "neutral"),
+        ("Entailment", "CONTRADICTION", "not_entailment"),
+        ("relevant", "Not-Relevant", "neutral"),
+        ("yes", "no", "neutral"),
+        (True, False, None),
+        (1, 0, 0.3),
+        ("1.0", "0", "-1"),
+    ],
+)
+def test_pairs_that_do_not_match_are_negatives_of_their_question(tmp_path, caplog, named, words):
+    yes, no, neither = words
+    said = {"p": yes, "q": yes, "n": no, **({} if neither is None else {"x": neither})}
+    ((column, form),) = named.items()
+    fill = lambda text: form.format(text) if isinstance(form, str) else [text]  # noqa: E731 - a line
+    rows = [{"anchor": "a", column: fill(text), "label": label} for text, label in said.items()]
+    rows += [{"anchor": "a", column: fill("p"), "label": no}, {"anchor": "b", column: fill("n"), "label": no}]
+    labels = read_label_set(write_rows(tmp_path / "x.jsonl", *rows)).labels
+    positives = [(label.question, label.positives or label.positive_ids) for label in labels]
+    assert positives == [("a", ["p"]), ("a", ["q"])]
+    assert [label.negatives or label.negative_ids for label in labels] == [["n"], ["n"]]
+    wrong = len(rows) - 2
+    assert (
+        f"do not match: {wrong}, of which 2 are negatives of their questions and {wrong - 2} are left out"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 2), ("entailment", "maybe"), (0.2, "high"), (3.5, 4.0)])
+def test_labels_of_pairs_on_an_unknown_scale_are_refused(tmp_path, labels):
+    rows = [{"anchor": "a", "positive": f"p{label}", "label": label} for label in labels]
+    with pytest.raises(LabelsError, match=r"x.jsonl, line .: label is .*, expected a number from 0 to 1 .*entailment"):
+        read_label_set(write_rows(tmp_path / "x.jsonl", *rows))
+
+
+def test_a_pair_without_a_label_among_labelled_ones_is_left_out(tmp_path, caplog):
+    labels = ("entailment", None, "-", "neutral")
+    rows = [{"anchor": f"a{place}", "positive": "p", "label": label} for place, label in enumerate(labels)]
+    found = read_label_set(write_rows(tmp_path / "x.jsonl", *rows)).labels
+    assert [label.question for label in found] == ["a0"]
+    assert "do not match: 3, of which 0 are negatives of their questions and 3 are left out" in caplog.text
+    unlabelled = [{**row, "label": None} for row in rows]
+    assert len(read_label_set(write_rows(tmp_path / "x.jsonl", *unlabelled)).labels) == len(labels)
