@@ -15,9 +15,9 @@ folder ``queries`` or ``corpus`` of parts. So may judgements, with the columns `
 
 Every file may be packed (``.jsonl.gz``, ``.tsv.gz``). Judgements may be without a grade, which is 1 then, or in TREC's
 form, whose second column is not read. Other keys are ignored, and so is a byte order mark. A passage's text is title
-and text joined by a space, as BEIR joins them, without white space around it; passages without a text are left out. A
-passage judged more than once for a query has its highest grade. A judgement on a missing query is left out. What is
-left out is counted in the log.
+and text joined by a space, as BEIR joins them, without white space around it; passages and queries without a text are
+left out, and so are judgements on queries that are left out or missing. A passage judged more than once for a query has
+its highest grade. What is left out is counted in the log.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
     Raises:
         LabelsError: naming the file that is missing, or the file and line that is malformed.
     """
-    queries = dict(_read_queries(folder))
+    queries = _read_queries(folder)
     files = {side: judgement_files(folder, side) for side in SIDES}
     found = {side: list(chain.from_iterable(map(judgement_rows, files[side]))) for side in sides}
     read = [*_files_named(folder, "queries"), *_files_named(folder, "corpus"), *chain.from_iterable(files.values())]
@@ -111,21 +111,22 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
     return BeirFolder(queries, _read_passages(folder), judged)
 
 
-def _read_queries(folder: Path) -> Iterator[tuple[str, str]]:
-    for place, row in _texts(folder, "queries"):
-        if is_blank(row["text"]):
-            message = f"{place}: the text of query {row['_id']!r} is empty"
-            raise LabelsError(message)
-        yield row["_id"], row["text"]
+def _read_queries(folder: Path) -> dict[str, str]:
+    found = {row["_id"]: row["text"] for _, row in _texts(folder, "queries")}
+    return _with_text(found, folder, "queries")
 
 
 def _read_passages(folder: Path) -> dict[str, str] | None:
     if not _files_named(folder, "corpus"):
         return None
     passages = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for _, row in _texts(folder, "corpus")}
-    said = {key: text for key, text in passages.items() if not is_blank(text)}
-    if len(said) < len(passages):
-        logger.warning("%s: passages without a text are left out: %d", folder, len(passages) - len(said))
+    return _with_text(passages, folder, "passages")
+
+
+def _with_text(texts: Mapping[str, str], folder: Path, kind: str) -> dict[str, str]:
+    said = {key: text for key, text in texts.items() if not is_blank(text)}
+    if len(said) < len(texts):
+        logger.warning("%s: %s without a text are left out: %d", folder, kind, len(texts) - len(said))
     return said
 
 
@@ -177,11 +178,11 @@ def _read_judgements(
         grades = judged.setdefault(query, Judgements(place, {})).grades
         grades[passage] = max(grade, grades.get(passage, grade))
     if unknown and not judged:
-        message = f"{folder}: no judged query is in its queries, first {unknown[0]}"
+        message = f"{folder}: no judged query is in its queries with a text, first {unknown[0]}"
         raise LabelsError(message)
     if unknown:
         logger.warning(
-            "%s: judgements on queries that are not there are left out: %d, first %s",
+            "%s: judgements on queries that are missing or have no text are left out: %d, first %s",
             folder,
             len(unknown),
             unknown[0],

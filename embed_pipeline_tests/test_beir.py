@@ -99,7 +99,6 @@ def test_of_several_judgements_the_highest_counts(tmp_path):
     [
         ("queries.jsonl", '{"_id": "q0", "text": "x"}\n{"_id": 2}\n', "line 2: expected _id, a string or a whole"),
         ("queries.jsonl", '{"_id": true, "text": "x"}', "line 1: expected _id, a string or a whole number"),
-        ("queries.jsonl", '{"_id": "q0", "text": " "}', "line 1: the text of query 'q0' is empty"),
         ("queries.jsonl", '{"_id": "q0", "text": "x"}\n\n{\n', "line 3: not JSON"),
         ("queries.jsonl", "[]", "line 1: expected an object"),
         ("queries.jsonl", '{"_id": "q0", "text": "x"}\n{"_id": "q0", "text": "y"}', "line 2: _id 'q0' occurs twice"),
@@ -140,7 +139,7 @@ def test_judgements_on_queries_that_are_not_there_are_left_out_and_counted(tmp_p
     assert list(read_beir(folder).judged["test"]) == ["q0"]
     assert "left out: 2, first 'q9'" in caplog.text
     (folder / "qrels" / "test.tsv").write_text("q9\ta\t1\n")
-    with pytest.raises(LabelsError, match=r"no judged query is in its queries, first 'q9' .*line 1"):
+    with pytest.raises(LabelsError, match=r"no judged query is in its queries with a text, first 'q9' .*line 1"):
         read_beir(folder)
 
 
@@ -347,3 +346,17 @@ def test_columns_of_judgements_in_rows_may_have_other_usual_names(tmp_path):
     folder = write_beir(tmp_path / "set")
     (folder / "qrels" / "test.jsonl").write_text('{"docid": "a", "qid": "q0", "relevance": 2}')
     assert read_beir(folder).judged["test"]["q0"].grades == {"a": 2}
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\u200b", None])
+def test_a_query_without_a_text_is_left_out_with_its_judgements_and_counted(tmp_path, caplog, empty):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\nq1\ta\t1\nq1\tb\t1\n")
+    queries = [{"_id": "q0", "text": "x"}, {"_id": "q1", "text": empty}, {"_id": "unjudged", "text": empty}]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    found = read_beir(folder)
+    assert (found.queries, list(found.judged["test"])) == ({"q0": "x"}, ["q0"])
+    assert "queries without a text are left out: 2" in caplog.text
+    assert "judgements on queries that are missing or have no text are left out: 2, first 'q1'" in caplog.text
+    (folder / "qrels" / "test.tsv").write_text("q1\ta\t1\n")
+    with pytest.raises(LabelsError, match=r"no judged query is in its queries with a text, first 'q1' .*line 1"):
+        read_beir(folder)

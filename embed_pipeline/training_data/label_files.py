@@ -30,6 +30,7 @@ from embed_pipeline.row_files import (
     name_the_unread,
     read_rows,
 )
+from embed_pipeline.text.blocks import is_blank
 from embed_pipeline.training_data.pair_labels import Verdict, pair_verdicts
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ _ID_FIELDS = {
 _SPLIT_FIELD = "split"
 _USUAL_NAMES = (*_QUESTION_FIELDS, *_TEXT_FIELDS, *_ID_FIELDS, _SPLIT_FIELD)
 _MISSPELT = 0.85
+
+
+class EmptyLabelError(LabelsError):
+    """A row has no question, or no positive."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def read_label_set(path: Path) -> LabelSet:
 def _read_labels(path: Path, rows: list[tuple[str, dict[str, Any]]], side: Side | None) -> list[RawLabel]:
     if not rows:
         logger.warning("%s holds no label", path)
-    labels = [_parse_label(place, row, side) for place, row in rows]
+    rows, labels = _with_question_and_positive(path, rows, side)
     has_negatives = any(label.negatives or label.negative_ids for label in labels)
     judged, verdicts = (None, []) if has_negatives else pair_verdicts(rows)
     ignored = sorted({name for _, row in rows for name in row if not _is_known(name) and name != judged})
@@ -108,6 +113,26 @@ def _read_labels(path: Path, rows: list[tuple[str, dict[str, Any]]], side: Side 
     if ignored:
         logger.warning("%s: the columns %s are ignored", path, ignored)
     return _matching(path, labels, verdicts) if judged else labels
+
+
+def _with_question_and_positive(
+    path: Path, rows: Sequence[tuple[str, dict[str, Any]]], side: Side | None
+) -> tuple[list[tuple[str, dict[str, Any]]], list[RawLabel]]:
+    """The rows that have both, and their labels; an error where none has."""
+    kept, labels, empty = [], [], []
+    for place, row in rows:
+        try:
+            labels.append(_parse_label(place, row, side))
+            kept.append((place, row))
+        except EmptyLabelError as error:
+            empty.append(error)
+    if empty and not labels:
+        raise empty[0]
+    if empty:
+        logger.warning(
+            "%s: rows without a question or a positive are left out: %d, first %s", path, len(empty), empty[0]
+        )
+    return kept, labels
 
 
 def _matching(path: Path, pairs: Sequence[RawLabel], verdicts: Sequence[Verdict]) -> list[RawLabel]:
@@ -253,9 +278,12 @@ def _parse_label(place: str, row: Mapping[str, Any], side: Side | None) -> RawLa
     """A row under any of the names that are known; ``side``: that of its file."""
     asked = [row[name] for name in _QUESTION_FIELDS if row.get(name) is not None]
     question = asked[0] if asked else None
-    if not isinstance(question, str) or not question.strip():
+    if question is None or (isinstance(question, str) and is_blank(question)):
         found = f"{question!r}" if asked else f"missing (one of {', '.join(_QUESTION_FIELDS)}; found {sorted(row)})"
         message = f"{place}: question is {found}, expected a text"
+        raise EmptyLabelError(message)
+    if not isinstance(question, str):
+        message = f"{place}: question is {question!r}, expected a text"
         raise LabelsError(message)
     given = row.get(_SPLIT_FIELD) or None
     if given is not None:
@@ -270,7 +298,7 @@ def _parse_label(place: str, row: Mapping[str, Any], side: Side | None) -> RawLa
         lists[field_name] = [text for name in named for text in read(place, name, row[name])]
     if not lists["positives"] and not lists["positive_ids"]:
         message = f"{place}: neither positives nor positive_ids; found {sorted(row)}"
-        raise LabelsError(message)
+        raise EmptyLabelError(message)
     return RawLabel(place=place, question=question, side=side, **lists)
 
 
@@ -286,7 +314,7 @@ def _side(name: object) -> Side | None:
 
 def _text_list(place: str, name: str, value: object) -> list[str]:
     """A field that holds one text, several, or none; empty ones are passed over."""
-    several = [text for text in _several(value) if text is not None and (not isinstance(text, str) or text.strip())]
+    several = [text for text in _several(value) if text is not None and not (isinstance(text, str) and is_blank(text))]
     if not all(isinstance(text, str) for text in several):
         message = f"{place}: {name} is {str(value)[:80]!r}, expected a text or a list of texts"
         raise LabelsError(message)

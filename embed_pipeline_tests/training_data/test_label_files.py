@@ -268,3 +268,26 @@ def test_a_pair_without_a_label_among_labelled_ones_is_left_out(tmp_path, caplog
     assert "do not match: 3, of which 0 are negatives of their questions and 3 are left out" in caplog.text
     unlabelled = [{**row, "label": None} for row in rows]
     assert len(read_label_set(write_rows(tmp_path / "x.jsonl", *unlabelled)).labels) == len(labels)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "", "positive": "p"},
+        {"query": None, "positive": "p"},
+        {"positive": "p"},
+        {"query": "b", "positive": "\u200b"},
+        {"query": "b", "pos": [], "negative": "n"},
+    ],
+)
+def test_a_row_without_a_question_or_a_positive_is_left_out_and_counted(tmp_path, caplog, row):
+    rows = [
+        {"query": "a", "positive": "p", "label": 1},
+        {**row, "label": 0},
+        {"query": "c", "positive": "p", "label": 1},
+    ]
+    path = write_rows(tmp_path / "x.jsonl", *rows)
+    assert [label.question for label in read_label_set(path).labels] == ["a", "c"]
+    assert f"rows without a question or a positive are left out: 1, first {path}, line 2: " in caplog.text
+    with pytest.raises(LabelsError, match=r"line 1: (question is|neither positives)"):
+        read_label_set(write_rows(path, row))
