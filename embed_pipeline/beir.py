@@ -23,11 +23,10 @@ its highest grade. What is left out is counted in the log.
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from embed_pipeline.enumerations import SIDES, Side
@@ -128,11 +127,6 @@ def _with_text(texts: Mapping[str, str], folder: Path, kind: str) -> dict[str, s
     if len(said) < len(texts):
         logger.warning("%s: %s without a text are left out: %d", folder, kind, len(texts) - len(said))
     return said
-
-
-def document_key(path: str) -> str:
-    """A path by which documents are compared: without ``./``, with slashes, in one of Unicode's forms."""
-    return unicodedata.normalize("NFC", PurePosixPath(path.replace("\\", "/")).as_posix())
 
 
 def holds_queries(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from embed_pipeline import tables
-from embed_pipeline.beir import document_key
+from embed_pipeline.document_paths import DocumentPaths
 from embed_pipeline.enumerations import LABELLED, SIDES, Context, Side
 from embed_pipeline.row_files import LabelsError
 from embed_pipeline.text.passages import passage_texts, passages_by_id
@@ -222,13 +222,10 @@ class _SegmentLookup:
         self._by_path: dict[str, list[str]] = {}
         for segment, path, text in ordered.select("segment_id", "path", "text").iter_rows():
             self._by_text.setdefault(text.strip(), segment)
-            self._by_path.setdefault(document_key(path), []).append(segment)
+            self._by_path.setdefault(path, []).append(segment)
         for segment, passage in self._passages.items():
             self._by_text.setdefault(passage.strip(), segment)
-        copies = tables.LEFT_OUT_DOCUMENTS.empty() if left_out is None else left_out
-        for path, stayed in copies.select("path", "duplicate_of").iter_rows():
-            if segments := self._by_path.get(document_key(stayed)):
-                self._by_path.setdefault(document_key(path), segments)
+        self._documents = DocumentPaths(self._by_path, left_out)
 
     def label(self, label_set: LabelSet, raw: RawLabel, missing: list[str]) -> Label:
         """The label over segments; what is not in the corpus is added to ``missing``."""
@@ -268,5 +265,6 @@ class _SegmentLookup:
             return key
         if own in self._by_text:
             return self._by_text[own]
-        segments = self._by_path.get(document_key(key), [])
+        document = self._documents.find(key)
+        segments = self._by_path[document] if document else []
         return max(segments, key=lambda segment: overlap(raw.question, self._texts[segment]), default=None)

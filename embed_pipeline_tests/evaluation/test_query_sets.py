@@ -151,8 +151,9 @@ def test_a_query_that_is_a_passage_is_not_its_own_answer(tmp_path: Path) -> None
     assert ranked == {"a": ["b"], "q1": ["a", "b"]}
 
 
-def test_documents_are_found_however_their_paths_are_written(tmp_path: Path) -> None:
-    folder = write_beir(tmp_path / "people", corpus=False, test="q1\t./class.md\t2\n")
+@pytest.mark.parametrize("written", ["./class.md", "/class.md", "cl%61ss.md"])
+def test_documents_are_found_however_their_paths_are_written(tmp_path: Path, written: str) -> None:
+    folder = write_beir(tmp_path / "people", corpus=False, test=f"q1\t{written}\t2\nq1\tclass.md\t1\n")
     found = labelled_set(folder, material.corpus())
     assert found is not None
     assert found.qrels == {"q1": {"class.md": 2}}

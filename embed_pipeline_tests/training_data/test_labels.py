@@ -205,7 +205,7 @@ def test_a_label_on_several_sides_is_not_trained_on(tmp_path, caplog, sides, kep
     assert "labels: 1 are on several sides" in caplog.text
 
 
-@pytest.mark.parametrize("named", ["./café.md", "cafe\u0301.md", "caf\u00e9.md", ".\\café.md"])
+@pytest.mark.parametrize("named", ["./café.md", "cafe\u0301.md", "café.md", ".\\café.md", "/café.md", "caf%C3%A9.md"])
 def test_paths_are_compared_however_they_are_written(tmp_path, named):
     corpus = material.corpus({"caf\u00e9.md": ["about coffee"]})
     (label,) = read_labels([write_rows(tmp_path / "x.jsonl", {"query": "coffee", "positive_ids": [named]})], corpus)
