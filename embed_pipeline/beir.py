@@ -38,6 +38,7 @@ from embed_pipeline.row_files import (
     id_text,
     name_and_ending,
     name_the_unread,
+    names_in,
     read_rows,
 )
 from embed_pipeline.text.blocks import is_blank
@@ -97,12 +98,13 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
     files = {side: judgement_files(folder, side) for side in SIDES}
     found = {side: list(chain.from_iterable(map(judgement_rows, files[side]))) for side in sides}
     read = [*_files_named(folder, "queries"), *_files_named(folder, "corpus"), *chain.from_iterable(files.values())]
-    for place in sorted({folder, folder / "qrels", *(path.parent for path in chain.from_iterable(files.values()))}):
-        name_the_unread(place, read)
+    name_the_unread(folder, read)
     judged = {side: _read_judgements(rows, queries, folder) for side, rows in found.items() if rows}
     if not judged:
         wanted = " or ".join(f"qrels/{side}.tsv" for side in sides)
         message = f"{folder}: there is no {wanted} with a judgement in it"
+        if held := names_in(folder / "qrels"):
+            message += f"; qrels holds {', '.join(held)}"
         others = [side for side in SIDES if side not in sides and any(map(any, map(judgement_rows, files[side])))]
         if others:
             message += f"; there are those of {' and '.join(others)}, which a copy named {sides[0]} would judge by"
@@ -142,7 +144,10 @@ def _files_named(folder: Path, name: str) -> list[Path]:
 
 def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of queries or passages, each id once and a string."""
-    files = _files_named(folder, name) or [folder / f"{name}.jsonl"]
+    files = _files_named(folder, name)
+    if not files:
+        message = f"{folder / name}.jsonl: No such file, nor one of another form; the folder holds {names_in(folder)}"
+        raise LabelsError(message)
     rows = chain.from_iterable(map(read_rows, files))
     seen: dict[str, str] = {}
     for place, row in rows:

@@ -9,7 +9,7 @@ import logging
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
@@ -49,11 +49,18 @@ def files_of_rows(folder: Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
     return sorted(found.values())
 
 
-def name_the_unread(folder: Path, read: Iterable[Path]) -> None:
-    """Name in the log what a folder holds and nothing was read from, pages about it and hidden files apart."""
-    held = {path.name for path in folder.glob("[!.]*") if path.suffix.lower() != ".md"}
-    if unread := sorted(held - {path.relative_to(folder).parts[0] for path in read if path.is_relative_to(folder)}):
-        logger.warning("%s: passed over: %s", folder, ", ".join(unread))
+def names_in(folder: Path) -> list[str]:
+    """What a folder holds, pages about it and hidden files apart; a folder that does not exist holds nothing."""
+    return sorted(path.name for path in folder.glob("[!.]*") if path.suffix.lower() != ".md")
+
+
+def name_the_unread(folder: Path, read: Sequence[Path]) -> None:
+    """Name in the log what nothing was read from, in a folder and in those of its folders that were read."""
+    inside = [path.relative_to(folder) for path in read if path.is_relative_to(folder)]
+    for place in sorted({Path(), *(path.parent for path in inside)}):
+        used = {path.relative_to(place).parts[0] for path in inside if path.is_relative_to(place)}
+        if unread := [name for name in names_in(folder / place) if name not in used]:
+            logger.warning("%s: passed over: %s", folder / place, ", ".join(unread))
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -28,6 +28,7 @@ from embed_pipeline.row_files import (
     id_text,
     name_and_ending,
     name_the_unread,
+    names_in,
     read_rows,
 )
 from embed_pipeline.text.blocks import is_blank
@@ -179,7 +180,7 @@ def _folder_label_set(folder: Path) -> LabelSet:
     sides = {path: _side_of_file(path) for path in files}
     sideless = [path.name for path, side in sides.items() if side is None]
     if not files or 0 < len(sideless) < len(sides):
-        found = f"{', '.join(sideless)} are named otherwise" if files else "there are none"
+        found = f"{', '.join(sideless)} are named otherwise" if files else f"the folder holds {names_in(folder)}"
         message = (
             f"training_data.label_sets {folder}: expected a BEIR folder (queries.jsonl), or files of rows "
             f"({', '.join(ENDINGS)}) whose names begin with train, dev or test; {found}"

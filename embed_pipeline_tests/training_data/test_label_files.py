@@ -150,8 +150,17 @@ def test_snapshots_of_a_hub_and_empty_files_are_read(tmp_path, caplog):
     (tmp_path / "set" / "data").mkdir(parents=True)
     rows = {"anchor": ["a"], "positive": ["p"], "hard_negatives": [["n"]]}
     pl.DataFrame(rows).write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    (tmp_path / "set" / "data" / "test.jsonl.zst").write_bytes(b"")
+    (tmp_path / "set" / "README.md").write_text("about the set")
     (label,) = read_label_set(tmp_path / "set").labels
     assert (label.question, label.negatives, label.side) == ("a", ["n"], None)
+    assert caplog.messages == [f"{tmp_path / 'set' / 'data'}: passed over: test.jsonl.zst"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "test.jsonl.zst").write_bytes(b"")
+    with pytest.raises(
+        LabelsError, match=r"names begin with train, dev or test; the folder holds \['test.jsonl.zst'\]"
+    ):
+        read_label_set(tmp_path / "other")
     assert read_label_set(write_rows(tmp_path / "empty.jsonl")).labels == []
     assert "empty.jsonl holds no label" in caplog.text
 
