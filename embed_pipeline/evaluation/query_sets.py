@@ -165,7 +165,9 @@ def labelled_set(folder: Path, corpus: pl.DataFrame, left_out: pl.DataFrame | No
                 grades[kept] = max(grade, grades.get(kept, grade))
     qrels, unknown = _judgements_on(known, judged)
     if unknown:
-        logger.warning("labelled queries %s: %d judgements are on documents not in the corpus", folder.name, unknown)
+        first = next(item for rel in judged.values() for item in rel if item not in known)
+        message = "labelled queries %s: %d judgements are on documents not in the corpus, first %r"
+        logger.warning(message, folder.name, unknown, first)
     if not qrels:
         logger.warning("labelled queries %s: no judged document is in the corpus; the set is left out", folder.name)
         return None

@@ -46,6 +46,7 @@ _ID_FIELDS = {
     "negative_ids": re.compile(r"negative_ids?|neg_doc"),
 }
 _SPLIT_FIELD = "split"
+_MAYBE_ABOUT = (".json", ".csv", ".tsv")
 _USUAL_NAMES = (*_QUESTION_FIELDS, *_TEXT_FIELDS, *_ID_FIELDS, _SPLIT_FIELD)
 _MISSPELT = 0.85
 
@@ -193,13 +194,14 @@ def _folder_label_set(folder: Path) -> LabelSet:
 def _label_files(folder: Path) -> list[Path]:
     """The files of rows; NeMo's alone where there are some, as what the recipe makes of them says the same again.
 
-    A ``.json`` that is named for no side and has no question is about the set, such as ``dataset_infos.json``.
+    A ``.json``, ``.csv`` or ``.tsv`` that is named for no side and has no question is about the set, such as
+    ``dataset_infos.json``.
     """
     files = files_of_rows(folder)
-    objects = {path: next(read_rows(path), ("", {}))[1] for path in files if name_and_ending(path)[1] == ".json"}
-    nemo = [path for path, first in objects.items() if _is_nemo(first) and _side(name_and_ending(path)[0])]
-    asking = [path for path, first in objects.items() if _side_of_file(path) or {*_QUESTION_FIELDS} & first.keys()]
-    return nemo or [path for path in files if path not in objects or path in asking]
+    first = {path: next(read_rows(path), ("", {}))[1] for path in files if name_and_ending(path)[1] in _MAYBE_ABOUT}
+    nemo = [path for path, row in first.items() if _is_nemo(row) and _side(name_and_ending(path)[0])]
+    about = [path for path, row in first.items() if not _side_of_file(path) and not {*_QUESTION_FIELDS} & row.keys()]
+    return nemo or [path for path in files if path not in about]
 
 
 def _label_set(source: Path, files: Mapping[Path, Side | None]) -> LabelSet:

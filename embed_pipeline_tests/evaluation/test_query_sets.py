@@ -59,7 +59,7 @@ def test_judgements_on_documents_that_are_not_here_are_dropped_and_counted(
     assert found is not None
     assert (found.name, found.unit, found.queries) == ("people", "document", {"q1": "question 1"})
     assert found.qrels == {"q1": {"class.md": 2}}
-    assert "2 judgements" in caplog.text
+    assert "2 judgements are on documents not in the corpus, first 'gone.md'" in caplog.text
 
 
 def test_judgements_on_a_copy_hold_for_the_document_that_stayed(tmp_path: Path) -> None:

@@ -170,11 +170,16 @@ def test_files_of_every_form_in_a_folder_are_read_and_the_others_are_named(tmp_p
     (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(b'{"anchor": "b", "positive": "p"}'))
     (tmp_path / "dev.json").write_text('[{"anchor": "c", "positive": "p"}]')
     (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b"anchor,positive\nd,p\n"))
-    for name, content in (("dataset_infos.json", '{"features": {}}'), ("train.arrow", ""), ("train.jsonl.gz", "")):
+    for name, content in (
+        ("dataset_infos.json", '{"a": {}}'),
+        ("sizes.csv", "a\n1\n"),
+        ("train.arrow", ""),
+        ("train.jsonl.gz", ""),
+    ):
         (tmp_path / name).write_text(content)
     found = {label.question: label.side for label in read_label_set(tmp_path).labels}
     assert found == {"a": "train", "b": "test", "c": "dev", "d": "train"}
-    assert f"{tmp_path}: passed over: dataset_infos.json, train.arrow, train.jsonl.gz" in caplog.text
+    assert f"{tmp_path}: passed over: dataset_infos.json, sizes.csv, train.arrow, train.jsonl.gz" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["set.jsonl.gz", "set.json.gz"])
