@@ -24,7 +24,7 @@ from typing import Any
 
 import polars as pl
 
-from embed_pipeline.beir import read_beir, read_json_lines
+from embed_pipeline.beir import read_beir
 from embed_pipeline.corpus.batches import cut_batches
 from embed_pipeline.corpus.current import current_corpus
 from embed_pipeline.corpus.documents import read_documents
@@ -35,6 +35,7 @@ from embed_pipeline.enumerations import Context
 from embed_pipeline.evaluation.gates import headline
 from embed_pipeline.evaluation.query_sets import QuerySet, labelled_set
 from embed_pipeline.evaluation.retrieval import compare
+from embed_pipeline.row_files import read_json_lines
 from embed_pipeline.settings import Corpus, Embedding, Evaluation, Paths, Settings
 from embed_pipeline.text.passages import passage_texts
 

@@ -3,58 +3,47 @@
 ``queries.jsonl``
     an object for each query: ``_id``, a string or a whole number, and the string ``text``;
 ``qrels/{train,dev,test}.tsv``
-    a line for each judgement: query id, passage id and grade, a whole number, separated by tabs; a header is allowed;
+    a line for each judgement: query id, passage id and grade, a whole number, separated by tabs; where a header names
+    the columns, they may be in any order;
 ``corpus.jsonl``
     an object for each passage, as for queries, with a ``title`` where there is one; the file may be missing.
 
-Each may be Parquet instead, of the same columns, as hubs keep them: ``queries.parquet`` or a folder ``queries`` of
-parts, ``qrels/test.parquet`` or parts named for their side in ``qrels``, ``data`` or ``default``. The side
-``validation`` is dev.
+Queries and passages may be in any form of :mod:`embed_pipeline.row_files` instead, with the same columns, or in a
+folder ``queries`` or ``corpus`` of parts. So may judgements, with the columns ``query-id``, ``corpus-id`` and
+``score``, and separated by commas: a file or parts named for their side in ``qrels``, ``data`` or ``default``
+(:mod:`embed_pipeline.qrels`).
 
-Text files may be packed (``.jsonl.gz``, ``.tsv.gz``). Judgements may be without a grade, which is 1 then, or in TREC's
+Every file may be packed (``.jsonl.gz``, ``.tsv.gz``). Judgements may be without a grade, which is 1 then, or in TREC's
 form, whose second column is not read. Other keys are ignored, and so is a byte order mark. A passage's text is title
-and text joined by a space, as BEIR joins them, without white space around it; passages without a text are left out. A
-passage judged more than once for a query has its highest grade. A judgement on a missing query is left out. What is
-left out is counted in the log.
+and text joined by a space, as BEIR joins them, without white space around it; passages and queries without a text are
+left out, and so are judgements on queries that are left out or missing. A passage judged more than once for a query has
+its highest grade. What is left out is counted in the log.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
-import re
-import unicodedata
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from embed_pipeline.enumerations import SIDES, Side
-from embed_pipeline.text.blocks import is_blank, whole_characters
+from embed_pipeline.qrels import judgement_files, judgement_rows
+from embed_pipeline.row_files import (
+    ENDINGS,
+    LabelsError,
+    files_of_rows,
+    id_text,
+    name_and_ending,
+    name_the_unread,
+    names_in,
+    read_rows,
+)
+from embed_pipeline.text.blocks import is_blank
 
 logger = logging.getLogger(__name__)
-
-_SIDE_NAMES: Mapping[Side, tuple[str, ...]] = {
-    "train": ("train",),
-    "dev": ("dev", "validation", "val"),
-    "test": ("test",),
-}
-_QRELS_FOLDERS = ("qrels", "data", "default")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_HEADERS = frozenset({"query-id", "query_id", "qid"})
-_COLUMNS = ("query-id", "corpus-id", "score")
-# Columns of a judgement: without a grade, with one, and in TREC's form.
-_FORMS = frozenset({2, 3, 4})
-_UNGRADED = "1"
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}(\.0+)?")
-_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
-
-
-class LabelsError(ValueError):
-    """A file of labelled questions is missing, malformed, or names something that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -105,108 +94,61 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
     Raises:
         LabelsError: naming the file that is missing, or the file and line that is malformed.
     """
-    queries = dict(_read_queries(folder))
-    found = {side: list(_judgement_rows(folder, side)) for side in sides}
+    queries = _read_queries(folder)
+    files = {side: judgement_files(folder, side) for side in SIDES}
+    found = {side: list(chain.from_iterable(map(judgement_rows, files[side]))) for side in sides}
+    read = [*_files_named(folder, "queries"), *_files_named(folder, "corpus"), *chain.from_iterable(files.values())]
+    name_the_unread(folder, read)
     judged = {side: _read_judgements(rows, queries, folder) for side, rows in found.items() if rows}
     if not judged:
         wanted = " or ".join(f"qrels/{side}.tsv" for side in sides)
         message = f"{folder}: there is no {wanted} with a judgement in it"
-        others = [side for side in SIDES if side not in sides and next(_judgement_rows(folder, side), None)]
+        if held := names_in(folder / "qrels"):
+            message += f"; qrels holds {', '.join(held)}"
+        others = [side for side in SIDES if side not in sides and any(map(any, map(judgement_rows, files[side])))]
         if others:
             message += f"; there are those of {' and '.join(others)}, which a copy named {sides[0]} would judge by"
         raise LabelsError(message)
     return BeirFolder(queries, _read_passages(folder), judged)
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a Parquet file, each with its place (file and row) for messages.
-
-    Raises:
-        LabelsError: the file cannot be read.
-    """
-    import polars as pl
-
-    try:
-        frame = pl.read_parquet(path, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        message = f"{path}: not a readable Parquet file: {error}"
-        raise LabelsError(message) from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(frame.iter_rows(named=True), start=1))
-
-
-def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON
-    """The value of a JSON text that people wrote; half of a surrogate pair becomes U+FFFD.
-
-    Raises:
-        ValueError: it is no JSON, is nested too deeply, or holds a number of thousands of digits.
-    """
-    try:
-        value = json.loads(text)
-        if not _SURROGATE.search(text):
-            return value
-        written = json.dumps(value, ensure_ascii=False)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    return json.loads(whole_characters(written))
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object of every line that is not blank, each with its place (file and line) for messages.
-
-    Raises:
-        LabelsError: the file cannot be read, or a line is no JSON object.
-    """
-    for place, line in _lines(path):
-        try:
-            row = read_json(line)
-        except ValueError as error:
-            message = f"{place}: not JSON: {getattr(error, 'msg', error)}"
-            raise LabelsError(message) from error
-        if not isinstance(row, dict):
-            message = f"{place}: expected an object"
-            raise LabelsError(message)
-        yield place, row
-
-
-def _read_queries(folder: Path) -> Iterator[tuple[str, str]]:
-    for place, row in _texts(folder, "queries"):
-        if is_blank(row["text"]):
-            message = f"{place}: the text of query {row['_id']!r} is empty"
-            raise LabelsError(message)
-        yield row["_id"], row["text"]
+def _read_queries(folder: Path) -> dict[str, str]:
+    found = {row["_id"]: row["text"] for _, row in _texts(folder, "queries")}
+    return _with_text(found, folder, "queries")
 
 
 def _read_passages(folder: Path) -> dict[str, str] | None:
-    if _packed_or_not(folder / "corpus.jsonl") is None and not _parts(folder, "corpus"):
+    if not _files_named(folder, "corpus"):
         return None
     passages = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for _, row in _texts(folder, "corpus")}
-    said = {key: text for key, text in passages.items() if not is_blank(text)}
-    if len(said) < len(passages):
-        logger.warning("%s: passages without a text are left out: %d", folder, len(passages) - len(said))
+    return _with_text(passages, folder, "passages")
+
+
+def _with_text(texts: Mapping[str, str], folder: Path, kind: str) -> dict[str, str]:
+    said = {key: text for key, text in texts.items() if not is_blank(text)}
+    if len(said) < len(texts):
+        logger.warning("%s: %s without a text are left out: %d", folder, kind, len(texts) - len(said))
     return said
 
 
-def _packed_or_not(path: Path) -> Path | None:
-    """The text file of that name, or its packed form; None: there is neither."""
-    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.exists()), None)
+def holds_queries(folder: Path) -> bool:
+    """Whether a folder is one of BEIR's form."""
+    return bool(_files_named(folder, "queries"))
 
 
-def document_key(path: str) -> str:
-    """A path by which documents are compared: without ``./``, with slashes, in one of Unicode's forms."""
-    return unicodedata.normalize("NFC", PurePosixPath(path.replace("\\", "/")).as_posix())
-
-
-def _parts(folder: Path, name: str) -> list[Path]:
-    """The Parquet files that hold ``name``, one or several parts of it."""
-    whole = folder / f"{name}.parquet"
-    return [whole] if whole.exists() else sorted((folder / name).glob("*.parquet"))
+def _files_named(folder: Path, name: str) -> list[Path]:
+    """The file that holds ``name``, in the first of its forms, or a folder of its parts."""
+    whole = [path for path in files_of_rows(folder) if name_and_ending(path)[0] == name]
+    return sorted(whole, key=lambda path: ENDINGS.index(name_and_ending(path)[1]))[:1] or files_of_rows(folder / name)
 
 
 def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of queries or passages, each id once and a string."""
-    usual, parts = folder / f"{name}.jsonl", _parts(folder, name)
-    lines = _packed_or_not(usual) or (None if parts else usual)
-    rows = read_json_lines(lines) if lines else chain.from_iterable(map(parquet_rows, parts))
+    files = _files_named(folder, name)
+    if not files:
+        message = f"{folder / name}.jsonl: No such file, nor one of another form; the folder holds {names_in(folder)}"
+        raise LabelsError(message)
+    rows = chain.from_iterable(map(read_rows, files))
     seen: dict[str, str] = {}
     for place, row in rows:
         key = id_text(row.get("_id", row.get("id")))
@@ -223,92 +165,25 @@ def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, {**row, "_id": key, "text": text}
 
 
-def id_text(value: object) -> str | None:
-    """An id as it is compared: text, and whole numbers as written, 7.0 of pandas too; None: it is no id."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, str) else str(value) if type(value) is int else None
-
-
-def _judgement_rows(folder: Path, side: Side) -> Iterator[tuple[str, tuple[str, str, str]]]:
-    """Query id, passage id and grade of every judgement, as texts, each with its place."""
-    for name in _SIDE_NAMES[side]:
-        table = _packed_or_not(folder / "qrels" / f"{name}.tsv")
-        if table:
-            yield from _tab_separated(table)
-            return
-        parts = [path for place in _QRELS_FOLDERS for path in sorted((folder / place).glob(f"{name}*.parquet"))]
-        if parts:
-            yield from (_parquet_judgement(place, row) for part in parts for place, row in parquet_rows(part))
-            return
-
-
-def _tab_separated(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
-    expected = _FORMS
-    for number, (place, line) in enumerate(_lines(path)):
-        cells = [cell.strip() for cell in line.split("\t")]
-        if len(cells) == 1 and len(line.split()) == max(_FORMS):
-            # TREC's own files are separated by spaces.
-            cells = line.split()
-        if number == 0 and cells[0].lower() in _HEADERS:
-            expected = _FORMS & {len(cells)} or _FORMS
-            continue
-        if len(cells) not in expected:
-            message = f"{place}: expected {', '.join(_COLUMNS)} separated by tabs, got {len(cells)} columns"
-            raise LabelsError(message)
-        query, passage, *score = cells[:1] + cells[2:] if len(cells) == max(_FORMS) else cells
-        yield place, (query, passage, score[0] if score else _UNGRADED)
-
-
-def _parquet_judgement(place: str, row: Mapping[str, Any]) -> tuple[str, tuple[str, str, str]]:
-    named = {str(name).lower().replace("_", "-"): value for name, value in row.items()}
-    query, passage = id_text(named.get(_COLUMNS[0])), id_text(named.get(_COLUMNS[1]))
-    if query is None or passage is None:
-        message = f"{place}: expected the columns {', '.join(_COLUMNS)}, found {sorted(row)}"
-        raise LabelsError(message)
-    return place, (query, passage, str(named.get(_COLUMNS[2], _UNGRADED)))
-
-
 def _read_judgements(
-    rows: Iterable[tuple[str, tuple[str, str, str]]], queries: Mapping[str, str], folder: Path
+    rows: Iterable[tuple[str, tuple[str, str, int]]], queries: Mapping[str, str], folder: Path
 ) -> dict[str, Judgements]:
     judged: dict[str, Judgements] = {}
     unknown: list[str] = []
-    for place, (query, passage, score) in rows:
-        if not _WHOLE_NUMBER.fullmatch(score):
-            message = f"{place}: score {score!r} is not a whole number"
-            raise LabelsError(message)
+    for place, (query, passage, grade) in rows:
         if query not in queries:
             unknown.append(f"{query!r} ({place})")
             continue
         grades = judged.setdefault(query, Judgements(place, {})).grades
-        grade = int(score.partition(".")[0])
         grades[passage] = max(grade, grades.get(passage, grade))
     if unknown and not judged:
-        message = f"{folder}: no judged query is in its queries, first {unknown[0]}"
+        message = f"{folder}: no judged query is in its queries with a text, first {unknown[0]}"
         raise LabelsError(message)
     if unknown:
         logger.warning(
-            "%s: judgements on queries that are not there are left out: %d, first %s",
+            "%s: judgements on queries that are missing or have no text are left out: %d, first %s",
             folder,
             len(unknown),
             unknown[0],
         )
     return judged
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Place and text of every line that is not blank; only line feeds end a line, so that JSON may hold U+2028."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                place = f"{path}, line {number}"
-                line = raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
-                if line.strip():
-                    yield place, line.decode("utf-8")
-    except (OSError, EOFError, zlib.error) as error:
-        message = f"{path}: {getattr(error, 'strerror', None) or error}"
-        raise LabelsError(message) from error
-    except UnicodeDecodeError as error:
-        message = f"{place}: not UTF-8 at byte {error.start}"
-        raise LabelsError(message) from error

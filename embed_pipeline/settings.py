@@ -543,7 +543,7 @@ class TrainingData(Group):
     )
     """Where pairs come from, apart from ``label_sets``: the LLM, the documents' own structure; may be empty."""
     label_sets: tuple[Path, ...] = decides((), "corpus", "qa_dataset", "hard_negatives")
-    """Your own labels, mixed in: BEIR folders, or JSONL or Parquet files of questions with positives."""
+    """Your own labels, mixed in: BEIR folders, or files of questions with positives (docs/labels.md)."""
     dev_share: float = decides(0.1, "dataset_split", ge=0, lt=1)
     """Share of the pairs, by document group, held out for choosing the checkpoint."""
     test_share: float = decides(0.15, "dataset_split", gt=0, lt=1)

@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from embed_pipeline.beir import LabelsError, read_beir, read_json_lines
+from embed_pipeline.beir import read_beir
+from embed_pipeline.row_files import LabelsError
 
 BYTE_ORDER_MARK = "\ufeff"
 HEADER = "query-id\tcorpus-id\tscore\n"
@@ -98,13 +99,15 @@ def test_of_several_judgements_the_highest_counts(tmp_path):
     [
         ("queries.jsonl", '{"_id": "q0", "text": "x"}\n{"_id": 2}\n', "line 2: expected _id, a string or a whole"),
         ("queries.jsonl", '{"_id": true, "text": "x"}', "line 1: expected _id, a string or a whole number"),
-        ("queries.jsonl", '{"_id": "q0", "text": " "}', "line 1: the text of query 'q0' is empty"),
         ("queries.jsonl", '{"_id": "q0", "text": "x"}\n\n{\n', "line 3: not JSON"),
         ("queries.jsonl", "[]", "line 1: expected an object"),
         ("queries.jsonl", '{"_id": "q0", "text": "x"}\n{"_id": "q0", "text": "y"}', "line 2: _id 'q0' occurs twice"),
         ("corpus.jsonl", '{"_id": "a", "text": "x", "title": ["t"]}', r"line 1: title is \['t'\], expected a string"),
         ("qrels/test.tsv", HEADER + "q0\ta\n", "line 2: expected query-id, corpus-id, score .* got 2 columns"),
         ("qrels/test.tsv", "q0 a 1\n", "line 1: expected query-id, corpus-id, score .* got 1 columns"),
+        ("qrels/test.tsv", "q0,a,1\nq1,b\n", "line 2: expected query-id, .* separated by commas, got 2 columns"),
+        ("qrels/test.tsv", "query-id,answer,score\nq0,a,1\n", "line 2: expected the columns .*found query-id, answer"),
+        ("qrels/test.tsv", "q0\ta\rq1\tb\r", "line 1: new-line character"),
         ("qrels/test.tsv", "q0\ta\thigh\n", "line 1: score 'high' is not a whole number"),
         ("qrels/test.tsv", "q0\ta\t0.5\n", "line 1: score '0.5' is not a whole number"),
         ("qrels/test.tsv", "q0\ta\t²\n", "line 1: score '²' is not a whole number"),
@@ -126,15 +129,9 @@ def test_what_is_missing_or_no_text_is_named(tmp_path):
     (folder / "queries.jsonl").write_bytes(b'{"_id": "q0", "text": "x"}\n{"_id": "q1\xff"}')
     with pytest.raises(LabelsError, match="queries.jsonl, line 2: not UTF-8 at byte 11"):
         read_beir(folder)
-    (folder / "queries.jsonl").unlink()
-    with pytest.raises(LabelsError, match="queries.jsonl: No such file"):
+    (folder / "queries.jsonl").rename(folder / "queries.jsonl.zst")
+    with pytest.raises(LabelsError, match=r"queries.jsonl: No such file, .*holds \['corpus.jsonl', 'qrels', .*zst'\]"):
         read_beir(folder)
-
-
-def test_json_lines_have_their_places(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n\n{"a": 2}\n')
-    assert list(read_json_lines(path)) == [(f"{path}, line 1", {"a": 1}), (f"{path}, line 3", {"a": 2})]
 
 
 def test_judgements_on_queries_that_are_not_there_are_left_out_and_counted(tmp_path, caplog):
@@ -142,7 +139,7 @@ def test_judgements_on_queries_that_are_not_there_are_left_out_and_counted(tmp_p
     assert list(read_beir(folder).judged["test"]) == ["q0"]
     assert "left out: 2, first 'q9'" in caplog.text
     (folder / "qrels" / "test.tsv").write_text("q9\ta\t1\n")
-    with pytest.raises(LabelsError, match=r"no judged query is in its queries, first 'q9' .*line 1"):
+    with pytest.raises(LabelsError, match=r"no judged query is in its queries with a text, first 'q9' .*line 1"):
         read_beir(folder)
 
 
@@ -221,6 +218,11 @@ def test_packed_files_are_read(tmp_path):
         whole,
         judged={"test": {"q0": replace(whole.judged["test"]["q0"], place=f"{folder}/qrels/test.tsv.gz, line 2")}},
     )
+    for path in folder.glob("*.gz"):
+        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+        (folder / path.name.replace("jsonl.gz", "json")).write_text(json.dumps(rows))
+        path.unlink()
+    assert replace(read_beir(folder), judged={}) == replace(whole, judged={})
     damaged = bytearray(
         gzip.compress("".join(f'{{"_id": "{n}", "text": "t {n * 7919}"}}\n' for n in range(5000)).encode())
     )
@@ -250,3 +252,111 @@ def test_passages_without_a_text_are_left_out_and_equal_rows_are_one(tmp_path, c
         corpus.write('{"_id": "d", "text": "\\u200b\\ufeff"}\n{"_id": "e", "text": null}\n')
     assert read_beir(folder).passages == {"a": "Title first", "b": "second"}
     assert "passages without a text are left out: 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["test.jsonl", "test.json", "test.ndjson.gz", "test.parquet", "TEST-00000-of-00001.jsonl"]
+)
+def test_judgements_may_be_in_every_form(tmp_path, name):
+    folder = write_beir(tmp_path / "set")
+    row = {"query-id": "q0", "corpus-id": "a", "score": 2}
+    path = folder / "qrels" / name
+    content = json.dumps(row).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    if path.suffix == ".parquet":
+        pl.DataFrame([row]).write_parquet(path)
+    assert read_beir(folder).judged["test"]["q0"].grades == {"a": 2}
+
+
+def test_judgements_may_be_an_object_of_queries(tmp_path):
+    folder = write_beir(tmp_path / "set")
+    (folder / "qrels" / "test.json").write_text(json.dumps({"q0": {"a": 2, "b": 0}, "q1": {"b": 1}}, indent=1))
+    judged = read_beir(folder).judged["test"]
+    assert {query: judgements.grades for query, judgements in judged.items()} == {
+        "q0": {"a": 2, "b": 0},
+        "q1": {"b": 1},
+    }
+
+
+def test_a_side_is_in_files_named_exactly_for_it_and_the_others_are_named(tmp_path, caplog):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n", dev="q1\tb\t1\n", valid="q2\ta\t1\n")
+    frame = pl.DataFrame({"query-id": ["q1"], "corpus-id": ["b"], "score": [1]})
+    for name in ("testing-notes.parquet", "test-0.parquet", "tests.jsonl", "test.tsv.gz", "test-old.tsv"):
+        frame.write_parquet(folder / "qrels" / name)
+    (folder / "queries.json").write_text("[]")
+    found = read_beir(folder, ("test", "dev")).judged
+    assert {side: list(queries) for side, queries in found.items()} == {"test": ["q0"], "dev": ["q1"]}
+    passed = "test-0.parquet, test-old.tsv, test.tsv.gz, testing-notes.parquet, tests.jsonl, valid.tsv"
+    assert f"{folder / 'qrels'}: passed over: {passed}" in caplog.text
+    assert f"{folder}: passed over: queries.json" in caplog.text
+    (folder / "qrels" / "test.tsv").unlink()
+    (folder / "qrels" / "test.tsv.gz").unlink()
+    frame.write_parquet(folder / "qrels" / "test-1.parquet")
+    assert list(read_beir(folder, ("test",)).judged["test"]) == ["q1"]
+    for path in folder.glob("qrels/test-[01].parquet"):
+        path.unlink()
+    with pytest.raises(LabelsError, match="in it; qrels holds dev.tsv, .*; there are those of dev"):
+        read_beir(folder, ("test",))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "query-id\titeration\tcorpus-id\tscore\nq0\t7\ta\t2\n",
+        "query-id  iteration  corpus-id  score\nq0  7  a  2\n",
+        "qid 0 docid rel\nq0 7 a 2\n",
+        "topic iter docno rel\nq0 Q0 a 2\n",
+        "docid\trel\tquery_id\titer\na\t2\tq0\t0\n",
+        "corpus-id\tquery-id\tscore\na\tq0\t2\n",
+        "score\tCorpus ID\tQuery ID\n2\ta\tq0\n",
+        "query-id\tquery\tcorpus-id\ttitle\tscore\tjudge\nq0\tasked\ta\tT\t2\tme\n",
+        'query-id\tcorpus-id\tscore\n"q0"\t"a"\t"2"\n',
+        '"query-id"\t"corpus-id"\t"score"\r\n"q0"\t"a"\t"2"\r\n',
+        "query-id,corpus-id,score\nq0,a,2\n",
+        '"corpus-id", "query-id", "score"\n"a", "q0", "2"\n',
+        "qid;docid;rel\nq0;a;2\n",
+        "q0,a,2\n",
+        "q0, 0, a, 2\n",
+        "q0\t0\ta\t2\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["test.tsv", "test.csv", "test.txt", "test.qrels"])
+def test_columns_are_those_that_the_header_names_whatever_separates_them(tmp_path, name, lines):
+    folder = write_beir(tmp_path / "set")
+    (folder / "qrels" / name).write_text(lines)
+    judged = read_beir(folder).judged["test"]
+    assert {query: judgements.grades for query, judgements in judged.items()} == {"q0": {"a": 2}}
+
+
+def test_ids_may_hold_what_separates_columns_elsewhere(tmp_path):
+    folder = write_beir(tmp_path / "set", corpus=False)
+    queries = [{"_id": key, "text": "x"} for key in ("q0", "1")]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    for lines, grades in (
+        ("q0\tnotes, old; new.md\t1\n", {"notes, old; new.md": 1}),
+        ("q0\tmy file 1\t1\n", {"my file 1": 1}),
+        ('query-id,corpus-id,score\nq0,"notes, ""old"".md",1\n', {'notes, "old".md': 1}),
+        ("q0 0 a,b 1\n", {"a,b": 1}),
+    ):
+        (folder / "qrels" / "test.tsv").write_text(lines)
+        assert read_beir(folder).judged["test"]["q0"].grades == grades
+
+
+def test_columns_of_judgements_in_rows_may_have_other_usual_names(tmp_path):
+    folder = write_beir(tmp_path / "set")
+    (folder / "qrels" / "test.jsonl").write_text('{"docid": "a", "qid": "q0", "relevance": 2}')
+    assert read_beir(folder).judged["test"]["q0"].grades == {"a": 2}
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\u200b", None])
+def test_a_query_without_a_text_is_left_out_with_its_judgements_and_counted(tmp_path, caplog, empty):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\nq1\ta\t1\nq1\tb\t1\n")
+    queries = [{"_id": "q0", "text": "x"}, {"_id": "q1", "text": empty}, {"_id": "unjudged", "text": empty}]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    found = read_beir(folder)
+    assert (found.queries, list(found.judged["test"])) == ({"q0": "x"}, ["q0"])
+    assert "queries without a text are left out: 2" in caplog.text
+    assert "judgements on queries that are missing or have no text are left out: 2, first 'q1'" in caplog.text
+    (folder / "qrels" / "test.tsv").write_text("q1\ta\t1\n")
+    with pytest.raises(LabelsError, match=r"no judged query is in its queries with a text, first 'q1' .*line 1"):
+        read_beir(folder)

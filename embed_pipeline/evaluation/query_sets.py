@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from embed_pipeline.beir import document_key, read_beir
+from embed_pipeline.beir import read_beir
+from embed_pipeline.document_paths import DocumentPaths
 
 logger = logging.getLogger(__name__)
 Unit = Literal["segment", "document"]
@@ -153,21 +154,20 @@ def labelled_set(folder: Path, corpus: pl.DataFrame, left_out: pl.DataFrame | No
         return None
     found = read_beir(folder, ("test",))
     passages = None if found.passages is None else Passages(tuple(found.passages), tuple(found.passages.values()))
-    documents = {} if passages else {document_key(path): path for path in corpus["path"].unique().to_list()}
-    known = set(documents.values()) if found.passages is None else found.passages.keys()
-    if passages is None and left_out is not None:
-        copies = left_out.select("path", "duplicate_of").iter_rows()
-        documents = {document_key(path): stayed for path, stayed in copies} | documents
+    documents = None if passages else DocumentPaths(corpus["path"].unique().to_list(), left_out)
+    known = set(corpus["path"]) if found.passages is None else found.passages.keys()
     judged: Qrels = {}
     for query, judgements in found.judged["test"].items():
         grades = judged.setdefault(query, {})
         for item, grade in judgements.grades.items():
             if grade > 0:
-                kept = documents.get(document_key(item), item)
+                kept = (documents and documents.find(item)) or item
                 grades[kept] = max(grade, grades.get(kept, grade))
     qrels, unknown = _judgements_on(known, judged)
     if unknown:
-        logger.warning("labelled queries %s: %d judgements are on documents not in the corpus", folder.name, unknown)
+        first = next(item for rel in judged.values() for item in rel if item not in known)
+        message = "labelled queries %s: %d judgements are on documents not in the corpus, first %r"
+        logger.warning(message, folder.name, unknown, first)
     if not qrels:
         logger.warning("labelled queries %s: no judged document is in the corpus; the set is left out", folder.name)
         return None

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from embed_pipeline.beir import LabelsError, read_json_lines
+from embed_pipeline.row_files import LabelsError, read_json_lines
 
 _GRADES = {"wrong": 0, "right": 1}
 

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from embed_pipeline.beir import read_json
 from embed_pipeline.embedding.search import BM25
+from embed_pipeline.row_files import read_json
 from embed_pipeline.settings import Settings
 from embed_pipeline.synthesis.pairs import is_question
 from embed_pipeline.text.injections import remove_instructions

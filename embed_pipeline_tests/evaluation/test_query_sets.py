@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embed_pipeline.beir import LabelsError
 from embed_pipeline.evaluation.query_sets import (
     Passages,
     generated_set,
@@ -22,6 +21,7 @@ from embed_pipeline.evaluation.query_sets import (
     with_document_slices,
 )
 from embed_pipeline.evaluation.ranking import rank_by_model
+from embed_pipeline.row_files import LabelsError
 from embed_pipeline.tables import LEFT_OUT_DOCUMENTS
 from embed_pipeline_tests.evaluation import material
 from embed_pipeline_tests.test_beir import write_beir
@@ -59,7 +59,7 @@ def test_judgements_on_documents_that_are_not_here_are_dropped_and_counted(
     assert found is not None
     assert (found.name, found.unit, found.queries) == ("people", "document", {"q1": "question 1"})
     assert found.qrels == {"q1": {"class.md": 2}}
-    assert "2 judgements" in caplog.text
+    assert "2 judgements are on documents not in the corpus, first 'gone.md'" in caplog.text
 
 
 def test_judgements_on_a_copy_hold_for_the_document_that_stayed(tmp_path: Path) -> None:
@@ -151,8 +151,9 @@ def test_a_query_that_is_a_passage_is_not_its_own_answer(tmp_path: Path) -> None
     assert ranked == {"a": ["b"], "q1": ["a", "b"]}
 
 
-def test_documents_are_found_however_their_paths_are_written(tmp_path: Path) -> None:
-    folder = write_beir(tmp_path / "people", corpus=False, test="q1\t./class.md\t2\n")
+@pytest.mark.parametrize("written", ["./class.md", "/class.md", "cl%61ss.md"])
+def test_documents_are_found_however_their_paths_are_written(tmp_path: Path, written: str) -> None:
+    folder = write_beir(tmp_path / "people", corpus=False, test=f"q1\t{written}\t2\nq1\tclass.md\t1\n")
     found = labelled_set(folder, material.corpus())
     assert found is not None
     assert found.qrels == {"q1": {"class.md": 2}}

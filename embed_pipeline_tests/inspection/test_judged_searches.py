@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from embed_pipeline.beir import LabelsError, read_beir
+from embed_pipeline.beir import read_beir
 from embed_pipeline.inspection.judged_searches import write_judged_queries
+from embed_pipeline.row_files import LabelsError
 
 
 def saved(path, *rows):

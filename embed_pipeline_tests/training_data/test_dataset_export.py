@@ -14,7 +14,8 @@ from embed_pipeline import tables
 from embed_pipeline.evaluation.query_sets import labelled_set
 from embed_pipeline.text.passages import passage_texts
 from embed_pipeline.training_data.dataset_export import ExportError, export_dataset
-from embed_pipeline.training_data.labels import read_label_set, read_labels, with_labelled_passages
+from embed_pipeline.training_data.label_files import read_label_set
+from embed_pipeline.training_data.labels import read_labels, with_labelled_passages
 from embed_pipeline.training_data.negatives import mine_hard_negatives
 from embed_pipeline.training_data.questions import training_questions
 from embed_pipeline.training_data.split import split_dataset

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from embed_pipeline import tables
-from embed_pipeline.beir import LabelsError
+from embed_pipeline.row_files import LabelsError
 from embed_pipeline.training_data.audit import negatives_failures
-from embed_pipeline.training_data.labels import read_label_set, read_labels, with_labelled_passages
+from embed_pipeline.training_data.labels import read_labels, with_labelled_passages
 from embed_pipeline.training_data.negatives import mine_hard_negatives
 from embed_pipeline.training_data.pair_sources import collect_pairs
 from embed_pipeline.training_data.questions import training_questions
@@ -185,132 +185,6 @@ def test_labelled_negatives_come_first_and_need_no_ceiling(tmp_path):
     assert negatives_failures(frame, corpus, options) == []
 
 
-def test_beir_folder_with_its_own_split(tmp_path):
-    folder = write_beir(tmp_path / "set", train="q0\ta\t1\nq0\tb\t0\n", test="q1\tb\t2\nq2\ta\t0\n")
-    found = read_label_set(folder)
-    assert found.name == "set"
-    assert found.passages == {"a": "Title first", "b": "second"}
-    assert [(x.question, x.positive_ids, x.negative_ids, x.side) for x in found.labels] == [
-        ("question 0", ["a"], ["b"], "train"),
-        ("question 1", ["b"], [], "test"),
-    ]
-
-
-def test_train_judgements_alone_are_no_split_and_test_judgements_alone_are(tmp_path):
-    assert [x.side for x in read_label_set(write_beir(tmp_path / "one", train="q0\ta\t1\n")).labels] == [None]
-    assert [x.side for x in read_label_set(write_beir(tmp_path / "two", test="q0\ta\t1\n")).labels] == ["test"]
-
-
-def test_jsonl_and_parquet_are_alike(tmp_path):
-    rows = [
-        {"question": "what", "positives": ["this\u2028text"], "negatives": ["that"], "split": "train"},
-        {"question": "where", "positive_ids": ["guide.md"], "split": "test"},
-    ]
-    (tmp_path / "mine.jsonl").write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
-    found = read_label_set(tmp_path / "mine.jsonl")
-    assert (found.name, found.passages) == ("mine", {})
-    assert (found.labels[0].positives, found.labels[0].negatives) == (["this\u2028text"], ["that"])
-    assert (found.labels[1].positive_ids, found.labels[1].side) == (["guide.md"], "test")
-    pl.DataFrame(rows, schema_overrides={"positive_ids": pl.List(pl.String)}).write_parquet(tmp_path / "mine.parquet")
-    same = read_label_set(tmp_path / "mine.parquet")
-    drop = lambda labels: [(x.question, x.positives, x.positive_ids, x.negatives, x.side) for x in labels]  # noqa: E731 - a line
-    assert drop(same.labels) == drop(found.labels)
-
-
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ("{", "line 1: not JSON"),
-        ("[]", "line 1: expected an object"),
-        ('{"positives": ["a"]}', "line 1: question is missing .one of question, query, anchor; found"),
-        ('{"question": "q"}', "line 1: neither positives nor positive_ids"),
-        ('{"question": "q", "positives": [1]}', "line 1: positives is"),
-        ('{"question": "q", "positives": [" "]}', "line 1: neither positives nor positive_ids"),
-        ('{"question": "q", "positives": ["a"], "split": "holdout"}', "split is 'holdout'"),
-        ('{"question": "q", "positives": ["a"], "positve": "b"}', "unknown field 'positve'; did you mean 'positives'"),
-        (
-            '{"question": "q", "positives": "a", "split": "dev"}\n{"question": "r", "positives": "a"}',
-            "line 2: split is",
-        ),
-    ],
-)
-def test_a_malformed_row_is_named(tmp_path, line, problem):
-    (tmp_path / "x.jsonl").write_text(line)
-    with pytest.raises(LabelsError, match=problem):
-        read_label_set(tmp_path / "x.jsonl")
-
-
-def test_what_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(LabelsError, match="neither a folder nor"):
-        read_label_set(tmp_path / "absent")
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(LabelsError, match="bad.parquet: not a readable Parquet file"):
-        read_label_set(tmp_path / "bad.parquet")
-    (tmp_path / "bad.jsonl").write_bytes(b'{"question": "\xff"}')
-    with pytest.raises(LabelsError, match="bad.jsonl, line 1: not UTF-8 at byte 14"):
-        read_label_set(tmp_path / "bad.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("row", "positives", "negatives"),
-    [
-        ({"anchor": "a", "positive": "p", "negative": "n"}, ["p"], ["n"]),
-        (
-            {"anchor": "a", "positive": "p", "negative_2": "m", "negative_1": "n", "negative_10": "o"},
-            ["p"],
-            list("nmo"),
-        ),
-        ({"query": "a", "positive": "p"}, ["p"], []),
-        ({"query": "a", "pos": ["p", "q"], "neg": ["n"], "prompt": "x", "pos_scores": [1.0, 2.0]}, ["p", "q"], ["n"]),
-        ({"question": "a", "positive": "p", "id": 3}, ["p"], []),
-        ({"question": "a", "positives": ["p"], "negatives": ["", None, "n"]}, ["p"], ["n"]),
-        ({"question": "a", "positives": ["p"], "negatives": None, "split": None}, ["p"], []),
-    ],
-)
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_columns_of_every_common_form(tmp_path, row, positives, negatives, ending):
-    path = tmp_path / f"set.{ending}"
-    if ending == "jsonl":
-        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode())
-    else:
-        pl.DataFrame([row]).write_parquet(path)
-    (label,) = read_label_set(path).labels
-    assert (label.question, label.positives, label.negatives) == ("a", positives, negatives)
-
-
-def test_ids_may_be_numbers_and_validation_is_dev(tmp_path):
-    rows = [{"question": "a", "positive_ids": [3], "negative_ids": 4, "split": "validation"}]
-    (label,) = read_label_set(write_rows(tmp_path / "set.jsonl", *rows)).labels
-    assert (label.positive_ids, label.negative_ids, label.side) == (["3"], ["4"], "dev")
-
-
-def test_a_folder_of_files_has_their_sides(tmp_path):
-    for name in ("train-1", "train-2", "validation", "test"):
-        write_rows(tmp_path / f"{name}.jsonl", {"anchor": name, "positive": "p"})
-    found = read_label_set(tmp_path)
-    assert {label.question: label.side for label in found.labels} == {
-        "train-1": "train",
-        "train-2": "train",
-        "validation": "dev",
-        "test": "test",
-    }
-    write_rows(tmp_path / "more.jsonl", {"anchor": "more", "positive": "p"})
-    with pytest.raises(LabelsError, match="names begin with train, dev or test"):
-        read_label_set(tmp_path)
-    for path in tmp_path.glob("[mtv]*.jsonl"):
-        if not path.name.startswith("train"):
-            path.unlink()
-    assert {label.side for label in read_label_set(tmp_path).labels} == {None}
-
-
-def test_pairs_that_do_not_match_are_no_positives(tmp_path, caplog):
-    pairs = [{"anchor": f"q{number}", "positive": f"p{number}", "label": number % 2} for number in range(4)]
-    found = read_label_set(write_rows(tmp_path / "pairs.jsonl", *pairs))
-    assert [label.question for label in found.labels] == ["q1", "q3"]
-    assert "pairs whose label is under 0.5, which do not match: 2 left out" in caplog.text
-    assert "are ignored" not in caplog.text
-
-
 def test_rows_of_one_question_and_positive_keep_all_their_negatives(tmp_path):
     rows = [{"anchor": "a b", "positive": "p", "negative": f"n{number}"} for number in (1, 2, 1, 3)]
     sets = [write_rows(tmp_path / "triplets.jsonl", *rows)]
@@ -331,24 +205,8 @@ def test_a_label_on_several_sides_is_not_trained_on(tmp_path, caplog, sides, kep
     assert "labels: 1 are on several sides" in caplog.text
 
 
-@pytest.mark.parametrize("named", ["./café.md", "cafe\u0301.md", "caf\u00e9.md", ".\\café.md"])
+@pytest.mark.parametrize("named", ["./café.md", "cafe\u0301.md", "café.md", ".\\café.md", "/café.md", "caf%C3%A9.md"])
 def test_paths_are_compared_however_they_are_written(tmp_path, named):
     corpus = material.corpus({"caf\u00e9.md": ["about coffee"]})
     (label,) = read_labels([write_rows(tmp_path / "x.jsonl", {"query": "coffee", "positive_ids": [named]})], corpus)
     assert label.positives == ["caf\u00e9.md#0"]
-
-
-@pytest.mark.parametrize(("label", "is_read"), [(1, True), (0.7, True), (0.2, False), (-1, False), ("billing", True)])
-def test_a_pair_matches_from_a_half_on(tmp_path, label, is_read):
-    row = {"anchor": "a", "positive": "p", "label": label}
-    assert bool(read_label_set(write_rows(tmp_path / "x.jsonl", row)).labels) is is_read
-
-
-def test_snapshots_of_a_hub_and_empty_files_are_read(tmp_path, caplog):
-    (tmp_path / "set" / "data").mkdir(parents=True)
-    rows = {"anchor": ["a"], "positive": ["p"], "hard_negatives": [["n"]]}
-    pl.DataFrame(rows).write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
-    (label,) = read_label_set(tmp_path / "set").labels
-    assert (label.question, label.negatives, label.side) == ("a", ["n"], None)
-    assert read_label_set(write_rows(tmp_path / "empty.jsonl")).labels == []
-    assert "empty.jsonl holds no label" in caplog.text
