@@ -176,7 +176,7 @@ def _one_split(labels: list[RawLabel]) -> list[RawLabel]:
 
 
 def _folder_label_set(folder: Path) -> LabelSet:
-    """Files of rows, each for the side that its name begins with; a set of train files alone has no split."""
+    """Files of rows, each for the side that its name says; a set of train files alone has no split."""
     files = _label_files(folder) or _label_files(folder / "data")
     sides = {path: _side_of_file(path) for path in files}
     sideless = [path.name for path, side in sides.items() if side is None]
@@ -184,7 +184,7 @@ def _folder_label_set(folder: Path) -> LabelSet:
         found = f"{', '.join(sideless)} are named otherwise" if files else f"the folder holds {names_in(folder)}"
         message = (
             f"training_data.label_sets {folder}: expected a BEIR folder (queries.jsonl), or files of rows "
-            f"({', '.join(ENDINGS)}) whose names begin with train, dev or test; {found}"
+            f"({', '.join(ENDINGS)}) whose names say train, dev or test; {found}"
         )
         raise LabelsError(message)
     split = set(sides.values()) != {"train"}
@@ -306,8 +306,9 @@ def _parse_label(place: str, row: Mapping[str, Any], side: Side | None) -> RawLa
 
 
 def _side_of_file(path: Path) -> Side | None:
-    """The side that a file's name begins with."""
-    return _side(re.split(r"[^a-z]", path.name.lower())[0])
+    """The side that a file's name says: ``train`` for ``train.jsonl``, ``nq-train.jsonl`` and ``train_1.csv.gz``."""
+    said = {side for word in re.split(r"[^a-z]+", name_and_ending(path)[0].lower()) if (side := _side(word))}
+    return said.pop() if len(said) == 1 else None
 
 
 def _side(name: object) -> Side | None:

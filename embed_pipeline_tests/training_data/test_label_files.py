@@ -114,17 +114,17 @@ def test_ids_may_be_numbers_and_validation_is_dev(tmp_path):
 
 
 def test_a_folder_of_files_has_their_sides(tmp_path):
-    for name in ("train-1", "train-2", "validation", "test"):
+    for name in ("train-1", "nq_train.v2", "validation", "test"):
         write_rows(tmp_path / f"{name}.jsonl", {"anchor": name, "positive": "p"})
     found = read_label_set(tmp_path)
     assert {label.question: label.side for label in found.labels} == {
         "train-1": "train",
-        "train-2": "train",
+        "nq_train.v2": "train",
         "validation": "dev",
         "test": "test",
     }
     write_rows(tmp_path / "more.jsonl", {"anchor": "more", "positive": "p"})
-    with pytest.raises(LabelsError, match="names begin with train, dev or test"):
+    with pytest.raises(LabelsError, match="names say train, dev or test"):
         read_label_set(tmp_path)
     for path in tmp_path.glob("[mtv]*.jsonl"):
         if not path.name.startswith("train"):
@@ -157,9 +157,7 @@ def test_snapshots_of_a_hub_and_empty_files_are_read(tmp_path, caplog):
     assert caplog.messages == [f"{tmp_path / 'set' / 'data'}: passed over: test.jsonl.zst"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "test.jsonl.zst").write_bytes(b"")
-    with pytest.raises(
-        LabelsError, match=r"names begin with train, dev or test; the folder holds \['test.jsonl.zst'\]"
-    ):
+    with pytest.raises(LabelsError, match=r"names say train, dev or test; the folder holds \['test.jsonl.zst'\]"):
         read_label_set(tmp_path / "other")
     assert read_label_set(write_rows(tmp_path / "empty.jsonl")).labels == []
     assert "empty.jsonl holds no label" in caplog.text
