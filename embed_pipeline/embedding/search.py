@@ -7,6 +7,7 @@ float32) in the order of the corpus. Extra memory stays under 256 MB at any corp
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ _TILE_BYTES = 32 * 1024 * 1024
 # Scores of a tile: on a CPU as many as its caches hold, since they are read again at once.
 _PRODUCT_BYTES = 16 * 1024 * 1024
 _DEVICE_TILE_BYTES = 128 * 1024 * 1024
+_INDEXED_AT_ONCE = 2_048
 _QUERY_BLOCK = 16_384
 # Neighbouring passages whose greatest score is compared first: most groups hold no candidate.
 _GROUP = 32
@@ -121,8 +123,15 @@ class BM25:
 
         self._size = len(texts)
         self.language = dominant_language(texts) if language == AUTO else language
+        numbers: dict[str, int] = {}
+        # As numbers the words of a corpus take a tenth of what they take as strings.
+        held = [
+            array("i", [numbers.setdefault(term, len(numbers)) for term in found])
+            for start in range(0, len(texts), _INDEXED_AT_ONCE)
+            for found in index_terms(texts[start : start + _INDEXED_AT_ONCE], self.language)
+        ]
         self._index = bm25s.BM25(method="lucene")
-        self._index.index(index_terms(texts, self.language), show_progress=False)
+        self._index.index((held, numbers), show_progress=False)
 
     def scores(self, query: str) -> Floats:
         """Score of every text for ``query``: float32 (n,), 0 where they share no word."""
