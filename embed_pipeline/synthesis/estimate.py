@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +27,7 @@ from embed_pipeline.corpus.batches import copy_batches, cut_batches, load_batche
 from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.segments import split_segments
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.proven import open_base_encoder
 from embed_pipeline.llm.budget import BudgetExhausted, price
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.llm.gathering import run_interruptibly
@@ -213,7 +215,7 @@ def estimate_folder(settings: Settings, encoder: Encoder, *, ask: bool = False) 
 
     Args:
         settings: the product's settings.
-        encoder: the base model.
+        encoder: the base model, which counts tokens.
         ask: as :func:`estimate` has it.
 
     Raises:
@@ -240,8 +242,11 @@ def estimate_folder(settings: Settings, encoder: Encoder, *, ask: bool = False) 
                 context=settings.embedding.context,
             )
             titled = with_titles(cut, documents)
-            segments[batch.name] = mark_asked(batch.name, titled, batch.share, settings, lambda: encoder)
-    return estimate(segments, titles, settings, lambda: encoder, ask=ask)
+            of_batch = partial(open_base_encoder, settings, titled)
+            segments[batch.name] = mark_asked(batch.name, titled, batch.share, settings, of_batch)
+    # The run finds the vectors in the store.
+    of_all = cache(partial(open_base_encoder, settings, pl.concat(segments.values())))
+    return estimate(segments, titles, settings, of_all, ask=ask)
 
 
 class _Stage:
