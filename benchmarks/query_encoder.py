@@ -5,7 +5,8 @@
 ``adapter.query_encoder_share`` by itself: no question, no label, no language model, and an index that is filled with
 the base stays valid. The set's queries are scored under shares of the trained weights, alone and with half of the
 folded linear map after them, each with and without BM25; differences are to the base, and with BM25 to BM25 and the
-base, with paired bootstrap intervals. Everything is added to ``benchmarks/results/query_encoder.json``.
+base, with paired bootstrap intervals. ``--shared`` trains one encoder for both sides likewise and encodes the passages
+with it again. Everything is added to ``benchmarks/results/query_encoder.json``.
 """
 
 from __future__ import annotations
@@ -41,21 +42,24 @@ def main() -> None:
     """Train and score on every set, and add what was found to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beir", type=Path, nargs="+", required=True, help="BEIR folders with corpora of their own")
+    parser.add_argument("--shared", action="store_true", help="one encoder for queries and passages")
     options = parser.parse_args()
     kept: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     for folder in options.beir:
         queries = labelled_set(folder.resolve(), CORPUS.frame([]))
         if queries is None or queries.corpus is None:
             parser.error(f"{folder} has no corpus and judgements of its own")
-        kept[queries.name] = measure(queries, queries.corpus, Settings())
-        print(queries.name, json.dumps(kept[queries.name], indent=1))
+        name = f"{queries.name}, one encoder" if options.shared else queries.name
+        kept[name] = measure(queries, queries.corpus, Settings(), shared=options.shared)
+        print(name, json.dumps(kept[name], indent=1))
         kept["machine"] = f"{os.cpu_count()} cores, {platform.machine()}"
         RESULTS.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def measure(asked: QuerySet, corpus: Passages, settings: Settings) -> dict[str, Any]:
-    """Figures of the base, of the folded map and of every share of the trained query encoder."""
-    model = split_sides(load_model(settings.embedding.model, settings.embedding, "cpu")).eval()
+def measure(asked: QuerySet, corpus: Passages, settings: Settings, *, shared: bool) -> dict[str, Any]:
+    """Figures of the base, of the folded map and of every share of the trained encoder."""
+    model = load_model(settings.embedding.model, settings.embedding, "cpu")
+    model = (model if shared else split_sides(model)).eval()
     encoder = Encoder.of(model, settings.embedding)
     passages = encoder.encode(corpus.texts, "passage", label="Encoding passages")
     questions = [asked.queries[query] for query in asked.ids]
@@ -86,7 +90,9 @@ def measure(asked: QuerySet, corpus: Passages, settings: Settings) -> dict[str, 
     after = {name: value.clone() for name, value in model.state_dict().items()}
     for share in SHARES:
         load_weights(model, mix_weights(before, after, share))
-        queries = Encoder.of(model, settings.embedding).encode(questions, "query")
+        encoder = Encoder.of(model, settings.embedding)
+        queries = encoder.encode(questions, "query")
+        passages = encoder.encode(corpus.texts, "passage") if shared else passages
         add(f"query encoder, share {share}", queries, with_map=False)
         add(f"query encoder, share {share}, half of the map", queries, with_map=True)
     return figures
