@@ -40,7 +40,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "hard_negatives": Method(3, ("training_data", "embedding", "llm", "text")),
         "training_examples": Method(1, ("training_data",)),
         TRAINING: Method(3, ("training", "embedding")),
-        "finetuned_model": Method(4, ("training", "embedding", "evaluation", "text")),
+        "finetuned_model": Method(5, ("training", "embedding", "evaluation", "text")),
         "retrieval_evaluation": Method(6, ("evaluation", "embedding")),
         "onnx_model": Method(3, ("release", "embedding")),
         "onnx_precisions": Method(4, ("release", "embedding")),

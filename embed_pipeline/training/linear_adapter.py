@@ -1,4 +1,4 @@
-"""A linear map after pooling that learns the corpus's own vocabulary from its sentences; no questions are needed.
+"""A linear map after pooling that learns the corpus's own vocabulary from its sentences; it needs no questions.
 
 Every sentence and heading is a query, a teacher ranks all segments of *other* documents for it, and the map is fitted
 so that the model's ranking becomes the teacher's. The sentence's own document is left out: with it, the map learns
@@ -14,8 +14,9 @@ Imports torch: import it inside functions from modules that the orchestration re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -39,8 +40,10 @@ Sides = Literal["both", "query"]
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-# Together they limit the teacher's scores to 384 MB.
-MAX_SENTENCES, MAX_PASSAGES = 12_000, 8_000
+# Together they limit the teacher's scores to 512 MB.
+MAX_SENTENCES, MAX_QUESTIONS, MAX_PASSAGES = 12_000, 4_000, 8_000
+# How far above all others the teacher puts a question's sources, on the scale of cosines.
+_SOURCE_LEAD = 0.02
 _LEAST_WORDS, _MOST_WORDS = 6, 40
 # The teacher: how many nearest segments smooth a segment, how many of the first hits move a query, and the weight of
 # their mean.
@@ -60,6 +63,7 @@ class Teaching:
         sentences: sentences and headings, as queries.
         vectors: unit vectors of the sentences and of the passages, as the model to be taught gives them.
         scores: float32 (sentences, passages), on the scale of cosines, NaN where a passage is not ranked.
+        questions: how many of the sentences, the last ones, are questions, whose sources are ranked first.
         device: where the model computes.
     """
 
@@ -67,6 +71,7 @@ class Teaching:
     vectors: tuple[Floats, Floats]
     scores: Floats
     device: torch.device
+    questions: int = 0
 
     @classmethod
     def of(
@@ -78,8 +83,9 @@ class Teaching:
         dense_weight: float,
         generator: np.random.Generator,
         language: str = AUTO,
+        questions: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> Teaching:
-        """Have the teacher rank ``texts`` for their own sentences.
+        """Have the teacher rank ``texts`` for their own sentences, and for questions.
 
         Args:
             encoder: the model that is to be taught.
@@ -88,6 +94,8 @@ class Teaching:
             dense_weight: share of the dense z-score in the hybrid.
             generator: of the samples.
             language: ``corpus.language``.
+            questions: question to the texts that answer it; those with none among ``texts`` are passed over, and of
+                more than 4,000 a sample is used.
 
         Raises:
             TrainingError: no segment has a sentence of 6 to 40 words that another has not.
@@ -96,18 +104,28 @@ class Teaching:
         passages = [texts[place] for place in sampled]
         groups = number_documents([documents[place] for place in sampled])
         queries, own = sentence_queries(passages, groups, generator)
+        place = {text: index for index, text in enumerate(passages)}
+        answered = [
+            (question, found)
+            for question, answers in questions.items()
+            if (found := [place[answer] for answer in answers if answer in place])
+        ]
+        sources = dict(answered[at] for at in np.sort(generator.permutation(len(answered))[:MAX_QUESTIONS]))
+        queries, own = [*queries, *sources], [*own, *[np.empty(0, np.int64)] * len(sources)]
         query_vectors = encoder.encode(queries, "query", label="Encoding sentences")
         passage_vectors = encoder.encode(passages, "passage", label="Encoding segments for the adapter")
         vectors = (query_vectors, passage_vectors)
         scores = teacher_scores(queries, passages, vectors, own, groups, dense_weight=dense_weight, language=language)
-        return cls(queries, vectors, scores, torch.device(encoder.backend.device))
+        for row, found in enumerate(sources.values(), len(queries) - len(sources)):
+            scores[row, found] = np.maximum(scores[row, found], scores[row].max() + _SOURCE_LEAD)
+        return cls(queries, vectors, scores, torch.device(encoder.backend.device), len(sources))
 
 
 def fit_adapter(teaching: Teaching, *, generator: np.random.Generator, dimensions: Sequence[int] = ()) -> Floats:
     """Fit the map to the teacher's rankings.
 
     Args:
-        teaching: what the teacher ranks.
+        teaching: what the teacher ranks, of which the sentences are used.
         generator: of the order of the batches.
         dimensions: shorter lengths that vectors may be cut to; the divergence is the mean over all lengths.
 
@@ -115,7 +133,9 @@ def fit_adapter(teaching: Teaching, *, generator: np.random.Generator, dimension
         float32 (d, d), what is added to the identity: a vector ``v`` of either side becomes ``v + v @ map``.
     """
     lengths = sorted({*dimensions, teaching.vectors[1].shape[1]})
-    tensors = (torch.from_numpy(array).to(teaching.device) for array in (*teaching.vectors, teaching.scores))
+    count = len(teaching.sentences) - teaching.questions
+    arrays = (teaching.vectors[0][:count], teaching.vectors[1], teaching.scores[:count])
+    tensors = (torch.from_numpy(array).to(teaching.device) for array in arrays)
     return _fit(*tensors, lengths=lengths, generator=generator)
 
 

@@ -1,8 +1,9 @@
 """The query's encoder learns from the linear adapter's teacher, while passages keep the vectors that they have.
 
 A sentence of the corpus is a query, and the encoder follows the teacher's ranking of the passages of other documents
-(Hinton et al. 2015). The passages' vectors are fixed, so that a step encodes a few sentences and still sees the whole
-corpus, no question is needed, and an index that is filled with the base's vectors stays valid (docs/tuning.md).
+(Hinton et al. 2015); questions are queries too, where there are any, and their sources come first in the ranking. The
+passages' vectors are fixed, so that a step encodes a few sentences and still sees the whole corpus, and an index that
+is filled with the base's vectors stays valid (docs/tuning.md).
 
 Imports torch: import it inside functions from modules that the orchestration reads.
 """
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 MAX_SENTENCES = 6_000
+_SENTENCES_A_QUESTION, _MOST_TIMES = 3, 4
+"""Questions are repeated until there is one for so many sentences, at most so often."""
 _EPOCHS, _BATCH, _LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP = 2, 64, 5e-5, 0.01, 0.1
 _TEMPERATURE = 0.05
 _POOL = 16
@@ -39,10 +42,15 @@ def follow_teacher(model: SentenceTransformer, teaching: Teaching, generator: np
 
     Args:
         model: a model whose sides were split; changed in place.
-        teaching: what the teacher ranks, with this model's vectors; of more than 6,000 sentences, a sample is used.
+        teaching: what the teacher ranks, with this model's vectors; of more than 6,000 sentences, a sample is used, and
+            all questions.
         generator: of the sample and of the order of the batches.
     """
-    chosen = np.sort(generator.permutation(len(teaching.sentences))[:MAX_SENTENCES])
+    count = len(teaching.sentences) - teaching.questions
+    sampled = np.sort(generator.permutation(count)[:MAX_SENTENCES])
+    wanted = round(len(sampled) / (_SENTENCES_A_QUESTION * max(1, teaching.questions)))
+    asked = np.arange(count, len(teaching.sentences)).repeat(min(max(1, wanted), _MOST_TIMES))
+    chosen = np.concatenate([sampled, asked])
     way, side = route_of(model, "query"), TorchBackend(model, "fp32").of_kind("query")
     rows = side.tokenize([side.query_prefix + teaching.sentences[place] for place in chosen], truncate=True)
     is_left = side.config.padding_side == "left"

@@ -239,6 +239,7 @@ def _add_adapter(
             dense_weight=settings.training.teacher_dense_weight,
             generator=generator,
             language=settings.corpus.language,
+            questions=task.answers if settings.adapter.query_encoder_share else {},
         )
     except TrainingError as error:
         if settings.adapter.share != "auto" or not settings.training.contrastive:

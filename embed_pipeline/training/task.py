@@ -57,6 +57,8 @@ class TrainingTask:
         fingerprint: hash of all that decides the trained weights; the choice among them, the linear adapter and the
             check against forgetting are not part of it, and are made on every run.
         record: called with the step and its figures.
+        answers: question of the examples to the texts that answer it, for the query encoder; there too where nothing
+            is trained on them.
     """
 
     examples: Examples
@@ -67,6 +69,7 @@ class TrainingTask:
     fingerprint: str
     documents: Sequence[str] = ()
     record: Record | None = field(default=None, compare=False)
+    answers: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def schedule(self) -> Schedule:
@@ -101,6 +104,10 @@ class TrainingTask:
         Raises:
             TrainingError: there are no examples to train on, or one names an unknown segment.
         """
+        answers: dict[str, set[str]] = {}
+        for question, segment in examples.select("question", "positive_segment_id").sort(pl.all()).iter_rows():
+            if segment in passages:
+                answers.setdefault(question, set()).add(passages[segment])
         if not settings.training.contrastive:
             examples = examples.clear()
         elif examples.is_empty():
@@ -126,7 +133,8 @@ class TrainingTask:
             resolve_model(settings.embedding.model),
         ]
         fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return cls(numbered, dev_questions, corpus, settings, work, fingerprint, documents, record)
+        frozen = {question: frozenset(texts) for question, texts in answers.items()}
+        return cls(numbered, dev_questions, corpus, settings, work, fingerprint, documents, record, frozen)
 
 
 def used_negatives(settings: Settings) -> int | None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.models import load_model
 from embed_pipeline.settings import Adapter, Settings, Training
-from embed_pipeline.training.linear_adapter import Teaching
+from embed_pipeline.training.linear_adapter import Teaching, fit_adapter
 from embed_pipeline.training.loss import follow_distribution
 from embed_pipeline.training.prepared_model import split_sides
 from embed_pipeline.training.query_encoder import follow_teacher
@@ -41,6 +41,42 @@ def test_queries_come_closer_to_the_teacher_and_passages_stay_bit_for_bit(tiny_m
     learnt = divergence(teaching, followed.encode(teaching.sentences, "query"))
     assert learnt < 0.9 * divergence(teaching, teaching.vectors[0])
     assert not model.training
+
+
+def test_questions_are_asked_too_and_their_sources_come_first(tiny_model: Path) -> None:
+    settings = small.settings(tiny_model)
+    encoder = Encoder.of(load_model(tiny_model, settings.embedding, "cpu"), settings.embedding)
+    asked = {"which of them?": {TEXTS[4]}, "and which two?": {TEXTS[1], TEXTS[2]}, "what is gone?": {"another text"}}
+
+    def teach(questions: dict[str, set[str]]) -> Teaching:
+        chance = np.random.default_rng(17)
+        return Teaching.of(encoder, TEXTS, IDS, dense_weight=0.65, generator=chance, questions=questions)
+
+    with_questions, alone = teach(asked), teach({})
+    count = len(alone.sentences)
+    assert with_questions.sentences == [*alone.sentences, "which of them?", "and which two?"]
+    assert (with_questions.questions, alone.questions) == (2, 0)
+    assert np.isfinite(with_questions.scores[count:]).all()
+    assert with_questions.scores[count].argmax() == 4
+    assert set(np.argsort(with_questions.scores[count + 1])[-2:]) == {1, 2}
+    shapes = [fit_adapter(one, generator=np.random.default_rng(17)).shape for one in (with_questions, alone)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.slow
+def test_a_question_is_learnt(tiny_model: Path) -> None:
+    settings = small.settings(tiny_model)
+    model = split_sides(load_model(tiny_model, settings.embedding, "cpu"))
+    encoder = Encoder.of(model, settings.embedding)
+    asked = {"which of them?": {TEXTS[4]}}
+    chance = np.random.default_rng(17)
+    teaching = Teaching.of(encoder, TEXTS, IDS, dense_weight=0.65, generator=chance, questions=asked)
+    passages = encoder.encode(TEXTS, "passage")
+    before = (encoder.encode([*asked], "query") @ passages.T)[0]
+    for _ in range(10):
+        follow_teacher(model, teaching, np.random.default_rng(17))
+    after = (Encoder.of(model, settings.embedding).encode([*asked], "query") @ passages.T)[0]
+    assert after[4] - after.mean() > before[4] - before.mean()
 
 
 @pytest.mark.slow
