@@ -360,3 +360,15 @@ def test_a_query_without_a_text_is_left_out_with_its_judgements_and_counted(tmp_
     (folder / "qrels" / "test.tsv").write_text("q1\ta\t1\n")
     with pytest.raises(LabelsError, match=r"no judged query is in its queries with a text, first 'q1' .*line 1"):
         read_beir(folder)
+
+
+def test_a_title_may_be_a_whole_number(tmp_path):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
+    (folder / "corpus.jsonl").write_text('{"_id": "a", "title": 1984, "text": "first"}\n')
+    assert read_beir(folder).passages == {"a": "1984 first"}
+
+
+def test_a_side_whose_grades_are_all_zero_is_named(tmp_path, caplog):
+    folder = write_beir(tmp_path / "set", train="q0\ta\t1\n", test="q0\ta\t0\nq1\tb\t-1\n")
+    assert read_beir(folder).judged["test"]["q0"].positives == []
+    assert caplog.messages == [f"{folder}: no grade of test is 1 or more, so no passage answers a query of it"]
