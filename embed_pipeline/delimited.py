@@ -6,17 +6,23 @@ theirs runs over a line end only where the next lines are no rows of their own.
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import io
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from embed_pipeline.text.blocks import whole_characters
 
 _SEPARATORS = ",;\t"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 _CELL = re.compile(rf"(?:{_QUOTED.pattern}(?=\t|\Z)|[^\t]*)(?:\t|\Z)")
+_LITERAL = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*["]""")
+_LITERALS = re.compile(rf"\[\s*(?:(?:{_LITERAL.pattern})\s*(?:,\s*)?)*\]")
 _REPEATED = re.compile(r"(.+)_duplicated_[0-9]+", re.DOTALL)
 
 
@@ -36,6 +42,26 @@ def delimited_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
         # A blank line has no cell.
         if any(cell is not None for cell in cells):
             yield number, _row(names, cells)
+
+
+def list_in_cell(cell: str) -> list[Any] | None:
+    """The list that pandas, NumPy (no commas) or JSON wrote into a cell; None: the cell is a plain text."""
+    cell = cell.strip()
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return None
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        found = None
+    if found is None and _LITERALS.fullmatch(cell):
+        try:
+            found = [ast.literal_eval(literal) for literal in _LITERAL.findall(cell)]
+        except (ValueError, SyntaxError):
+            # An escape that is none of Python's.
+            return None
+    if found is None or any(isinstance(each, list | dict) for each in found):
+        return None
+    return [whole_characters(each) if isinstance(each, str) else each for each in found]
 
 
 def _text(content: bytes) -> str:

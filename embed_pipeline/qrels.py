@@ -24,6 +24,9 @@ SIDES_BY_NAME: Mapping[str, Side] = {
     "val": "dev",
     "eval": "dev",
     "test": "test",
+    "training": "train",
+    "evaluation": "dev",
+    "testing": "test",
 }
 """Name of a side in files and columns to the side."""
 _UNGRADED = "1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embed_pipeline.delimited import delimited_rows
+from embed_pipeline.delimited import delimited_rows, list_in_cell
 
 
 def cells(content: str) -> list[list[str | None]]:
@@ -69,3 +69,21 @@ def test_separators_in_a_quoted_column_name_are_no_separators():
 def test_what_is_malformed_is_named(content, problem):
     with pytest.raises(ValueError, match=problem):
         list(delimited_rows(content))
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ("['a', 'b']", ["a", "b"]),
+        ("""['it\\'s' "b's"\n 'c, d']""", ["it's", "b's", "c, d"]),
+        ('["a \\"b\\"", "\\ud83d"]', ['a "b"', "\ufffd"]),
+        ("[1, 2]", [1, 2]),
+        ("[]", []),
+        ("[see the manual]", None),
+        ("['a'] and ['b']", None),
+        ("['\\x']", None),
+        ("a, b", None),
+    ],
+)
+def test_a_cell_may_hold_a_list_as_pandas_numpy_and_json_write_it(cell, found):
+    assert list_in_cell(cell) == found
