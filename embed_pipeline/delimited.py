@@ -34,7 +34,7 @@ def delimited_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         ValueError: naming the line that is no text, or the row that has more cells than there are columns.
     """
-    text = _text(content)
+    text = table_text(content)
     header = _QUOTED.sub("", text.partition("\n")[0])
     separator = max(_SEPARATORS, key=header.count)
     named = _tab_rows(text) if separator == "\t" else _comma_rows(text, separator)
@@ -64,8 +64,12 @@ def list_in_cell(cell: str) -> list[Any] | None:
     return [whole_characters(each) if isinstance(each, str) else each for each in found]
 
 
-def _text(content: bytes) -> str:
-    """The text of a file, with line feeds where lines end in carriage returns alone."""
+def table_text(content: bytes) -> str:
+    """The text of a file, with line feeds where lines end in carriage returns alone.
+
+    Raises:
+        ValueError: naming the line that is no text.
+    """
     try:
         text = content.decode("utf-16") if content.startswith(_UTF_16) else content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -142,10 +146,9 @@ def _lines_of_row(lines: Sequence[str], at: int, width: int) -> int:
     whole = first.count("\t") == width - 1
     for end in range(at + 1, len(lines)):
         quotes += lines[end].count('"')
-        closes = quotes % 2 == 0
-        if lines[end].count("\t") == width - 1 and (whole or not closes):
+        if whole and lines[end].count("\t") == width - 1:
             return 1
-        if closes:
+        if quotes % 2 == 0:
             joined = "\n".join(lines[at : end + 1])
             return end + 1 - at if len(_quoted_cells(joined)) == width and "\n" not in _outside_quotes(joined) else 1
     return 1

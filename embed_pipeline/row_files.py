@@ -15,7 +15,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
-from embed_pipeline.delimited import delimited_rows
+from embed_pipeline.delimited import delimited_rows, table_text
 from embed_pipeline.text.blocks import whole_characters
 
 logger = logging.getLogger(__name__)
@@ -135,6 +135,15 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
         raise LabelsError(message) from error
 
 
+def lines_of_table(path: Path) -> Iterator[tuple[str, str]]:
+    """Place and text of every line of a table that is not blank, whichever way Excel wrote it."""
+    with _malformed(path):
+        text = table_text(_content(path))
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
 @contextmanager
 def _unpacked(path: Path) -> Iterator[BufferedIOBase]:
     try:
@@ -174,9 +183,16 @@ def _table_rows(path: Path, ending: str) -> Iterator[tuple[str, dict[str, Any]]]
     if ending == ".parquet":
         yield from _parquet_rows(path)
         return
-    try:
+    with _malformed(path):
         for number, row in delimited_rows(_content(path)):
             yield f"{path}, row {number}", row
+
+
+@contextmanager
+def _malformed(path: Path) -> Iterator[None]:
+    """Name the file in what is wrong with a table of text."""
+    try:
+        yield
     except ValueError as error:
         at = ", " if _PLACE.match(str(error)) else ": "
         message = f"{path}{at}{error}"

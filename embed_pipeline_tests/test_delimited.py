@@ -31,6 +31,7 @@ def test_quotes_in_tab_separated_rows_that_merge_none_are_text(end):
         ('"a\tb"\tc', ["a\tb", "c"]),
         ('a\t"first\nsecond"', ["a", "first\nsecond"]),
         ('"first\n\nsecond"\tc', ["first\n\nsecond", "c"]),
+        ('"a\nb"\t"c\nd"', ["a\nb", "c\nd"]),
         ('""\tc', [None, "c"]),
         ("a", ["a", None]),
         ('5" pipe\tc', ['5" pipe', "c"]),
