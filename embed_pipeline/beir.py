@@ -100,6 +100,9 @@ def read_beir(folder: Path, sides: Sequence[Side] = SIDES) -> BeirFolder:
     read = [*_files_named(folder, "queries"), *_files_named(folder, "corpus"), *chain.from_iterable(files.values())]
     name_the_unread(folder, read)
     judged = {side: _read_judgements(rows, queries, folder) for side, rows in found.items() if rows}
+    for side, by_query in judged.items():
+        if not any(each.positives for each in by_query.values()):
+            logger.warning("%s: no grade of %s is 1 or more, so no passage answers a query of it", folder, side)
     if not judged:
         wanted = " or ".join(f"qrels/{side}.tsv" for side in sides)
         message = f"{folder}: there is no {wanted} with a judgement in it"
@@ -120,7 +123,7 @@ def _read_queries(folder: Path) -> dict[str, str]:
 def _read_passages(folder: Path) -> dict[str, str] | None:
     if not _files_named(folder, "corpus"):
         return None
-    passages = {row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for _, row in _texts(folder, "corpus")}
+    passages = {row["_id"]: f"{row['title']} {row['text']}".strip() for _, row in _texts(folder, "corpus")}
     return _with_text(passages, folder, "passages")
 
 
@@ -156,13 +159,14 @@ def _texts(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if key is None or not isinstance(text, str):
             message = f"{place}: expected _id, a string or a whole number, and the string text"
             raise LabelsError(message)
-        if not isinstance(row.get("title") or "", str):
-            message = f"{place}: title is {row['title']!r}, expected a string"
+        title = row.get("title") or ""
+        if not isinstance(title, str) and id_text(title) is None:
+            message = f"{place}: title is {title!r}, expected a string or a whole number"
             raise LabelsError(message)
         if seen.setdefault(key, text) != text:
             message = f"{place}: _id {key!r} occurs twice, with another text before"
             raise LabelsError(message)
-        yield place, {**row, "_id": key, "text": text}
+        yield place, {"_id": key, "title": id_text(title), "text": text}
 
 
 def _read_judgements(

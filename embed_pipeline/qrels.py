@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from embed_pipeline.enumerations import Side
-from embed_pipeline.row_files import ENDINGS, LabelsError, files_of_rows, id_text, lines_of, name_and_ending, read_rows
+from embed_pipeline.row_files import (
+    ENDINGS,
+    LabelsError,
+    files_of_rows,
+    id_text,
+    lines_of_table,
+    name_and_ending,
+    read_rows,
+)
 
 SIDES_BY_NAME: Mapping[str, Side] = {
     "train": "train",
@@ -24,6 +32,9 @@ SIDES_BY_NAME: Mapping[str, Side] = {
     "val": "dev",
     "eval": "dev",
     "test": "test",
+    "training": "train",
+    "evaluation": "dev",
+    "testing": "test",
 }
 """Name of a side in files and columns to the side."""
 _UNGRADED = "1"
@@ -84,7 +95,7 @@ def judgement_rows(path: Path) -> Iterator[tuple[str, tuple[str, str, int]]]:
 def _table_judgements(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
     """Every line has as many columns as the first."""
     separator, names, widths = "\t", list[str](), _WIDTHS
-    for number, (place, line) in enumerate(lines_of(path)):
+    for number, (place, line) in enumerate(lines_of_table(path)):
         if number == 0:
             separator = _separator(place, line)
         cells = _cells(place, line, separator)

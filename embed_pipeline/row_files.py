@@ -15,6 +15,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
+from embed_pipeline.delimited import delimited_rows, table_text
 from embed_pipeline.text.blocks import whole_characters
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings of the files whose rows :func:`read_rows` reads, before that of the packing; the preferred ones first."""
 _PACKED: Mapping[str, Callable[[Path], BufferedIOBase]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_SEPARATORS = ",;\t"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PLACE = re.compile(r"(line|row) [0-9]+: ")
 _SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 
 
@@ -66,7 +67,7 @@ def name_the_unread(folder: Path, read: Sequence[Path]) -> None:
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file by its ending, each with its place (file and line or row) for messages.
 
-    The cells of CSV and TSV are texts, or None where they are empty.
+    The cells of CSV and TSV are texts, or None where they are empty, or lists where columns have one name.
 
     Raises:
         LabelsError: the file has none of :data:`ENDINGS`, cannot be read, or holds something other than rows.
@@ -134,6 +135,15 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
         raise LabelsError(message) from error
 
 
+def lines_of_table(path: Path) -> Iterator[tuple[str, str]]:
+    """Place and text of every line of a table that is not blank, whichever way Excel wrote it."""
+    with _malformed(path):
+        text = table_text(_content(path))
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
 @contextmanager
 def _unpacked(path: Path) -> Iterator[BufferedIOBase]:
     try:
@@ -170,24 +180,35 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _table_rows(path: Path, ending: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if ending == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    with _malformed(path):
+        for number, row in delimited_rows(_content(path)):
+            yield f"{path}, row {number}", row
+
+
+@contextmanager
+def _malformed(path: Path) -> Iterator[None]:
+    """Name the file in what is wrong with a table of text."""
+    try:
+        yield
+    except ValueError as error:
+        at = ", " if _PLACE.match(str(error)) else ": "
+        message = f"{path}{at}{error}"
+        raise LabelsError(message) from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import polars as pl
 
-    content = _content(path)
     try:
-        if ending == ".parquet":
-            frame = pl.read_parquet(content)
-        else:
-            header = content.partition(b"\n")[0].decode("utf-8", "replace")
-            separator = max(_SEPARATORS, key=header.count)
-            frame = pl.read_csv(content, separator=separator, infer_schema=False, raise_if_empty=False)
+        frame = pl.read_parquet(_content(path))
     except pl.exceptions.PolarsError as error:
-        kind = "Parquet" if ending == ".parquet" else "CSV"
-        message = f"{path}: not a readable {kind} file: {str(error).splitlines()[0]}"
+        message = f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}"
         raise LabelsError(message) from error
     for number, row in enumerate(frame.iter_rows(named=True), start=1):
-        # A blank line of a CSV file.
-        if any(cell is not None for cell in row.values()):
-            yield f"{path}, row {number}", row
+        yield f"{path}, row {number}", row
 
 
 def _object(place: str, row: object) -> dict[str, Any]:

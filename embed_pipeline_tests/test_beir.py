@@ -107,7 +107,7 @@ def test_of_several_judgements_the_highest_counts(tmp_path):
         ("qrels/test.tsv", "q0 a 1\n", "line 1: expected query-id, corpus-id, score .* got 1 columns"),
         ("qrels/test.tsv", "q0,a,1\nq1,b\n", "line 2: expected query-id, .* separated by commas, got 2 columns"),
         ("qrels/test.tsv", "query-id,answer,score\nq0,a,1\n", "line 2: expected the columns .*found query-id, answer"),
-        ("qrels/test.tsv", "q0\ta\rq1\tb\r", "line 1: new-line character"),
+        ("qrels/test.tsv", "q0\ta\rq1\tb\n", "line 1: new-line character"),
         ("qrels/test.tsv", "q0\ta\thigh\n", "line 1: score 'high' is not a whole number"),
         ("qrels/test.tsv", "q0\ta\t0.5\n", "line 1: score '0.5' is not a whole number"),
         ("qrels/test.tsv", "q0\ta\t²\n", "line 1: score '²' is not a whole number"),
@@ -360,3 +360,25 @@ def test_a_query_without_a_text_is_left_out_with_its_judgements_and_counted(tmp_
     (folder / "qrels" / "test.tsv").write_text("q1\ta\t1\n")
     with pytest.raises(LabelsError, match=r"no judged query is in its queries with a text, first 'q1' .*line 1"):
         read_beir(folder)
+
+
+def test_a_title_may_be_a_whole_number(tmp_path):
+    folder = write_beir(tmp_path / "set", test="q0\ta\t1\n")
+    (folder / "corpus.jsonl").write_text('{"_id": "a", "title": 1984, "text": "first"}\n')
+    assert read_beir(folder).passages == {"a": "1984 first"}
+
+
+def test_a_side_whose_grades_are_all_zero_is_named(tmp_path, caplog):
+    folder = write_beir(tmp_path / "set", train="q0\ta\t1\n", test="q0\ta\t0\nq1\tb\t-1\n")
+    assert read_beir(folder).judged["test"]["q0"].positives == []
+    assert caplog.messages == [f"{folder}: no grade of test is 1 or more, so no passage answers a query of it"]
+
+
+@pytest.mark.parametrize(("encoding", "end"), [("utf-16", "\r\n"), ("utf-8", "\r"), ("utf-8-sig", "\r\n")])
+def test_judgements_are_read_as_excel_writes_them(tmp_path, encoding, end):
+    folder = write_beir(tmp_path / "set", test="")
+    (folder / "qrels" / "test.tsv").write_bytes(f"{HEADER}q0\ta\t1\nq1\tb\t0\n".replace("\n", end).encode(encoding))
+    assert {query: found.grades for query, found in read_beir(folder).judged["test"].items()} == {
+        "q0": {"a": 1},
+        "q1": {"b": 0},
+    }

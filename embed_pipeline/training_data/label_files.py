@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_pipeline.beir import holds_queries, read_beir
+from embed_pipeline.delimited import list_in_cell
 from embed_pipeline.enumerations import SIDES, Side
 from embed_pipeline.qrels import SIDES_BY_NAME
 from embed_pipeline.row_files import (
@@ -32,7 +33,7 @@ from embed_pipeline.row_files import (
     read_rows,
 )
 from embed_pipeline.text.blocks import is_blank
-from embed_pipeline.training_data.pair_labels import Verdict, pair_verdicts
+from embed_pipeline.training_data.pair_labels import PAIR_FIELDS, Verdict, pair_verdicts, split_labelled_list
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,11 @@ _ID_FIELDS = {
     "negative_ids": re.compile(r"negative_ids?|neg_doc"),
 }
 _SPLIT_FIELD = "split"
+_OF_TEXT = (".csv", ".tsv")
 _MAYBE_ABOUT = (".json", ".csv", ".tsv")
 _USUAL_NAMES = (*_QUESTION_FIELDS, *_TEXT_FIELDS, *_ID_FIELDS, _SPLIT_FIELD)
 _MISSPELT = 0.85
+_ID_ENDING = re.compile(r"[\W_]*ids?$")
 
 
 class EmptyLabelError(LabelsError):
@@ -104,17 +107,35 @@ def read_label_set(path: Path) -> LabelSet:
 def _read_labels(path: Path, rows: list[tuple[str, dict[str, Any]]], side: Side | None) -> list[RawLabel]:
     if not rows:
         logger.warning("%s holds no label", path)
-    rows, labels = _with_question_and_positive(path, rows, side)
+    rows, labels = _with_question_and_positive(path, [(place, _split_list(place, row)) for place, row in rows], side)
     has_negatives = any(label.negatives or label.negative_ids for label in labels)
     judged, verdicts = (None, []) if has_negatives else pair_verdicts(rows)
     ignored = sorted({name for _, row in rows for name in row if not _is_known(name) and name != judged})
     for name in ignored:
+        # An id of the question, such as questionId.
+        if _ID_ENDING.sub("", name.lower()) in _QUESTION_FIELDS:
+            continue
         if close := get_close_matches(name, _USUAL_NAMES, n=1, cutoff=_MISSPELT):
             message = f"{path}: unknown field {name!r}; did you mean {close[0]!r}?"
             raise LabelsError(message)
     if ignored:
         logger.warning("%s: the columns %s are ignored", path, ignored)
-    return _matching(path, labels, verdicts) if judged else labels
+    if judged is None:
+        return labels
+    logger.info("%s: whether a pair matches is read from the column %r", path, judged)
+    return _matching(path, labels, verdicts)
+
+
+def _split_list(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row without negatives whose list of positives has labels next to it, split by these."""
+    fields = _TEXT_FIELDS | _ID_FIELDS
+    named = {kind: [name for name in row if pattern.fullmatch(name)] for kind, pattern in fields.items()}
+    if any(row[name] for kind in ("negatives", "negative_ids") for name in named[kind]):
+        return row
+    for positives, negatives in (("positives", "negatives"), ("positive_ids", "negative_ids")):
+        for name in named[positives]:
+            row = split_labelled_list(place, row, name, negatives)
+    return row
 
 
 def _with_question_and_positive(
@@ -187,6 +208,9 @@ def _folder_label_set(folder: Path) -> LabelSet:
             f"({', '.join(ENDINGS)}) whose names say train, dev or test; {found}"
         )
         raise LabelsError(message)
+    if len(sideless) > 1:
+        names = ", ".join(sideless)
+        logger.warning("%s: read without a split, as no name says train, dev or test: %s", folder, names)
     split = set(sides.values()) != {"train"}
     return _label_set(folder, {path: side if split else None for path, side in sides.items()})
 
@@ -210,6 +234,8 @@ def _label_set(source: Path, files: Mapping[Path, Side | None]) -> LabelSet:
     read = list(files)
     for path, side in files.items():
         rows = list(read_rows(path))
+        if name_and_ending(path)[1] in _OF_TEXT:
+            rows = [(place, _with_lists(row)) for place, row in rows]
         if rows and _is_nemo(rows[0][1]):
             rows, parts = _read_nemo(path, rows[0][1])
             passages |= dict(map(_nemo_passage, chain.from_iterable(map(read_rows, parts))))
@@ -218,6 +244,19 @@ def _label_set(source: Path, files: Mapping[Path, Side | None]) -> LabelSet:
     if source.is_dir():
         name_the_unread(source, read)
     return LabelSet(source.name if source.is_dir() else name_and_ending(source)[0], _one_split(labels), passages)
+
+
+def _with_lists(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of CSV or TSV, with the lists that its cells hold as text."""
+    read = dict(row)
+    for name, cell in row.items():
+        kind = next((kind for kind, pattern in (_TEXT_FIELDS | _ID_FIELDS).items() if pattern.fullmatch(name)), None)
+        if isinstance(cell, str) and (kind or name.lower() in PAIR_FIELDS):
+            found = list_in_cell(cell)
+            # "[1]" is a reference in a text, and a list of an id.
+            if found is not None and (kind not in _TEXT_FIELDS or all(isinstance(each, str) for each in found)):
+                read[name] = found
+    return read
 
 
 def _is_nemo(content: Mapping[str, Any]) -> bool:

@@ -245,6 +245,8 @@ def test_a_number_next_to_a_negative_is_a_margin(tmp_path, caplog, column, margi
         (True, False, None),
         (1, 0, 0.3),
         ("1.0", "0", "-1"),
+        ("100%", "0%", "10%"),
+        ("positive", "Negative", "neutral"),
     ],
 )
 def test_pairs_that_do_not_match_are_negatives_of_their_question(tmp_path, caplog, named, words):
@@ -303,3 +305,87 @@ def test_a_row_without_a_question_or_a_positive_is_left_out_and_counted(tmp_path
     assert f"rows without a question or a positive are left out: 1, first {path}, line 2: " in caplog.text
     with pytest.raises(LabelsError, match=r"line 1: (question is|neither positives)"):
         read_label_set(write_rows(path, row))
+
+
+@pytest.mark.parametrize("named", ["positive", "positive_ids"])
+def test_a_list_with_a_label_for_each_entry_is_split_by_them(tmp_path, named):
+    row = {"anchor": "a", named: ["p", "n", "x"], "labels": [1, 0, 0.2]}
+    (label,) = read_label_set(write_rows(tmp_path / "x.jsonl", row)).labels
+    assert (label.positives or label.positive_ids, label.negatives or label.negative_ids) == (["p"], ["n"])
+    (tmp_path / "x.csv").write_text(f"anchor,{named},labels\na,\"['p', 'n']\",\"[1, 0]\"\n")
+    (label,) = read_label_set(tmp_path / "x.csv").labels
+    assert (label.positives or label.positive_ids, label.negatives or label.negative_ids) == (["p"], ["n"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [([1], "positive has 2 entries and labels has 1, expected as many"), ([7.1, -3.0], "labels is 7.1, expected a")],
+)
+def test_a_list_whose_labels_do_not_fit_is_refused(tmp_path, labels, problem):
+    row = {"anchor": "a", "positive": ["p", "n"], "labels": labels}
+    with pytest.raises(LabelsError, match=f"line 1: {problem}"):
+        read_label_set(write_rows(tmp_path / "x.jsonl", row))
+
+
+def test_a_list_of_topics_splits_nothing(tmp_path):
+    row = {"anchor": "a", "positive": ["p", "q"], "labels": ["billing"]}
+    (label,) = read_label_set(write_rows(tmp_path / "x.jsonl", row)).labels
+    assert label.positives == ["p", "q"]
+
+
+@pytest.mark.parametrize("column", ["score", "similarity_score", "is_relevant", "Label", "Score"])
+@pytest.mark.parametrize("values", [(1, 0), (True, False), (0.9, 0.0), ("true", "false")])
+def test_a_score_that_is_a_verdict_is_read_as_one(tmp_path, caplog, column, values):
+    caplog.set_level("INFO")
+    rows = [{"anchor": "a", "positive": text, column: value} for text, value in zip("pn", values, strict=True)]
+    (label,) = read_label_set(write_rows(tmp_path / "x.jsonl", *rows)).labels
+    assert (label.positives, label.negatives) == (["p"], ["n"])
+    assert f"whether a pair matches is read from the column '{column}'" in caplog.text
+
+
+@pytest.mark.parametrize("values", [(12.5, 0.3), (0.4, -0.4), ("good", "bad")])
+def test_a_score_on_another_scale_is_ignored_and_named(tmp_path, caplog, values):
+    rows = [{"anchor": "a", "positive": text, "score": value} for text, value in zip("pn", values, strict=True)]
+    assert len(read_label_set(write_rows(tmp_path / "x.jsonl", *rows)).labels) == len(rows)
+    assert "the columns ['score'] are ignored" in caplog.text
+
+
+@pytest.mark.parametrize(("words", "is_read"), [("abcd", True), ("aaa", True), ("aab", False), ("abc", False)])
+def test_two_or_three_unknown_words_are_refused_and_topics_are_ignored(tmp_path, words, is_read):
+    rows = [{"anchor": "a", "positive": f"p{place}", "label": f"so {word}"} for place, word in enumerate(words)]
+    path = write_rows(tmp_path / "x.jsonl", *rows)
+    if is_read:
+        assert len(read_label_set(path).labels) == len(words)
+        return
+    with pytest.raises(LabelsError, match=r"line 1: label is 'so a', expected .* rename the column where it says"):
+        read_label_set(path)
+
+
+def test_lists_in_cells_are_read_in_columns_of_texts_and_ids_alone(tmp_path):
+    (tmp_path / "x.csv").write_text(
+        "question,pos,neg,positive_ids\n['q'],\"['p' 'q']\",[1],\"['a.md', 'b.md']\"\nr,p,[],\"[1, 2]\"\n"
+    )
+    first, second = read_label_set(tmp_path / "x.csv").labels
+    assert (first.question, first.positives, first.negatives) == ("['q']", ["p", "q"], ["[1]"])
+    assert (first.positive_ids, second.positive_ids, second.negatives) == (["a.md", "b.md"], ["1", "2"], [])
+
+
+@pytest.mark.parametrize("name", ["questionId", "query_id", "anchor-ids"])
+def test_an_id_of_the_question_is_ignored_and_named(tmp_path, caplog, name):
+    (label,) = read_label_set(write_rows(tmp_path / "x.jsonl", {"query": "a", "positive": "p", name: 1})).labels
+    assert label.question == "a"
+    assert f"the columns ['{name}'] are ignored" in caplog.text
+
+
+def test_whole_words_of_a_name_say_the_side_and_none_is_said(tmp_path, caplog):
+    for folder in ("sides", "none"):
+        (tmp_path / folder).mkdir()
+    for name in ("my-training-set", "evaluation", "Testing_2"):
+        write_rows(tmp_path / "sides" / f"{name}.jsonl", {"anchor": name, "positive": "p"})
+    found = {label.question: label.side for label in read_label_set(tmp_path / "sides").labels}
+    assert found == {"my-training-set": "train", "evaluation": "dev", "Testing_2": "test"}
+    assert not caplog.messages
+    for name in ("first", "second"):
+        write_rows(tmp_path / "none" / f"{name}.jsonl", {"anchor": name, "positive": "p"})
+    assert [label.side for label in read_label_set(tmp_path / "none").labels] == [None, None]
+    assert "read without a split, as no name says train, dev or test: first.jsonl, second.jsonl" in caplog.text
