@@ -723,8 +723,8 @@ class Adapter(Group):
     segments as BM25 and the model together do. Takes a minute or two and no questions; auto: half where the questions
     are generated and the corpus has 20 documents or more, or where ``training.contrastive`` is false; else none."""
     query_encoder_share: Share = decides(0.0, "finetuned_model")
-    """With ``training.sides = "query"``: share of a query encoder that learns from the adapter's teacher as well, by the
-    corpus's sentences and by the questions to train on, while passages keep the base's vectors. Takes minutes on a
+    """With ``training.sides = "query"``: share of a query encoder that learns from the adapter's teacher as well, by
+    the corpus's sentences and by the questions to train on, while passages keep the base's vectors. Takes minutes on a
     processor; 0.75 did best with half of the map."""
 
 
