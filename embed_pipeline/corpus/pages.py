@@ -155,6 +155,9 @@ def _look_at(node: Any, gone: dict[int, Any], framing: list[Tag]) -> None:  # no
     elif node.name == "noframes":
         inner = BeautifulSoup(node.get_text(), "lxml")
         node.replace_with(inner.body or inner)
+    elif node.name == "script" and str(node.get("type")).startswith("math/"):
+        # A formula as MathJax and kramdown write it.
+        _take_out(node, gone, node.get_text().strip())
     elif _is_dropped(node):
         _take_out(node, gone)
     elif node.name == "math" and isinstance(formula := node.find("annotation"), Tag):
@@ -365,6 +368,7 @@ def _write(element: Tag, draft: Draft, depth: int) -> None:
 
 def _write_table(table: Tag, draft: Draft, depth: int) -> None:
     """Write a table of data as one; one that lays out a page cell by cell, or as text where they are nested deeply."""
+    _put_in_rows(table)
     rows = [row for row in table.find_all("tr") if row.find_parent("table") is table]
     cells = [list(row.find_all(["td", "th"], recursive=False)) for row in rows]
     width = max((sum(_span(cell) for cell in row) for row in cells), default=0)
@@ -381,6 +385,19 @@ def _write_table(table: Tag, draft: Draft, depth: int) -> None:
         width = max(map(len, shown))
         lines = [f"| {' | '.join([*row, *[''] * (width - len(row))])} |" for row in shown]
         draft.add("table", "\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]]))
+
+
+def _put_in_rows(table: Tag) -> None:
+    """Put cells that are in no row into one, as browsers do."""
+    for first in table.find_all(["td", "th"]):
+        holder = first.parent
+        if first.find_parent("table") is table and isinstance(holder, Tag) and holder.name != "tr":
+            row = Tag(name="tr")
+            first.insert_before(row)
+            while isinstance(following := row.next_sibling, NavigableString) or (
+                isinstance(following, Tag) and following.name in {"td", "th"}
+            ):
+                row.append(following.extract())
 
 
 def _cell(cell: Tag) -> str:

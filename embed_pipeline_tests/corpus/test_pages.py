@@ -232,3 +232,20 @@ def test_powers_and_fractions_keep_their_sense(body: str, text: str) -> None:
 def test_of_ruby_the_text_is_kept_and_the_readings_are_not(ruby: str) -> None:
     assert _kept(f"<h2>{ruby}</h2><p>この{ruby}を読む") == "## 漢字\n\nこの漢字を読む\n"
     assert "字" in _kept("<ruby>漢<rt>かん<rb>字<rt>じ</ruby>")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "<table border=1><td>Pump A<td>5 bar<tr><td>Pump B<td>6 bar</table>",
+        "<table><tbody><td>Pump A</td> <td>5 bar</td><tr><td>Pump B<td>6 bar</tr></tbody></table>",
+        "<table><th>Pump A<th>5 bar<tr><td>Pump B<td>6 bar</table>",
+    ],
+)
+def test_cells_without_a_row_are_a_row(table: str) -> None:
+    assert _kept(table) == "| Pump A | 5 bar |\n| --- | --- |\n| Pump B | 6 bar |\n"
+
+
+def test_formulas_in_scripts_are_text_and_other_scripts_are_not() -> None:
+    page = '<p>The energy is <script type="math/tex; mode=display">E = mc^2</script>, here.</p><script>let x</script>'
+    assert _kept(page) == "The energy is E = mc^2, here.\n"
