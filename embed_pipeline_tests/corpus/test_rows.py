@@ -72,6 +72,23 @@ def test_a_damaged_row_takes_no_other_along() -> None:
     assert [part[:15] for part in lines.left_out] == ["line 2 is no JS", "line 3 is not J"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        ('1\t"Open it, now\tx\n2\tClosed\ty\n3\tat once"\tz\n',
+         '## 1\n\ntext: "Open it, now\nnote: x\n\n## 2\n\ntext: Closed\nnote: y\n\n## 3\n\ntext: at once"\nnote: z\n'),
+        ('1\t"Never closed\tx\n2\t3"\ty\n', '## 1\n\ntext: "Never closed\nnote: x\n\n## 2\n\ntext: 3"\nnote: y\n'),
+        ('1\tfine\tx\n2\t"open\ty\n', '## 1\n\ntext: fine\nnote: x\n\n## 2\n\ntext: "open\nnote: y\n'),
+        ('1\ta\t"Two\nlines"\n2\t"three\nmore\nlines"\tb\n',
+         '## 1\n\ntext: a\nnote: Two\nlines\n\n## 2\n\ntext: three\nmore\nlines\nnote: b\n'),
+    ],
+    ids=["merging", "never closed", "at the end", "lines"],
+)  # fmt: skip
+def test_a_quote_between_tabs_is_text_where_it_would_merge_rows(rows: str, kept: str) -> None:
+    read = read_csv(f"id\ttext\tnote\n{rows}")
+    assert (read.text, read.left_out) == (kept, ())
+
+
 def test_text_in_a_cell_ends_with_it() -> None:
     text = (
         '{"title": "A", "text": "# Inner\\n\\nRun:\\n```sh\\n# make\\nmake"}\n{"title": "B", '
