@@ -1,7 +1,7 @@
 """CSV and JSON Lines: each row a section of its own, read as data.
 
-A row's heading is its title, name, heading, subject, question or id, whichever column there is first. Text in a cell is
-Markdown of its own: what is left open there ends with it, and its headings stand below the row's.
+A row's heading is its title, name, heading, subject, question or id: the first of these columns that it fills. Text in
+a cell is Markdown of its own: what is left open there ends with it, and its headings stand below the row's.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _write(row: Row, number: int, draft: Draft) -> None:
     shown = [(name, value) for name, value in shown if value]
     if not shown:
         return
-    named = next((place for place, (name, _) in enumerate(shown) if name.strip().lower() in _TITLE_COLUMNS), None)
+    columns = [name.strip().lower() for name, _ in shown]
+    named = next((columns.index(name) for name in _TITLE_COLUMNS if name in columns), None)
     title = (plain_title(shown[named][1]) if named is not None else "") or f"Row {number}"
     if len(title) > _MAX_TITLE:
         # What does not fit into a heading stays in the row.

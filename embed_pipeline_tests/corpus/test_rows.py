@@ -9,7 +9,7 @@ from embed_pipeline.corpus.rows import NoRowsError, read_csv, read_json_lines
 
 def test_rows_are_sections_named_by_their_title() -> None:
     text = "id;title;pressure\n1;Relief valve;3 bar\n2;;4 bar\n"
-    assert read_csv(text).text == "## 1\n\ntitle: Relief valve\npressure: 3 bar\n\n## 2\n\npressure: 4 bar\n"
+    assert read_csv(text).text == "## Relief valve\n\nid: 1\npressure: 3 bar\n\n## 2\n\npressure: 4 bar\n"
     lines = '{"title": "Pump", "bar": 2, "parts": ["seal", "shaft"], "note": null}\n\n{"bar": 5}\n'
     read = read_json_lines(lines)
     assert read.text == "## Pump\n\nbar: 2\nparts: seal, shaft\n\n## Row 2\n\nbar: 5\n"
@@ -133,7 +133,7 @@ def test_all_fields_of_messages_and_next_to_them_are_kept() -> None:
         "data: user: type: tool_use, name: run, user id: 1\n"
     )
     assert read_json_lines(json.dumps(turns[0])).text == (
-        "## Ann\n\nrole: user\ntitle: Boss\ncontent:\n\nLook:\n\n```\nx = 1\n"
+        "## Boss\n\nrole: user\nname: Ann\ncontent:\n\nLook:\n\n```\nx = 1\n"
     )
 
 
