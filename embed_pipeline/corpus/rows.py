@@ -1,7 +1,7 @@
 """CSV and JSON Lines: each row a section of its own, read as data.
 
-A row's heading is its title, name, heading, subject, question or id, whichever column there is first. Text in a cell is
-Markdown of its own: what is left open there ends with it, and its headings stand below the row's.
+A row's heading is its title, name, heading, subject, question or id: the first of these columns that it fills. Text in
+a cell is Markdown of its own: what is left open there ends with it, and its headings stand below the row's.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _write(row: Row, number: int, draft: Draft) -> None:
     shown = [(name, value) for name, value in shown if value]
     if not shown:
         return
-    named = next((place for place, (name, _) in enumerate(shown) if name.strip().lower() in _TITLE_COLUMNS), None)
+    columns = [name.strip().lower() for name, _ in shown]
+    named = next((columns.index(name) for name in _TITLE_COLUMNS if name in columns), None)
     title = (plain_title(shown[named][1]) if named is not None else "") or f"Row {number}"
     if len(title) > _MAX_TITLE:
         # What does not fit into a heading stays in the row.
@@ -126,7 +127,8 @@ def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
             lines = lines[comments:]
         elif comments:
             delimiter = _delimiter(lines)
-    records = _records([f"{line}\n" for line in lines], delimiter)
+    ended = [f"{line}\n" for line in lines]
+    records = _records(_with_plain_quotes(ended) if delimiter == "\t" else ended, delimiter)
     names: Sequence[str] = ()
     for cells, problem in records:
         if not names and not problem and _is_filled(cells):
@@ -134,6 +136,35 @@ def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
         elif problem or (names and cells):
             extra = [(_MORE, ", ".join(cells[len(names) :]))] if len(cells) > len(names) else []
             yield [*zip(names, cells, strict=False), *extra], problem
+
+
+def _with_plain_quotes(lines: Sequence[str]) -> list[str]:
+    """The lines of a tab-separated file, with quotes escaped where they are text and do not enclose a cell.
+
+    A cell that is still open where its line ends goes on only if no line up to the closing quote is a whole row.
+    """
+    tabs = next((line.count("\t") for line in lines if line.strip()), 0)
+    kept: list[str] = []
+    place = 0
+    while place < len(lines):
+        end = place + 1
+        if lines[place].count("\t") == tabs and _is_open(lines[place]):
+            last = next((n for n in range(end, len(lines)) if '"' in lines[n] or lines[n].count("\t") == tabs), -1)
+            if last < 0 or lines[last].count("\t") == tabs:
+                cells = lines[place].rstrip("\n").replace('"', '""').split("\t")
+                kept.append("\t".join(f'"{cell}"' for cell in cells) + "\n")
+            else:
+                end = last + 1
+                kept += lines[place:end]
+        else:
+            kept.append(lines[place])
+        place = end
+    return kept
+
+
+def _is_open(line: str) -> bool:
+    """True where a quote that opens a cell of a tab-separated line does not close in it."""
+    return '"' in line and next(csv.reader([line], delimiter="\t", skipinitialspace=True))[-1].endswith("\n")
 
 
 def _records(lines: Sequence[str], delimiter: str) -> Iterator[tuple[list[str], str]]:

@@ -9,7 +9,7 @@ from embed_pipeline.corpus.rows import NoRowsError, read_csv, read_json_lines
 
 def test_rows_are_sections_named_by_their_title() -> None:
     text = "id;title;pressure\n1;Relief valve;3 bar\n2;;4 bar\n"
-    assert read_csv(text).text == "## 1\n\ntitle: Relief valve\npressure: 3 bar\n\n## 2\n\npressure: 4 bar\n"
+    assert read_csv(text).text == "## Relief valve\n\nid: 1\npressure: 3 bar\n\n## 2\n\npressure: 4 bar\n"
     lines = '{"title": "Pump", "bar": 2, "parts": ["seal", "shaft"], "note": null}\n\n{"bar": 5}\n'
     read = read_json_lines(lines)
     assert read.text == "## Pump\n\nbar: 2\nparts: seal, shaft\n\n## Row 2\n\nbar: 5\n"
@@ -72,6 +72,23 @@ def test_a_damaged_row_takes_no_other_along() -> None:
     assert [part[:15] for part in lines.left_out] == ["line 2 is no JS", "line 3 is not J"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        ('1\t"Open it, now\tx\n2\tClosed\ty\n3\tat once"\tz\n',
+         '## 1\n\ntext: "Open it, now\nnote: x\n\n## 2\n\ntext: Closed\nnote: y\n\n## 3\n\ntext: at once"\nnote: z\n'),
+        ('1\t"Never closed\tx\n2\t3"\ty\n', '## 1\n\ntext: "Never closed\nnote: x\n\n## 2\n\ntext: 3"\nnote: y\n'),
+        ('1\tfine\tx\n2\t"open\ty\n', '## 1\n\ntext: fine\nnote: x\n\n## 2\n\ntext: "open\nnote: y\n'),
+        ('1\ta\t"Two\nlines"\n2\t"three\nmore\nlines"\tb\n',
+         '## 1\n\ntext: a\nnote: Two\nlines\n\n## 2\n\ntext: three\nmore\nlines\nnote: b\n'),
+    ],
+    ids=["merging", "never closed", "at the end", "lines"],
+)  # fmt: skip
+def test_a_quote_between_tabs_is_text_where_it_would_merge_rows(rows: str, kept: str) -> None:
+    read = read_csv(f"id\ttext\tnote\n{rows}")
+    assert (read.text, read.left_out) == (kept, ())
+
+
 def test_text_in_a_cell_ends_with_it() -> None:
     text = (
         '{"title": "A", "text": "# Inner\\n\\nRun:\\n```sh\\n# make\\nmake"}\n{"title": "B", '
@@ -116,7 +133,7 @@ def test_all_fields_of_messages_and_next_to_them_are_kept() -> None:
         "data: user: type: tool_use, name: run, user id: 1\n"
     )
     assert read_json_lines(json.dumps(turns[0])).text == (
-        "## Ann\n\nrole: user\ntitle: Boss\ncontent:\n\nLook:\n\n```\nx = 1\n"
+        "## Boss\n\nrole: user\nname: Ann\ncontent:\n\nLook:\n\n```\nx = 1\n"
     )
 
 
