@@ -30,6 +30,10 @@ _STYLES = "\n".join(
         "br[type='page'] => br", "br[type='column'] => br",
     ]
 )  # fmt: skip
+_STYLE_PART = "word/styles.xml"
+_HEADING_NAME = re.compile(r"heading ([1-9])", re.IGNORECASE)
+_BODY_LEVEL = 9
+_TITLES = frozenset({"title", "subtitle"})
 _COMMENTS = "comment-reference => sup"
 _CORE = "docProps/core.xml"
 _TITLE = "{http://purl.org/dc/elements/1.1/}title"
@@ -66,7 +70,7 @@ def read_word(content: bytes, most_bytes: int, *, comments: bool) -> ParsedDocum
         UnpackedSizeError: it unpacks to more.
     """
     _check_size(content, most_bytes)
-    styles = f"{_STYLES}\n{_COMMENTS}" if comments else _STYLES
+    styles = "\n".join([_STYLES, *_heading_styles(content), *([_COMMENTS] if comments else [])])
     stream = _changed(pre_process_docx(io.BytesIO(content)), _WORD_PARTS, _change_word)  # formulas to text
     html = mammoth.convert_to_html(stream, style_map=styles, convert_image=mammoth.images.img_element(lambda _: {}))
     read = read_html(html.value)
@@ -108,6 +112,40 @@ def _title_first(slide: str) -> str:
     return "\n".join(sorted(slide.strip().split("\n"), key=lambda line: not line.startswith("# ")))
 
 
+def _heading_styles(content: bytes) -> list[str]:
+    """Mappings for mammoth of the styles that are headings by their outline level or by the style they are based on."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        try:
+            root = etree.fromstring(archive.read(_STYLE_PART), etree.XMLParser(resolve_entities=False, no_network=True))
+        except (KeyError, etree.XMLSyntaxError):
+            return []
+    word = f"{{{etree.QName(root).namespace}}}"
+    styles = {
+        style.get(f"{word}styleId"): style
+        for style in root.iter(f"{word}style")
+        if style.get(f"{word}type") == "paragraph"
+    }
+
+    def said(style: Any, path: str) -> str:  # noqa: ANN401 - lxml's
+        found = style.find("/".join(f"{word}{name}" for name in path.split("/")))
+        return "" if found is None else str(found.get(f"{word}val") or "")
+
+    mappings = []
+    for style in styles.values():
+        name, level, seen = said(style, "name"), "", style
+        for _ in range(len(styles)):
+            numbered = _HEADING_NAME.fullmatch(said(seen, "name"))
+            level = said(seen, "pPr/outlineLvl") or (str(int(numbered[1]) - 1) if numbered else "")
+            seen = styles.get(said(seen, "basedOn"))
+            if level or seen is None:
+                break
+        # Level 9 is that of the body.
+        if level.isdecimal() and int(level) < _BODY_LEVEL and name and name.lower() not in _TITLES:
+            quoted = name.replace("\\", "\\\\").replace("'", "\\'")
+            mappings.append(f"p[style-name='{quoted}'] => h{min(int(level) + 1, 6)}:fresh")
+    return mappings
+
+
 def _check_size(content: bytes, most_bytes: int) -> None:
     """Refuse an archive by what its directory says: no more than that is ever unpacked."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -146,6 +184,9 @@ def _change_word(root: Any) -> None:  # noqa: ANN401 - lxml's
     """Change what mammoth drops: fields, text with a direction, text boxes, ruby, and the formulas that are left."""
     word = f"{{{etree.QName(root).namespace}}}"
     _choose_text(root)
+    for old, new in (("cr", "br"), ("ptab", "tab")):
+        for element in list(root.iter(f"{word}{old}")):
+            element.tag = f"{word}{new}"
     drawn = f"{word}drawing", f"{word}pict"
     for drawing in list(root.iter(*drawn)):
         boxes = drawing.iter(f"{word}txbxContent")

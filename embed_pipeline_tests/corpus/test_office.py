@@ -28,6 +28,18 @@ _NOTED = (
     '<w:r><w:commentReference w:id="0"/></w:r></w:p>'
 )
 _PARTS = {
+    "styles": "".join(
+        f'<w:style w:type="paragraph" w:styleId="{key}"><w:name w:val="{name}"/>{of}</w:style>'
+        for key, name, of in (
+            ("1", "heading 1", '<w:pPr><w:outlineLvl w:val="0"/></w:pPr>'),
+            ("2", "heading 2", ""),
+            ("8", "heading 8", '<w:basedOn w:val="1"/>'),
+            ("House", "ACME's Heading", '<w:basedOn w:val="2"/>'),
+            ("Outlined", "Clause", '<w:basedOn w:val="8"/><w:pPr><w:outlineLvl w:val="1"/></w:pPr>'),
+            ("Body", "Body of ACME", '<w:basedOn w:val="1"/><w:pPr><w:outlineLvl w:val="9"/></w:pPr>'),
+            ("Round", "Round", '<w:basedOn w:val="Round"/>'),
+        )
+    ),
     "comments": '<w:comment w:id="0" w:author="A"><w:p><w:r><w:t>Is it four?</w:t></w:r></w:p></w:comment>',
     "footnotes": '<w:footnote w:id="1"><w:p><w:r><w:t>Measured cold.</w:t></w:r></w:p></w:footnote>',
 }
@@ -135,6 +147,30 @@ def test_a_break_parts_words(kind: str) -> None:
     alone = f'<w:p><w:r><w:br w:type="{kind}"/></w:r></w:p>'
     broken = f'<w:p><w:r><w:t>before</w:t><w:br w:type="{kind}"/><w:t>after</w:t></w:r></w:p>'
     assert read(broken + alone + paragraph("End.")).text == "before\nafter\n\nEnd.\n"
+
+
+@pytest.mark.parametrize(
+    ("style", "shown"),
+    [
+        ("1", "# "),
+        ("2", "## "),
+        ("8", "###### "),
+        ("House", "## "),
+        ("Outlined", "## "),
+        ("Body", ""),
+        ("Round", ""),
+        ("Gone", ""),
+    ],
+)
+def test_a_style_is_a_heading_by_its_level_or_by_what_it_is_based_on(style: str, shown: str) -> None:
+    styled = paragraph("Pump maintenance", f'<w:pPr><w:pStyle w:val="{style}"/></w:pPr>')
+    assert read(styled + paragraph("Grease weekly.")).text == f"{shown}Pump maintenance\n\nGrease weekly.\n"
+
+
+@pytest.mark.parametrize("kind", ["cr", "ptab"])
+def test_a_return_and_a_tab_to_a_place_part_words(kind: str) -> None:
+    parted = f"<w:p><w:r><w:t>Check</w:t><w:{kind}/><w:t>next</w:t></w:r></w:p>"
+    assert read(parted).text.split() == ["Check", "next"]
 
 
 def test_formulas_without_their_properties_and_of_unknown_parts_are_kept() -> None:
