@@ -114,11 +114,9 @@ def _title_first(slide: str) -> str:
 
 def _heading_styles(content: bytes) -> list[str]:
     """Mappings for mammoth of the styles that are headings by their outline level or by the style they are based on."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        try:
-            root = etree.fromstring(archive.read(_STYLE_PART), etree.XMLParser(resolve_entities=False, no_network=True))
-        except (KeyError, etree.XMLSyntaxError):
-            return []
+    root = _part(content, _STYLE_PART)
+    if root is None:
+        return []
     word = f"{{{etree.QName(root).namespace}}}"
     styles = {
         style.get(f"{word}styleId"): style
@@ -152,6 +150,17 @@ def _check_size(content: bytes, most_bytes: int) -> None:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > most_bytes:
         raise UnpackedSizeError(f"it unpacks to {size} bytes, over corpus.max_unpacked_bytes = {most_bytes}")
+
+
+def _part(content: bytes, name: str) -> Any:  # noqa: ANN401 - lxml's
+    """The root of an entry's XML; None where there is no such entry, or it is damaged."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if name not in archive.namelist():
+            return None
+        try:
+            return etree.fromstring(archive.read(name), etree.XMLParser(resolve_entities=False, no_network=True))
+        except etree.XMLSyntaxError:
+            return None
 
 
 def _changed(stream: Any, parts: re.Pattern[str], change: Callable[[Any], None]) -> io.BytesIO:  # noqa: ANN401
@@ -262,13 +271,6 @@ def _join_paragraphs(body: Any) -> None:  # noqa: ANN401
 
 def _core_title(content: bytes) -> str:
     """The title in the file's properties; empty where there is none, or one that a program made up."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if _CORE not in archive.namelist():
-            return ""
-        parser = etree.XMLParser(resolve_entities=False, no_network=True)
-        try:
-            found = etree.fromstring(archive.read(_CORE), parser).findtext(_TITLE)
-        except etree.XMLSyntaxError:
-            return ""
-    title = clean_title(found or "")
+    root = _part(content, _CORE)
+    title = clean_title("" if root is None else root.findtext(_TITLE) or "")
     return "" if _UNTITLED.fullmatch(title) else title

@@ -10,6 +10,8 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from embed_pipeline.text.blocks import whole_characters
+
 _SCHEMA_INSTRUCTION = (
     "Answer with one JSON object and nothing else: no explanation, no code fence. It must follow this JSON schema:\n"
 )
@@ -18,7 +20,6 @@ ITEM_REASONS = frozenset({"refused", "prompt_too_long", "prompt_filtered", "prom
 """Reasons of an :class:`InvalidAnswer` that say nothing about what the model can do."""
 T = TypeVar("T", bound=BaseModel)
 _CONTAINER_ERRORS = frozenset({"list_type", "dict_type", "model_type"})
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRUCTURE_ERRORS = ("missing", "extra_forbidden", "literal_error", "enum")
 # A string that is not closed goes on to the end: to look for others inside of it would take quadratic time.
 _STRING_OR_BRACE = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[{}]', re.DOTALL)
@@ -227,7 +228,7 @@ def _validate(value: object, answer: type[T]) -> T:
 
 def _dumped(value: object) -> str:
     """A value as JSON; half of a character that takes two escapes becomes the replacement character."""
-    return _LONE_SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False))
+    return whole_characters(json.dumps(value, ensure_ascii=False))
 
 
 def breaks_schema(error: ValueError) -> bool:

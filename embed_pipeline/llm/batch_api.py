@@ -301,15 +301,13 @@ class Batches:
         keys, begun = self._store.requests_of(name), time.monotonic()
         while True:
             batch = await self._ask(lambda: self._client.batches.retrieve(named), f"batch {named}", known=True)
-            if batch is None and await self._find(name, None) is not None:
-                continue
-            if batch is None:
+            if batch is None and await self._find(name, None) is None:
                 logger.warning("Batch %s is not at %s any more; its requests are submitted again", named, self._place)
                 return self._release(name, keys)
-            counts = batch.request_counts
-            if counts is not None:
+            if batch is not None and batch.request_counts is not None:
+                counts = batch.request_counts
                 self._counts[name] = (counts.total, counts.completed, counts.failed)
-            if _status(batch) in _ENDED:
+            if batch is not None and _status(batch) in _ENDED:
                 break
             elapsed = time.monotonic() - begun
             await asyncio.sleep(min(LAST_POLL_SECONDS, max(FIRST_POLL_SECONDS, _POLL_SHARE * elapsed)))

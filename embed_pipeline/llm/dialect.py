@@ -31,7 +31,8 @@ _BOUNDS = {
 }
 """Groups of schema keywords that some endpoints refuse."""
 _SCHEMA_WORDS = re.compile(
-    r"response_?format|response_?schema|json_?schema|json_?object|json.?mode|json.?output|structured.?output|guided.?(?:decoding|json)|grammar|"
+    r"response_?format|response_?schema|json_?schema|json_?object|json.?mode|json.?output|structured.?output|"
+    r"guided.?(?:decoding|json)|grammar|"
     r"text\.format|\$(?:ref|defs)\b|schema",
     re.IGNORECASE,
 )

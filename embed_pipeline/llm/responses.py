@@ -21,6 +21,7 @@ from embed_pipeline.llm.failures import (
     read_failure,
 )
 from embed_pipeline.llm.store import Answer
+from embed_pipeline.text.blocks import whole_characters
 
 CHARACTERS_PER_TOKEN = 4
 _NO_ENDPOINT = "the answer is not that of an OpenAI-compatible endpoint:"
@@ -34,7 +35,6 @@ _FILTERED = re.compile(
 )
 _CUT = re.compile(r"length|incomplete|max_?.*tokens?|token_limit|error_limit|context|truncat", re.IGNORECASE)
 _STATES_ERROR = re.compile(r"err|fault|detail|base_?resp", re.IGNORECASE)
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_response(content: bytes, headers: Mapping[str, str], body: Mapping[str, Any]) -> Answer | Failure:
@@ -112,18 +112,16 @@ def _breaks_off(text: str) -> bool:
 
 def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mapping[str, Any]) -> Answer | Failure:
     chat = "messages" in body
-    reported = str(choice.get("finish_reason") or choice.get("finishReason") or data.get("stop_reason") or "")
-    text = _text_of(choice, cut=_CUT.search(reported) is not None)
+    text = _text_of(choice)
+    reported = _finish_of(choice) or str(data.get("stop_reason") or "")
     usage = data.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     asked = body.get("messages", body.get("prompt"))
-    tokens = (
-        _tokens(counts, ("prompt_tokens", "input_tokens", "promptTokens", "inputTokens"), asked),
-        _tokens(counts, ("completion_tokens", "output_tokens", "completionTokens", "outputTokens"), text),
-    )
+    sent = _tokens(counts, ("prompt_tokens", "input_tokens", "promptTokens", "inputTokens"), asked)
+    written = _tokens(counts, ("completion_tokens", "output_tokens", "completionTokens", "outputTokens"), text)
     # Some count what a model thinks in the total alone.
     total = _number(counts.get("total_tokens", counts.get("totalTokens"))) or 0
-    tokens = (tokens[0], max(tokens[1], total - tokens[0]))
+    tokens = (sent, max(written, total - sent))
     spent = tokens if counts else (0, 0)
     known = (_FILTERED.search(reported) or _CUT.search(reported)) and "malformed" not in reported.lower()
     if choice.get("error") or (_FAILED.search(reported) and not known):
@@ -154,7 +152,12 @@ def _log_probability(told: object) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _text_of(choice: Mapping[str, Any], *, cut: bool = False) -> str:
+def _finish_of(choice: Mapping[str, Any]) -> str:
+    """Why the model stopped, in the endpoint's word; empty where it says nothing."""
+    return str(choice.get("finish_reason") or choice.get("finishReason") or "")
+
+
+def _text_of(choice: Mapping[str, Any]) -> str:
     """What the model said: the content, else the arguments of its tool call, else its reasoning unless it was cut.
 
     White space alone says nothing, and is returned only where there is no more.
@@ -165,9 +168,9 @@ def _text_of(choice: Mapping[str, Any], *, cut: bool = False) -> str:
     places = (message.get("content"), message.get("parsed"), choice.get("text"))
     texts = [*map(_joined, places), _arguments(message)]
     said = next((text for text in texts if text.strip()), "")
-    if not said and not cut:
+    if not said and not _CUT.search(_finish_of(choice)):
         said = next((_joined(message[name]) for name in _REASONING_FIELDS if message.get(name)), "")
-    return _LONE_SURROGATE.sub("\ufffd", said or "".join(texts))
+    return whole_characters(said or "".join(texts))
 
 
 def _joined(content: object) -> str:
@@ -245,8 +248,10 @@ def _beginning(data: object) -> str:
 def _tokens(counts: Mapping[str, Any], names: Sequence[str], said: object) -> int:
     """Tokens as reported; where none are reported of a text, four characters a token, so that caps still hold."""
     reported = next((number for name in names if (number := _number(counts.get(name)))), None)
+    if reported is not None:
+        return reported
     text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-    return reported or math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
 
 
 def _number(reported: object) -> int | None:

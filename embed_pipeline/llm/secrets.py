@@ -17,15 +17,17 @@ class Secrets:
     def __init__(self, key: str, base_urls: Sequence[str]) -> None:
         """Take the API key, empty for none, and the endpoints' addresses."""
         plain = dict.fromkeys(secret for secret in (key, *_secrets_of(base_urls)) if secret)
-        self._all = [form for secret in plain for form in dict.fromkeys((secret, quote(secret, safe="")))]
+        forms = [form for secret in plain for form in dict.fromkeys((secret, quote(secret, safe="")))]
+        self._patterns = [_pattern(form) for form in forms]
+        self._keys = [re.compile(_pattern(form).pattern.encode()) for form in forms if _looks_like_a_key(form)]
 
     def __repr__(self) -> str:
-        return f"Secrets({len(self._all)})"
+        return f"Secrets({len(self._patterns)})"
 
     def hide(self, text: str) -> str:
         """Text without any of them; to be shown."""
-        for secret in self._all:
-            text = _pattern(secret).sub(_HIDDEN, text)
+        for pattern in self._patterns:
+            text = pattern.sub(_HIDDEN, text)
         return text
 
     def hide_keys(self, content: bytes) -> bytes:
@@ -33,9 +35,8 @@ class Secrets:
 
         Others, such as the "x" or "model" of a server that wants no key, may be words of what the body says.
         """
-        for secret in self._all:
-            if len(secret) >= _LEAST_KEY_CHARACTERS or any(character.isdigit() for character in secret):
-                content = re.sub(_pattern(secret).pattern.encode(), _HIDDEN.encode(), content)
+        for pattern in self._keys:
+            content = pattern.sub(_HIDDEN.encode(), content)
         return content
 
 
@@ -43,6 +44,10 @@ def basic_credentials(url: str) -> str:
     """The user and password of an address in the form of HTTP's Basic authentication (RFC 7617)."""
     parts = urlsplit(url)
     return b64encode(f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()).decode()
+
+
+def _looks_like_a_key(secret: str) -> bool:
+    return len(secret) >= _LEAST_KEY_CHARACTERS or any(character.isdigit() for character in secret)
 
 
 def _pattern(secret: str) -> re.Pattern[str]:

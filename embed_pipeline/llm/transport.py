@@ -179,7 +179,8 @@ class Transport:
                 failure = outcome
                 if any(failure.tokens):
                     self._budget.record(*failure.tokens, 0.0, batch=self._batches is not None)
-                nowhere = failure.no_endpoint and (attempt + 1 >= ADDRESS_TRIES or _since(begun) > ADDRESS_SECONDS)
+                given_up = attempt + 1 >= ADDRESS_TRIES or time.monotonic() - begun > ADDRESS_SECONDS
+                nowhere = failure.no_endpoint and given_up
                 scope = await self._scope_of(failure, wording, changes, about, wait=nowhere, first=attempt == 0)
                 failure = self._without_secrets(failure)
                 if scope is None:
@@ -400,10 +401,6 @@ class Transport:
             timeout=timeout,
             http_client=http,
         )
-
-
-def _since(begun: float) -> float:
-    return time.monotonic() - begun
 
 
 def _backoff(attempt: int) -> float:
