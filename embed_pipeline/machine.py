@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,6 +89,16 @@ def cpu_has_bf16(cpuinfo: Path = _CPUINFO) -> bool:
 def cpu_has_amx(cpuinfo: Path = _CPUINFO) -> bool:
     """True where the processor has units for products of bfloat16 matrices; False where that is not known."""
     return "amx_bf16" in _cpu_flags(cpuinfo)
+
+
+@cache
+def gains_by_onednn(cpuinfo: Path = _CPUINFO) -> bool:
+    """True on AMD's processors with AVX-512, which MKL, torch's default for fp32, does not use there."""
+    if "avx512f" not in _cpu_flags(cpuinfo) or _cpu_line("vendor_id", cpuinfo) != "AuthenticAMD":
+        return False
+    import torch
+
+    return bool(torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def torch_multiplies(precision: str) -> bool:

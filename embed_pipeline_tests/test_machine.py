@@ -16,6 +16,7 @@ from embed_pipeline.llm.embedded import lay_out
 from embed_pipeline.machine import (
     cpu_has_amx,
     cpu_has_bf16,
+    gains_by_onednn,
     processor,
     torch_multiplies,
     training_precision,
@@ -50,6 +51,19 @@ def test_what_a_processor_does_in_bf16_is_read_from_its_flags(tmp_path: Path) ->
     assert not cpu_has_bf16(tmp_path / "absent")
     assert not cpu_has_amx(tmp_path / "absent")
     assert (processor(units), bool(processor(tmp_path / "absent"))) == ("x", True)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies without MKL here")
+@pytest.mark.parametrize(
+    ("vendor", "flags", "gains"),
+    [("AuthenticAMD", "avx2 avx512f", True), ("AuthenticAMD", "avx2", False), ("GenuineIntel", "avx512f", False)],
+)
+def test_mkl_is_replaced_where_it_leaves_instructions_unused(
+    tmp_path: Path, vendor: str, flags: str, *, gains: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\nflags : fpu {flags}\n")
+    assert gains_by_onednn(tmp_path / "cpuinfo") is gains
+    assert not gains_by_onednn(tmp_path / "absent")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU multiplies in more precisions")

@@ -90,6 +90,8 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
+    from embed_pipeline.embedding.products import use_fast_products
+
     transformers_logging.disable_progress_bar()
     try:
         model = SentenceTransformer(
@@ -111,6 +113,7 @@ def load_model(name: str | Path, embedding: Embedding, device: str | None = None
     except ModelError as error:
         message = f"model {location}: {error}"
         raise ModelError(message) from error
+    use_fast_products(model)
     return model.eval()
 
 

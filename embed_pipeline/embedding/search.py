@@ -224,6 +224,8 @@ def _candidates(queries: Floats, corpus: Floats, k: int) -> tuple[Floats, Indice
     """The lowest candidate score of each query (q,), and its k candidates (q, k), by fp32 products."""
     import torch
 
+    from embed_pipeline.embedding.products import inner_products
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     left = torch.from_numpy(queries).to(device)
     best, places = left.new_empty((len(left), 0)), left.new_empty((len(left), 0), dtype=torch.int64)
@@ -232,7 +234,7 @@ def _candidates(queries: Floats, corpus: Floats, k: int) -> tuple[Floats, Indice
     tile = left.new_empty((len(left), min(rows, len(corpus))))
     for start in range(0, len(corpus), rows):
         right = torch.from_numpy(corpus[start : start + rows]).to(device)
-        scores = torch.mm(left, right.T, out=tile if len(right) == tile.shape[1] else None)
+        scores = inner_products(left, right, tile if len(right) == tile.shape[1] else None)
         found, positions = _contenders(scores, best, k)
         best, places = torch.cat([best, found], dim=1), torch.cat([places, positions + start], dim=1)
         if best.shape[1] > k:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline import machine
 from embed_pipeline.embedding.backend import Backend, EncoderConfig, Floats
 from embed_pipeline.embedding.families import ModelError, features_of, is_routed, route_of
 from embed_pipeline.embedding.models import load_model
@@ -105,14 +106,15 @@ class TorchBackend(Backend):
 
     @cached_property
     def identity(self) -> str:
-        """Weights (each parameter's name, type, shape and bytes), precision, device and the version of torch."""
+        """Weights (each parameter's name, type, shape and bytes), device, precision, products, torch's version."""
         import torch
 
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-        return f"torch {torch.__version__} {self.precision} {self.device} {digest.hexdigest()}"
+        products = "onednn" if self.device == "cpu" and machine.gains_by_onednn() else "torch"
+        return f"torch {torch.__version__} {products} {self.precision} {self.device} {digest.hexdigest()}"
 
     def _begin(
         self,

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embed_pipeline.embedding.encoder import Encoder
+from embed_pipeline.embedding.products import inner_products
 from embed_pipeline.embedding.search import BM25, hybrid_scores, top_indices
 from embed_pipeline.progress import progress
 from embed_pipeline.text.languages import AUTO
@@ -262,8 +263,8 @@ def _fit(
     optimizer = torch.optim.Adam([matrix], lr=_LEARNING_RATE)
     with progress("Fitting the linear adapter", _STEPS, "step") as bar:
         for batch in _query_batches(len(queries), generator):
-            mapped = queries[batch] + queries[batch] @ matrix, passages + passages @ matrix
-            loss = torch.stack([_divergence(*mapped, target[batch], length) for length in lengths]).mean()
+            asked, searched = (rows + inner_products(rows, matrix.T) for rows in (queries[batch], passages))
+            loss = torch.stack([_divergence(asked, searched, target[batch], length) for length in lengths]).mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss + _L2_PENALTY * matrix.square().sum())
             optimizer.step()
@@ -280,7 +281,7 @@ def _query_batches(count: int, generator: np.random.Generator) -> Iterator[Tenso
 def _divergence(queries: Tensor, passages: Tensor, target: Tensor, length: int) -> Tensor:
     """Mean KL(teacher, student) over each query's passages, its own left out, with vectors cut to ``length``."""
     cut = nn.functional.normalize(queries[:, :length], dim=1), nn.functional.normalize(passages[:, :length], dim=1)
-    return follow_distribution(cut[0] @ cut[1].T / _TEMPERATURE, target, _TEMPERATURE)
+    return follow_distribution(inner_products(*cut) / _TEMPERATURE, target, _TEMPERATURE)
 
 
 def append_adapter(model: SentenceTransformer, sides: Sides = "both") -> nn.Linear:

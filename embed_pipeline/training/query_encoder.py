@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.families import features_of, route_of
+from embed_pipeline.embedding.products import inner_products
 from embed_pipeline.embedding.token_batches import pad_rows
 from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.progress import progress
@@ -54,7 +55,7 @@ def follow_teacher(model: SentenceTransformer, teaching: Teaching, generator: np
     way, side = route_of(model, "query"), TorchBackend(model, "fp32").of_kind("query")
     rows = side.tokenize([side.query_prefix + teaching.sentences[place] for place in chosen], truncate=True)
     is_left = side.config.padding_side == "left"
-    passages = torch.from_numpy(teaching.vectors[1]).to(teaching.device).T
+    passages = torch.from_numpy(teaching.vectors[1]).to(teaching.device)
     batches = list(_batches([len(row) for row in rows], generator))
     optimizer = torch.optim.AdamW(
         [weight for weight in way.parameters() if weight.requires_grad], lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY
@@ -70,7 +71,7 @@ def follow_teacher(model: SentenceTransformer, teaching: Teaching, generator: np
             padded = pad_rows([rows[place] for place in batch], side.config.pad_token_id, left=is_left)
             vectors = way(features_of(way, *padded))["sentence_embedding"]
             scores = torch.from_numpy(teaching.scores[chosen[batch]]).to(teaching.device)
-            loss = follow_distribution(vectors.float() @ passages / _TEMPERATURE, scores, _TEMPERATURE)
+            loss = follow_distribution(inner_products(vectors.float(), passages) / _TEMPERATURE, scores, _TEMPERATURE)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
