@@ -9,10 +9,13 @@ Imports torch: import it inside functions from modules that the orchestration re
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from embed_pipeline import machine
 
@@ -81,3 +84,14 @@ class _Linear(torch.autograd.Function):
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")  # noqa: SLF001
     return product
+
+
+def _count_operations(
+    _rows: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object
+) -> int:
+    """Operations of a product by oneDNN, which torch's counter would take for none."""
+    return 2 * math.prod(out_shape) * weight[1]
+
+
+if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_count_operations)  # noqa: SLF001
