@@ -39,7 +39,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "base_comparison": Method(2, ("evaluation", "embedding")),
         "hard_negatives": Method(3, ("training_data", "embedding", "llm", "text")),
         "training_examples": Method(1, ("training_data",)),
-        TRAINING: Method(3, ("training", "embedding")),
+        TRAINING: Method(4, ("training", "embedding")),
         "finetuned_model": Method(5, ("training", "embedding", "evaluation", "text")),
         "retrieval_evaluation": Method(6, ("evaluation", "embedding")),
         "onnx_model": Method(3, ("release", "embedding")),

@@ -699,7 +699,8 @@ class Training(Group):
     teacher_dense_weight: Share = decides(0.65, TRAINING, "finetuned_model")
     """Weight of the dense z-score in the hybrid that the linear adapter and a ``hybrid`` teacher follow."""
     precision: Literal["auto", "fp32", "bf16"] = decides("auto", TRAINING)
-    """Arithmetic of training; auto: bf16 on GPUs that have it and processors with AMX, else fp32."""
+    """Arithmetic of training; auto: bf16 on GPUs that have it, processors with AMX and AMD's with AVX512-BF16, else
+    fp32."""
     micro_batch_size: Positive | Auto = runs("auto")
     """Texts encoded at once under gradient caching; auto: gradient caching only when the batch does not fit."""
     gradient_checkpointing: bool = runs(False)  # noqa: FBT003 - a default
