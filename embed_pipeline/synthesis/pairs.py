@@ -45,6 +45,8 @@ _CHAT_PHRASES = re.compile(
 _QUESTION_MARKS = frozenset("?\uff1f\u061f\u037e;\u055e\u1367")
 _LEAST_DISTINCT = 0.7
 _PAIRS_PER_WORD = 3  # pairs of characters, where no spaces are written
+FULL_QUESTIONS = ("question", "boolean", "comparison")
+"""Styles that have the form of a question."""
 MIN_QUESTION_WORDS = 4
 MIN_KEYWORDS = 2
 MAX_QUESTION_WORDS = 40
@@ -166,7 +168,7 @@ def reject_rows(rejects: Sequence[Reject], batch: str, made_by: Mapping[str, str
 def form_problem(question: str, style: str = "question", language: str = AUTO) -> str | None:
     """The reason why ``question`` cannot stand alone; None where it can.
 
-    A full question has a question's mark, and in English its first word; keywords, symptoms and paraphrases need not.
+    A full question has a question's mark, and in English its first word; other styles need not.
     ``language`` is ``corpus.language``; auto: the question's own.
 
     The reasons: ``empty``, ``too_short``, ``too_long``, ``instruction``, ``not_a_question``, ``refers_to_text``,
@@ -180,7 +182,7 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
     else:
         found = terms(question)
         asks = question.rstrip()[-1:] in _QUESTION_MARKS or language in WITHOUT_QUESTION_MARK
-    full = style == "question"
+    full = style in FULL_QUESTIONS
     # The name of a function says by itself what is asked about.
     spared = 1 if names_code(question) else 0
     longest = MAX_QUESTION_WORDS * (_PAIRS_PER_WORD if is_unspaced(question) else 1)

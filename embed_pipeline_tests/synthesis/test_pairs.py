@@ -103,6 +103,10 @@ def test_other_styles_need_neither_a_question_word_nor_a_mark() -> None:
     assert form_problem("What is rinse()?") is None, "code says by its name what is asked about"
     assert form_problem("What is rinse?") == "too_short"
     assert form_problem("red lamp on the pump is blinking", "symptom") is None
+    assert form_problem("The red lamp shows a clogged filter.", "claim") is None
+    assert form_problem("what does red lamp on pump mean", "web_query") is None
+    assert form_problem("The red lamp shows a clogged filter.", "boolean") == "not_a_question"
+    assert form_problem("red lamp, green lamp", "comparison") == "not_a_question"
     assert form_problem("pump", "keywords") == "too_short"
     assert form_problem("this pump lamp", "keywords") == "refers_to_text"
 
