@@ -28,10 +28,10 @@ class Method:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "documents": Method(7, ("corpus", "text")),
+        "documents": Method(8, ("corpus", "text")),
         "segments": Method(3, ("corpus", "text")),
         "document_artifacts": Method(4, ("synthesis", "llm", "text")),
-        "qa_pairs": Method(8, ("synthesis", "llm", "embedding", "text")),
+        "qa_pairs": Method(9, ("synthesis", "llm", "embedding", "text")),
         "qa_scores": Method(4, ("synthesis", "llm", "embedding", "text")),
         "corpus": Method(4, ("corpus", "training_data", "text")),
         "qa_dataset": Method(4, ("synthesis", "training_data", "embedding", "text")),

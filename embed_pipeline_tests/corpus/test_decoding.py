@@ -52,6 +52,10 @@ def test_text_is_decoded_alike_from_every_encoding(content: bytes) -> None:
         ("cp866", "Насос работает при трёх барах и открывает клапан."),
         ("cp1251", "Помпата работи при три бара и отваря клапана."),
         ("cp1253", "Η αντλία ανοίγει τη βαλβίδα στα τρία bar."),
+        ("cp1256", "تفتح المضخة الصمام عند ضغط ثلاثة بار ثم تغلقه."),
+        ("iso8859_6", "تفتح المضخة الصمام عند ضغط ثلاثة بار ثم تغلقه."),
+        ("cp1255", "המשאבה פותחת את השסתום בלחץ של שלושה בר."),
+        ("iso8859_8", "המשאבה פותחת את השסתום בלחץ של שלושה בר."),
         ("iso2022_jp", "ポンプは三バールで弁を開きます。"),
         ("gb18030", "泵在三巴时打开阀门，然后关闭。"),
         ("big5", "泵在三巴時打開閥門，然後關閉。"),
@@ -75,6 +79,35 @@ def test_an_older_encoding_is_detected(encoding: str, text: str, times: int) -> 
 def test_a_bad_byte_leaves_utf_8_what_it_is(text: str, damage: bytes) -> None:
     half = (text * 10).encode()
     assert decode(half + damage + b" " + half) == f"{text * 10}\ufffd {text * 10}"
+
+
+def test_vietnamese_with_tones_as_letters_of_their_own_is_read() -> None:
+    text = "Máy bơm mở van ở áp suất ba bar và đóng lại khi áp suất giảm. "
+    parts = {"ở": "ơ\u0309", "ấ": "â\u0301", "ạ": "a\u0323", "ả": "a\u0309"}
+    written = "".join(parts.get(letter, letter) for letter in text).encode("cp1258")
+    assert decode(written) == text
+    assert decode(written * 6) == text * 6
+
+
+@pytest.mark.parametrize(
+    ("charset", "text", "damage"),
+    [
+        ("windows-1251", "Насос работает при трёх барах. ", b"\x98"),
+        ("Shift_JIS", "ポンプは三バールで弁を開きます。", b"\xfd"),
+        ("EUC-KR", "펌프는 세 바에서 밸브를 엽니다. ", b"\xff"),
+        ("GB2312", "泵在三巴时打开阀门，然后关闭。", b"\xff"),
+        ("Big5", "泵在三巴時打開閥門，然後關閉。", b"\xff"),
+    ],
+)
+def test_a_bad_byte_leaves_a_page_what_it_declares(charset: str, text: str, damage: bytes) -> None:
+    half = (text * 6).encode(charset)
+    head = f'<meta charset="{charset}"><p>'.encode()
+    assert decode(head + half + damage + half, is_html=True).count(text) == 12
+
+
+def test_a_page_in_utf_8_is_that_whatever_it_declares() -> None:
+    page = '<meta charset="windows-1251"><p>Насос работает при трёх барах.</p>'
+    assert decode(page.encode(), is_html=True) == page
 
 
 def test_what_a_page_declares_is_believed_where_it_holds() -> None:

@@ -55,6 +55,19 @@ def test_cells_keep_what_is_in_them(text: str, kept: str) -> None:
     assert (read.text, read.left_out) == (kept, ())
 
 
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_the_index_that_pandas_writes_is_no_text(name: str) -> None:
+    text = f"{name},title,text\n0,Pump,It runs.\n1,Valve,It opens.\n"
+    assert read_csv(text).text == "## Pump\n\ntext: It runs.\n\n## Valve\n\ntext: It opens.\n"
+    assert "column 1: north" in read_csv(",title,text\nnorth,Pump,It runs.\n").text
+
+
+def test_objects_that_no_line_end_parts_are_rows() -> None:
+    found = read_json_lines('{"title": "Pump"}{"title": "Valve"} {"title": "Seal", "text": "Dry."}\n{"title": "Cap"}\n')
+    assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pump", "Valve", "Seal", "Cap"]
+    assert not found.left_out
+
+
 def test_a_doubled_quote_late_in_the_file_and_a_long_cell_are_read() -> None:
     rows = "".join(f"{number},plain text of it\n" for number in range(6000))
     text = f'id,text\n{rows}9999,"He said ""open it"" and left."\n10000,"{"word " * 40_000}"\n'
