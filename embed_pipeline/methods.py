@@ -41,7 +41,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "training_examples": Method(1, ("training_data",)),
         TRAINING: Method(3, ("training", "embedding")),
         "finetuned_model": Method(5, ("training", "embedding", "evaluation", "text")),
-        "retrieval_evaluation": Method(6, ("evaluation", "embedding")),
+        "retrieval_evaluation": Method(7, ("evaluation", "embedding")),
         "onnx_model": Method(3, ("release", "embedding")),
         "onnx_precisions": Method(4, ("release", "embedding")),
         "base_onnx_model": Method(2, ("release", "embedding")),
