@@ -27,7 +27,7 @@ SUMMARY_COLUMNS = (
     "system",
     "nDCG@10",
     "Recall@10",
-    "AllRecall@10 (questions)",
+    "AllRecall @10",
     "nDCG@10 less the base's (95 % interval)",
 )
 
@@ -222,12 +222,13 @@ def headline_rows(metrics: pl.DataFrame) -> list[list[str]]:
 
 
 def _summary_row(ndcg: dict[str, Any], recall: dict[str, Any], complete: dict[str, Any] | None) -> list[str]:
+    several = complete and complete["queries"] != ndcg["queries"] and f" ({complete['queries']})"
     changed = f"{ndcg['difference']:+.4f} ({ndcg['difference_low']:+.4f} to {ndcg['difference_high']:+.4f})"
     return [
         f"{ndcg['query_set']} ({ndcg['queries']})",
         LABELS[ndcg["system"]],
         f"{ndcg['value']:.4f}",
         f"{recall['value']:.4f}",
-        f"{complete['value']:.4f} ({complete['queries']})" if complete else "",
+        f"{complete['value']:.4f}{several or ''}" if complete else "",
         "" if ndcg["system"] == "base" else changed,
     ]

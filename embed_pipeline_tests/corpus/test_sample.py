@@ -14,7 +14,7 @@ from embed_pipeline.storage import StorageError
 from embed_pipeline.text.markdown import markdown_blocks
 
 QUESTIONS = Path(__file__).parents[2] / "data" / "sample" / "python-reference"
-TWO_DOCUMENTS = QUESTIONS.parent / "python-two-documents"
+TWO_DOCUMENTS = QUESTIONS.parent / "two-documents"
 
 
 @pytest.fixture(scope="module")
