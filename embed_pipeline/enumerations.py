@@ -40,4 +40,5 @@ SYSTEMS = ("base", "tuned", "bm25", "hybrid_base", "hybrid_tuned")
 HYBRIDS = ("hybrid_base", "hybrid_tuned")
 RECIPROCAL_RANKS = "RRF"
 METRICS = ("nDCG", "Recall", "Precision", "MAP", "MRR")
+ALL_RECALL = "AllRecall"
 OUTCOMES = ("won", "lost", "same")

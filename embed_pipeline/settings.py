@@ -758,8 +758,10 @@ class Evaluation(Group):
     """Base against tuned."""
 
     cutoffs: tuple[Positive, ...] = decides((1, 5, 10, 20, 60, 100), *_MEASURED)
-    """k of nDCG@k, Recall@k, Precision@k, MAP@k and MRR@k; 10 must be among them."""
-    query_sets: tuple[Path, ...] = decides((Path("data/sample/python-reference"),), *_MEASURED, "base_comparison")
+    """k of nDCG@k, Recall@k, AllRecall@k, Precision@k, MAP@k and MRR@k; 10 must be among them."""
+    query_sets: tuple[Path, ...] = decides(
+        (Path("data/sample/python-reference"), Path("data/sample/two-documents")), *_MEASURED, "base_comparison"
+    )
     """BEIR folders of queries people wrote; one that is absent, or knows no document here, is left out and named."""
     bootstrap_samples: int = decides(2000, *_MEASURED, ge=100, le=1_000_000)
     """Resamples behind every confidence interval."""

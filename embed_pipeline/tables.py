@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from embed_pipeline.enumerations import (
+    ALL_RECALL,
     ARTIFACT_KINDS,
     COPY_KINDS,
     CRITERIA,
@@ -624,9 +625,9 @@ RETRIEVAL_EVALUATION = Table(
         _text("query_set", "`generated` for the held-out questions, else the labelled set's name."),
         _text("slice", "`all`, or the slice such as `hop_count=2`."),
         _one_of("system", SYSTEMS, "What ranked the passages."),
-        _one_of("metric", METRICS, "What is measured."),
+        _one_of("metric", (*METRICS, ALL_RECALL), "What is measured; AllRecall: no row where no query needs several."),
         _count("k", "Cut-off."),
-        _count("queries", "Queries measured."),
+        _count("queries", "Queries measured; AllRecall: those that need several segments or documents."),
         _real("value", "Mean over the queries, 0 to 1."),
         _real("difference", "Value less the base model's; 0 for the base."),
         _real("difference_low", "Lower end of the paired bootstrap 95 % interval of the difference."),
@@ -664,6 +665,12 @@ QUESTION_RESULTS = Table(
         _real("bm25_ndcg_10", "nDCG@10 under BM25."),
         _real("base_recall_10", "Recall@10 under the base model."),
         _real("tuned_recall_10", "Recall@10 under the tuned model."),
+        _real(
+            "base_all_recall_10",
+            "1 where the base model ranks all that the query needs within 10; null: it needs one.",
+            nullable=True,
+        ),
+        _real("tuned_all_recall_10", "The same under the tuned model; null as above.", nullable=True),
         _count(
             "base_rank", "Rank of the base model's first answer; null: not within the deepest cut-off.", nullable=True
         ),

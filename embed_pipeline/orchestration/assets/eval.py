@@ -9,6 +9,7 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline.embedding.models import base_model_name
+from embed_pipeline.enumerations import ALL_RECALL
 from embed_pipeline.evaluation.adoption import LABELS
 from embed_pipeline.evaluation.gates import forgetting_failures, headline, release_failures
 from embed_pipeline.evaluation.plots import fusion_curves, headline_bars, recall_curves
@@ -153,6 +154,6 @@ def _training_facts(record: dict[str, Any]) -> dict[str, str]:
 
 def _headline_figures(comparison: Comparison) -> dict[str, float]:
     rows = comparison.metrics.filter(
-        (pl.col("slice") == "all") & pl.col("metric").is_in(["nDCG", "Recall", "MAP", "MRR"])
+        (pl.col("slice") == "all") & pl.col("metric").is_in(["nDCG", "Recall", ALL_RECALL, "MAP", "MRR"])
     )
     return {f"{row['query_set']}.{row['system']}.{row['metric']}@{row['k']}": row["value"] for row in rows.to_dicts()}
