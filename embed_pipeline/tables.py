@@ -7,9 +7,10 @@ every read (:func:`validate`), and the Dagster UI shows these descriptions.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import polars as pl
@@ -158,9 +159,13 @@ def _value_problem(series: pl.Series, column: Column) -> str | None:
 
 def content_hash(frame: pl.DataFrame) -> str:
     """Hash of names, types and values in row order; equal tables hash alike whenever they were written."""
-    buffer = io.BytesIO()
-    frame.rechunk().write_ipc(buffer, compression="uncompressed", compat_level=pl.CompatLevel.oldest())
-    return hashlib.sha256(buffer.getbuffer()).hexdigest()[:32]
+    # Hashed as it is written: a buffer would hold the table twice more.
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source, ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(hashlib.file_digest, source, "sha256")
+        with os.fdopen(writing, "wb") as sink:
+            frame.rechunk().write_ipc(sink, compression="uncompressed", compat_level=pl.CompatLevel.oldest())
+        return digest.result().hexdigest()[:32]
 
 
 _IDS = pl.List(pl.String)

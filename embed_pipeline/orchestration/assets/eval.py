@@ -29,6 +29,7 @@ from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import bars, curves, described, figures, picture, shown_list, shown_table
 from embed_pipeline.orchestration.resources import MLflow, newest_metadata
 from embed_pipeline.settings import Settings
+from embed_pipeline.storage import BatchTables
 from embed_pipeline.tracking import TrackedRun
 from embed_pipeline.training.record import read_record
 
@@ -55,7 +56,7 @@ def retrieval_evaluation(
     left_out_documents: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
-    documents: dict[str, pl.DataFrame],
+    documents: BatchTables,
 ) -> Iterator[dg.Output[Any]]:
     """Compare, write the report, and add the figures to the training's MLflow run."""
     settings = settings.with_base(base_model["model"].item())
