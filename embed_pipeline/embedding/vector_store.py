@@ -91,7 +91,8 @@ class VectorStore:
             self._folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=self._folder) as stream:
                 # A full disk is an error here, and not a signal when a vector is written.
-                os.posix_fallocate(stream.fileno(), 0, size)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(stream.fileno(), 0, size)
                 return np.memmap(stream, np.float32, "r+", shape=shape)
         except OSError as error:
             raise StorageError(explain_system_error(error, self._folder)) from error
@@ -111,7 +112,7 @@ class VectorStore:
 
 def release(vectors: Floats) -> None:
     """Let go of what was read or written of vectors that lie in a file; those in memory stay as they are."""
-    if isinstance(vectors, np.memmap) and vectors.mode != "c":
+    if isinstance(vectors, np.memmap) and vectors.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
         vectors._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # noqa: SLF001 - numpy shows it nowhere else
 
 
