@@ -457,11 +457,10 @@ def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str,
 
 
 def _show_comparison(settings: Settings) -> None:
-    from embed_pipeline import tables
     from embed_pipeline.storage import read_table, table_path
+    from embed_pipeline.tables import RETRIEVAL_EVALUATION as METRICS
 
-    metrics = tables.RETRIEVAL_EVALUATION
-    _show_metrics(read_table(table_path(settings.paths.root, metrics.name), metrics), "Base against tuned")
+    _show_metrics(read_table(table_path(settings.paths.root, METRICS.name), METRICS), "Base against tuned")
     say(f"report: {settings.paths.store / 'reports' / 'report.html'}")
     say("start the endpoint: embed-pipeline serve")
 
