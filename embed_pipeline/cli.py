@@ -466,10 +466,11 @@ def _show_comparison(settings: Settings) -> None:
 
 
 def _show_metrics(metrics: pl.DataFrame, title: str) -> None:
-    from embed_pipeline.evaluation.report import SUMMARY_COLUMNS, headline_rows
+    from embed_pipeline.evaluation.report import summary_table
 
-    table = Table(Column(SUMMARY_COLUMNS[0], overflow="fold"), *SUMMARY_COLUMNS[1:], title=title)
-    for row in headline_rows(metrics):
+    (first, *columns), rows = summary_table(metrics)
+    table = Table(Column(first, overflow="fold"), *columns, title=title)
+    for row in rows:
         table.add_row(*map(on_one_line, row))
     out.print(table)
 

@@ -221,6 +221,13 @@ def headline_rows(metrics: pl.DataFrame) -> list[list[str]]:
     ]
 
 
+def summary_table(metrics: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the summary, without a column that is blank in every row, for the width of a terminal."""
+    rows = headline_rows(metrics)
+    kept = [place for place in range(len(SUMMARY_COLUMNS)) if any(row[place] for row in rows)]
+    return [SUMMARY_COLUMNS[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
 def _summary_row(ndcg: dict[str, Any], recall: dict[str, Any], complete: dict[str, Any] | None) -> list[str]:
     several = complete and complete["queries"] != ndcg["queries"] and f" ({complete['queries']})"
     changed = f"{ndcg['difference']:+.4f} ({ndcg['difference_low']:+.4f} to {ndcg['difference_high']:+.4f})"

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
-from embed_pipeline.evaluation.report import headline_rows
+from embed_pipeline.evaluation.report import headline_rows, summary_table
 from embed_pipeline.evaluation.retrieval import Comparison, compare, searched_by
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import FUSION_WEIGHTS, QUESTION_RESULTS, RETRIEVAL_EVALUATION, validate
@@ -94,6 +94,8 @@ def test_all_recall_is_measured_on_the_questions_that_need_several_documents_and
     single = compare(tiny_model, tiny_model, material.corpus(), [material.generated()], SETTINGS)
     assert single.metrics.filter(metric="AllRecall").is_empty()
     assert {row[4] for row in headline_rows(single.metrics)} == {""}
+    assert "AllRecall @10" in summary_table(found.metrics)[0]
+    assert "AllRecall @10" not in summary_table(single.metrics)[0]
 
 
 def test_differences_are_tuned_less_base(comparison: Comparison) -> None:
