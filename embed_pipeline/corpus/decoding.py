@@ -20,12 +20,13 @@ _DECLARED = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "u
              "iso-8859-9": "cp1254", "utf-16": "utf-8"}  # fmt: skip
 # Encodings of a byte a letter that Latin scripts were written in, the likeliest first.
 _LATIN_ENCODINGS = ("cp1252", "cp1250", "iso8859_2", "cp1254", "cp1257", "mac_roman", "cp850", "cp437", "iso8859_15",
-                    "iso8859_16")  # fmt: skip
+                    "iso8859_16", "cp1258")  # fmt: skip
 # Letters beyond ASCII that one language needs.
 _ALPHABETS = (
     "äöüßéà", "àâæçéèêëîïôœùûüÿ", "áéíñóúüàèïç", "ãáàâçéêíóôõúü", "àèéìíîòóùú", "æøåäöéüóò", "áéíóúýþæöð", "éëïóèöü",
     "ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîșțşţ", "čćđšž", "çğıöşüâîû", "āčēģīķļņšūž",
     "ąčęėįšųūž", "äöüõšž",
+    "àáảãạăằắẳẵặâầấẩẫậđèéẻẽẹêềếểễệìíỉĩịòóỏõọôồốổỗộơờớởỡợùúủũụưừứửữựỳýỷỹỵ",
 )  # fmt: skip
 _LETTER_SETS = tuple(frozenset(alphabet + alphabet.upper().replace("SS", "") + "İ" * ("ı" in alphabet))
                      for alphabet in _ALPHABETS)  # fmt: skip
@@ -35,6 +36,7 @@ _LEAST_FITTING = 0.9
 _OTHER_ENCODINGS = {
     "оеаинтсрвлкмі": ("cp1251", "koi8_u", "koi8_r", "iso8859_5", "cp866", "mac_cyrillic"),
     "αοιετσνηυρπκςά": ("cp1253", "iso8859_7", "mac_greek"),
+    "اليمنوترةبعدهف": ("cp1256", "iso8859_6"),
 }
 _LEAST_FREQUENT = 0.55
 _QUOTES = frozenset("‘’‚“”„«»–—…№\u00a0")
@@ -108,16 +110,22 @@ def without_data(text: str) -> str:
 
 
 def _as_declared(content: bytes) -> str | None:
-    """The text of a page that declares its encoding and keeps to it."""
+    """The text of a page in the encoding that it declares, with U+FFFD for few bytes that are damaged."""
     from bs4.dammit import EncodingDetector
 
     declared = EncodingDetector.find_declared_encoding(content, is_html=True)
     if declared is None:
         return None
+    encoding = _DECLARED.get(declared.lower(), declared)
     try:
-        return content.decode(_DECLARED.get(declared.lower(), declared))
-    except (LookupError, UnicodeDecodeError):
+        return content.decode(encoding)
+    except LookupError:
         return None
+    except UnicodeDecodeError:
+        text, unicode = content.decode(encoding, "replace"), _damaged_utf8(content)
+    # Letters of several bytes are more characters in any other encoding.
+    is_kept = text.count("\ufffd") <= _MAX_DAMAGED_SHARE * len(content) and (not unicode or len(text) < len(unicode))
+    return text if is_kept else None
 
 
 def _damaged_utf8(content: bytes) -> str | None:
@@ -139,7 +147,7 @@ def _latin(content: bytes) -> str | None:
     best, likeliest = _LEAST_FITTING, ""
     for encoding in _LATIN_ENCODINGS:
         try:
-            fit = _fit(sample.decode(encoding))
+            fit = _fit(unicodedata.normalize("NFC", sample.decode(encoding)))
         except UnicodeDecodeError:
             continue
         if fit > best:
@@ -148,7 +156,7 @@ def _latin(content: bytes) -> str | None:
 
 
 def _of_another_script(content: bytes) -> str | None:
-    """The text in the likeliest encoding of Cyrillic or Greek; None where none gives their usual letters."""
+    """The text in the likeliest encoding of Cyrillic, Greek or Arabic; None where none gives their usual letters."""
     sample = content[:_DETECTED_BYTES]
     best, likeliest = _LEAST_FREQUENT, ""
     for letters, encodings in _OTHER_ENCODINGS.items():

@@ -10,7 +10,7 @@ import re
 import tomllib
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from embed_pipeline.corpus.decoding import decode, without_data
@@ -329,6 +329,7 @@ READERS: dict[str, Reader] = {
     ".pptx": _slides,
 }
 """The reader of every file name ending; those of settings ``corpus.suffixes`` are among them."""
+_PACKED = frozenset({_pdf, _word, _slides})
 
 
 def load_parser(suffix: str) -> None:
@@ -355,7 +356,7 @@ def read_file(suffix: str, content: bytes, limits: Limits) -> ParsedDocument:
         UnreadableError: it is not what its ending says, damaged, protected, or too large.
     """
     try:
-        return READERS[suffix](content, limits)
+        read = READERS[suffix](content, limits)
     except ValueError as error:
         reason = "too_large" if type(error).__name__ == "UnpackedSizeError" else "not_text"
         raise UnreadableError(reason, str(error)[:500]) from error
@@ -363,3 +364,15 @@ def read_file(suffix: str, content: bytes, limits: Limits) -> ParsedDocument:
         raise UnreadableError("not_text", f"it is no {suffix} file: {error}") from error
     except RecursionError as error:
         raise UnreadableError("not_text", "it is nested too deeply") from error
+    damages = read.text.count("\ufffd")
+    if not damages or READERS[suffix] in _PACKED or _is_utf8(content):
+        return read
+    return replace(read, left_out=(*read.left_out, f"bytes that are not of its encoding: U+FFFD in {damages} places"))
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

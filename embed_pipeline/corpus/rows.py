@@ -33,6 +33,9 @@ _LONGEST_CELL = 2**31 - 1
 _MOST_DAMAGES = 100
 _DEEPEST_VALUE = 20
 _MORE = "more"
+# Of the column that data frames number their rows in, as they write it and as they name it where they read it again.
+_INDEX_NAMES = frozenset({"", "Unnamed: 0"})
+_BETWEEN_VALUES = re.compile(r"[\s\ufeff]*(?:,\s*$)?")
 # How the types of a message's parts that are no text begin.
 _FILES = ("image", "input_image", "audio", "input_audio", "video", "file", "input_file", "document")
 _HTML = re.compile(
@@ -130,12 +133,15 @@ def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
     ended = [f"{line}\n" for line in lines]
     records = _records(_with_plain_quotes(ended) if delimiter == "\t" else ended, delimiter)
     names: Sequence[str] = ()
+    has_index = False
     for cells, problem in records:
         if not names and not problem and _is_filled(cells):
+            has_index = len(cells) > 1 and cells[0].strip() in _INDEX_NAMES
             names = [name.strip() or f"column {place}" for place, name in enumerate(cells, start=1)]
         elif problem or (names and cells):
             extra = [(_MORE, ", ".join(cells[len(names) :]))] if len(cells) > len(names) else []
-            yield [*zip(names, cells, strict=False), *extra], problem
+            row = [*zip(names, cells, strict=False), *extra]
+            yield row[1:] if has_index and cells and cells[0].strip().isdecimal() else row, problem
 
 
 def _with_plain_quotes(lines: Sequence[str]) -> list[str]:
@@ -248,11 +254,20 @@ def _json_rows(text: str) -> Iterator[tuple[Row, str]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            for row in _values(line):
+                yield (_pairs(row), "") if isinstance(row, dict) else ([], f"line {number} is no JSON object")
         except (ValueError, RecursionError) as error:
             yield [], f"line {number} is not JSON: {error}"
-            continue
-        yield (_pairs(row), "") if isinstance(row, dict) else ([], f"line {number} is no JSON object")
+
+
+def _values(line: str) -> Iterator[Any]:
+    """The values of a line, of which a writer that lost a line end has put several into one."""
+    decoder, place = json.JSONDecoder(), 0
+    while rest := _BETWEEN_VALUES.match(line, place):
+        if rest.end() == len(line):
+            return
+        value, place = decoder.raw_decode(line, rest.end())
+        yield value
 
 
 def _pairs(row: dict[str, Any]) -> Row:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import codecs
 import random
+import unicodedata
 
 import pytest
 
 from embed_pipeline.corpus.decoding import decode, without_data
+from embed_pipeline.corpus.formats import Limits, read_file
 
 TEXT = "Größe: ein Wort, naïve café, 東京, 🙂\nzweite Zeile\n"
 WESTERN = "He said “open it” – and the valve’s cap came off. "
@@ -52,6 +54,9 @@ def test_text_is_decoded_alike_from_every_encoding(content: bytes) -> None:
         ("cp866", "Насос работает при трёх барах и открывает клапан."),
         ("cp1251", "Помпата работи при три бара и отваря клапана."),
         ("cp1253", "Η αντλία ανοίγει τη βαλβίδα στα τρία bar."),
+        ("cp1256", "تعمل المضخة عند ثلاثة بار وتفتح الصمام، ثم تغلقه."),
+        ("iso8859_6", "تعمل المضخة عند ثلاثة بار وتفتح الصمام ثم تغلقه."),
+        ("cp1258", "Máy bơm hoạt động ở ba bar và mở van, sau đó đóng lại."),
         ("iso2022_jp", "ポンプは三バールで弁を開きます。"),
         ("gb18030", "泵在三巴时打开阀门，然后关闭。"),
         ("big5", "泵在三巴時打開閥門，然後關閉。"),
@@ -64,7 +69,40 @@ def test_text_is_decoded_alike_from_every_encoding(content: bytes) -> None:
 def test_an_older_encoding_is_detected(encoding: str, text: str, times: int) -> None:
     if times == 1 and encoding in {"gb18030", "big5", "shift_jis", "euc-jp", "cp949"}:
         pytest.skip("a sentence of two bytes a letter is too short to tell by")
-    assert decode((text * times).encode(encoding)) == text * times
+    assert decode(_encoded(text * times, encoding)) == text * times
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    """Bytes as the encoding has them: Vietnamese tones follow their letters as marks, the letters' own marks do not."""
+    if encoding != "cp1258":
+        return text.encode(encoding)
+    parts = (unicodedata.normalize("NFD", letter) for letter in text)
+    tones = "\u0300\u0301\u0303\u0309\u0323"
+    split = (
+        unicodedata.normalize("NFC", "".join(c for c in part if c not in tones)) + "".join(c for c in part if c in tones)
+        for part in parts
+    )
+    return "".join(split).encode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding", "text"),
+    [
+        ("windows-1251", "cp1251", "Насос работает при трёх барах. "),
+        ("Shift_JIS", "cp932", "ポンプは三バールで弁を開きます。"),
+        ("GB2312", "gb18030", "泵在三巴时打开阀门，然后关闭。"),
+        ("EUC-KR", "cp949", "펌프는 세 바에서 밸브를 엽니다. "),
+        ("Big5", "big5", "泵在三巴時打開閥門，然後關閉。"),
+        ("windows-1251", "utf-8", "Насос работает при трёх барах. И насос закрыт. "),
+    ],
+)
+def test_a_bad_byte_leaves_a_page_in_what_it_declares(declared: str, encoding: str, text: str) -> None:
+    damage = b"\x98" if encoding == "cp1251" else b"\x81"
+    half = f"<p>{text * 5}</p>".encode(encoding)
+    content = f'<html><head><meta charset="{declared}"></head><body>'.encode() + half + damage + half
+    read = read_file(".html", content, Limits(0, 0, 0, False))
+    assert read.text.split("\ufffd") == [f"{(text * 5).strip()}\n\n", f"\n\n{(text * 5).strip()}\n"]
+    assert read.left_out == ("bytes that are not of its encoding: U+FFFD in 1 places",)
 
 
 @pytest.mark.parametrize(
