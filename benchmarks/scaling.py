@@ -57,6 +57,7 @@ class UnitCosts:
     segments_per_document: float
     tokens_per_segment: float
     table_bytes_per_document: float
+    memory_bytes_fixed: float
     memory_bytes_per_document: float
     calls_per_document: float
     prompt_tokens_per_document: float
@@ -121,7 +122,7 @@ def measure() -> UnitCosts:
             tokens_per_segment=float(segments["token_count"].mean() or 0),  # type: ignore[arg-type]  # an integer column
             table_bytes_per_document=sum((folder / f"{n}.parquet").stat().st_size for n in ("documents", "segments"))
             / count,
-            memory_bytes_per_document=_memory(),
+            **_memory(),
             calls_per_document=total.total.calls / count,
             prompt_tokens_per_document=total.total.prompt_tokens / count,
             completion_tokens_per_document=total.total.completion_tokens / count,
@@ -133,11 +134,14 @@ def measure() -> UnitCosts:
         )
 
 
-def _memory() -> float:
-    """By how many bytes the peak of a command grows with a document, the greater one of the commands."""
+def _memory() -> dict[str, float]:
+    """Bytes that a command takes at its peak, in all and for each document: of the command that grows the most."""
     first, *_, last = json.loads(MEMORY.read_text(encoding="utf-8"))["runs"]
     more = last["documents"] - first["documents"]
-    return max((last[name]["peak_mb"] - first[name]["peak_mb"]) * 1024**2 / more for name in ("sdg", "prep"))
+    grown = {name: (last[name]["peak_mb"] - first[name]["peak_mb"]) * 1024**2 / more for name in ("sdg", "prep")}
+    most = max(grown, key=lambda name: grown[name])
+    fixed = first[most]["peak_mb"] * 1024**2 - first["documents"] * grown[most]
+    return {"memory_bytes_fixed": fixed, "memory_bytes_per_document": grown[most]}
 
 
 def _look(folder: Path) -> tuple[float, float]:
@@ -226,7 +230,7 @@ def simulate(documents: int, unit: UnitCosts, assumed: Assumptions) -> dict[str,
     }
     gpu_hours = sum(value for name, value in hours.items() if "GPU" in name)
     cpu_hours = assumed.workers * sum(value for name, value in hours.items() if "workers" in name)
-    memory = documents * unit.memory_bytes_per_document
+    memory = unit.memory_bytes_fixed + documents * unit.memory_bytes_per_document
     longest = max(hours, key=lambda name: hours[name])
     return {
         "documents": documents,
@@ -237,7 +241,7 @@ def simulate(documents: int, unit: UnitCosts, assumed: Assumptions) -> dict[str,
         "completion tokens": completion,
         "accepted pairs": accepted,
         "bytes of tables": documents * unit.table_bytes_per_document,
-        "bytes in memory, corpus": memory,
+        "bytes in memory, whole corpus": memory,
         "seconds of a sensor's look": documents * unit.look_seconds_per_known_file,
         "CPU hours": cpu_hours,
         "GPU hours": gpu_hours,
@@ -253,7 +257,8 @@ def _first_limit(documents: int, memory: float, unit: UnitCosts, assumed: Assump
     """What breaks first, where anything does."""
     limits = {
         "corpus.max_files stops the scan (raise it)": Settings().corpus.max_files,
-        "the corpus no longer fits in memory": assumed.machine_memory_bytes / unit.memory_bytes_per_document,
+        "the corpus no longer fits in memory": (assumed.machine_memory_bytes - unit.memory_bytes_fixed)
+        / unit.memory_bytes_per_document,
         "a look at the folder takes over 60 s": 60 / unit.look_seconds_per_known_file,
     }
     broken = {name: at for name, at in limits.items() if documents > at}

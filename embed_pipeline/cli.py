@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from embed_pipeline import settings as settings_module
@@ -457,11 +457,10 @@ def _run_stage(runner: StageRunner, name: str, *, force: bool, config: dict[str,
 
 
 def _show_comparison(settings: Settings) -> None:
-    from embed_pipeline import tables
     from embed_pipeline.storage import read_table, table_path
+    from embed_pipeline.tables import RETRIEVAL_EVALUATION as METRICS
 
-    metrics = tables.RETRIEVAL_EVALUATION
-    _show_metrics(read_table(table_path(settings.paths.root, metrics.name), metrics), "Base against tuned")
+    _show_metrics(read_table(table_path(settings.paths.root, METRICS.name), METRICS), "Base against tuned")
     say(f"report: {settings.paths.store / 'reports' / 'report.html'}")
     say("start the endpoint: embed-pipeline serve")
 
@@ -469,7 +468,7 @@ def _show_comparison(settings: Settings) -> None:
 def _show_metrics(metrics: pl.DataFrame, title: str) -> None:
     from embed_pipeline.evaluation.report import SUMMARY_COLUMNS, headline_rows
 
-    table = Table(*SUMMARY_COLUMNS, title=title)
+    table = Table(Column(SUMMARY_COLUMNS[0], overflow="fold"), *SUMMARY_COLUMNS[1:], title=title)
     for row in headline_rows(metrics):
         table.add_row(*map(on_one_line, row))
     out.print(table)

@@ -18,6 +18,8 @@ from typing import Any
 from embed_pipeline.text.blocks import whole_characters
 
 _SEPARATORS = ",;\t"
+# Tells Excel what separates the cells.
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 _CELL = re.compile(rf"(?:{_QUOTED.pattern}(?=\t|\Z)|[^\t]*)(?:\t|\Z)")
@@ -35,8 +37,10 @@ def delimited_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
         ValueError: naming the line that is no text, or the row that has more cells than there are columns.
     """
     text = table_text(content)
+    if said := _SEPARATOR_LINE.match(text):
+        text = text[said.end() :]
     header = _QUOTED.sub("", text.partition("\n")[0])
-    separator = max(_SEPARATORS, key=header.count)
+    separator = said[1] if said else max(_SEPARATORS, key=header.count)
     named = _tab_rows(text) if separator == "\t" else _comma_rows(text, separator)
     for number, (names, cells) in enumerate(named, start=1):
         # A blank line has no cell.

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 QueryType = Literal["multi_hop", "structural", "contextual"]
 ReasoningType = Literal["factual", "relational", "inferential", "temporal", "procedural", "causal", "visual"]
-Style = Literal["question", "keywords", "symptom", "paraphrase"]
+Style = Literal["question", "keywords", "symptom", "paraphrase", "web_query", "claim", "boolean", "comparison", "title"]
 Augmentation = Literal["keywords", "title", "heading", "link", "crop"]
 Origin = Literal["generated", "labelled", Augmentation]
 Side = Literal["train", "dev", "test"]
@@ -40,4 +40,5 @@ SYSTEMS = ("base", "tuned", "bm25", "hybrid_base", "hybrid_tuned")
 HYBRIDS = ("hybrid_base", "hybrid_tuned")
 RECIPROCAL_RANKS = "RRF"
 METRICS = ("nDCG", "Recall", "Precision", "MAP", "MRR")
+ALL_RECALL = "AllRecall"
 OUTCOMES = ("won", "lost", "same")

@@ -487,8 +487,23 @@ class Synthesis(Group):
         {"factual": 3, "procedural": 2, "causal": 1, "inferential": 1, "relational": 1, "temporal": 0.5}, "qa_pairs"
     )
     """Weights of the reasoning types asked for; ``visual`` too where documents describe figures."""
-    styles: Weights = decides({"question": 4, "keywords": 2, "symptom": 1, "paraphrase": 1}, "qa_pairs")
-    """Weights of the styles asked for: full question, keyword query, error message or symptom, other words."""
+    styles: Weights = decides(
+        {
+            "question": 4,
+            "keywords": 2,
+            "symptom": 0.5,
+            "paraphrase": 0.5,
+            "web_query": 0.4,
+            "claim": 0.2,
+            "boolean": 0.2,
+            "comparison": 0.1,
+            "title": 0.1,
+        },
+        "qa_pairs",
+    )
+    """Weights of the styles asked for: full question, keywords, error message or symptom, other words, words typed into
+    a search box, a claim to be checked, a question of yes or no, of how two things differ, the title of an article. A
+    model that completes texts writes full questions and keywords alone."""
     example_queries: Path | None = decides(None, "qa_pairs", "qa_dataset")
     """File of queries that people typed, without judgements: .txt with one a line, or .csv or .jsonl with a column
     ``query`` or ``text``. Their forms and lengths decide how often each style of ``styles`` is asked for, and a model
@@ -699,7 +714,8 @@ class Training(Group):
     teacher_dense_weight: Share = decides(0.65, TRAINING, "finetuned_model")
     """Weight of the dense z-score in the hybrid that the linear adapter and a ``hybrid`` teacher follow."""
     precision: Literal["auto", "fp32", "bf16"] = decides("auto", TRAINING)
-    """Arithmetic of training; auto: bf16 on GPUs that have it and processors with AMX, else fp32."""
+    """Arithmetic of training; auto: bf16 on GPUs that have it, processors with AMX and AMD's with AVX512-BF16, else
+    fp32."""
     micro_batch_size: Positive | Auto = runs("auto")
     """Texts encoded at once under gradient caching; auto: gradient caching only when the batch does not fit."""
     gradient_checkpointing: bool = runs(False)  # noqa: FBT003 - a default
@@ -742,8 +758,10 @@ class Evaluation(Group):
     """Base against tuned."""
 
     cutoffs: tuple[Positive, ...] = decides((1, 5, 10, 20, 60, 100), *_MEASURED)
-    """k of nDCG@k, Recall@k, Precision@k, MAP@k and MRR@k; 10 must be among them."""
-    query_sets: tuple[Path, ...] = decides((Path("data/sample/python-reference"),), *_MEASURED)
+    """k of nDCG@k, Recall@k, AllRecall@k, Precision@k, MAP@k and MRR@k; 10 must be among them."""
+    query_sets: tuple[Path, ...] = decides(
+        (Path("data/sample/python-reference"), Path("data/sample/two-documents")), *_MEASURED, "base_comparison"
+    )
     """BEIR folders of queries people wrote; one that is absent, or knows no document here, is left out and named."""
     bootstrap_samples: int = decides(2000, *_MEASURED, ge=100, le=1_000_000)
     """Resamples behind every confidence interval."""

@@ -13,10 +13,10 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from upath import UPath
 
@@ -37,6 +37,7 @@ _ADVICE = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.EIO: "check the disk",
 }
+_FETCHED_AT_ONCE = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -68,7 +69,8 @@ def read_table(path: UPath | Path, table: Table) -> pl.DataFrame:
         FileNotFoundError: it was never materialized.
         StorageError: the file is damaged or of another schema, or its storage cannot be reached.
     """
-    return parse_table(path, read_whole(path), table)
+    local = as_local(path)
+    return parse_table(path, read_whole(path) if local is None else local, table)
 
 
 def scan_table(path: UPath | Path, table: Table) -> pl.LazyFrame:
@@ -95,10 +97,11 @@ def scan_table(path: UPath | Path, table: Table) -> pl.LazyFrame:
     return frame.select(table.schema.names())
 
 
-def parse_table(path: UPath | Path, content: bytes, table: Table) -> pl.DataFrame:
-    """The table that ``path`` holds, from its bytes.
+def parse_table(path: UPath | Path, content: bytes | Path, table: Table) -> pl.DataFrame:
+    """The table that ``path`` holds, from its bytes or the file that they are in.
 
     Raises:
+        FileNotFoundError: there is no such file.
         StorageError: they are damaged or of another schema.
     """
     # An endpoint reads releases alone, and loads no dataframes for it.
@@ -107,7 +110,9 @@ def parse_table(path: UPath | Path, content: bytes, table: Table) -> pl.DataFram
     from embed_pipeline import tables
 
     try:
-        return tables.validate(pl.read_parquet(io.BytesIO(content)), table)
+        source = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+        with source:
+            return tables.validate(pl.read_parquet(source), table)
     except tables.TableError as error:
         raise _of_another_version(path, table, error) from error
     except pl.exceptions.PolarsError as error:
@@ -150,6 +155,50 @@ def version_of(path: UPath | Path) -> str:
         return str(place.fs.ukey(place.path))
 
 
+class BatchTables(Mapping[str, "pl.DataFrame"]):
+    """The table of every batch, read when it is asked for and not kept, so that one is in memory at a time.
+
+    Objects that are asked for in the order of their batches are fetched some at a time, at the same time.
+    """
+
+    def __init__(self, paths: Mapping[str, UPath], table: Table) -> None:
+        """Take where each batch's table lies, and which table it is."""
+        self._paths, self._table = {batch: paths[batch] for batch in sorted(paths)}, table
+        self._places = {batch: place for place, batch in enumerate(self._paths)}
+        self._next = 0
+        self._fetched: dict[str, bytes] = {}
+
+    def __getitem__(self, batch: str) -> pl.DataFrame:
+        """A batch's table.
+
+        Raises:
+            KeyError: there is none.
+            FileNotFoundError: it was removed since.
+            StorageError: the file is damaged or of another schema, or its storage cannot be reached.
+        """
+        path = self._paths[batch]
+        if as_local(path) is not None:
+            return read_table(path, self._table)
+        if batch not in self._fetched:
+            place = self._places[batch]
+            run = list(self._paths)[place : place + (_FETCHED_AT_ONCE if place == self._next else 1)]
+            self._fetched = dict(zip(run, read_all([self._paths[name] for name in run]), strict=True))
+            self._next = place + len(run)
+        return parse_table(path, self._fetched.pop(batch), self._table)
+
+    def __iter__(self) -> Iterator[str]:
+        """The batches, in order of their names."""
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return len(self._paths)
+
+    def only(self, batches: Container[str]) -> BatchTables:
+        """The tables of those that are among ``batches``."""
+        return BatchTables({batch: path for batch, path in self._paths.items() if batch in batches}, self._table)
+
+
 def read_all(paths: list[UPath]) -> list[bytes]:
     """The bytes at each of ``paths``, fetched at the same time where they are objects.
 
@@ -186,8 +235,31 @@ def write_whole(path: UPath | Path, content: bytes) -> None:
         with reaching(path):
             UPath(path).fs.pipe_file(UPath(path).path, content)
         return
-    with replacing(local) as staged, staged.open("wb") as stream:
+    with _synced(local) as stream:
         stream.write(content)
+
+
+def write_table(path: UPath | Path, frame: pl.DataFrame) -> None:
+    """Put a table at ``path`` in one step, or leave what was there; a local file is written without a copy in memory.
+
+    Raises:
+        StorageError: as :func:`write_whole`.
+    """
+    local = as_local(path)
+    if local is None:
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer, compression="zstd")
+        write_whole(path, buffer.getvalue())
+        return
+    with _synced(local) as stream:
+        frame.write_parquet(stream, compression="zstd")
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
+    """A stream to a temporary file that is on the disk, under the name ``path``, when the block ends without error."""
+    with replacing(path) as staged, staged.open("wb") as stream:
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
 

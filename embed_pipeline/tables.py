@@ -7,14 +7,16 @@ every read (:func:`validate`), and the Dagster UI shows these descriptions.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import polars as pl
 
 from embed_pipeline.enumerations import (
+    ALL_RECALL,
     ARTIFACT_KINDS,
     COPY_KINDS,
     CRITERIA,
@@ -157,9 +159,13 @@ def _value_problem(series: pl.Series, column: Column) -> str | None:
 
 def content_hash(frame: pl.DataFrame) -> str:
     """Hash of names, types and values in row order; equal tables hash alike whenever they were written."""
-    buffer = io.BytesIO()
-    frame.rechunk().write_ipc(buffer, compression="uncompressed", compat_level=pl.CompatLevel.oldest())
-    return hashlib.sha256(buffer.getbuffer()).hexdigest()[:32]
+    # Hashed as it is written: a buffer would hold the table twice more.
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source, ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(hashlib.file_digest, source, "sha256")
+        with os.fdopen(writing, "wb") as sink:
+            frame.rechunk().write_ipc(sink, compression="uncompressed", compat_level=pl.CompatLevel.oldest())
+        return digest.result().hexdigest()[:32]
 
 
 _IDS = pl.List(pl.String)
@@ -624,9 +630,9 @@ RETRIEVAL_EVALUATION = Table(
         _text("query_set", "`generated` for the held-out questions, else the labelled set's name."),
         _text("slice", "`all`, or the slice such as `hop_count=2`."),
         _one_of("system", SYSTEMS, "What ranked the passages."),
-        _one_of("metric", METRICS, "What is measured."),
+        _one_of("metric", (*METRICS, ALL_RECALL), "What is measured; AllRecall: no row where no query needs several."),
         _count("k", "Cut-off."),
-        _count("queries", "Queries measured."),
+        _count("queries", "Queries measured; AllRecall: those that need several segments or documents."),
         _real("value", "Mean over the queries, 0 to 1."),
         _real("difference", "Value less the base model's; 0 for the base."),
         _real("difference_low", "Lower end of the paired bootstrap 95 % interval of the difference."),
@@ -664,6 +670,12 @@ QUESTION_RESULTS = Table(
         _real("bm25_ndcg_10", "nDCG@10 under BM25."),
         _real("base_recall_10", "Recall@10 under the base model."),
         _real("tuned_recall_10", "Recall@10 under the tuned model."),
+        _real(
+            "base_all_recall_10",
+            "1 where the base model ranks all that the query needs within 10; null: it needs one.",
+            nullable=True,
+        ),
+        _real("tuned_all_recall_10", "The same under the tuned model; null as above.", nullable=True),
         _count(
             "base_rank", "Rank of the base model's first answer; null: not within the deepest cut-off.", nullable=True
         ),

@@ -48,6 +48,16 @@ def test_what_excel_writes_is_read(encoding):
     assert list(delimited_rows(content)) == [(1, {"frage": "wie?", "antwort": "gr\u00fcn"})]
 
 
+@pytest.mark.parametrize(
+    ("said", "separator"), [("sep=;\r\n", ";"), ('"sep=|"\n', "|"), ("SEP=\t\n", "\t"), ("sep=,\n", ",")]
+)
+def test_the_line_that_tells_excel_the_separator_is_no_header(said, separator):
+    text = f"{said}q{separator}a; b, c\n1{separator}2\n"
+    if separator in ";,":
+        text = text.replace("a; b, c", "a")
+    assert [list(row.values()) for _, row in delimited_rows(text.encode())] == [["1", "2"]]
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_columns_of_one_name_are_one_list(separator):
     text = "q,pos,pos,n\na,b,c,d\na,b,,d\na,,,d\n".replace(",", separator)

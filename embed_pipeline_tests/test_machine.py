@@ -14,7 +14,7 @@ import torch
 from embed_pipeline import machine
 from embed_pipeline.llm.embedded import lay_out
 from embed_pipeline.machine import (
-    cpu_has_amx,
+    cpu_gains_by_bf16,
     cpu_has_bf16,
     gains_by_onednn,
     processor,
@@ -42,26 +42,44 @@ def test_the_embedded_language_model_keeps_to_the_usable_cores(monkeypatch: pyte
 
 
 def test_what_a_processor_does_in_bf16_is_read_from_its_flags(tmp_path: Path) -> None:
-    units, instructions, neither = tmp_path / "units", tmp_path / "instructions", tmp_path / "neither"
-    units.write_text("model name : x\nflags\t\t: fpu avx512f avx512_bf16 amx_tile amx_bf16\n")
-    instructions.write_text("model name : amx_bf16\nflags\t\t: fpu avx512f avx512_bf16\n")
-    neither.write_text("model name : avx512_bf16\nflags\t\t: fpu avx2\n")
-    found = {path.name: (cpu_has_bf16(path), cpu_has_amx(path)) for path in (units, instructions, neither)}
-    assert found == {"units": (True, True), "instructions": (True, False), "neither": (False, False)}
-    assert not cpu_has_bf16(tmp_path / "absent")
-    assert not cpu_has_amx(tmp_path / "absent")
-    assert (processor(units), bool(processor(tmp_path / "absent"))) == ("x", True)
+    intel, amd = "vendor_id\t: GenuineIntel\nmodel name : amx_bf16\n", "vendor_id\t: AuthenticAMD\nmodel name : x\n"
+    processors = {
+        "units": intel + "flags\t\t: fpu avx512f avx512_bf16 amx_tile amx_bf16\n",
+        "instructions": intel + "flags\t\t: fpu avx512f avx512_bf16\n",
+        "of AMD": amd + "flags\t\t: fpu avx512f avx512_bf16\n",
+        "neither": amd + "flags\t\t: fpu avx2\n",
+    }
+    found = {}
+    for name, text in processors.items():
+        path = tmp_path / name
+        path.write_text(text)
+        found[name] = (cpu_has_bf16(path), cpu_gains_by_bf16(path))
+    absent = tmp_path / "absent"
+    assert found == {
+        "units": (True, True),
+        "instructions": (True, False),
+        "of AMD": (True, True),
+        "neither": (False, False),
+    }
+    assert not cpu_has_bf16(absent)
+    assert not cpu_gains_by_bf16(absent)
+    assert (processor(tmp_path / "of AMD"), bool(processor(absent))) == ("x", True)
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies without MKL here")
 @pytest.mark.parametrize(
-    ("vendor", "flags", "gains"),
-    [("AuthenticAMD", "avx2 avx512f", True), ("AuthenticAMD", "avx2", False), ("GenuineIntel", "avx512f", False)],
+    ("vendor", "family", "flags", "gains"),
+    [
+        ("AuthenticAMD", 26, "avx2 avx512f", True),
+        ("AuthenticAMD", 25, "avx2 avx512f", False),
+        ("AuthenticAMD", 26, "avx2", False),
+        ("GenuineIntel", 26, "avx512f", False),
+    ],
 )
 def test_mkl_is_replaced_where_it_leaves_instructions_unused(
-    tmp_path: Path, vendor: str, flags: str, *, gains: bool
+    tmp_path: Path, vendor: str, family: int, flags: str, *, gains: bool
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\nflags : fpu {flags}\n")
+    (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\ncpu family\t: {family}\nflags : fpu {flags}\n")
     assert gains_by_onednn(tmp_path / "cpuinfo") is gains
     assert not gains_by_onednn(tmp_path / "absent")
 
@@ -73,11 +91,11 @@ def test_torch_multiplies_what_the_processor_does(*, bf16: bool, monkeypatch: py
     assert [torch_multiplies(precision) for precision in ("fp32", "bf16", "fp16")] == [True, bf16, False]
 
 
-@pytest.mark.parametrize(("amx", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_a_processor_trains_in_bf16_only_with_units_for_it(
-    *, amx: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("gains", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_processor_trains_in_bf16_only_where_it_gains(
+    *, gains: bool, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "cpu_has_amx", lambda: amx)
+    monkeypatch.setattr(machine, "cpu_gains_by_bf16", lambda: gains)
     assert training_precision(Training(), CPU) == precision
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import boto3
+import polars as pl
 import pytest
 from s3fs import S3FileSystem
 
 from embed_pipeline import tables
 from embed_pipeline.settings import Paths
 from embed_pipeline.storage import (
+    BatchTables,
     StorageError,
+    as_local,
     copy_whole,
     list_folder,
     read_all,
     read_table,
     read_whole,
+    write_table,
     write_whole,
 )
 from embed_pipeline_tests.object_storage import BUCKET, object_storage
@@ -48,6 +52,36 @@ def test_what_is_written_is_read(root, tmp_path):
         read_whole(root / "absent")
     with pytest.raises(FileNotFoundError):
         read_all([root / "folder" / "a.json", root / "absent"])
+
+
+def _segments(batch: str) -> pl.DataFrame:
+    return (
+        tables.SEGMENTS.empty()
+        .clear(1)
+        .with_columns(segment_id=pl.lit(batch), batch=pl.lit(batch))
+        .fill_null(strategy="zero")
+        .with_columns(pl.col(pl.String).fill_null(""))
+    )
+
+
+def test_tables_of_batches_are_read_when_they_are_asked_for(root, monkeypatch):
+    names = [f"{number:05}-0a1b2c3d" for number in range(70)]
+    for name in names:
+        write_table(root / "segments" / f"{name}.parquet", _segments(name))
+    paths = {path.stem: path for path in list_folder(root / "segments", "*")}
+    fetched: list[int] = []
+    monkeypatch.setattr("embed_pipeline.storage.read_all", lambda paths: fetched.append(len(paths)) or read_all(paths))
+    found = BatchTables(dict(reversed(paths.items())), tables.SEGMENTS)
+    assert list(found) == names
+    assert [frame["batch"].to_list() for frame in found.values()] == [[name] for name in names]
+    assert found[names[3]].equals(_segments(names[3]))
+    assert fetched == ([] if as_local(root) else [32, 32, 6, 1]), "in order many at once, else what is asked for"
+    assert list(found.only({names[5], "absent"})) == [names[5]]
+    with pytest.raises(KeyError):
+        found["absent"]
+    write_whole(paths[names[9]], b"damaged")
+    with pytest.raises(StorageError, match=rf"{names[9]}\.parquet is damaged"):
+        found[names[9]]
 
 
 def test_what_another_process_stores_is_seen(root):

@@ -13,9 +13,10 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
+from operator import itemgetter
 
 import polars as pl
 from upath import UPath
@@ -114,17 +115,24 @@ def remove_boilerplate(documents: Sequence[Document], corpus: Corpus, known: Col
     return Cleaned(tuple(text for text, _ in cleaned), tuple(blocks for _, blocks in cleaned), tuple(lines))
 
 
-def find_boilerplate(documents: pl.DataFrame, corpus: Corpus) -> list[str]:
+def find_boilerplate(documents: Mapping[str, pl.DataFrame], present: pl.DataFrame, corpus: Corpus) -> list[str]:
     """Ids of the lines that are boilerplate over all batches, sorted: what each batch alone is too small to show.
 
     Args:
-        documents: present rows of :data:`tables.DOCUMENTS`; of very many, a sample decides (ids are hashes, so those
-            that come first are a fair one).
+        documents: frame of :data:`tables.DOCUMENTS` for each batch.
+        present: document_id, path and batch of those that are still there; of very many, a sample decides (ids are
+            hashes, so those that come first are a fair one).
         corpus: the bounds.
     """
-    ids = documents["document_id"].unique().sort().head(_SAMPLED_DOCUMENTS)
-    sample = documents.filter(pl.col("document_id").is_in(ids.implode())).unique("document_id").sort("document_id")
-    read = [(text, from_rows(blocks)) for text, blocks in sample.select("text", "blocks").iter_rows()]
+    if corpus.boilerplate_share == "off":
+        return []
+    sample = present.sort("document_id", "path").unique("document_id", keep="first", maintain_order=True)
+    sample = sample.head(_SAMPLED_DOCUMENTS).select("document_id", "path", "batch")
+    rows = [
+        documents[batch].join(own, on=["document_id", "path"]).select("document_id", "text", "blocks").rows()
+        for (batch,), own in sample.group_by("batch")
+    ]
+    read = [(text, from_rows(blocks)) for _, text, blocks in sorted(chain.from_iterable(rows), key=itemgetter(0))]
     return sorted(line.line_id for line in remove_boilerplate(read, corpus).lines)
 
 

@@ -21,6 +21,8 @@ def current_corpus(
     under several paths are one, the first path's. Of near-duplicates the one of the earliest batch stays, so that a
     new copy does not take the place of what questions were written about already.
 
+    Of mappings that read a batch when it is asked for, one batch is in memory at a time, next to the result.
+
     Args:
         documents: frame of :data:`tables.DOCUMENTS` for each batch.
         segments: frame of :data:`tables.SEGMENTS` for each batch.
@@ -37,19 +39,25 @@ def current_corpus(
         message = f"no usable document in any of {len(documents)} batches; see the table rejected_documents"
         raise CorpusError(message)
     distinct = newest.unique("document_id", keep="first", maintain_order=True)
-    copies = _copies(newest, distinct, corpus)
-    present = distinct.select("document_id", "batch", "path", "title").join(copies, on="path", how="anti")
-    del newest, distinct
-    pieces = pl.concat([tables.SEGMENTS.empty(), *(segments[batch] for batch in sorted(segments))])
-    uncut = present.join(pieces.select("document_id", "batch"), on=["document_id", "batch"], how="anti")
+    copies = _copies(newest, distinct, documents, corpus)
+    present = distinct.join(copies, on="path", how="anti")
+    pieces = _present_segments(present, segments)
+    uncut = present.join(pieces, on=["document_id", "batch"], how="anti")
     if uncut.height:
         message = f"{uncut.height} documents have no segments, first {uncut['path'][0]} of batch {uncut['batch'][0]}"
         raise CorpusError(message)
-    # Texts are copied once, when it is known which and in what order.
-    order = pieces.select("document_id", "batch", "position").with_row_index("place")
-    order = order.join(present, on=["document_id", "batch"]).sort("path", "position")
-    frame = pieces[order["place"]].with_columns(order["path"], order["title"], label_set=pl.lit(None, pl.String))
+    frame = pieces.sort("path", "position").with_columns(label_set=pl.lit(None, pl.String))
     return tables.validate(frame.select(tables.CORPUS.schema.names()), tables.CORPUS), copies
+
+
+def _present_segments(present: pl.DataFrame, segments: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """The segments of the documents in ``present``, with their path and title, batch by batch."""
+    named = ("document_id", "batch")
+    columns = [name for name in tables.CORPUS.schema if name in tables.SEGMENTS.schema]
+    pieces = [tables.SEGMENTS.empty().select(columns).join(present.clear(), on=named)]
+    for batch in sorted(segments):
+        pieces.append(segments[batch].select(columns).join(present.filter(batch=batch), on=named))  # noqa: PERF401 - one batch at a time
+    return pl.concat(pieces)
 
 
 def unknown_words(corpus: pl.DataFrame, segments: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -58,7 +66,8 @@ def unknown_words(corpus: pl.DataFrame, segments: Mapping[str, pl.DataFrame]) ->
     Returns:
         Frame (path, token_count, unknown_tokens), the largest count of unknown tokens first.
     """
-    pieces = pl.concat([tables.SEGMENTS.empty(), *(segments[batch] for batch in sorted(segments))])
+    columns = ("segment_id", "token_count", "unknown_tokens")
+    pieces = pl.concat(frame.select(columns) for frame in (tables.SEGMENTS.empty(), *segments.values()))
     found = corpus.select("segment_id", "path").join(pieces, on="segment_id")
     counts = found.group_by("path").agg(pl.col("token_count", "unknown_tokens").sum())
     return counts.sort("unknown_tokens", "path", descending=[True, False])
@@ -80,19 +89,43 @@ def lost_titles(corpus: pl.DataFrame) -> int:
 
 
 def present_documents(documents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """The newest row of every path that is still there, of :data:`tables.DOCUMENTS`, sorted by path."""
-    ordered = [documents[batch] for batch in sorted(documents)]
-    everything = pl.concat(ordered) if ordered else tables.DOCUMENTS.empty()
-    newest = everything.select("path", "deleted").with_row_index("place").unique("path", keep="last")
-    return everything[newest.filter(~pl.col("deleted")).sort("path")["place"]]
+    """The newest row of every path that is still there: document_id, path, title and batch, sorted by path."""
+    columns = ("document_id", "path", "title", "batch", "deleted")
+    frames = [tables.DOCUMENTS.empty().select(columns)]
+    frames += [documents[batch].select(columns) for batch in sorted(documents)]
+    newest = pl.concat(frames).unique("path", keep="last")
+    return newest.filter(~pl.col("deleted")).drop("deleted").sort("path")
 
 
-def _copies(newest: pl.DataFrame, distinct: pl.DataFrame, corpus: Corpus) -> pl.DataFrame:
+class _Texts:
+    """Texts of documents, of which one batch is in memory at a time."""
+
+    def __init__(self, found: pl.DataFrame, documents: Mapping[str, pl.DataFrame]) -> None:
+        """Take document_id and batch (as ``since``) of each, and the batches."""
+        self._ids, self._batches = found["document_id"], found["since"]
+        self._documents = documents
+        self._batch, self._texts = "", dict[str, str]()
+
+    def __len__(self) -> int:
+        """How many texts there are."""
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> str:
+        """One text."""
+        if self._batches[index] != self._batch:
+            self._batch = self._batches[index]
+            self._texts = dict(self._documents[self._batch].select("document_id", "text").iter_rows())
+        return self._texts[self._ids[index]]
+
+
+def _copies(
+    newest: pl.DataFrame, distinct: pl.DataFrame, documents: Mapping[str, pl.DataFrame], corpus: Corpus
+) -> pl.DataFrame:
     """Frame of :data:`tables.LEFT_OUT_DOCUMENTS`."""
     first_seen = newest.group_by("document_id").agg(pl.col("batch").min().alias("since"))
-    ordered = distinct.select("document_id", "path", "text").join(first_seen, on="document_id").sort("since", "path")
+    ordered = distinct.select("document_id", "path").join(first_seen, on="document_id").sort("since", "path")
     paths, ids = ordered["path"].to_list(), ordered["document_id"].to_list()
-    near = find_copies(ordered["text"], bound) if (bound := corpus.near_duplicates) != "off" else {}
+    near = find_copies(_Texts(ordered, documents), bound) if (bound := corpus.near_duplicates) != "off" else {}
     first = {ids[index]: paths[near[index][0] if index in near else index] for index in range(len(ids))}
     alike = {paths[index]: share for index, (_, share) in near.items()}
     rows = [

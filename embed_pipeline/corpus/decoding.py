@@ -26,7 +26,7 @@ _ALPHABETS = (
     "äöüßéà", "àâæçéèêëîïôœùûüÿ", "áéíñóúüàèïç", "ãáàâçéêíóôõúü", "àèéìíîòóùú", "æøåäöéüóò", "áéíóúýþæöð", "éëïóèöü",
     "ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîșțşţ", "čćđšž", "çğıöşüâîû", "āčēģīķļņšūž",
     "ąčęėįšųūž", "äöüõšž",
-    "àáảãạăằắẳẵặâầấẩẫậđèéẻẽẹêềếểễệìíỉĩịòóỏõọôồốổỗộơờớởỡợùúủũụưừứửữựỳýỷỹỵ",
+    "àảãáạăằẳẵắặâầẩẫấậđèẻẽéẹêềểễếệìỉĩíịòỏõóọôồổỗốộơờởỡớợùủũúụưừửữứựỳỷỹýỵ",
 )  # fmt: skip
 _LETTER_SETS = tuple(frozenset(alphabet + alphabet.upper().replace("SS", "") + "İ" * ("ı" in alphabet))
                      for alphabet in _ALPHABETS)  # fmt: skip
@@ -36,7 +36,8 @@ _LEAST_FITTING = 0.9
 _OTHER_ENCODINGS = {
     "оеаинтсрвлкмі": ("cp1251", "koi8_u", "koi8_r", "iso8859_5", "cp866", "mac_cyrillic"),
     "αοιετσνηυρπκςά": ("cp1253", "iso8859_7", "mac_greek"),
-    "اليمنوترةبعدهف": ("cp1256", "iso8859_6"),
+    "اليمنوترةبعدفسهكقح": ("cp1256", "iso8859_6"),
+    "יוהלארמתבשנעםדחקפמ": ("cp1255", "iso8859_8"),
 }
 _LEAST_FREQUENT = 0.55
 _QUOTES = frozenset("‘’‚“”„«»–—…№\u00a0")
@@ -110,11 +111,14 @@ def without_data(text: str) -> str:
 
 
 def _as_declared(content: bytes) -> str | None:
-    """The text of a page in the encoding that it declares, with U+FFFD for few bytes that are damaged."""
+    """The text of a page that declares its encoding and keeps to it, but for a few bytes that are damaged.
+
+    Letters of several bytes that are all UTF-8 are no accident, whatever is declared.
+    """
     from bs4.dammit import EncodingDetector
 
     declared = EncodingDetector.find_declared_encoding(content, is_html=True)
-    if declared is None:
+    if declared is None or (not content.isascii() and is_utf8(content)):
         return None
     encoding = _DECLARED.get(declared.lower(), declared)
     try:
@@ -122,10 +126,19 @@ def _as_declared(content: bytes) -> str | None:
     except LookupError:
         return None
     except UnicodeDecodeError:
-        text, unicode = content.decode(encoding, "replace"), _damaged_utf8(content)
-    # Letters of several bytes are more characters in any other encoding.
-    is_kept = text.count("\ufffd") <= _MAX_DAMAGED_SHARE * len(content) and (not unicode or len(text) < len(unicode))
-    return text if is_kept else None
+        text = content.decode(encoding, "replace")
+    beyond = sum(text.count(letter) for letter in set(text) if not letter.isascii())
+    is_kept = text.count("\ufffd") <= max(1, _MAX_DAMAGED_SHARE * beyond) and beyond > _LEAST_LETTERS_A_DAMAGE
+    return text if is_kept and _damaged_utf8(content) is None else None
+
+
+def is_utf8(content: bytes) -> bool:
+    """True where all bytes are UTF-8."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _damaged_utf8(content: bytes) -> str | None:
@@ -152,11 +165,12 @@ def _latin(content: bytes) -> str | None:
             continue
         if fit > best:
             best, likeliest = fit, encoding
-    return content.decode(likeliest, "replace") if likeliest else None
+    # Vietnamese has its tones as letters of their own in Windows-1258.
+    return unicodedata.normalize("NFC", content.decode(likeliest, "replace")) if likeliest else None
 
 
 def _of_another_script(content: bytes) -> str | None:
-    """The text in the likeliest encoding of Cyrillic, Greek or Arabic; None where none gives their usual letters."""
+    """The text in the likeliest encoding of Cyrillic, Greek, Arabic or Hebrew; None where none gives usual letters."""
     sample = content[:_DETECTED_BYTES]
     best, likeliest = _LEAST_FREQUENT, ""
     for letters, encodings in _OTHER_ENCODINGS.items():

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from embed_pipeline.corpus.decoding import decode, without_data
+from embed_pipeline.corpus.decoding import decode, is_utf8, without_data
 from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, first_heading
 from embed_pipeline.text.markdown import html_title, markdown_blocks, plain_line_ends, plain_title, seen_markdown
 
@@ -365,14 +365,7 @@ def read_file(suffix: str, content: bytes, limits: Limits) -> ParsedDocument:
     except RecursionError as error:
         raise UnreadableError("not_text", "it is nested too deeply") from error
     damages = read.text.count("\ufffd")
-    if not damages or READERS[suffix] in _PACKED or _is_utf8(content):
+    if not damages or READERS[suffix] in _PACKED or is_utf8(content):
         return read
-    return replace(read, left_out=(*read.left_out, f"bytes that are not of its encoding: U+FFFD in {damages} places"))
-
-
-def _is_utf8(content: bytes) -> bool:
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    problem = f"bytes that are not of its encoding: {damages}, each U+FFFD in the text"
+    return replace(read, left_out=(*read.left_out, problem))

@@ -6,9 +6,13 @@ What they would drop or misread is first changed in the file's XML.
 from __future__ import annotations
 
 import io
+import posixpath
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email import message_from_bytes
+from html import escape
 from typing import Any
 
 import mammoth
@@ -18,7 +22,7 @@ from markitdown.converter_utils.docx.math.omml import OMML_NS, oMath2Latex
 from markitdown.converter_utils.docx.pre_process import pre_process_docx
 from markitdown.converters import PptxConverter
 
-from embed_pipeline.corpus.decoding import without_data
+from embed_pipeline.corpus.decoding import decode, without_data
 from embed_pipeline.corpus.pages import read_html
 from embed_pipeline.text.blocks import ParsedDocument, clean_text, clean_title, first_heading
 from embed_pipeline.text.markdown import markdown_blocks
@@ -41,6 +45,7 @@ _UNTITLED = re.compile(
     r"\W*(?:word document|document ?\d*|title|untitled|presentation ?\d*|powerpoint.*)\W*", re.IGNORECASE
 )
 _SLIDE = re.compile(r"^<!-- Slide number: \d+ -->$", re.MULTILINE)
+_NUMBERED_SLIDE = re.compile(r"Slide \d+")
 _IMAGE = re.compile(r"!\[([^\[\]]{0,1000})\]\([^()\n]{0,1000}\)")
 _WORD_PARTS = re.compile(r"word/(?:document|footnotes|endnotes|comments)\d*\.xml")
 _SLIDE_PARTS = re.compile(r"ppt/(?:slides|notesSlides|charts)/\w+\.xml")
@@ -52,6 +57,28 @@ _TITLE_PLACES = frozenset({"title", "ctrTitle"})
 # Parts of a formula that the conversion to LaTeX looks up the properties of.
 _WITH_PROPERTIES = ("acc", "bar", "d", "f", "groupChr")
 _MARKUP = re.compile(r"#{1,6}(?:\s|$)|(?:=+|-+)\s*$|```|~~~|>|<[A-Za-z/!?]")
+
+
+_DIAGRAM = "{http://schemas.openxmlformats.org/drawingml/2006/diagram}"
+_RELATIONS = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
+_PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
+# A paragraph in the place of an included file.
+_INCLUDED_MARK = "\ue000{}\ue000"
+_INCLUDED = re.compile("<p>\ue000([0-9a-f]*)\ue000</p>")
+
+
+@dataclass(frozen=True)
+class _Related:
+    """An entry of an archive that a part refers to."""
+
+    name: str
+    archive: zipfile.ZipFile
+
+    def xml(self) -> Any:  # noqa: ANN401 - lxml's
+        return etree.fromstring(self.archive.read(self.name), _PARSER)
+
+
+_Change = Callable[[Any, Mapping[str, _Related]], None]
 
 
 class UnpackedSizeError(ValueError):
@@ -71,12 +98,37 @@ def read_word(content: bytes, most_bytes: int, *, comments: bool) -> ParsedDocum
     """
     _check_size(content, most_bytes)
     styles = "\n".join([_STYLES, *_heading_styles(content), *([_COMMENTS] if comments else [])])
-    stream = _changed(pre_process_docx(io.BytesIO(content)), _WORD_PARTS, _change_word)  # formulas to text
-    html = mammoth.convert_to_html(stream, style_map=styles, convert_image=mammoth.images.img_element(lambda _: {}))
-    read = read_html(html.value)
-    is_titled = f'class="{_TITLE_CLASS}"' in html.value
+    html = _word_html(content, styles)
+    read = read_html(html)
+    is_titled = f'class="{_TITLE_CLASS}"' in html
     title = read.title if is_titled else _core_title(content) or first_heading(read.blocks)
     return ParsedDocument(title, read.text, read.blocks)
+
+
+def _word_html(content: bytes, styles: str) -> str:
+    """The document as HTML, with the files that it includes in their places."""
+    stream = _changed(pre_process_docx(io.BytesIO(content)), _WORD_PARTS, _change_word)  # formulas to text
+    html = mammoth.convert_to_html(stream, style_map=styles, convert_image=mammoth.images.img_element(lambda _: {}))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+
+        def included(found: re.Match[str]) -> str:
+            name = bytes.fromhex(found[1]).decode()
+            return _included_html(name, archive.read(name), styles) if name in archive.namelist() else ""
+
+        return _INCLUDED.sub(included, str(html.value))
+
+
+def _included_html(name: str, content: bytes, styles: str) -> str:
+    """A file that a Word document includes, as HTML; empty for forms that are not read."""
+    ending = name.rpartition(".")[2].lower()
+    if ending in {"htm", "html", "xhtml"}:
+        return decode(content, is_html=True)
+    if ending in {"mht", "mhtml"}:
+        pages = (part for part in message_from_bytes(content).walk() if part.get_content_type() == "text/html")
+        return "".join(decode(bytes(part.get_payload(decode=True) or b""), is_html=True) for part in pages)
+    if ending == "docx":
+        return _word_html(content, styles)
+    return f"<pre>{escape(decode(content))}</pre>" if ending == "txt" else ""
 
 
 def read_slides(content: bytes, most_bytes: int) -> ParsedDocument:
@@ -90,10 +142,12 @@ def read_slides(content: bytes, most_bytes: int) -> ParsedDocument:
     converted = _Slides().convert(stream, StreamInfo(extension=".pptx"))  # type: ignore[no-untyped-call]
     # A soft line break may stand in a title, and a tokenizer joins the words around its sign.
     markdown = converted.markdown.replace("\v", " ").replace("\n### Notes:\n", "\nNotes:\n")
-    slides = filter(None, map(_title_first, _SLIDE.split(markdown)))
+    slides = filter(None, (_title_first(slide, number) for number, slide in enumerate(_SLIDE.split(markdown))))
     text = clean_text(without_data(_IMAGE.sub(r"\1", "\n\n".join(slides)))).strip() + "\n"
     blocks = markdown_blocks(text)
-    return ParsedDocument(first_heading(blocks) or _core_title(content), text, blocks)
+    headed = first_heading(blocks)
+    title = "" if _NUMBERED_SLIDE.fullmatch(headed) else headed
+    return ParsedDocument(title or _core_title(content), text, blocks)
 
 
 class _Slides(PptxConverter):
@@ -103,13 +157,35 @@ class _Slides(PptxConverter):
         return f"\n{super()._convert_table_to_markdown(table, **kwargs)}\n"  # type: ignore[no-untyped-call]
 
     def _convert_chart_to_markdown(self, chart: Any) -> str:  # noqa: ANN401
+        points = [_points(series) for series in chart.series]
+        if any(points):
+            titled = chart.has_title and chart.chart_title.has_text_frame
+            name = f"Chart: {chart.chart_title.text_frame.text}" if titled else "Chart"
+            heads = (f"| x | {series.name} |\n|---|---|" for series in chart.series)
+            tables = ("\n".join([head, *rows]) for head, rows in zip(heads, points, strict=True))
+            return "\n" + "\n\n".join([name, *tables]) + "\n\n"
         said = super()._convert_chart_to_markdown(chart) or ""  # type: ignore[no-untyped-call]
         return f"\n{said.strip().removeprefix('### ')}\n\n"
 
 
-def _title_first(slide: str) -> str:
-    """The slide with its title before what is placed above it; text that is no title never begins with its mark."""
-    return "\n".join(sorted(slide.strip().split("\n"), key=lambda line: not line.startswith("# ")))
+def _points(series: Any) -> list[str]:  # noqa: ANN401 - python-pptx's
+    """The points of a series of a scatter chart, as rows of a table; none of any other chart."""
+    element = series._element  # noqa: SLF001 - the values of x have no other way out
+    across, along = (
+        {point.get("idx"): point.findtext(f"{_CHART}v") for point in element.iterfind(f"{_CHART}{name}//{_CHART}pt")}
+        for name in ("xVal", "yVal")
+    )
+    return [f"| {across[place]} | {value} |" for place, value in along.items() if place in across]
+
+
+def _title_first(slide: str, number: int) -> str:
+    """The slide with its title before what is placed above it; text that is no title never begins with its mark.
+
+    After another slide, one without a title gets its number as one: its text would stand under the title before.
+    """
+    lines = sorted(slide.strip().split("\n"), key=lambda line: not line.startswith("# "))
+    is_untitled = number > 1 and lines != [""] and not lines[0].startswith("# ")
+    return "\n".join([f"# Slide {number}", "", *lines] if is_untitled else lines)
 
 
 def _heading_styles(content: bytes) -> list[str]:
@@ -163,19 +239,45 @@ def _part(content: bytes, name: str) -> Any:  # noqa: ANN401 - lxml's
             return None
 
 
-def _changed(stream: Any, parts: re.Pattern[str], change: Callable[[Any], None]) -> io.BytesIO:  # noqa: ANN401
-    """The archive with ``change`` applied to the XML of the entries whose names match ``parts``."""
+def _changed(stream: Any, parts: re.Pattern[str], change: _Change) -> io.BytesIO:  # noqa: ANN401
+    """The archive with ``change`` applied to the XML of the entries whose names match ``parts``.
+
+    A change is given the root, and what finds the name of the entry that a relationship of the part leads to.
+    """
     changed = io.BytesIO()
     target = zipfile.ZipFile(changed, "w")  # as a context it would hide that memory ran out
     with zipfile.ZipFile(stream) as source:
         for name in dict.fromkeys(source.namelist()):
             content = source.read(name)
             if parts.fullmatch(name):
-                content = _changed_part(content, change)
+                related = _related(source, name)
+                content = _changed_part(content, lambda root, related=related: change(root, related))  # type: ignore[misc]
             target.writestr(name, content)
     target.close()
     changed.seek(0)
     return changed
+
+
+def _related(archive: zipfile.ZipFile, name: str) -> Mapping[str, _Related]:
+    """Id of each relationship of a part to the entry that it leads to: its name, and its XML where it is some."""
+    folder, _, base = name.rpartition("/")
+    relations = f"{folder}/_rels/{base}.rels"
+    if relations not in archive.namelist():
+        return {}
+    found = {}
+    for relation in etree.fromstring(archive.read(relations), _PARSER):
+        target = posixpath.normpath(posixpath.join("/", folder, relation.get("Target") or "")).lstrip("/")
+        if target in archive.namelist():
+            found[str(relation.get("Id"))] = _Related(target, archive)
+    return found
+
+
+def _drawn_texts(element: Any, related: Mapping[str, _Related]) -> list[str]:  # noqa: ANN401 - lxml's
+    """The texts of the diagrams (SmartArt) in an element, one for each paragraph."""
+    files = (related.get(diagram.get(f"{_RELATIONS}dm")) for diagram in element.iter(f"{_DIAGRAM}relIds"))
+    paragraphs = (part for file in files if file for part in file.xml().iterfind(f".//{_DIAGRAM}t/{_DRAWING}p"))
+    texts = ("".join(part.itertext(f"{_DRAWING}t", with_tail=False)).strip() for part in paragraphs)
+    return [text for text in texts if text]
 
 
 def _changed_part(content: bytes, change: Callable[[Any], None]) -> bytes:
@@ -189,10 +291,17 @@ def _changed_part(content: bytes, change: Callable[[Any], None]) -> bytes:
     return bytes(etree.tostring(root, encoding="UTF-8", xml_declaration=True, standalone=True))
 
 
-def _change_word(root: Any) -> None:  # noqa: ANN401 - lxml's
-    """Change what mammoth drops: fields, text with a direction, text boxes, ruby, and the formulas that are left."""
+def _change_word(root: Any, related: Mapping[str, _Related]) -> None:  # noqa: ANN401 - lxml's
+    """Change what mammoth drops.
+
+    That is fields, text with a direction, text boxes, diagrams, included files, ruby, and the formulas that are left.
+    """
     word = f"{{{etree.QName(root).namespace}}}"
     _choose_text(root)
+    for chunk in list(root.iter(f"{word}altChunk")):
+        file = related.get(chunk.get(f"{_RELATIONS}id"))
+        if file is not None:
+            chunk.addnext(_word_paragraph(word, _INCLUDED_MARK.format(file.name.encode().hex())))
     for old, new in (("cr", "br"), ("ptab", "tab")):
         for element in list(root.iter(f"{word}{old}")):
             element.tag = f"{word}{new}"
@@ -200,6 +309,9 @@ def _change_word(root: Any) -> None:  # noqa: ANN401 - lxml's
     for drawing in list(root.iter(*drawn)):
         boxes = drawing.iter(f"{word}txbxContent")
         own = [box for box in boxes if next(box.iterancestors(*drawn)) is drawing]
+        if texts := _drawn_texts(drawing, related):
+            own.append(etree.Element(f"{word}txbxContent"))
+            own[-1].extend(_word_paragraph(word, text) for text in texts)
         drawing.addnext(etree.Element(f"{word}pict"))
         drawing.getnext().extend(own)
     etree.strip_elements(root, f"{word}rt", with_tail=False)  # readings, which would part the words that people search
@@ -211,6 +323,12 @@ def _change_word(root: Any) -> None:  # noqa: ANN401 - lxml's
     etree.strip_tags(
         root, f"{OMML_NS}oMathPara", f"{word}fldSimple", f"{word}dir", f"{word}bdo", f"{word}ruby", f"{word}rubyBase"
     )
+
+
+def _word_paragraph(word: str, text: str) -> Any:  # noqa: ANN401 - lxml's
+    paragraph = etree.Element(f"{word}p")
+    etree.SubElement(etree.SubElement(paragraph, f"{word}r"), f"{word}t").text = text
+    return paragraph
 
 
 def _choose_text(root: Any) -> None:  # noqa: ANN401
@@ -236,9 +354,12 @@ def _latex(formula: Any) -> str:  # noqa: ANN401
         return " ".join(text for text in formula.itertext(f"{OMML_NS}t", with_tail=False))
 
 
-def _change_slide(root: Any) -> None:  # noqa: ANN401
-    """Put titles on one line, and escape what is Markdown to a parser but not to the reader of a slide."""
+def _change_slide(root: Any, related: Mapping[str, _Related]) -> None:  # noqa: ANN401
+    """Put titles on one line, diagrams into boxes of text, and escape what is Markdown but to the reader of a slide."""
     _choose_text(root)
+    for frame in list(root.iter(f"{_PRESENTATION}graphicFrame")):
+        if texts := _drawn_texts(frame, related):
+            frame.getparent().replace(frame, _text_box(frame, texts))
     for shape in root.iter(f"{_PRESENTATION}sp"):
         place = shape.find(f"{_PRESENTATION}nvSpPr/{_PRESENTATION}nvPr/{_PRESENTATION}ph")
         if place is not None and place.get("type") in _TITLE_PLACES:
@@ -251,6 +372,24 @@ def _change_slide(root: Any) -> None:  # noqa: ANN401
         _join_paragraphs(title)
     for text in (*root.iterfind(f".//{_DRAWING}tc//{_DRAWING}t"), *root.iter(f"{_CHART}v")):
         text.text = " ".join((text.text or "").replace("|", r"\|").split("\n"))
+
+
+def _text_box(frame: Any, texts: Sequence[str]) -> Any:  # noqa: ANN401
+    """A box of text in the place of a diagram's frame."""
+    box = etree.Element(f"{_PRESENTATION}sp")
+    named = etree.SubElement(box, f"{_PRESENTATION}nvSpPr")
+    etree.SubElement(named, f"{_PRESENTATION}cNvPr", id="0", name="diagram")
+    etree.SubElement(named, f"{_PRESENTATION}cNvSpPr", txBox="1")
+    etree.SubElement(named, f"{_PRESENTATION}nvPr")
+    place = etree.SubElement(etree.SubElement(box, f"{_PRESENTATION}spPr"), f"{_DRAWING}xfrm")
+    placed = frame.find(f"{_PRESENTATION}xfrm")
+    place.extend([] if placed is None else placed)
+    body = etree.SubElement(box, f"{_PRESENTATION}txBody")
+    etree.SubElement(body, f"{_DRAWING}bodyPr")
+    for text in texts:
+        run = etree.SubElement(etree.SubElement(body, f"{_DRAWING}p"), f"{_DRAWING}r")
+        etree.SubElement(run, f"{_DRAWING}t").text = text
+    return box
 
 
 def _join_paragraphs(body: Any) -> None:  # noqa: ANN401

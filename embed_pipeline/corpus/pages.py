@@ -29,8 +29,8 @@ _DROPPED = frozenset(
 _DROPPED_ROLES = frozenset(
     {"navigation", "banner", "contentinfo", "search", "doc-toc", "menu", "menubar", "toolbar", "tablist"}
 )
-# Lists of a page's own headings, and line numbers of code.
-_CONTENTS = frozenset({"toc", "table-of-contents", "contents", "toc_container"})
+# Lists of a page's own headings and of the pages above it, and line numbers of code.
+_CONTENTS = frozenset({"toc", "table-of-contents", "contents", "toc_container", "breadcrumb", "breadcrumbs"})
 _LINE_NUMBERS = frozenset({"linenos", "lineno", "linenodiv", "blob-num", "line-numbers-rows"})
 _NOT_READ = frozenset({"mw-editsection", "katex-html"})
 _PERMALINKS = frozenset({"headerlink", "hash-link", "anchor", "anchorjs-link", "header-anchor"})
@@ -64,6 +64,8 @@ _ARTICLE = frozenset({"main", "article"})
 _MOSTLY_LINKS = 0.5
 _MARKS = "¶#§🔗"
 _PARTS = frozenset({"list", "quote", "code", "table", "heading", "paragraph"})
+_HIDING = re.compile(r"\b(?:display\s*:\s*none|visibility\s*:\s*hidden)\b", re.IGNORECASE)
+_LEAST_HIDDEN_WORDS = 12
 _DEEPEST_LAYOUT = 20
 _WIDEST = 50
 _SURROGATES = re.compile(r"&#(5[56]\d{3});&#(5[67]\d{3});")
@@ -219,6 +221,8 @@ def _is_dropped(element: Tag) -> bool:
     """True for what is no text in any place."""
     if element.name == "form":
         return _is_form_of_fields(element)
+    if _is_unseen(element):
+        return True
     if element.name == "button":
         return not _is_read(element)
     if element.name in _DROPPED:
@@ -231,6 +235,12 @@ def _is_dropped(element: Tag) -> bool:
     names = {str(name) for key in ("class", "id") if key in element.attrs for name in element.get_attribute_list(key)}
     is_contents = not _CONTENTS.isdisjoint(names) and element.find("a") is not None and _is_mostly_links(element)
     return is_contents or not (_LINE_NUMBERS | _NOT_READ).isdisjoint(classes)
+
+
+def _is_unseen(element: Tag) -> bool:
+    """True for a few words that a page hides; a longer text is behind a tab or a click."""
+    hides = "hidden" in element.attrs or _HIDING.search(str(element.get("style") or "")) is not None
+    return hides and element.name != "html" and len(element.get_text(" ").split()) < _LEAST_HIDDEN_WORDS
 
 
 def _words(element: Tag) -> str:

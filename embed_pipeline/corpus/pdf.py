@@ -30,6 +30,8 @@ _LEAST_RULES, _MOST_RULES = 4, 2000
 _UNMAPPED_SHARE = 0.2
 _SAMPLED_LETTERS = 300
 _TURNED_LETTERS = 60
+_OBLIQUE = 0.1
+"""Share of a right angle; scans and slanted letters stand less askew."""
 _SOFT_HYPHEN = "\u00ad"
 # What pdfium gives for a hyphen at the end of a line, and the soft one.
 _HYPHENS = ("\x02", "\ufffe", _SOFT_HYPHEN)
@@ -55,6 +57,7 @@ _WRITTEN_FIELDS = (
     pdfium.FPDF_FORMFIELD_TEXTFIELD, pdfium.FPDF_FORMFIELD_COMBOBOX, pdfium.FPDF_FORMFIELD_LISTBOX
 )  # fmt: skip
 _NOTE_LINE = 14.0
+_COMPOUND = re.compile(r"[^\W\d_]-(?:[^\W\d_]+-)*[^\W\d_]{1,3}.$|\b(?:well|self|half).$", re.IGNORECASE)
 _LIST_MARK = re.compile(r"(?:[-•‣▪*–]|\d{1,3}[.)]|[a-z][.)])\s")
 
 
@@ -170,6 +173,14 @@ def _turns(page: Any, text: Any) -> int:  # noqa: ANN401
     return found.most_common(1)[0][0] if found else page.get_rotation() // 90
 
 
+def _is_oblique(text: Any, box: tuple[float, float, float, float]) -> bool:  # noqa: ANN401
+    """True where the letter in the middle of a box stands at no right angle to the page."""
+    left, bottom, right, top = box
+    place = text.get_index((left + right) / 2, (bottom + top) / 2, (right - left) / 2, (top - bottom) / 2)
+    angle = pdfium.FPDFText_GetCharAngle(text, place) if place is not None else 0.0
+    return bool(abs(angle / (math.pi / 2) - round(angle / (math.pi / 2))) > _OBLIQUE)
+
+
 def _turned(box: _Line, turns: int) -> _Line:
     """The box with the page turned clockwise about the point 0, 0 by so many quarters."""
     for _ in range(turns):
@@ -227,7 +238,8 @@ def _utf16(read: Callable[[Any, int], int]) -> str:
 
 
 def _runs(text: Any) -> list[_Line]:  # noqa: ANN401
-    boxes = (text.get_rect(number) for number in range(text.count_rects()))
+    """The runs of text on a page, without what stands across it, such as a watermark."""
+    boxes = (box for box in map(text.get_rect, range(text.count_rects())) if not _is_oblique(text, box))
     runs = [
         _Line(box[0], box[1], box[2], box[3], text.get_text_bounded(*box).replace("\r\n", " ").strip(" \t\r\n"))
         for box in boxes
@@ -362,7 +374,8 @@ def _paragraphs(lines: Sequence[_Line], outline: dict[str, int]) -> Iterator[lis
 def _text(lines: Sequence[_Line]) -> str:
     """A paragraph on one line where its lines fill the column; others stay lines.
 
-    The hyphen of a divided word goes; one before a capital or a digit stays, as in ``Jean-Luc`` and ``pages 3-5``.
+    The hyphen of a divided word goes; one before a capital or a digit stays, as in ``Jean-Luc`` and ``pages 3-5``, and
+    so does one in a word that has more of them, as in ``state-of-the-art``.
     """
     right = max(line.right for line in lines)
     left = min(line.left for line in lines)
@@ -371,7 +384,9 @@ def _text(lines: Sequence[_Line]) -> str:
         said = line.text
         if text.endswith((*_HYPHENS, "-")):
             before = text[-2:-1]
-            is_divided = text.endswith(_SOFT_HYPHEN) or (before.isalpha() and said[:1].islower())
+            is_divided = text.endswith(_SOFT_HYPHEN) or (
+                before.isalpha() and said[:1].islower() and not _COMPOUND.search(text)
+            )
             text = text[:-1] + ("" if is_divided else "-" if before.isalnum() else "- ")
         elif text:
             text += " " if full else "\n"

@@ -32,13 +32,16 @@ _CODE_DIRECTIVES = frozenset((
 ))  # fmt: skip
 _DROPPED_DIRECTIVES = frozenset((
     "include", "literalinclude", "raw", "contents", "sectnum", "section-numbering", "header", "footer", "meta",
-    "class", "rst-class", "default-domain", "currentmodule", "py:currentmodule", "module", "index", "highlight",
+    "default-domain", "currentmodule", "py:currentmodule", "module", "index", "highlight",
     "tabularcolumns", "role", "default-role", "target-notes", "image-map",
 ))  # fmt: skip
 _UNTITLED_DIRECTIVES = frozenset((
     "only", "ifconfig", "container", "cssclass", "grid", "grid-item", "tab-set", "div", "card-carousel",
 ))  # fmt: skip
 """Their arguments are conditions, classes and sizes."""
+_CLASS_DIRECTIVES = frozenset(["class", "rst-class"])
+_CLASS_NAMES = re.compile(r"[a-z][\w-]*(?:\s+[a-z][\w-]*)*")
+"""Arguments that style what follows; Python's documentation describes classes under the same directive."""
 _VERSIONS = {
     "versionadded": "Added in version",
     "versionchanged": "Changed in version",
@@ -137,12 +140,13 @@ class _Unknown(Directive):  # type: ignore[misc]  # docutils has no types
             return self._entries()
         found: list[nodes.Node] = []
         caption = self.options.get("caption") or self.options.get("title") or ""
-        said = "" if name in _UNTITLED_DIRECTIVES else argument
+        styles = name in _CLASS_DIRECTIVES and (name != "class" or _CLASS_NAMES.fullmatch(argument))
+        said = "" if name in _UNTITLED_DIRECTIVES or styles else argument
         shown = " ".join(part for part in (_VERSIONS.get(name, ""), said) if part)
         for line in (shown, caption):
             if line:
                 children, messages = self.state.inline_text(line, self.lineno)
-                is_object = ":" in name and line is shown
+                is_object = (":" in name or name == "class") and line is shown
                 paragraph = nodes.paragraph(line, "", *children)
                 found += [nodes.paragraph("", "", nodes.literal(line, line)) if is_object else paragraph, *messages]
         box = nodes.container()
@@ -198,8 +202,9 @@ def _unknown_role(  # noqa: PLR0917 - docutils' signature
 
 def _make_known(text: str, document: nodes.document) -> None:
     """Give docutils what it does not know of the names in a text, and its own directives that are strict or unsafe."""
-    for name in {*(found.lower() for found in _DIRECTIVE_NAMES.findall(text)), *_CODE_DIRECTIVES, *_DROPPED_DIRECTIVES}:
-        is_ours = name in _CODE_DIRECTIVES or name in _DROPPED_DIRECTIVES
+    ours = _CODE_DIRECTIVES | _DROPPED_DIRECTIVES | _CLASS_DIRECTIVES
+    for name in {*(found.lower() for found in _DIRECTIVE_NAMES.findall(text)), *ours}:
+        is_ours = name in ours
         if is_ours or directives.directive(name, en, document)[0] is None:
             directives.register_directive(name, _Unknown)
     for pair in _ROLE_NAMES.findall(text):

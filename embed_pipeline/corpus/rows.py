@@ -33,9 +33,6 @@ _LONGEST_CELL = 2**31 - 1
 _MOST_DAMAGES = 100
 _DEEPEST_VALUE = 20
 _MORE = "more"
-# Of the column that data frames number their rows in, as they write it and as they name it where they read it again.
-_INDEX_NAMES = frozenset({"", "Unnamed: 0"})
-_BETWEEN_VALUES = re.compile(r"[\s\ufeff]*(?:,\s*$)?")
 # How the types of a message's parts that are no text begin.
 _FILES = ("image", "input_image", "audio", "input_audio", "video", "file", "input_file", "document")
 _HTML = re.compile(
@@ -116,7 +113,10 @@ def _parsed(value: str) -> tuple[str, tuple[Block, ...]]:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
-    """Every row under the names of the first, or what is wrong with it."""
+    """Every row under the names of the first, or what is wrong with it.
+
+    A first column without a name that holds whole numbers, as pandas writes its index, is no text.
+    """
     csv.field_size_limit(_LONGEST_CELL)
     lines = text.split("\n")
     first = lines[0].strip().strip('"')
@@ -133,15 +133,15 @@ def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
     ended = [f"{line}\n" for line in lines]
     records = _records(_with_plain_quotes(ended) if delimiter == "\t" else ended, delimiter)
     names: Sequence[str] = ()
-    has_index = False
+    numbered = False
     for cells, problem in records:
         if not names and not problem and _is_filled(cells):
-            has_index = len(cells) > 1 and cells[0].strip() in _INDEX_NAMES
+            numbered = not cells[0].strip() or cells[0].strip() == "Unnamed: 0"
             names = [name.strip() or f"column {place}" for place, name in enumerate(cells, start=1)]
         elif problem or (names and cells):
             extra = [(_MORE, ", ".join(cells[len(names) :]))] if len(cells) > len(names) else []
-            row = [*zip(names, cells, strict=False), *extra]
-            yield row[1:] if has_index and cells and cells[0].strip().isdecimal() else row, problem
+            is_index = numbered and bool(cells) and cells[0].strip().isdecimal()
+            yield [*zip(names, cells, strict=False), *extra][is_index:], problem
 
 
 def _with_plain_quotes(lines: Sequence[str]) -> list[str]:
@@ -254,20 +254,22 @@ def _json_rows(text: str) -> Iterator[tuple[Row, str]]:
         if not line.strip():
             continue
         try:
-            for row in _values(line):
-                yield (_pairs(row), "") if isinstance(row, dict) else ([], f"line {number} is no JSON object")
+            rows = _values(line)
         except (ValueError, RecursionError) as error:
             yield [], f"line {number} is not JSON: {error}"
+            continue
+        for row in rows:
+            yield (_pairs(row), "") if isinstance(row, dict) else ([], f"line {number} is no JSON object")
 
 
-def _values(line: str) -> Iterator[Any]:
-    """The values of a line, of which a writer that lost a line end has put several into one."""
-    decoder, place = json.JSONDecoder(), 0
-    while rest := _BETWEEN_VALUES.match(line, place):
-        if rest.end() == len(line):
-            return
-        value, place = decoder.raw_decode(line, rest.end())
-        yield value
+def _values(line: str) -> list[Any]:
+    """The values of a line: one, or several that no line end parts."""
+    decoder, found, place = json.JSONDecoder(), [], 0
+    while place < len(line):
+        value, place = decoder.raw_decode(line, place)
+        found.append(value)
+        place += len(line[place:]) - len(line[place:].lstrip(" \t,"))
+    return found
 
 
 def _pairs(row: dict[str, Any]) -> Row:

@@ -24,7 +24,7 @@ from embed_pipeline.embedding.backend import Backend, Floats
 from embed_pipeline.embedding.families import TASKS, Kind, ModelError
 from embed_pipeline.embedding.token_batches import in_lanes, token_budget, token_budget_batches, tokenized_windows
 from embed_pipeline.embedding.torch_backend import TorchBackend
-from embed_pipeline.embedding.vector_store import VectorStore
+from embed_pipeline.embedding.vector_store import VectorStore, release
 from embed_pipeline.progress import Bar, progress
 from embed_pipeline.settings import Auto, Embedding
 
@@ -109,15 +109,17 @@ class Encoder:
             label: shown with rate and time left while it runs; None: nothing is shown.
 
         Returns:
-            float32, (len(texts), dimensions), each row of length 1.
+            float32, (len(texts), dimensions), each row of length 1; with a store, many lie in a file and are read from
+            there as they are used.
 
         Raises:
+            StorageError: the store's disk is full.
             ModelError: the model gives a vector that is not finite, or a text that has no tokens at all.
         """
         backend, stored = self.backend.of_kind(kind), self._stores.get(kind)
         prefix = backend.query_prefix if kind == "query" else backend.passage_prefix
         distinct = list(dict.fromkeys(texts))
-        vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
+        vectors = self._room(len(distinct), kind)
         left: list[tuple[list[int], list[str], Path | None]] = []
         for batch, places in self._calls(distinct, kind).items():
             read = [prefix + distinct[place] for place in places]
@@ -127,17 +129,24 @@ class Encoder:
                 left.append((places, read, path))
             else:
                 vectors[places] = found
+                release(vectors)
         total = sum(len(read) for _, read, _ in left)
         with progress(label, total, "text") if label and total else nullcontext() as bar:
             for places, read, path in left:
                 found = self._compute(read, backend, bar)
                 vectors[places] = found
+                release(vectors)
                 if stored and path:
                     stored.put(path, found)
         if len(distinct) == len(texts):
             return vectors
         position = {text: index for index, text in enumerate(distinct)}
-        return vectors[[position[text] for text in texts]]
+        every = self._room(len(texts), kind)
+        return np.take(vectors, [position[text] for text in texts], axis=0, out=every, mode="clip")
+
+    def _room(self, texts: int, kind: Kind) -> Floats:
+        shape, stored = (texts, self.dimensions), self._stores.get(kind)
+        return stored.room(shape) if stored else np.empty(shape, np.float32)
 
     def _calls(self, texts: Sequence[str], kind: Kind) -> dict[str, list[int]]:
         """Batch to the places of its texts, in an order that no other text decides; those of no batch as they come."""

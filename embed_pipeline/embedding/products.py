@@ -1,18 +1,21 @@
 """fp32 products by oneDNN, on processors whose wide instructions MKL does not use.
 
 torch leaves fp32 products on a processor to Intel's MKL, which computes with AVX2 on AMD's processors even where they
-have AVX-512. oneDNN, which comes with torch, uses what is there: on an EPYC of 2024 its products took 0.45 times as
-long, and the vectors are the same but for rounding (docs/benchmarks.md).
+have AVX-512. oneDNN, which comes with torch, uses what is there: on an EPYC of 2024 (Zen 5) its products took 0.45
+times as long, and the vectors are the same but for rounding (docs/decisions.md).
 
 Imports torch: import it inside functions from modules that the orchestration reads.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from embed_pipeline import machine
 
@@ -81,3 +84,14 @@ class _Linear(torch.autograd.Function):
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")  # noqa: SLF001
     return product
+
+
+def _count_operations(
+    _rows: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object
+) -> int:
+    """Operations of a product by oneDNN, which torch's counter would take for none."""
+    return 2 * math.prod(out_shape) * weight[1]
+
+
+if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_count_operations)  # noqa: SLF001

@@ -2,19 +2,22 @@
 
 Candidates come from fp32 matrix products (torch, on a GPU where there is one); the few that can still be among the
 best are scored again in fp64. So the result is the same on every device: the k highest scores, equal scores (as
-float32) in the order of the corpus. Extra memory stays under 256 MB at any corpus size.
+float32) in the order of the corpus. Extra memory stays under 256 MB at any corpus size; of a corpus that lies in a file
+(numpy.memmap), a tile is read at a time.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embed_pipeline.embedding.vector_store import release
 from embed_pipeline.text.languages import AUTO, dominant_language, index_terms
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ _TILE_BYTES = 32 * 1024 * 1024
 _PRODUCT_BYTES = 16 * 1024 * 1024
 _DEVICE_TILE_BYTES = 128 * 1024 * 1024
 _INDEXED_AT_ONCE = 2_048
+_NEVER_ASKED = "\0"
 _QUERY_BLOCK = 16_384
 # Neighbouring passages whose greatest score is compared first: most groups hold no candidate.
 _GROUP = 32
@@ -106,12 +110,14 @@ def search(queries: Floats, corpus: Floats, k: int) -> Hits:
 class BM25:
     """Lexical search over ``texts`` (BM25 as Lucene computes it), by the words of their language."""
 
-    def __init__(self, texts: Sequence[str], language: str = AUTO) -> None:
+    def __init__(self, texts: Sequence[str], language: str = AUTO, queries: Sequence[str] | None = None) -> None:
         """Index ``texts``.
 
         Args:
             texts: at least one.
             language: ``corpus.language``; auto: the language that most of them are in.
+            queries: the only ones that will be asked, so that their words alone are indexed, in a fraction of the
+                memory; None: any may be.
 
         Raises:
             ValueError: there are no texts.
@@ -123,19 +129,31 @@ class BM25:
 
         self._size = len(texts)
         self.language = dominant_language(texts) if language == AUTO else language
-        numbers: dict[str, int] = {}
+        self._asked = None if queries is None else set(chain.from_iterable(index_terms(queries, self.language)))
+        # Words that nobody asks for are all one: they count for a text's length alone.
+        numbers: dict[str, int] = {} if self._asked is None else {_NEVER_ASKED: 0}
         # As numbers the words of a corpus take a tenth of what they take as strings.
         held = [
-            array("i", [numbers.setdefault(term, len(numbers)) for term in found])
+            array("i", [self._number(term, numbers) for term in found])
             for start in range(0, len(texts), _INDEXED_AT_ONCE)
             for found in index_terms(texts[start : start + _INDEXED_AT_ONCE], self.language)
         ]
         self._index = bm25s.BM25(method="lucene")
         self._index.index((held, numbers), show_progress=False)
 
+    def _number(self, term: str, numbers: dict[str, int]) -> int:
+        return numbers.setdefault(term, len(numbers)) if self._asked is None or term in self._asked else 0
+
     def scores(self, query: str) -> Floats:
-        """Score of every text for ``query``: float32 (n,), 0 where they share no word."""
+        """Score of every text for ``query``: float32 (n,), 0 where they share no word.
+
+        Raises:
+            ValueError: the index was made for other queries.
+        """
         terms = index_terms([query], self.language)[0]
+        if self._asked is not None and not self._asked.issuperset(terms):
+            message = f"{query[:80]!r} is none of the queries that the index was made for; name it when it is made"
+            raise ValueError(message)
         known = [term for term in terms if term in self._index.vocab_dict]
         if not known:
             return np.zeros(self._size, np.float32)
@@ -209,15 +227,19 @@ def _rounding_bound(queries: Floats, corpus: Floats) -> float:
 
 def _longest(array: Floats, name: str) -> float:
     rows = max(1, _TILE_BYTES // (4 * array.shape[1]))
-    squares = [
-        float(np.einsum("ij,ij->i", tile, tile).max())
-        for tile in (array[start : start + rows] for start in range(0, len(array), rows))
-    ]
+    squares = [float(np.einsum("ij,ij->i", tile, tile).max()) for _, tile in _tiles(array, rows)]
     longest = float(np.sqrt(max(squares)))
     if not np.isfinite(squares).all():
         message = f"{name} has values that are not finite"
         raise ValueError(message)
     return longest
+
+
+def _tiles(array: Floats, rows: int) -> Iterator[tuple[int, Floats]]:
+    """So many rows at a time, and where they start; of an array in a file, one tile is in memory."""
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]
+        release(array)
 
 
 def _candidates(queries: Floats, corpus: Floats, k: int) -> tuple[Floats, Indices]:
@@ -232,8 +254,8 @@ def _candidates(queries: Floats, corpus: Floats, k: int) -> tuple[Floats, Indice
     tile_bytes = _PRODUCT_BYTES if left.device.type == "cpu" else _DEVICE_TILE_BYTES
     rows = max(1, tile_bytes // (4 * max(len(queries), corpus.shape[1])) // _GROUP) * _GROUP
     tile = left.new_empty((len(left), min(rows, len(corpus))))
-    for start in range(0, len(corpus), rows):
-        right = torch.from_numpy(corpus[start : start + rows]).to(device)
+    for start, part in _tiles(corpus, rows):
+        right = torch.from_numpy(part).to(device)
         scores = inner_products(left, right, tile if len(right) == tile.shape[1] else None)
         found, positions = _contenders(scores, best, k)
         best, places = torch.cat([best, found], dim=1), torch.cat([places, positions + start], dim=1)
@@ -297,6 +319,7 @@ def _rescore(queries: Floats, corpus: Floats, candidates: Indices, k: int) -> tu
         passages = corpus[candidates[part]].astype(np.float64)
         products = np.matmul(passages, queries[part].astype(np.float64)[:, :, None])[:, :, 0].astype(np.float32)
         scores[part], indices[part] = _best(products, candidates[part], k)
+        release(corpus)
     return scores, indices
 
 
@@ -310,7 +333,7 @@ def _search_row(query: Floats, corpus: Floats, k: int) -> tuple[Floats, Indices]
     wide = query.astype(np.float64)
     scores = np.empty(len(corpus), np.float32)
     rows = max(1, _TILE_BYTES // (8 * corpus.shape[1]))
-    for start in range(0, len(corpus), rows):
-        scores[start : start + rows] = corpus[start : start + rows].astype(np.float64) @ wide
+    for start, tile in _tiles(corpus, rows):
+        scores[start : start + rows] = tile.astype(np.float64) @ wide
     best = top_indices(scores, k)
     return scores[best], best

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embed_pipeline.storage import replacing
+from embed_pipeline.storage import StorageError, explain_system_error, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ Floats = NDArray[np.float32]
 _KEPT = 16
 _BATCHES = "batches"
 _KEPT_SECONDS = 30 * 24 * 3600
+_LEAST_MAPPED = 32 * 1024 * 1024
+"""Vectors of fewer bytes are held in memory."""
 _LEAST_TEXTS = 64
 """Smaller calls, but for batches, are computed faster than they are looked up."""
 
@@ -62,7 +66,7 @@ class VectorStore:
         if not path.is_file():
             return None
         try:
-            vectors: Floats = np.load(path, allow_pickle=False)
+            vectors: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             logger.warning("stored vectors %s are damaged (%s) and computed again", path.name, error)
             path.unlink()
@@ -73,6 +77,25 @@ class VectorStore:
             return None
         os.utime(path)
         return vectors
+
+    def room(self, shape: tuple[int, int]) -> Floats:
+        """An array for vectors; a large one lies in a nameless file, of which the system holds what it has memory for.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written.
+        """
+        size = 4 * shape[0] * shape[1]
+        if size < _LEAST_MAPPED:
+            return np.empty(shape, np.float32)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self._folder) as stream:
+                # A full disk is an error here, and not a signal when a vector is written.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(stream.fileno(), 0, size)
+                return np.memmap(stream, np.float32, "r+", shape=shape)
+        except OSError as error:
+            raise StorageError(explain_system_error(error, self._folder)) from error
 
     def put(self, path: Path, vectors: Floats) -> None:
         """Store a call's vectors in one step, and drop what was not used for longest."""
@@ -85,6 +108,12 @@ class VectorStore:
             self._pruned = True
             oldest = time.time() - _KEPT_SECONDS
             _remove([path for path in path.parent.glob("*.npy") if path.stat().st_mtime < oldest])
+
+
+def release(vectors: Floats) -> None:
+    """Let go of what was read or written of vectors that lie in a file; those in memory stay as they are."""
+    if isinstance(vectors, np.memmap) and vectors.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        vectors._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # noqa: SLF001 - numpy shows it nowhere else
 
 
 def _remove(paths: Sequence[Path]) -> None:

@@ -59,6 +59,7 @@ class QuerySet:
         slices: dimension to query id to value, such as ``hop_count`` to ``{"q1": "2"}``.
         corpus: passages of the set's own; None: the pipeline's corpus is searched.
         itself: query id to the passage that is the query itself, where one is: it is not ranked for that query.
+        copies: item to the judged item whose text it repeats: finding one of them is finding both.
     """
 
     name: str
@@ -68,6 +69,7 @@ class QuerySet:
     slices: dict[str, dict[str, str]] = field(default_factory=dict)
     corpus: Passages | None = None
     itself: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.queries)

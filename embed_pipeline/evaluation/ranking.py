@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.embedding.search import BM25, hybrid_scores, mix_standardized, standardized, top_indices
-from embed_pipeline.enumerations import HYBRIDS, METRICS, RECIPROCAL_RANKS
+from embed_pipeline.enumerations import ALL_RECALL, HYBRIDS, METRICS, RECIPROCAL_RANKS
 from embed_pipeline.evaluation.query_sets import QuerySet
 from embed_pipeline.progress import progress
 
@@ -235,7 +235,7 @@ class QueryScores:
 
     Attributes:
         columns: metric name and cut-off of each column.
-        values: float64 (queries, columns), 0 to 1, rows in the order of the rankings.
+        values: float64 (queries, columns), 0 to 1, rows in the order of the rankings; NaN: not measured.
     """
 
     columns: tuple[tuple[str, int], ...]
@@ -280,10 +280,48 @@ def score_rankings(
     return QueryScores(columns, values)
 
 
+def all_recall(rankings: Mapping[str, Sequence[str]], query_set: QuerySet, cutoffs: Sequence[int]) -> QueryScores:
+    """Whether everything that a query needs is in the first k: All-Recall@k (Gutiérrez and others 2024, AR@k).
+
+    A query needs its items of the highest grade, copies of one text counted once: the segments of all hops, or all
+    documents that are judged best. Its mean is the share of queries for which a reader finds all of them.
+
+    Args:
+        rankings: query id to item ids, best first, at least ``max(cutoffs)`` of them where there are as many.
+        query_set: the judgements, and the copies among them.
+        cutoffs: values of k; 1 is left out, because no single item is all of several.
+
+    Returns:
+        1 or 0 for each query that needs two items or more; NaN for the others.
+    """
+    columns = tuple((ALL_RECALL, k) for k in cutoffs if k > 1)
+    values = np.full((len(rankings), len(columns)), np.nan)
+    for row, (query, items) in enumerate(rankings.items()):
+        grades = query_set.qrels[query]
+        needed = {query_set.copies.get(item, item) for item in grades if grades[item] == max(grades.values())}
+        if len(needed) > 1:
+            found = [query_set.copies.get(item, item) for item in items]
+            values[row] = [needed <= set(found[:k]) for _, k in columns]
+    return QueryScores(columns, values)
+
+
 @dataclass(frozen=True)
 class SetResult:
-    """One query set, ranked and scored by every system."""
+    """One query set, ranked and scored by every system.
+
+    Attributes:
+        query_set: the queries.
+        ranked: the rankings of each system.
+        scores: nDCG, Recall, Precision, MAP and MRR of each system.
+        all_recall: All-Recall of each system; NaN for the same queries under each.
+    """
 
     query_set: QuerySet
     ranked: dict[str, Ranked]
     scores: dict[str, QueryScores]
+    all_recall: dict[str, QueryScores]
+
+    @property
+    def several(self) -> NDArray[np.int64]:
+        """Rows of the queries that need two items or more."""
+        return np.flatnonzero(~np.isnan(self.all_recall["base"].column(ALL_RECALL, 10)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from embed_pipeline.enumerations import SYSTEMS
+from embed_pipeline.enumerations import ALL_RECALL, SYSTEMS
 from embed_pipeline.escaping import as_markdown
 from embed_pipeline.evaluation import plots
 from embed_pipeline.evaluation.adoption import LABELS
@@ -22,7 +22,14 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _EXAMPLES = 5
 _EXCERPT = 420
 _TABLE_CUTOFFS = (1, 5, 10, 100)
-SUMMARY_COLUMNS = ("questions", "system", "nDCG@10", "Recall@10", "nDCG@10 less the base's (95 % interval)")
+SUMMARY_COLUMNS = (
+    "questions",
+    "system",
+    "nDCG@10",
+    "Recall@10",
+    "AllRecall @10",
+    "nDCG@10 less the base's (95 % interval)",
+)
 
 
 @dataclass(frozen=True)
@@ -205,19 +212,23 @@ def headline_rows(metrics: pl.DataFrame) -> list[list[str]]:
     values = {(row["query_set"], row["system"], row["metric"]): row for row in shown.to_dicts()}
     names = sorted({name for name, _, _ in values}, key=lambda name: (name != GENERATED, name))
     return [
-        _summary_row(values[name, system, "nDCG"], values[name, system, "Recall"])
+        _summary_row(
+            values[name, system, "nDCG"], values[name, system, "Recall"], values.get((name, system, ALL_RECALL))
+        )
         for name in names
         for system in SYSTEMS
         if (name, system, "nDCG") in values
     ]
 
 
-def _summary_row(ndcg: dict[str, object], recall: dict[str, object]) -> list[str]:
+def _summary_row(ndcg: dict[str, Any], recall: dict[str, Any], complete: dict[str, Any] | None) -> list[str]:
+    several = complete and complete["queries"] != ndcg["queries"] and f" ({complete['queries']})"
     changed = f"{ndcg['difference']:+.4f} ({ndcg['difference_low']:+.4f} to {ndcg['difference_high']:+.4f})"
     return [
         f"{ndcg['query_set']} ({ndcg['queries']})",
-        LABELS[str(ndcg["system"])],
+        LABELS[ndcg["system"]],
         f"{ndcg['value']:.4f}",
         f"{recall['value']:.4f}",
+        f"{complete['value']:.4f}{several or ''}" if complete else "",
         "" if ndcg["system"] == "base" else changed,
     ]

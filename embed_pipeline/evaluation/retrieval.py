@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.proven import choose_backend
 from embed_pipeline.embedding.search import BM25
-from embed_pipeline.enumerations import SYSTEMS, Context
+from embed_pipeline.enumerations import ALL_RECALL, SYSTEMS, Context
 from embed_pipeline.evaluation.adoption import advise
 from embed_pipeline.evaluation.cautions import cautions_of
 from embed_pipeline.evaluation.fusion import Scores, choose_weights, fusion_rows, measure_fusions
 from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
-from embed_pipeline.evaluation.ranking import Collection, SetResult, rank_set, score_rankings
+from embed_pipeline.evaluation.ranking import Collection, QueryScores, SetResult, all_recall, rank_set, score_rankings
 from embed_pipeline.evaluation.significance import Verdict, bootstrap_intervals, judge
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import FUSION_WEIGHTS, QUESTION_RESULTS, RETRIEVAL_EVALUATION
@@ -204,9 +204,13 @@ def _evaluate(search: _SearchedSet, dense_weights: tuple[float, float], settings
         depth=max(evaluation.cutoffs),
         dense_weights=dense_weights,
     )
-    qrels, cutoffs = query_set.qrels, evaluation.cutoffs
-    scores = {system: score_rankings(ranked[system].rankings, qrels, cutoffs) for system in SYSTEMS}
-    return SetResult(query_set, ranked, scores)
+    rankings, cutoffs = {system: ranked[system].rankings for system in SYSTEMS}, evaluation.cutoffs
+    return SetResult(
+        query_set,
+        ranked,
+        scores={system: score_rankings(found, query_set.qrels, cutoffs) for system, found in rankings.items()},
+        all_recall={system: all_recall(found, query_set, cutoffs) for system, found in rankings.items()},
+    )
 
 
 def with_identical_texts(query_set: QuerySet, passages: Passages) -> QuerySet:
@@ -223,7 +227,7 @@ def with_identical_texts(query_set: QuerySet, passages: Passages) -> QuerySet:
         query: {copy: grade for item, grade in rel.items() for copy in same.get(item, [item])}
         for query, rel in query_set.qrels.items()
     }
-    return replace(query_set, qrels=qrels)
+    return replace(query_set, qrels=qrels, copies={copy: group[0] for group in same.values() for copy in group})
 
 
 def _comparison(
@@ -265,34 +269,38 @@ def _comparison(
 
 
 def _metric_rows(result: SetResult, settings: Settings) -> list[dict[str, object]]:
-    columns = result.scores["base"].columns
-    values = np.stack([result.scores[system].values for system in SYSTEMS])
     rows: list[dict[str, object]] = []
     for label, chosen in _slices(result.query_set):
-        part = values[:, chosen]
-        differences = part - part[0]
-        flat = differences.transpose(1, 0, 2).reshape(len(chosen), -1)
-        lows, highs = bootstrap_intervals(flat, settings.evaluation.bootstrap_samples, settings.seed)
-        ends = (each.reshape(len(SYSTEMS), -1) for each in (lows, highs))
-        figures = (part.mean(axis=1), differences.mean(axis=1), *ends)
-        for s, system in enumerate(SYSTEMS):
-            for c, (metric, k) in enumerate(columns):
-                value, difference, low, high = (float(figure[s, c]) for figure in figures)
-                rows.append(
-                    {
-                        "query_set": result.query_set.name,
-                        "slice": label,
-                        "system": system,
-                        "metric": metric,
-                        "k": k,
-                        "queries": len(chosen),
-                        "value": value,
-                        "difference": difference,
-                        "difference_low": low,
-                        "difference_high": high,
-                    }
-                )
+        several = np.intersect1d(chosen, result.several)
+        for scores, measured in ((result.scores, chosen), (result.all_recall, several)):
+            if len(measured):
+                found = {"query_set": result.query_set.name, "slice": label, "queries": len(measured)}
+                rows.extend({**found, **figures} for figures in _figures(scores, measured, settings))
     return rows
+
+
+def _figures(
+    scores: Mapping[str, QueryScores], chosen: NDArray[np.int64], settings: Settings
+) -> Iterator[dict[str, object]]:
+    """Mean of each metric of each system over the chosen queries, and its difference to the base with the interval."""
+    part = np.stack([scores[system].values[chosen] for system in SYSTEMS])
+    differences = part - part[0]
+    flat = differences.transpose(1, 0, 2).reshape(len(chosen), -1)
+    lows, highs = bootstrap_intervals(flat, settings.evaluation.bootstrap_samples, settings.seed)
+    ends = (each.reshape(len(SYSTEMS), -1) for each in (lows, highs))
+    figures = (part.mean(axis=1), differences.mean(axis=1), *ends)
+    for s, system in enumerate(SYSTEMS):
+        for c, (metric, k) in enumerate(scores["base"].columns):
+            value, difference, low, high = (float(figure[s, c]) for figure in figures)
+            yield {
+                "system": system,
+                "metric": metric,
+                "k": k,
+                "value": value,
+                "difference": difference,
+                "difference_low": low,
+                "difference_high": high,
+            }
 
 
 def _slices(query_set: QuerySet) -> list[tuple[str, NDArray[np.int64]]]:
@@ -310,12 +318,15 @@ def _question_rows(result: SetResult) -> list[dict[str, object]]:
     columns = {f"{system}_ndcg_10": result.scores[system].column("nDCG", 10) for system in _QUESTION_SYSTEMS}
     columns |= {f"{system}_recall_10": result.scores[system].column("Recall", 10) for system in ("base", "tuned")}
     changes = columns["tuned_ndcg_10"] - columns["base_ndcg_10"]
+    complete = {f"{s}_all_recall_10": result.all_recall[s].column(ALL_RECALL, 10) for s in ("base", "tuned")}
+    several = set(result.several)
     return [
         {
             "query_set": result.query_set.name,
             "query_id": query,
             "question": result.query_set.queries[query],
             **{name: float(values[row]) for name, values in columns.items()},
+            **{name: float(values[row]) if row in several else None for name, values in complete.items()},
             **{f"{system}_rank": _first_answer(result, system, query) for system in _QUESTION_SYSTEMS},
             "change": float(changes[row]),
             "outcome": "won" if changes[row] > 0 else "lost" if changes[row] < 0 else "same",

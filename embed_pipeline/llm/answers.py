@@ -32,6 +32,10 @@ _ESCAPE = re.compile(
 )
 """An escape in a JSON string; its group is a word of LaTeX, or what is no escape, whose backslash was not doubled."""
 _MOST_STARTS = 100
+_WRITES_ON = re.compile(
+    r"(?:```\w*|[\W_])*+|.*(?:<\|(?:im_end|eot_id|endoftext)\|>|<end_of_turn>|</s>|\n\s*(?:User|Human):).*", re.DOTALL
+)
+"""Between two objects: nothing, or the end of the model's turn; what follows is no second thought."""
 
 
 class InvalidAnswer(RuntimeError):  # noqa: N818 - an outcome, named as the callers speak of it
@@ -107,9 +111,10 @@ def parse_answer(text: str, answer: type[T]) -> T:
     """The object of the type that a model's text holds, validated strictly, without coercion.
 
     What stands around the object is let pass: prose, a code fence, a model's reasoning in whatever marks. Of several
-    objects that validate the last one counts, as a model drafts before it answers; one without content, such as an
-    example of the form, counts only where there is no other. A comma after the last entry, a key that the type does not
-    know and a wrapper of one key do no harm.
+    objects that validate the last one counts, as a model drafts before it answers; of objects that follow each other
+    without a word between them, or past the end of the model's turn, the first, as a model may go on writing. One
+    without content, such as an example of the form, counts only where there is no other. A comma after the last entry,
+    a key that the type does not know and a wrapper of one key do no harm.
 
     Raises:
         ValueError: if there is no JSON object of the type (pydantic's ValidationError is one).
@@ -119,15 +124,20 @@ def parse_answer(text: str, answer: type[T]) -> T:
         with suppress(ValueError):
             text = str(json.loads(text, strict=False))
     problem = ValueError("there is no whole JSON object in it")
-    found: list[object] = []
-    for span in _object_spans(text):
+    runs: list[list[object]] = []
+    end = 0
+    for start, stop in _object_spans(text):
         try:
-            found.append(_load(span))
+            value = _load(text[start:stop])
         except ValueError as error:
             problem = error
-    found.reverse()
-    found.sort(key=_is_empty)
-    for value in found:
+            continue
+        if runs and _WRITES_ON.fullmatch(text, end, start):
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+        end = stop
+    for value in sorted((value for run in reversed(runs) for value in run), key=_is_empty):
         inner = _wrapped(value)
         try:
             return _validate(value, answer)
@@ -153,8 +163,8 @@ def _is_empty(value: object) -> bool:
     return isinstance(value, dict) and all(part is None or part in ("", [], {}) for part in value.values())
 
 
-def _object_spans(text: str) -> Iterator[str]:
-    """The outermost balanced objects of a text; one that is not closed is skipped for those inside of it."""
+def _object_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Where a text's outermost balanced objects begin and end; one that is not closed is skipped for those inside."""
     starts = [match.start() for match in re.finditer(r"\{", text)]
     if len(starts) > 2 * _MOST_STARTS:
         starts = starts[:_MOST_STARTS] + starts[-_MOST_STARTS:]
@@ -169,7 +179,7 @@ def _object_spans(text: str) -> Iterator[str]:
                 span = text[start : token.end()]
                 # A span that is no JSON may have begun at a brace of prose: look inside it too.
                 end = token.end() if _is_json(span) else start + 1
-                yield span
+                yield start, token.end()
                 break
 
 

@@ -114,8 +114,7 @@ def _read_choice(choice: Mapping[str, Any], data: Mapping[str, Any], body: Mappi
     chat = "messages" in body
     text = _text_of(choice)
     reported = _finish_of(choice) or str(data.get("stop_reason") or "")
-    usage = data.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
+    counts = _usage_of(data)
     asked = body.get("messages", body.get("prompt"))
     sent = _tokens(counts, ("prompt_tokens", "input_tokens", "promptTokens", "inputTokens"), asked)
     written = _tokens(counts, ("completion_tokens", "output_tokens", "completionTokens", "outputTokens"), text)
@@ -205,7 +204,7 @@ def _joined_stream(text: str) -> dict[str, Any] | None:
     for event in events:
         if "choices" not in event and _states_error(event):
             return {"error": event}
-        whole["usage"] = event.get("usage") or whole.get("usage")
+        whole["usage"] = _usage_of(event) or whole.get("usage")
         choices = event.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             continue
@@ -243,6 +242,13 @@ def _events(text: str) -> Iterator[dict[str, Any]]:
 
 def _beginning(data: object) -> str:
     return json.dumps(data, ensure_ascii=False)[:MAX_BODY_CHARACTERS]
+
+
+def _usage_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of an answer or of a stream's event; Groq puts those of a stream under a field of its own."""
+    own = data.get("x_groq")
+    places = (data.get("usage"), own.get("usage") if isinstance(own, dict) else None)
+    return next((usage for usage in places if isinstance(usage, dict) and usage), {})
 
 
 def _tokens(counts: Mapping[str, Any], names: Sequence[str], said: object) -> int:

@@ -18,6 +18,7 @@ Kind = Literal["item", "moment", "whole", "odd"]
 LONGEST_WAIT_SECONDS = 900.0
 """An endpoint that asks to wait longer ends the run."""
 _OVERLOADED = 429
+_NOT_FOUND = 404
 _MOMENT_STATUSES = frozenset({0, 408, 409, 424, 425, 429, 430, 460, 499})
 _WHOLE_STATUSES = frozenset({401, 402, 407})
 _TOO_LARGE_STATUSES = frozenset({413, 414})
@@ -142,7 +143,7 @@ class Scope:
         kind: ``item``: this prompt alone; ``moment``: the same request may succeed later; ``whole``: every request;
             ``odd``: a refusal that nothing explains.
         reason: for an item, the reason of the rejects table; for the whole, ``key``, ``model``, ``payment``,
-            ``address`` or ``wait``.
+            ``address`` or ``wait``; for the moment ``model`` where a model that answered before is not found.
     """
 
     kind: Kind
@@ -209,6 +210,9 @@ def _by_codes(failure: Failure, *, answered: bool) -> Scope | None:
         return Scope("moment") if passing else Scope("whole", "payment")
     if failure.status in _MOMENT_STATUSES:
         return None
+    if failure.status == _NOT_FOUND and answered and _misses_model(failure):
+        # One of the replicas behind the address lacks it.
+        return Scope("moment", "model")
     if failure.coded(_MODEL_CODES) or "model" in failure.parameters:
         return Scope("whole", "model")
     return Scope("whole", "key") if failure.coded(_KEY_CODES) else None
@@ -228,8 +232,7 @@ def _by_status(failure: Failure, *, answered: bool) -> Scope | None:
     if status in _ROUTE_STATUSES:
         if answered or _names_parameter(failure):
             return Scope("odd")
-        says_model = failure.coded(_MODEL_CODES) or _MODEL_WORDS.search(failure.message)
-        return Scope("whole", "model" if says_model else "address")
+        return Scope("whole", "model" if _misses_model(failure) else "address")
     return None
 
 
@@ -246,6 +249,12 @@ def _by_words(failure: Failure, *, answered: bool) -> Scope:
         (first and _ADDRESS_WORDS.search(text), Scope("whole", "address")),
     )
     return next((scope for said, scope in found if said), Scope("odd"))
+
+
+def _misses_model(failure: Failure) -> bool:
+    """Whether a refusal says that there is no such model."""
+    coded = failure.coded(_MODEL_CODES) or failure.parameters == {"model"}
+    return coded or not (_names_parameter(failure) or _MODEL_WORDS.search(failure.message) is None)
 
 
 def _is_too_long(text: str) -> bool:

@@ -42,6 +42,8 @@ ODD_AT_FIRST = 5
 """The same where no request was ever answered."""
 ODD_TRIES = 2
 """Tries of a request that is refused without a reason while others are answered."""
+MODELS_IN_A_ROW = 3
+"""Requests, without an answer between them, whose every try found no such model, that stop the run."""
 ADDRESS_TRIES = 3
 ADDRESS_SECONDS = 8.0
 """Tries and time after which an address where nothing ever answered is given up."""
@@ -121,6 +123,7 @@ class Transport:
         self._outcomes: deque[str] = deque(maxlen=FAILURE_WINDOW)
         self._answered = False
         self._odd: dict[str, str] = {}
+        self._missed = 0
         self._clients = [self._open_client(url, key or _NO_KEY) for url in base_urls]
         self._open = [0] * len(self._clients)
         self._started: dict[int, float] = {}
@@ -165,7 +168,7 @@ class Transport:
             BatchError: if the endpoint takes no batches, or one cannot be followed.
             TooManyFailures: if that is so for over half of the last 40 requests; nothing more is sent then.
         """
-        failure = Failure(0, "not sent")
+        failure, scope = Failure(0, "not sent"), None
         attempt = 0
         begun = time.monotonic()
         while attempt < self._llm.max_attempts:
@@ -200,6 +203,9 @@ class Transport:
                     await self.throttle.sleep(0.0 if self._batches or asked else _backoff(attempt))
             except Stopped:
                 raise self._stopped() from None
+        self._missed += scope is not None and scope.reason == "model"
+        if self._missed >= MODELS_IN_A_ROW:
+            raise self._whole(failure, "model", about)
         self._note_outcome(str(failure))
         raise RequestFailed(f"no answer in {attempt} tries, the last: {failure}")
 
@@ -268,6 +274,7 @@ class Transport:
     def _note_answer(self) -> None:
         self._answered = True
         self._odd.clear()
+        self._missed = 0
         self._note_outcome("")
 
     def _note_outcome(self, failure: str) -> None:

@@ -22,6 +22,7 @@ from embed_pipeline.release.precision import measured_precisions, precision_fail
 from embed_pipeline.reviews import fold_reviews, read_reviews
 from embed_pipeline.serving.deployment import deployment_failures
 from embed_pipeline.settings import Settings
+from embed_pipeline.storage import BatchTables
 from embed_pipeline.synthesis import quality
 from embed_pipeline.training.record import read_record
 from embed_pipeline.training_data.audit import full_share, negatives_failures
@@ -78,7 +79,7 @@ def _measured(
     additional_ins={"segments": all_batches()},
 )
 def encoder_knows_the_words(
-    settings: dg.ResourceParam[Settings], corpus: pl.DataFrame, segments: dict[str, pl.DataFrame]
+    settings: dg.ResourceParam[Settings], corpus: pl.DataFrame, segments: BatchTables
 ) -> dg.AssetCheckResult:
     """A warning where the encoder was not made for the documents' language."""
     return _measured(quality.unknown_words(unknown_words(corpus, segments), settings.gates), "gates.max_unknown_tokens")
@@ -173,7 +174,7 @@ def generated_set(
     additional_ins={"qa_decisions": dg.AssetIn("qa_decisions"), "qa_scores": all_batches()},
 )
 def mean_scores(
-    settings: dg.ResourceParam[Settings], qa_decisions: pl.DataFrame, qa_scores: dict[str, pl.DataFrame]
+    settings: dg.ResourceParam[Settings], qa_decisions: pl.DataFrame, qa_scores: BatchTables
 ) -> dg.AssetCheckResult:
     """``gates.min_mean_score``."""
     if not settings.training_data.generates:
@@ -192,8 +193,8 @@ def mean_scores(
 def judge_discriminates(
     settings: dg.ResourceParam[Settings],
     qa_dataset: pl.DataFrame,  # noqa: ARG001 - what the check is about
-    qa_scores: dict[str, pl.DataFrame],
-    rejected_judgements: dict[str, pl.DataFrame],
+    qa_scores: BatchTables,
+    rejected_judgements: BatchTables,
 ) -> dg.AssetCheckResult:
     """``gates.min_judge_spread`` and ``gates.min_judge_margin``; a judge that measures is not asked."""
     scores = pl.concat(qa_scores.values()) if qa_scores else tables.QA_SCORES.empty()
@@ -212,7 +213,7 @@ def thresholds_agree_with_reviewers(
     settings: dg.ResourceParam[Settings],
     qa_dataset: pl.DataFrame,  # noqa: ARG001 - what the check is about
     qa_decisions: pl.DataFrame,
-    qa_scores: dict[str, pl.DataFrame],
+    qa_scores: BatchTables,
 ) -> dg.AssetCheckResult:
     """``gates.min_judge_agreement``, held against the upper end of the interval: few reviews prove nothing."""
     reviews = read_reviews(settings.paths.root)

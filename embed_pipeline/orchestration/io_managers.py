@@ -1,6 +1,5 @@
 """Storage: tables as Parquet on any fsspec path, models as folders. Writes are whole or not there."""
 
-import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from embed_pipeline.corpus.batches import check_batch_name
 from embed_pipeline.orchestration.presentation import readable_sample
 from embed_pipeline.shelf import LATEST, Shelf
 from embed_pipeline.storage import (
+    BatchTables,
     StorageError,
     content_name,
     file_hashes,
     list_folder,
-    parse_table,
     reaching,
-    read_all,
     read_table,
-    write_whole,
+    write_table,
 )
 
 
@@ -37,10 +35,7 @@ class ParquetIOManager(dg.UPathIOManager):
 
     def dump_to_path(self, context: dg.OutputContext, obj: pl.DataFrame, path: UPath) -> None:
         """Write a validated table in one step: a crash leaves the previous file."""
-        frame = tables.validate(obj, _table(context))
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer, compression="zstd")
-        write_whole(path, buffer.getvalue())
+        write_table(path, tables.validate(obj, _table(context)))
 
     def get_path_for_partition(self, context: dg.InputContext | dg.OutputContext, path: UPath, partition: str) -> UPath:
         """Where a batch's table lies, once its name is known to be one.
@@ -89,18 +84,13 @@ class ParquetIOManager(dg.UPathIOManager):
         return found
 
     def load_partitions(self, context: dg.InputContext) -> Any:  # noqa: ANN401 - a frame, or frames by batch
-        """One batch's table, or for a fan-in (metadata ``by_batch``) a dict of them, however many there are."""
+        """One batch's table, or for a fan-in (metadata ``by_batch``) those of all, read when they are asked for."""
         if not (context.definition_metadata or {}).get("by_batch"):
             return super().load_partitions(context)
-        # One listing and one fetch, where a request for each of many batches would take minutes.
+        # One listing, where a request for each of many batches would take minutes.
         stored = {path.stem: path for path in list_folder(self._base_path / context.asset_key.path[-1], "*.parquet")}
-        present = {batch: stored[batch] for batch in sorted(context.asset_partition_keys) if batch in stored}
-        table = _table(context)
-        contents = read_all(list(present.values()))
-        return {
-            batch: parse_table(path, content, table)
-            for (batch, path), content in zip(present.items(), contents, strict=True)
-        }
+        asked = set(context.asset_partition_keys)
+        return BatchTables({batch: path for batch, path in stored.items() if batch in asked}, _table(context))
 
     def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401 - as load_partitions
         """Load a table, and explain what to do where it does not exist yet."""
@@ -111,7 +101,7 @@ class ParquetIOManager(dg.UPathIOManager):
             message = f"{name} is not there yet ({error.filename or error}); materialize it first"
             raise StorageError(message) from error
         is_fan_in = (context.definition_metadata or {}).get("by_batch")
-        return {} if loaded is None and is_fan_in else loaded
+        return BatchTables({}, _table(context)) if loaded is None and is_fan_in else loaded
 
     def get_metadata(self, context: dg.OutputContext, obj: pl.DataFrame) -> dict[str, Any]:
         """Row count and a readable sample."""

@@ -122,9 +122,11 @@ _TRACE_COLUMNS = ("question", "answer", "qa_id", "origin", "hop", "on", "path", 
 
 def traced_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame) -> dg.TableMetadataValue:
     """A fixed sample of accepted pairs, each followed from its question through its hops to segment and document."""
-    sources = {row["segment_id"]: row for row in corpus.to_dicts()}
+    traced = _traced_rows(pairs)
+    named = {segment for pair in traced for hop in pair["hops"] for segment in hop["segment_ids"]}
+    sources = {row["segment_id"]: row for row in corpus.filter(pl.col("segment_id").is_in(named)).to_dicts()}
     rows: list[tuple[object, ...]] = []
-    for pair in _traced_rows(pairs):
+    for pair in traced:
         asked = (pair["question"], pair["answer"], pair["qa_id"], pair["origin"])
         for hop in pair["hops"]:
             for segment in hop["segment_ids"]:
@@ -142,10 +144,12 @@ def _traced_rows(pairs: pl.DataFrame) -> list[dict[str, Any]]:
 
 def read_pairs(pairs: pl.DataFrame, corpus: pl.DataFrame) -> dg.TableMetadataValue:
     """The same fixed sample with no more than a person reads: question, answer and documents."""
-    paths = dict(corpus.select("segment_id", "path").iter_rows())
+    traced = _traced_rows(pairs)
+    named = {segment for pair in traced for segment in pair["segment_ids"]}
+    paths = dict(corpus.filter(pl.col("segment_id").is_in(named)).select("segment_id", "path").iter_rows())
     rows = [
         (pair["question"], pair["answer"], ", ".join(dict.fromkeys(paths[key] for key in pair["segment_ids"])))
-        for pair in _traced_rows(pairs)
+        for pair in traced
     ]
     return shown_table(("question", "answer", "documents"), rows)
 

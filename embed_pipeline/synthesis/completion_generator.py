@@ -35,6 +35,7 @@ from embed_pipeline.text.words import (
     sentences,
     support,
     unsupported_terms,
+    words,
 )
 
 _SINGLE_HOP, _MULTI_HOP = COMPLETION_PROMPTS
@@ -79,6 +80,16 @@ _CONDITION = re.compile(
 )
 """Words by which a sentence says when; where there are none, a question that asks for that has no answer in it."""
 _ASKS_WHEN = ("When", "What happens")
+_ASKS_ALL = re.compile(
+    r"what (?:is|are|does|do) (?:an? |the )?([^?]+?)(?: (?:do|mean|contain|represent))?\?", re.IGNORECASE
+)
+"""A question for all there is to say of a thing, which its sentence has to be about."""
+_RELATES = re.compile(
+    r"\b(?:of|for|in|on|to|with|from|by|at|as|when|if|that|which|between|not|return|happen)\b", re.IGNORECASE
+)
+_NAMING = {"called", "named", "termed", "means", "namely"}
+_LEAD_WORDS = 3
+"""So many words may stand before what a sentence is about."""
 _PATH = " > "
 _UNSPACED_END = re.compile(r"(?<=[。！？])")
 _SPACED_MARK = re.compile(r"\s+([?.,])")
@@ -111,6 +122,16 @@ class _Focus:
         """Whether a sentence shown says a time or a condition, where a question that so begins asks for one."""
         shown = (*self.sentences, *self.contexts)
         return not opening.startswith(_ASKS_WHEN) or any(map(_CONDITION.search, shown))
+
+    def is_about(self, name: str) -> bool:
+        """Whether a sentence shown begins with a name or introduces it ("is called a ...")."""
+        named, span = set(content_words(name)), len(words(name)) + _LEAD_WORDS
+        for sentence in (*self.sentences, *self.contexts):
+            said = words(sentence)
+            starts = (0, *(place + 1 for place, word in enumerate(said) if word in _NAMING))
+            if any(named.issubset(content_words(" ".join(said[start : start + span]))) for start in starts):
+                return True
+        return False
 
     def answers(self, question: str, idf: Mapping[str, float]) -> list[str]:
         """For each source the sentence, after the one before it where only both say what is asked."""
@@ -333,6 +354,9 @@ def _candidate(  # noqa: PLR0917 - a question and its context
     pair = _pair(question, _short(text, said) if spec.style == "keywords" else "", task.sources, answers, language)
     known = {source.segment_id: source.document_id for source in task.sources}
     problem = _problem(question, task.sources, language) or find_problem(pair, known, len(task.sources))
+    asked = _ASKS_ALL.fullmatch(question)
+    if problem is None and asked and not _RELATES.search(asked[1]) and not focus.is_about(asked[1]):
+        problem = ("not_about", f"its sentence is not about {asked[1]}")
     added = len(set(content_words(pair.answer)) - set(content_words(question)))
     if problem is None and added < _LEAST_ADDED:
         problem = ("answer_adds_nothing", f"its sentence says {added} words more than the question")

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,13 +29,26 @@ from embed_pipeline.text.words import overlap, readable, words
 
 FORMS: Mapping[str, tuple[str, ...]] = {
     "question": ("question", "paraphrase"),
+    "comparison": ("comparison",),
+    "boolean": ("boolean",),
+    "typed question": ("web_query",),
     "keywords": ("keywords",),
+    "claim": ("claim",),
+    "title": ("title",),
     "statement": ("keywords", "symptom"),
 }
 """Form of a query to the styles of that form."""
 SHOWN = 8
 """Queries in a prompt."""
 _COLUMNS = ("query", "text")
+_COMPARES = re.compile(
+    r"\bdiffer|\bvs\b|\bversus\b|\bcompare|\bbetter than\b|\badvantages? of .* over\b", re.IGNORECASE
+)
+_YES_OR_NO = re.compile(
+    r"(?:is|are|was|were|do|does|did|can|could|should|would|will|may|must|has|have)\b", re.IGNORECASE
+)
+_SENTENCE_ENDS = (".", "。", "।", "۔")
+_SMALL_WORD = 3
 _MOST_KEYWORDS = 6
 _SHOWN_CHARACTERS = 200
 _MEASURED = 300
@@ -126,12 +140,7 @@ class ExampleQueries:
     @cached_property
     def forms(self) -> Counter[str]:
         """How many of them have each form of :data:`FORMS`."""
-        return Counter(
-            "question"
-            if is_question(query, self.language)
-            else ("keywords" if _length(query) <= _MOST_KEYWORDS else "statement")
-            for query in self.queries
-        )
+        return Counter(form_of(query, self.language) for query in self.queries)
 
     def steer(self, styles: Mapping[str, float]) -> dict[str, float]:
         """Weights of the styles in the shares of people's forms; of one form, as ``styles`` has them.
@@ -188,6 +197,23 @@ class ExampleQueries:
             StyleDistance(name, _middle(own), _middle(people[name]), float(ks_2samp(own, people[name]).statistic))
             for name, own in generated.items()
         ]
+
+
+def form_of(query: str, language: str = AUTO) -> str:
+    """The form of a query among :data:`FORMS`, by its marks, capitals and length, in English also by its words."""
+    asks = is_question(query, language)
+    if asks and _COMPARES.search(query):
+        return "comparison"
+    if asks and _YES_OR_NO.match(query):
+        return "boolean"
+    if asks:
+        return "typed question" if query == query.lower() and query[-1].isalnum() else "question"
+    if _length(query) <= _MOST_KEYWORDS:
+        return "keywords"
+    if query.endswith(_SENTENCE_ENDS):
+        return "claim"
+    said = [word for word in query.split() if len(word) > _SMALL_WORD]
+    return "title" if sum(word[0].isupper() for word in said) > len(said) / 2 else "statement"
 
 
 def read_queries(path: Path) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from embed_pipeline.text.words import content_words, words
 
 _GOOD_COSINE = 0.7
 _SHORT_QUESTION_WORDS = 6
+_SHORT_STYLES = ("keywords", "web_query", "title")
 _RARE_IDF = 2.5
 _REASON_CHARACTERS = 300
 LEAST_JUDGED = 10
@@ -66,7 +67,7 @@ def judge_by_measure(
         overlap: share of the question's content words in the sources.
         problem: what is wrong with the question's form, or None.
         idf: inverse document frequency of the corpus's content words.
-        style: how the question is asked; keywords may be short.
+        style: how the question is asked; keywords, web queries and titles may be short.
     """
     relevance = max(1.0, 10 - 4 * math.log(rank) / math.log(max(bound_rank, 2)))
     accuracy = 1 + 9 * (min(1.0, max(0.0, answer_cosine) / _GOOD_COSINE) + answer_support) / 2
@@ -86,7 +87,7 @@ def judge_by_measure(
 def _clarity(question: str, problem: str | None, idf: Mapping[str, float], style: str) -> tuple[float, str]:
     if problem is not None:
         return 1.0, f"form: {problem}"
-    short = style != "keywords" and len(words(question)) < _SHORT_QUESTION_WORDS
+    short = style not in _SHORT_STYLES and len(words(question)) < _SHORT_QUESTION_WORDS
     plain = all(idf.get(word, 0.0) < _RARE_IDF for word in content_words(question))
     faults = [fault for fault, found in (("short", short), ("names nothing specific", plain)) if found]
     return 10.0 - 3 * len(faults), "; ".join(faults) or "well formed, names its subject"

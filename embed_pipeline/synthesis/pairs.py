@@ -44,7 +44,16 @@ _CHAT_PHRASES = re.compile(
 # Latin, Chinese and Japanese, Arabic, Greek, Armenian, Ethiopic.
 _QUESTION_MARKS = frozenset("?\uff1f\u061f\u037e;\u055e\u1367")
 _LEAST_DISTINCT = 0.7
+_BETWEEN = re.compile(r"\bbetween (.+?) and ([^?]+)", re.IGNORECASE)
+_GENERIC = frozenset(
+    content_words(
+        "statement function method keyword object class type module operator option command field value parameter "
+        "argument attribute expression clause form name item"
+    )
+)
 _PAIRS_PER_WORD = 3  # pairs of characters, where no spaces are written
+FULL_QUESTIONS = ("question", "boolean", "comparison")
+"""Styles that have the form of a question."""
 MIN_QUESTION_WORDS = 4
 MIN_KEYWORDS = 2
 MAX_QUESTION_WORDS = 40
@@ -166,7 +175,7 @@ def reject_rows(rejects: Sequence[Reject], batch: str, made_by: Mapping[str, str
 def form_problem(question: str, style: str = "question", language: str = AUTO) -> str | None:
     """The reason why ``question`` cannot stand alone; None where it can.
 
-    A full question has a question's mark, and in English its first word; keywords, symptoms and paraphrases need not.
+    A full question has a question's mark, and in English its first word; other styles need not.
     ``language`` is ``corpus.language``; auto: the question's own.
 
     The reasons: ``empty``, ``too_short``, ``too_long``, ``instruction``, ``not_a_question``, ``refers_to_text``,
@@ -180,7 +189,7 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
     else:
         found = terms(question)
         asks = question.rstrip()[-1:] in _QUESTION_MARKS or language in WITHOUT_QUESTION_MARK
-    full = style == "question"
+    full = style in FULL_QUESTIONS
     # The name of a function says by itself what is asked about.
     spared = 1 if names_code(question) else 0
     longest = MAX_QUESTION_WORDS * (_PAIRS_PER_WORD if is_unspaced(question) else 1)
@@ -192,7 +201,7 @@ def form_problem(question: str, style: str = "question", language: str = AUTO) -
         ("not_a_question", full and not asks),
         ("refers_to_text", bool(_CONTEXT_PHRASES.search(question))),
         ("asks_the_model", bool(_CHAT_PHRASES.search(question))),
-        ("repeats_itself", _repeats(content) or _repeats_a_phrase(found)),
+        ("repeats_itself", _repeats(content) or _repeats_a_phrase(found) or _compares_with_itself(question)),
         ("no_subject", len(set(content)) < 2 - spared),  # a subject and what is asked of it
     )
     return next((reason for reason, failed in checks if failed), None)
@@ -219,6 +228,15 @@ def _repeats(content: list[str]) -> bool:
     """A word three times over is a loop; under seven different words of ten, a thing is compared with itself."""
     counts = Counter(content)
     return bool(counts) and (counts.most_common(1)[0][1] > 2 or len(counts) < _LEAST_DISTINCT * len(content))  # noqa: PLR2004
+
+
+def _compares_with_itself(question: str) -> bool:
+    """Of two things between which something is asked, one has the other's words and says besides only what it is."""
+    compared = _BETWEEN.search(question)
+    if compared is None:
+        return False
+    sides = [set(content_words(side)) for side in compared.groups()]
+    return sides[0] ^ sides[1] <= _GENERIC and bool(sides[0] & sides[1])
 
 
 def _repeats_a_phrase(said: list[str]) -> bool:

@@ -270,15 +270,18 @@ def measure_round_trip(
     """
     searched = segments if passages is None else passages
     texts = list(dict.fromkeys(searched[key] for key in sorted(segments)))
-    number = {text: index for index, text in enumerate(texts)}
+    read = {segments[key] for ids in sources for key in ids}
+    keys = [key for key, text in segments.items() if text in read]
+    wanted = {searched[key] for key in keys}
+    number = {text: index for index, text in enumerate(texts) if text in wanted}
     places: defaultdict[str, set[int]] = defaultdict(set)
-    for key, text in segments.items():
-        places[text].add(number[searched[key]])
+    for key in keys:
+        places[segments[key]].add(number[searched[key]])
     vectors = encoder.encode(questions, "query", label="Encoding questions")
-    corpus = encoder.encode(texts, "passage", label="Encoding segments")
     depth = min(SEARCH_DEPTH, len(texts))
-    dense = _ranks(search(vectors, corpus, depth))
-    lexical = _ranks(BM25(texts, language).search(questions, depth))
+    # The passages' vectors are gone before their words are indexed.
+    dense = _ranks(search(vectors, encoder.encode(texts, "passage", label="Encoding segments"), depth))
+    lexical = _ranks(BM25(texts, language, questions).search(questions, depth))
     missing = SEARCH_DEPTH + 1
     trip = RoundTrip([], [], [], vectors)
     for row, ids in enumerate(sources):

@@ -54,20 +54,20 @@ def select_pairs(
         encoder: the base model.
         reviewed: pair to what people said of it.
     """
-    present = set(corpus["segment_id"])
     everything = pl.concat([pairs[b] for b in sorted(pairs)]) if pairs else tables.QA_PAIRS.empty()
     verdicts = pl.concat([scores[b] for b in sorted(scores)]) if scores else tables.QA_SCORES.empty()
     joined = (
         everything.join(verdicts, on=["qa_id", "batch"], how="inner")
         .unique("qa_id", keep="last", maintain_order=True)
-        .filter(pl.col("segment_ids").list.eval(pl.element().is_in(list(present))).list.all())
+        .filter(pl.col("segment_ids").list.eval(pl.element().is_in(corpus["segment_id"].to_list())).list.all())
         .sort("qa_id")
     )
     if joined.is_empty():
         return Selection(tables.QA_DATASET.empty(), tables.QA_DECISIONS.empty())
     joined = apply_edits(joined, reviewed)
     texts = dict(corpus.select("segment_id", "text").iter_rows())
-    passages = passages_by_id(corpus, settings.embedding.context)
+    context = settings.embedding.context
+    passages = None if context == "none" else passages_by_id(corpus, context)
     trip = measure_round_trip(
         joined["question"].to_list(),
         joined["segment_ids"].to_list(),

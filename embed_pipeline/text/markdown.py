@@ -41,6 +41,13 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});", re.IGN
 # The parser's own.
 _LINE_END = re.compile(r"\r\n?|\n")
 _ATTRIBUTES = re.compile(r"\{[#.:][^{}]*\}")
+# Tags of GitBook, Jekyll and Hugo, and what MDX imports and exports, alone on their line.
+_IMPORTED = r"(?:[\w$]{1,80}|\*\sas\s[\w$]{1,80}|\{[^{}\n]{0,300}\})"
+_GENERATOR_LINE = re.compile(
+    r"\s*(?:(?:\{%-?\s*/?\w[^{}%\n]{0,500}%\}|\{\{[<%]\s*/?\s*\w[^{}\n]{0,500}[>%]\}\})\s*)+"
+    rf"|import\s(?:{_IMPORTED}(?:,\s?{_IMPORTED})?\sfrom\s)?['\"][^'\"\n]{{1,300}}['\"];?\s*"
+    r"|export\s(?:const|let|default|function)\b[^\n]{0,500}\s*"
+)
 _UNTOLD_IMAGE_WORDS = 4
 _EXPONENT = re.compile(r"[-+\u2212]?\w+(?:[.,]\w+)*")
 # They read well without a mark.
@@ -81,7 +88,10 @@ def markdown_blocks(text: str) -> tuple[Block, ...]:
 
 
 def seen_markdown(text: str) -> tuple[str, tuple[Block, ...]]:
-    """The text without what a reader sees no word of, and its blocks: comments, badges, pictures without a word."""
+    """The text without what a reader sees no word of, and its blocks.
+
+    These are comments, badges, pictures without a word, and lines that only tell a site's generator what to do.
+    """
     leaves = list(_leaves(text))
     starts = _line_starts(text)
     spans = []
@@ -93,6 +103,12 @@ def seen_markdown(text: str) -> tuple[str, tuple[Block, ...]]:
             while end < len(text) and text[end] in "\r\n":
                 end += 1
             spans.append((starts[leaf.first], end))
+        elif leaf.form == "paragraph_open":
+            spans += [
+                (starts[line], min(starts[line + 1], len(text)))
+                for line in range(leaf.first, leaf.last)
+                if _GENERATOR_LINE.fullmatch(text, starts[line], min(starts[line + 1], len(text)))
+            ]
     blocks = _placed(text, leaves)
     return without_spans(text, blocks, spans) if spans else (text, blocks)
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embed_pipeline.progress import Bar, progress
-
-if TYPE_CHECKING:
-    import polars as pl
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -29,6 +26,18 @@ _WORD = re.compile(r"\w+")
 
 # Neighbours compared per 5-gram, however many texts share it: copies of one template are joined in a chain.
 _WINDOW = 64
+
+
+class Texts(Protocol):
+    """What is asked for texts one at a time: a sequence, a series, or what reads them from storage."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> str:
+        """One of them."""
+        ...
 
 
 class Shingler:
@@ -78,7 +87,7 @@ def resemblance(one: Hashes, other: Hashes) -> float:
 class HashedTexts:
     """The hashes of each text, from a bounded cache, else computed again."""
 
-    def __init__(self, texts: Sequence[str] | pl.Series, room: int = KEPT_HASHES) -> None:
+    def __init__(self, texts: Texts, room: int = KEPT_HASHES) -> None:
         """Take ``texts``, and ``room``: how many hashes are kept."""
         self._texts = texts
         self._shingler = Shingler()
@@ -139,13 +148,13 @@ def candidates(
             yield index, others[hits >= max(1, int(np.ceil(len(own) * threshold / 2)))]
 
 
-def find_copies(texts: Sequence[str] | pl.Series, threshold: float) -> dict[int, tuple[int, float]]:
+def find_copies(texts: Texts, threshold: float) -> dict[int, tuple[int, float]]:
     """Position of each text that nearly repeats an earlier one, to that one's position and their resemblance.
 
     A copy is no other text's original: the texts that remain share less than ``threshold`` with each other.
 
     Args:
-        texts: those to keep come first; of a series one at a time is a Python string.
+        texts: those to keep come first.
         threshold: share of the longer one's 5-grams that must occur in the other, above 0.
     """
     source = HashedTexts(texts)

@@ -288,7 +288,8 @@ def _pool(
     if len(texts) <= max_pool:
         return set(range(len(texts)))
     chosen = {place[item] for rel in dev.qrels.values() for item in rel}
-    hits = BM25(texts, language).search([dev.queries[query] for query in dev.ids], _LEXICAL_HITS)
+    asked = [dev.queries[query] for query in dev.ids]
+    hits = BM25(texts, language, asked).search(asked, _LEXICAL_HITS)
     for rank in range(hits.indices.shape[1]):
         column = [int(index) for index in hits.indices[:, rank] if index >= 0]
         chosen.update(column[: max(0, max_pool - len(chosen))])

@@ -126,11 +126,13 @@ def estimate_false_negatives(
     if not chosen:
         return FalseNegatives(0, 0, 0.0, 1.0)
     distinct = list(dict.fromkeys(texts[key] for key in sorted(texts)))
-    place = {text: index for index, text in enumerate(distinct)}
-    hits = BM25(distinct, language).search([row["question"] for row in chosen], _SUSPECT_RANK)
+    asked = [row["question"] for row in chosen]
+    hits = BM25(distinct, language, asked).search(asked, _SUSPECT_RANK)
     suspected = 0
     for index, row in enumerate(chosen):
-        found = hits.rank_of(index, place[texts[row["negative_segment_ids"][0]]]) is not None
+        found = texts[row["negative_segment_ids"][0]] in {
+            distinct[place] for place in hits.indices[index] if place >= 0
+        }
         close = row["negative_similarities"][0] >= _SUSPECT_RATIO * min(row["positive_similarities"])
         suspected += found and close
     interval = binomtest(suspected, len(chosen)).proportion_ci(method="wilson")
@@ -148,8 +150,9 @@ def negatives_failures(hard_negatives: pl.DataFrame, corpus: pl.DataFrame, setti
         corpus: frame of :data:`tables.CORPUS`.
         settings: margins, number and thresholds.
     """
-    texts = dict(corpus.select("segment_id", "text").iter_rows())
     rows = hard_negatives.sort("qa_id").to_dicts()
+    named = {key for row in rows for key in (*row["positive_segment_ids"], *row["negative_segment_ids"])}
+    texts = dict(corpus.filter(pl.col("segment_id").is_in(named)).select("segment_id", "text").iter_rows())
     known: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         known[normalise_question(row["question"])].update(row["positive_segment_ids"])

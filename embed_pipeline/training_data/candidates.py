@@ -13,6 +13,7 @@ import numpy as np
 from embed_pipeline.embedding.search import Floats, Hits, search
 from embed_pipeline.progress import progress
 from embed_pipeline.settings import Settings, TrainingData
+from embed_pipeline.text.shingles import Texts
 from embed_pipeline.training_data.near_duplicates import NearDuplicatePassages
 
 QUESTIONS_PER_BLOCK = 4_096
@@ -72,7 +73,7 @@ def similarity_ceiling(positive_similarities: Sequence[float], options: Training
 
 def mine_candidates(
     asked: Sequence[Question],
-    texts: Sequence[str],
+    texts: Texts,
     vectors: tuple[Floats, Floats],
     wanted: int,
     settings: Settings,
@@ -152,7 +153,7 @@ def _search_blocks(asked: Sequence[Question], ranks: int) -> Iterator[tuple[int,
 class _CandidateRules:
     """Applies the rules to the ranked candidates of a question."""
 
-    def __init__(self, texts: Sequence[str], wanted: int, settings: Settings) -> None:
+    def __init__(self, texts: Texts, wanted: int, settings: Settings) -> None:
         self._texts = texts
         self._wanted = wanted
         self._options = settings.training_data

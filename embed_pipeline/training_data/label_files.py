@@ -10,6 +10,7 @@ exports is read back as what it was.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -222,7 +223,11 @@ def _label_files(folder: Path) -> list[Path]:
     ``dataset_infos.json``.
     """
     files = files_of_rows(folder)
-    first = {path: next(read_rows(path), ("", {}))[1] for path in files if name_and_ending(path)[1] in _MAYBE_ABOUT}
+    first = {
+        path: _with_usual_names(next(read_rows(path), ("", {}))[1])
+        for path in files
+        if name_and_ending(path)[1] in _MAYBE_ABOUT
+    }
     nemo = [path for path, row in first.items() if _is_nemo(row) and _side(name_and_ending(path)[0])]
     about = [path for path, row in first.items() if not _side_of_file(path) and not {*_QUESTION_FIELDS} & row.keys()]
     return nemo or [path for path in files if path not in about]
@@ -233,7 +238,7 @@ def _label_set(source: Path, files: Mapping[Path, Side | None]) -> LabelSet:
     passages: dict[str, str] = {}
     read = list(files)
     for path, side in files.items():
-        rows = list(read_rows(path))
+        rows = [(place, _with_usual_names(row)) for place, row in read_rows(path)]
         if name_and_ending(path)[1] in _OF_TEXT:
             rows = [(place, _with_lists(row)) for place, row in rows]
         if rows and _is_nemo(rows[0][1]):
@@ -244,6 +249,12 @@ def _label_set(source: Path, files: Mapping[Path, Side | None]) -> LabelSet:
     if source.is_dir():
         name_the_unread(source, read)
     return LabelSet(source.name if source.is_dir() else name_and_ending(source)[0], _one_split(labels), passages)
+
+
+def _with_usual_names(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the names that are known as they are known: ``Question`` and ``Hard Negatives`` are."""
+    usual = {name: "_".join(re.split(r"[\s_-]+", name.strip().lower())) for name in row}
+    return {usual[name] if _is_known(usual[name]) and usual[name] not in row else name: row[name] for name in row}
 
 
 def _with_lists(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,7 +368,7 @@ def _side(name: object) -> Side | None:
 
 def _text_list(place: str, name: str, value: object) -> list[str]:
     """A field that holds one text, several, or none; empty ones are passed over."""
-    several = [text for text in _several(value) if text is not None and not (isinstance(text, str) and is_blank(text))]
+    several = [text for text in _several(value) if not (isinstance(text, str) and is_blank(text))]
     if not all(isinstance(text, str) for text in several):
         message = f"{place}: {name} is {str(value)[:80]!r}, expected a text or a list of texts"
         raise LabelsError(message)
@@ -374,4 +385,6 @@ def _id_list(place: str, name: str, value: object) -> list[str]:
 
 
 def _several(value: object) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]
+    """The parts of a field; what pandas writes where there is nothing (NaN) is none."""
+    several = value if isinstance(value, list) else [value]
+    return [each for each in several if each is not None and not (isinstance(each, float) and math.isnan(each))]

@@ -25,6 +25,7 @@ from embed_pipeline.training_data.label_files import LabelSet, RawLabel, read_la
 logger = logging.getLogger(__name__)
 
 _PATH_PREFIX = "labels"
+_BETWEEN_IDS = re.compile(r"[,;|\n]")
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,9 @@ class _SegmentLookup:
         ids: Sequence[str],
         missing: list[str],
     ) -> list[str]:
-        named = {key: self._by_id(passages, raw, key) for key in ids}
+        named: dict[str, str | None] = {}
+        for key in ids:
+            named |= self._by_ids(passages, raw, key)
         found = {text: self._by_text.get(text.strip()) for text in texts}
         missing += [
             f"{raw.place}: {key!r} is no passage of the set, no segment and no path of a document"
@@ -257,6 +260,13 @@ class _SegmentLookup:
             if segment is None
         ]
         return [segment for segment in (*named.values(), *found.values()) if segment is not None]
+
+    def _by_ids(self, passages: Mapping[str, str], raw: RawLabel, key: str) -> dict[str, str | None]:
+        """An id and its segment; of several ids in one cell, such as ``a.md, b.md``, each where all are known."""
+        whole = self._by_id(passages, raw, key)
+        parts = [part.strip() for part in _BETWEEN_IDS.split(key) if part.strip()] if whole is None else []
+        several = {part: self._by_id(passages, raw, part) for part in parts}
+        return several if several and None not in several.values() else {key: whole}
 
     def _by_id(self, passages: Mapping[str, str], raw: RawLabel, key: str) -> str | None:
         own = passages.get(key, "").strip()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_pipeline.text.shingles import HashedTexts, candidates, containment
+from embed_pipeline.text.shingles import HashedTexts, Texts, candidates, containment
 from embed_pipeline.text.words import content_words, words
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class NearDuplicatePassages:
         return shingles
 
 
-def join_near_duplicates(texts: Sequence[str], threshold: float, sets: DisjointSet) -> None:
+def join_near_duplicates(texts: Texts, threshold: float, sets: DisjointSet) -> None:
     """Join in ``sets`` the positions of texts whose containment is ``threshold`` or more.
 
     Args:

@@ -18,6 +18,7 @@ from embed_pipeline.embedding.search import Floats
 from embed_pipeline.enumerations import Context
 from embed_pipeline.settings import Settings, TrainingData
 from embed_pipeline.text.passages import passage_texts
+from embed_pipeline.text.shingles import Texts
 from embed_pipeline.training_data.candidates import (
     MinedCandidates,
     Question,
@@ -80,7 +81,7 @@ def mine_hard_negatives(
     asked = _number_questions(ordered, passages.number)
     vectors = (
         encoder.encode(ordered["question"].to_list(), "query", label="Encoding questions"),
-        encoder.encode(passages.embedded, "passage", label="Encoding segments"),
+        encoder.encode(passages.embedded.to_list(), "passage", label="Encoding segments"),
     )
     wanted = settings.training_data.num_negatives * (_CHECKED_PER_NEGATIVE if checks else 1)
     mined = mine_candidates(asked, passages.texts, vectors, wanted, settings)
@@ -132,14 +133,14 @@ class _DistinctPassages:
         number: place among the passages of each segment asked for that is in the corpus.
     """
 
-    texts: list[str]
-    embedded: list[str]
-    ids: list[str]
+    texts: pl.Series
+    embedded: pl.Series
+    ids: pl.Series
     number: dict[str, int]
 
     @classmethod
     def of(cls, corpus: pl.DataFrame, asked_for: Iterable[str], context: Context) -> _DistinctPassages:
-        # Where nothing is put before a text, both columns, and both lists, are one in memory.
+        # Where nothing is put before a text, both columns are one in memory.
         plain = context == "none"
         embedded = corpus["text"] if plain else pl.Series(passage_texts(corpus, context), dtype=pl.String)
         segments = corpus.select("segment_id", "text").with_columns(embedded=embedded)
@@ -149,8 +150,7 @@ class _DistinctPassages:
             distinct.select("embedded").with_row_index("number"), on="embedded"
         )
         number: dict[str, int] = dict(placed.select("segment_id", "number").iter_rows())
-        texts = distinct["text"].to_list()
-        return cls(texts, texts if plain else distinct["embedded"].to_list(), distinct["segment_id"].to_list(), number)
+        return cls(distinct["text"], distinct["embedded"], distinct["segment_id"], number)
 
 
 def _number_questions(ordered: pl.DataFrame, number: Mapping[str, int]) -> list[Question]:
@@ -175,7 +175,7 @@ def _number_questions(ordered: pl.DataFrame, number: Mapping[str, int]) -> list[
 
 
 def _answering_candidates(
-    asked: Sequence[Question], mined: Sequence[MinedCandidates], texts: Sequence[str], checks: Sequence[CrossCheck]
+    asked: Sequence[Question], mined: Sequence[MinedCandidates], texts: Texts, checks: Sequence[CrossCheck]
 ) -> list[frozenset[int]]:
     """The mined negatives of each question that answer it by any check, or by one made for the same question."""
     if not checks:
@@ -212,7 +212,7 @@ class _SelectedNegatives:
 class _NegativeSelector:
     """Selects the final negatives: labelled ones first, then mined ones that no check found to answer."""
 
-    def __init__(self, texts: Sequence[str], vectors: tuple[Floats, Floats], options: TrainingData) -> None:
+    def __init__(self, texts: Texts, vectors: tuple[Floats, Floats], options: TrainingData) -> None:
         self._texts = texts
         self._questions, self._passages = vectors
         self._options = options

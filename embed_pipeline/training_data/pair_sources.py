@@ -6,9 +6,10 @@ import hashlib
 import json
 import posixpath
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import polars as pl
 
@@ -34,12 +35,19 @@ class StructurePair:
     segment_id: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Segment:
+    """A segment; its text is one of a series, and becomes a string when it is asked for."""
+
     segment_id: str
     heading_path: str
-    text: str
     long_enough: bool
+    texts: pl.Series
+    place: int
+
+    @property
+    def text(self) -> str:
+        return str(self.texts[self.place])
 
 
 @dataclass(frozen=True)
@@ -75,27 +83,31 @@ def structure_pairs(corpus: pl.DataFrame, origins: Sequence[Augmentation], least
         "crop": _crops,
     }
     found = [pair for origin in origins if origin in makers for pair in makers[origin](documents)]
-    targets: defaultdict[str, set[str]] = defaultdict(set)
+    targets: dict[str, str | None] = {}
     for pair in found:
-        targets[normalise_question(pair.question)].add(pair.segment_id)
+        asked = normalise_question(pair.question)
+        targets[asked] = pair.segment_id if targets.get(asked, pair.segment_id) == pair.segment_id else None
     chosen: dict[str, StructurePair] = {}
     for pair in found:
         asked = normalise_question(pair.question)
-        if len(targets[asked]) == 1 and len(set(content_words(pair.question))) >= _LEAST_CONTENT_WORDS:
+        if targets[asked] is not None and len(set(content_words(pair.question))) >= _LEAST_CONTENT_WORDS:
             chosen.setdefault(asked, pair)
     return list(chosen.values())
 
 
 def _documents(corpus: pl.DataFrame, least_tokens: int) -> Iterator[_Document]:
     ordered = corpus.sort("path", "document_id", "position")
-    for group in ordered.partition_by("path", "document_id", maintain_order=True):
-        first = group.row(0, named=True)
+    rows = enumerate(
+        ordered.select("path", "document_id", "title", "segment_id", "heading_path", "token_count").iter_rows()
+    )
+    for (path, _), group in groupby(rows, key=lambda placed: placed[1][:2]):
+        own = list(group)
         yield _Document(
-            first["path"],
-            first["title"],
+            path,
+            own[0][1][2],
             [
-                _Segment(row["segment_id"], row["heading_path"], row["text"], row["token_count"] >= least_tokens)
-                for row in group.iter_rows(named=True)
+                _Segment(segment_id, heading_path, tokens >= least_tokens, ordered["text"], place)
+                for place, (*_, segment_id, heading_path, tokens) in own
             ],
         )
 

@@ -182,7 +182,7 @@ def usable_corpus(corpus: pl.DataFrame, split: pl.DataFrame, settings: Settings)
     whole = pl.col("text").sort_by("position").str.join("")
     documents = corpus.group_by("document_id", maintain_order=True).agg(whole)
     sets = DisjointSet(range(documents.height))
-    join_near_duplicates(documents["text"].to_list(), settings.training_data.near_duplicate_documents, sets)
+    join_near_duplicates(documents["text"], settings.training_data.near_duplicate_documents, sets)
     ids = documents["document_id"].to_list()
     closed = {sets[place] for place, key in enumerate(ids) if key in held_documents}
     usable = [key for place, key in enumerate(ids) if sets[place] not in closed]

@@ -39,7 +39,7 @@ class _Documents:
 
     ids: list[str]
     paths: list[str]
-    texts: list[str]
+    texts: pl.Series
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _read_documents(corpus: pl.DataFrame) -> _Documents:
         .group_by("path", "document_id", maintain_order=True)
         .agg(pl.col("text").str.join(""))
     )
-    return _Documents(frame["document_id"].to_list(), frame["path"].to_list(), frame["text"].to_list())
+    return _Documents(frame["document_id"].to_list(), frame["path"].to_list(), frame["text"])
 
 
 def _read_pairs(qa: pl.DataFrame, documents: _Documents) -> list[_PlacedPair]:

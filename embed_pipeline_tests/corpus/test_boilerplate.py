@@ -16,6 +16,7 @@ from embed_pipeline.corpus.boilerplate import (
     remember_lines,
     remove_boilerplate,
 )
+from embed_pipeline.corpus.current import present_documents
 from embed_pipeline.corpus.documents import clean_documents, read_documents
 from embed_pipeline.corpus.sample import write_sample
 from embed_pipeline.corpus.segments import split_segments
@@ -196,6 +197,7 @@ def test_small_batches_together_show_what_none_shows_alone(folder: Path, make_se
     settings = make_settings()
     drops = [_drop(folder, settings, *range(5 * drop, 5 * drop + 5))[0] for drop in range(3)]
     assert learned_lines(settings.paths.root) == ()
-    remember_lines(settings.paths.root, find_boilerplate(pl.concat(drops), settings.corpus))
+    batches = {frame["batch"][0]: frame for frame in drops}
+    remember_lines(settings.paths.root, find_boilerplate(batches, present_documents(batches), settings.corpus))
     assert len(learned_lines(settings.paths.root)) == 2
     assert _drop(folder, settings, 60)[0]["text"].to_list() == [body(60) + "\n"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from embed_pipeline.corpus.formats import read_markdown, read_notebook, split_front_matter, title_of
+from embed_pipeline.corpus.formats import Limits, read_file, read_markdown, read_notebook, split_front_matter, title_of
 
 
 @pytest.mark.parametrize(
@@ -185,3 +185,15 @@ def test_any_line_end_in_a_cell_ends_a_line() -> None:
     read = read_notebook(_notebook(_cell("markdown", "a\rb\n\nc\r\n\r\n# d")))
     assert read.text == "a\nb\n\nc\n\n# d\n"
     assert [block.kind for block in read.blocks] == ["paragraph", "paragraph", "heading"]
+
+
+@pytest.mark.parametrize(("suffix", "charset"), [(".html", "windows-1251"), (".txt", "utf-8")])
+def test_a_damaged_byte_is_said(suffix: str, charset: str) -> None:
+    words = "Насос работает при трёх барах. " * 5
+    head = f'<meta charset="{charset}">' if suffix == ".html" else ""
+    content = head.encode() + words.encode(charset) + b"\x98 " + words.encode(charset)
+    limits = Limits(max_unpacked_bytes=0, conversion_megabytes=0, conversion_seconds=0, word_comments=False)
+    read = read_file(suffix, content, limits)
+    assert read.text.strip() == f"{words}\ufffd {words}".strip()
+    assert read.left_out == ("bytes that are not of its encoding: 1, each U+FFFD in the text",)
+    assert read_file(".txt", "Said: \ufffd".encode(), limits).left_out == ()

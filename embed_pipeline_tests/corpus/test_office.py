@@ -12,7 +12,7 @@ pytest.importorskip("pptx")
 
 from lxml import etree
 from pptx import Presentation
-from pptx.chart.data import CategoryChartData
+from pptx.chart.data import CategoryChartData, XyChartData
 from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
 
@@ -300,3 +300,109 @@ def test_a_slide_begins_with_its_title_and_its_tables_end_where_text_begins() ->
     tables = [found.text[block.start : block.end] for block in found.blocks if block.kind == "table"]
     assert [table.splitlines()[-1] for table in tables] == ["| c d | 2.0 |", "| --- | --- |"]
     assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pumps", "Valves"]
+
+
+def with_files(content: bytes, files: dict[str, bytes], relations: str) -> bytes:
+    """The archive with further entries, and ``relations`` among those of its main part."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(stream, "w") as target:
+        for name in source.namelist():
+            kept = source.read(name)
+            if name in {"word/_rels/document.xml.rels", "ppt/slides/_rels/slide1.xml.rels"}:
+                kept = kept.replace(b"</Relationships>", relations.encode() + b"</Relationships>")
+            if name == "[Content_Types].xml":
+                kept = kept.replace(b"</Types>", b'<Default Extension="htm" ContentType="text/html"/></Types>')
+            target.writestr(name, kept)
+        for name, added in files.items():
+            target.writestr(name, added)
+    return stream.getvalue()
+
+
+_DIAGRAM = "http://schemas.openxmlformats.org/drawingml/2006/diagram"
+_DRAWING = "http://schemas.openxmlformats.org/drawingml/2006/main"
+POINTS = "".join(
+    f"<dgm:pt><dgm:t><a:bodyPr/><a:p><a:r><a:t>{text}</a:t></a:r></a:p></dgm:t></dgm:pt>"
+    for text in ("Open the valve", "Start the pump", "")
+)
+DATA = f'<dgm:dataModel xmlns:dgm="{_DIAGRAM}" xmlns:a="{_DRAWING}"><dgm:ptLst>{POINTS}</dgm:ptLst></dgm:dataModel>'
+GRAPHIC = (
+    f'<a:graphic xmlns:a="{_DRAWING}"><a:graphicData uri="{_DIAGRAM}"><dgm:relIds xmlns:dgm="{_DIAGRAM}" '
+    f'xmlns:r="{_RELATIONS}" r:dm="rd"/></a:graphicData></a:graphic>'
+)
+TO_DATA = f'<Relationship Id="rd" Type="{_RELATIONS}/diagramData" Target="{{}}"/>'
+
+
+def test_the_texts_of_a_diagram_are_read_in_word() -> None:
+    body = f"<w:p>{run('Before.')}<w:r><w:drawing>{GRAPHIC}</w:drawing></w:r></w:p>{paragraph('After.')}"
+    content = with_files(word(body), {"word/diagrams/data1.xml": DATA.encode()}, TO_DATA.format("diagrams/data1.xml"))
+    assert read_word(content, 1_000_000, comments=False).text == (
+        "Before.\n\nOpen the valve\n\nStart the pump\n\nAfter.\n"
+    )
+
+
+def test_the_texts_of_a_diagram_are_read_on_a_slide() -> None:
+    presentation = Presentation()
+    slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+    slide.shapes.title.text = "Steps"
+    frame = (
+        '<p:graphicFrame xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main" '
+        f'xmlns:a="{_DRAWING}"><p:nvGraphicFramePr><p:cNvPr id="9" name="d"/><p:cNvGraphicFramePr/><p:nvPr/>'
+        '</p:nvGraphicFramePr><p:xfrm><a:off x="0" y="2000000"/><a:ext cx="9" cy="9"/></p:xfrm>'
+        f"{GRAPHIC}</p:graphicFrame>"
+    )
+    slide.shapes.title.element.getparent().append(etree.fromstring(frame))
+    slide.shapes.add_textbox(0, Inches(5), Inches(4), Inches(1)).text_frame.text = "Below."
+    stream = io.BytesIO()
+    presentation.save(stream)
+    files = {"ppt/diagrams/data1.xml": DATA.encode()}
+    content = with_files(stream.getvalue(), files, TO_DATA.format("../diagrams/data1.xml"))
+    assert read_slides(content, 10_000_000).text == "# Steps\nOpen the valve\nStart the pump\nBelow.\n"
+
+
+def test_the_points_of_a_scatter_chart_are_a_table() -> None:
+    presentation = Presentation()
+    slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+    slide.shapes.title.text = "Flow"
+    data = XyChartData()
+    series = data.add_series("bar")
+    for x, y in ((1, 2.5), (3, 4)):
+        series.add_data_point(x, y)
+    place = Inches(1), Inches(2), Inches(4), Inches(1)
+    slide.shapes.add_chart(XL_CHART_TYPE.XY_SCATTER, *place, data)
+    stream = io.BytesIO()
+    presentation.save(stream)
+    assert "| x | bar |\n|---|---|\n| 1 | 2.5 |\n| 3 | 4 |" in read_slides(stream.getvalue(), 10_000_000).text
+
+
+MAIL = b'MIME-Version: 1.0\nContent-Type: text/html; charset="utf-8"\n\n<html><body><p>Kept dry.</p></body></html>'
+
+
+@pytest.mark.parametrize(
+    ("name", "included", "kept"),
+    [
+        ("part.htm", "<html><body><h2>Care</h2><p>Größe.</p></body></html>".encode(), "## Care\n\nGröße."),
+        ("part.mht", MAIL, "Kept dry."),
+        ("part.docx", word(paragraph("Inner text.")), "Inner text."),
+        ("part.txt", b"a < b\nc", "```\na < b\nc\n```"),
+        ("part.rtf", b"{\\rtf1 x}", ""),
+    ],
+)
+def test_files_that_a_document_includes_are_read_in_their_places(name: str, included: bytes, kept: str) -> None:
+    chunk = f'<w:altChunk xmlns:r="{_RELATIONS}" r:id="rc"/>'
+    relation = f'<Relationship Id="rc" Type="{_RELATIONS}/aFChunk" Target="{name}"/>'
+    content = word(paragraph("Before.") + chunk + paragraph("After."))
+    found = read_word(with_files(content, {f"word/{name}": included}, relation), 1_000_000, comments=False)
+    assert found.text == "\n\n".join(filter(None, ["Before.", kept, "After."])) + "\n"
+
+
+def test_a_slide_without_a_title_is_apart_from_the_one_before() -> None:
+    presentation = Presentation()
+    for name in ("Pumps", "", "Valves"):
+        slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+        slide.shapes.title.text = name
+        slide.shapes.add_textbox(0, Inches(5), Inches(4), Inches(1)).text_frame.text = f"Text of {name or 'none'}."
+    stream = io.BytesIO()
+    presentation.save(stream)
+    found = read_slides(stream.getvalue(), 10_000_000)
+    assert found.text == "# Pumps\nText of Pumps.\n\n# Slide 2\n\nText of none.\n\n# Valves\nText of Valves.\n"
+    assert found.title == "Pumps"

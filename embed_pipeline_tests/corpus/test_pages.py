@@ -249,3 +249,16 @@ def test_cells_without_a_row_are_a_row(table: str) -> None:
 def test_formulas_in_scripts_are_text_and_other_scripts_are_not() -> None:
     page = '<p>The energy is <script type="math/tex; mode=display">E = mc^2</script>, here.</p><script>let x</script>'
     assert _kept(page) == "The energy is E = mc^2, here.\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ('<ol id="breadcrumbs"><li><a href="a">Space</a></li><li><a href="b">Pages</a></li></ol><p>Text.</p>', "Text."),
+        ("<div hidden>Loading data</div><p>Text.</p>", "Text."),
+        ('<p>Text<span style="color: red; display:none"> not seen</span>.</p>', "Text."),
+        (f'<div role="tabpanel" hidden><p>{"word " * 12}</p></div>', "word " * 11 + "word"),
+    ],
+)
+def test_what_a_page_hides_goes_but_for_what_a_click_shows(body: str, text: str) -> None:
+    assert read_html(f"<body>{body}</body>").text == f"{text}\n"

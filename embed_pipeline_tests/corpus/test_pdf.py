@@ -120,6 +120,9 @@ def test_short_cells_side_by_side_are_rows() -> None:
         (["A reading of the instru-", "mentation is nine bar."], "A reading of the instrumentation is nine bar."),
         (["It is described on pages 3-", "5 of the manual."], "It is described on pages 3-5 of the manual."),
         (["The valve was named after Jean-", "Luc, who drew it."], "The valve was named after Jean-Luc, who drew it."),
+        (["It is a state-of-the-", "art pump of its kind."], "It is a state-of-the-art pump of its kind."),
+        (["This is a well-", "known fault of pumps."], "This is a well-known fault of pumps."),
+        (["It has a long-stand-", "ing fault of the pump."], "It has a long-standing fault of the pump."),
         (["The valve opens early -", "or does not open at all."], "The valve opens early - or does not open at all."),
     ],
 )  # fmt: skip
@@ -244,6 +247,14 @@ def test_numbers_of_glyphs_are_no_text() -> None:
     listed = lines(72, 700, ["\\(cid:57\\)\\(cid:68\\)\\(cid:12\\) " * 4] * 9)
     with pytest.raises(ValueError, match=r"\(cid:\.\.\.\)"):
         read_pdf(pdf(listed), 60)
+
+
+def test_what_stands_across_a_page_is_no_text_of_it() -> None:
+    mark = "BT /F1 60 Tf 0.7 0.7 -0.7 0.7 150 300 Tm (DRAFT) Tj ET"
+    slanted = "BT /F1 10 Tf 1 0.02 -0.02 1 72 500 Tm (a line that is scanned askew) Tj ET"
+    found = said(pdf([mark, *lines(72, 700, LEFT), slanted]))
+    assert "DRAFT" not in found
+    assert "a line that is scanned askew" in found
 
 
 def test_pages_beyond_the_time_are_named() -> None:

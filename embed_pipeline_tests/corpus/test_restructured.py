@@ -90,6 +90,11 @@ def test_conditions_and_classes_are_no_text() -> None:
     assert read.text == "# T\n\nShown.\n\nBoxed.\n"
 
 
+def test_what_a_class_styles_is_text_and_a_class_of_python_is_named() -> None:
+    text = ".. class:: special wide\n\n   Keep the pump dry.\n\n.. class:: Pump(name)\n\n   A pump of that name.\n"
+    assert read_restructured(text).text == "Keep the pump dry.\n\n`Pump(name)`\n\nA pump of that name.\n"
+
+
 def test_a_cell_that_spans_rows_stands_in_each() -> None:
     table = "+---+---+\n| a | b |\n+===+===+\n| A | 1 |\n|   +---+\n|   | 2 |\n+---+---+\n"
     assert read_restructured(table).text == "| a | b |\n| --- | --- |\n| A | 1 |\n| A | 2 |\n"

@@ -37,9 +37,6 @@ def test_rows_are_sections_named_by_their_title() -> None:
         ("name\tbar\nvalve\t3\n", "## valve\n\nbar: 3\n"),
         ("name,it's\nvalve's,o'clock\n", "## valve's\n\nit's: o'clock\n"),
         ("name,\nvalve,3\n", "## valve\n\ncolumn 2: 3\n"),
-        (",name,bar\n0,valve,3\n1,pump,2\nx,cap,9\n",
-         "## valve\n\nbar: 3\n\n## pump\n\nbar: 2\n\n## cap\n\ncolumn 1: x\nbar: 9\n"),
-        ("Unnamed: 0,name,bar\n0,valve,3\n", "## valve\n\nbar: 3\n"),
         ("#,name,bar\n1,valve,3\n", "## valve\n\n#: 1\nbar: 3\n"),
         ("name,text\nvalve,<p>It <b>opens</b>.</p><h2>Late</h2><p>x</p>\n",
          "## valve\n\ntext:\n\nIt **opens**.\n\n## Late\n\nx\n"),
@@ -50,12 +47,25 @@ def test_rows_are_sections_named_by_their_title() -> None:
          "## valve\n\nbar: 3\nnote: x\n\n## pump\n\nbar: 2\nnote: y\n"),
         ("sep=;\n ;\nname;bar;note\nvalve;3,5;x\n", "## valve\n\nbar: 3,5\nnote: x\n"),
     ],
-    ids=["lines", "inches", "sep", "twice", "one column", "ragged", "space", "tab", "apostrophe", "unnamed", "index", "index read again", "number",
+    ids=["lines", "inches", "sep", "twice", "one column", "ragged", "space", "tab", "apostrophe", "unnamed", "number",
          "html", "backslashes", "backslashes in one column", "empty cells", "empty cells after sep"],
 )  # fmt: skip
 def test_cells_keep_what_is_in_them(text: str, kept: str) -> None:
     read = read_csv(text)
     assert (read.text, read.left_out) == (kept, ())
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_the_index_that_pandas_writes_is_no_text(name: str) -> None:
+    text = f"{name},title,text\n0,Pump,It runs.\n1,Valve,It opens.\n"
+    assert read_csv(text).text == "## Pump\n\ntext: It runs.\n\n## Valve\n\ntext: It opens.\n"
+    assert "column 1: north" in read_csv(",title,text\nnorth,Pump,It runs.\n").text
+
+
+def test_objects_that_no_line_end_parts_are_rows() -> None:
+    found = read_json_lines('{"title": "Pump"}{"title": "Valve"} {"title": "Seal", "text": "Dry."}\n{"title": "Cap"}\n')
+    assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pump", "Valve", "Seal", "Cap"]
+    assert not found.left_out
 
 
 def test_a_doubled_quote_late_in_the_file_and_a_long_cell_are_read() -> None:
@@ -190,9 +200,3 @@ def test_a_title_that_is_too_long_for_a_heading_stays_in_its_row() -> None:
 def test_a_title_is_shown_without_its_html(written: str, title: str) -> None:
     read = read_json_lines(json.dumps({"title": written, "bar": 3}))
     assert (read.blocks[0].text, read.text) == (title, f"## {title}\n\nbar: 3\n")
-
-
-def test_several_objects_on_a_line_are_as_many_rows() -> None:
-    read = read_json_lines('{"id": "a", "bar": 3}{"id": "b", "bar": 2} {"id": "c", "bar": 1},\n{"id": "d", "bar": 0} {"i\n')
-    assert [block.text for block in read.blocks if block.kind == "heading"] == ["a", "b", "c", "d"]
-    assert len(read.left_out) == 1 and read.left_out[0].startswith("line 2 is not JSON")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -13,6 +14,7 @@ from embed_pipeline.storage import StorageError
 from embed_pipeline.text.markdown import markdown_blocks
 
 QUESTIONS = Path(__file__).parents[2] / "data" / "sample" / "python-reference"
+TWO_DOCUMENTS = QUESTIONS.parent / "two-documents"
 
 
 @pytest.fixture(scope="module")
@@ -101,43 +103,72 @@ def test_unknown_sample_is_refused_with_the_known_names(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def _queries() -> list[dict[str, str]]:
-    return [json.loads(line) for line in (QUESTIONS / "queries.jsonl").read_text("utf-8").splitlines()]
+def _queries(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "queries.jsonl").read_text("utf-8").splitlines()]
 
 
-def _judgements() -> list[list[str]]:
-    header, *rows = (QUESTIONS / "qrels" / "test.tsv").read_text("utf-8").splitlines()
-    assert header == "query-id\tcorpus-id\tscore"
+def _rows(file: Path, header: str) -> list[list[str]]:
+    first, *rows = file.read_text("utf-8").splitlines()
+    assert first == header
     return [row.split("\t") for row in rows]
 
 
-def test_questions_are_many_and_distinct():
-    queries = _queries()
-    assert len(queries) >= 80
+def _judgements(folder: Path) -> list[list[str]]:
+    return _rows(folder / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore")
+
+
+@pytest.mark.parametrize(("folder", "least"), [(QUESTIONS, 80), (TWO_DOCUMENTS, 60)])
+def test_questions_are_many_and_distinct(folder, least):
+    queries = _queries(folder)
+    assert len(queries) >= least
     assert all(set(row) == {"_id", "text"} and row["text"].strip() == row["text"] != "" for row in queries)
     assert len({row["_id"] for row in queries}) == len(queries)
     assert len({row["text"].casefold() for row in queries}) == len(queries)
 
 
-def test_every_question_is_judged_and_every_judgement_has_its_question():
-    judgements = _judgements()
-    assert {query for query, _, _ in judgements} == {row["_id"] for row in _queries()}
+@pytest.mark.parametrize("folder", [QUESTIONS, TWO_DOCUMENTS])
+def test_every_question_is_judged_and_every_judgement_has_its_question(folder):
+    judgements, ids = _judgements(folder), {row["_id"] for row in _queries(folder)}
+    assert {query for query, _, _ in judgements} == ids
     assert len({(query, document) for query, document, _ in judgements}) == len(judgements)
     assert {score for _, _, score in judgements} == {"1", "2"}
-    assert {query for query, _, score in judgements if score == "2"} == {row["_id"] for row in _queries()}
+    assert {query for query, _, score in judgements if score == "2"} == ids
+    assert f"{len(ids)} questions" in (folder / "README.md").read_text("utf-8")
+    assert f"{len(judgements)} judgements" in (folder / "README.md").read_text("utf-8")
 
 
-def test_judged_documents_are_documents_of_the_sample(written):
+@pytest.mark.parametrize("folder", [QUESTIONS, TWO_DOCUMENTS])
+def test_judged_documents_are_documents_of_the_sample(folder, written):
     documents = {f"python-reference/{path.name}" for path in written}
-    judged = {document for _, document, _ in _judgements()}
-    # The set of topics differs a little between interpreter versions; it was judged on 3.11 to 3.13.
+    judged = {document for _, document, _ in _judgements(folder)}
+    # The set of topics differs a little between interpreter versions; the first set was judged on 3.11 to 3.13.
     assert len(judged & documents) >= 0.95 * len(judged)
 
 
-def test_readme_counts_what_is_there():
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="judged on the sentences of Python 3.11's topics")
+def test_each_question_needs_two_documents_and_no_topic_holds_both_halves(written):
+    texts = {
+        f"python-reference/{path.name}": " ".join(path.read_text("utf-8").replace("-\n", "-").split())
+        for path in written
+    }
+    holders: dict[str, dict[str, set[str]]] = {}
+    for query, side, sentence in _rows(TWO_DOCUMENTS / "evidence.tsv", "query-id\tside\tsentence"):
+        found = {document for document, text in texts.items() if sentence in text}
+        assert found, f"{query}: no topic says {sentence!r}"
+        holders.setdefault(query, {}).setdefault(side, set()).update(found)
+    grades: dict[str, dict[str, str]] = {}
+    for query, document, score in _judgements(TWO_DOCUMENTS):
+        grades.setdefault(query, {})[document] = score
+    assert set(holders) == {row["_id"] for row in _queries(TWO_DOCUMENTS)}
+    for query, sides in holders.items():
+        first, second = sides["1"], sides["2"]
+        assert not first & second, f"{query}: {first & second} hold both halves"
+        assert first | second == set(grades[query])
+        assert [sum(grades[query][document] == "2" for document in side) for side in (first, second)] == [1, 1], query
+
+
+def test_readme_counts_the_kinds_of_questions():
     readme = (QUESTIONS / "README.md").read_text("utf-8")
-    kinds = [row["_id"].rpartition("-")[0] for row in _queries()]
-    assert f"{len(kinds)} questions" in readme
-    assert f"{len(_judgements())} judgements" in readme
+    kinds = [row["_id"].rpartition("-")[0] for row in _queries(QUESTIONS)]
     for kind in set(kinds):
         assert f"| `{kind}` | {kinds.count(kind)} |" in readme

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from embed_pipeline import machine
 from embed_pipeline.embedding.models import load_model
@@ -63,6 +64,15 @@ def test_frozen_weights_get_no_gradient() -> None:
     fast[0].requires_grad_(requires_grad=False)
     fast(torch.randn(4, 24)).sum().backward()
     assert [weight.grad is None for weight in fast.parameters()] == [True, True, False, False]
+
+
+def test_operations_are_counted_like_those_of_torch() -> None:
+    counted = []
+    for layers in _layers(bias=True):
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            layers(torch.randn(2, 3, 24))
+        counted.append(counter.get_total_flops())
+    assert counted == [2 * 6 * (24 * 40 + 40 * 8)] * 2
 
 
 def test_a_layer_is_copied_pickled_and_saved_like_any_other() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import faiss
@@ -46,6 +47,23 @@ def test_equals_brute_force_ties_included(seed, shape, k, whole):
     draw = (lambda n: rng.integers(-1, 2, (n, dimensions))) if whole else (lambda n: rng.normal(size=(n, dimensions)))
     queries, corpus = (draw(n).astype(np.float32) for n in (queries_count, corpus_count))
     hits = search(queries, corpus, k)
+    scores, indices = brute_force(queries, corpus, k)
+    np.testing.assert_array_equal(hits.indices, indices)
+    np.testing.assert_array_equal(hits.scores, scores)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), k=st.integers(1, 100), whole=st.booleans())
+def test_a_corpus_in_a_file_is_searched_tile_by_tile_with_the_same_result(seed, k, whole):
+    rng = np.random.default_rng(seed)
+    draw = (lambda n: rng.integers(-1, 2, (n, 6))) if whole else (lambda n: rng.normal(size=(n, 6)))
+    queries, corpus = (draw(n).astype(np.float32) for n in (9, 700))
+    with tempfile.TemporaryFile() as stream, pytest.MonkeyPatch.context() as patch:
+        stored = np.memmap(stream, np.float32, "w+", shape=corpus.shape)
+        stored[:] = corpus
+        for name in ("_TILE_BYTES", "_PRODUCT_BYTES"):
+            patch.setattr(f"embed_pipeline.embedding.search.{name}", 4_096)
+        hits = search(queries, stored, k)
     scores, indices = brute_force(queries, corpus, k)
     np.testing.assert_array_equal(hits.indices, indices)
     np.testing.assert_array_equal(hits.scores, scores)
@@ -152,6 +170,20 @@ def test_bm25_finds_words_and_pads():
     assert hits.scores[2].tolist() == [0, 0, 0]
     np.testing.assert_array_equal(index.scores("generator in python")[[2, 3]], hits.scores[0, :2])
     assert index.scores("nothing known").shape == (5,)
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_an_index_of_the_queries_words_alone_gives_the_same_scores(language):
+    rng = np.random.default_rng(6)
+    words = [f"term{number}" for number in range(60)]
+    texts = [" ".join(rng.choice(words, size)) for size in rng.integers(1, 40, 200)]
+    queries = [" ".join(rng.choice(words[:20], 4)) for _ in range(10)] + ["unknown", "term1 term1 unheard"]
+    whole, part = BM25(texts, language), BM25(texts, language, queries)
+    for query in queries:
+        np.testing.assert_array_equal(part.scores(query), whole.scores(query))
+    np.testing.assert_array_equal(part.search(queries, 9).indices, whole.search(queries, 9).indices)
+    with pytest.raises(ValueError, match="'term50' is none of the queries that the index was made for"):
+        part.scores("term50")
 
 
 def test_bm25_refuses_nothing():

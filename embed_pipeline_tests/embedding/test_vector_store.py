@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -11,6 +12,7 @@ import pytest
 from embed_pipeline.embedding.encoder import Encoder
 from embed_pipeline.embedding.torch_backend import TorchBackend
 from embed_pipeline.settings import Embedding
+from embed_pipeline.storage import StorageError
 from embed_pipeline_tests.tiny import write_tiny_model
 
 TEXTS = [f"the value of object {n} is a statement " * (1 + n % 5) for n in range(80)]
@@ -98,6 +100,28 @@ def test_of_a_corpus_that_has_grown_the_new_batch_alone_is_computed(tiny_model, 
     assert sum(sizes) == 20 + 1
     assert np.array_equal(vectors[::-1][:60], before)
     assert np.array_equal(by_batch(tiny_model, None).encode(asked, "passage"), vectors)
+
+
+def test_many_vectors_lie_in_a_file_that_ends_with_them(tiny_model, store, monkeypatch):
+    asked = ["a passage of a label", *TEXTS, *TEXTS[:9]]
+    held = by_batch(tiny_model, store).encode(asked, "passage")
+    assert not isinstance(held, np.memmap)
+    monkeypatch.setattr("embed_pipeline.embedding.vector_store._LEAST_MAPPED", 1)
+    for texts in (asked, TEXTS):
+        vectors = by_batch(tiny_model, store).encode(texts, "passage")
+        assert isinstance(vectors, np.memmap)
+        assert np.array_equal(vectors, held[[asked.index(text) for text in texts]])
+    assert {path.suffix for path in store.rglob("*") if path.is_file()} == {".npy"}
+
+
+def test_a_full_disk_is_said_before_vectors_are_computed(tiny_model, store, monkeypatch):
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("embed_pipeline.embedding.vector_store._LEAST_MAPPED", 1)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(StorageError, match=r"No space left on device: .*; free space there"):
+        by_batch(tiny_model, store).encode(TEXTS, "passage")
 
 
 def test_of_a_batch_that_has_changed_nothing_is_taken_over(tiny_model, store):

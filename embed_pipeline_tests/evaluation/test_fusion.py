@@ -83,7 +83,7 @@ def results(name: str, **gains: float) -> SetResult:
         noise = generator.normal(0, 0.05, 200)
         values = base + gains.get(system, 0) + noise - noise.mean()
         scores[system] = QueryScores((("nDCG", 10),), values[:, None])
-    return SetResult(QuerySet(name, {"q": "x"}, {"q": {"a": 1}}), {}, scores)
+    return SetResult(QuerySet(name, {"q": "x"}, {"q": {"a": 1}}), {}, scores, {})
 
 
 @pytest.mark.parametrize(

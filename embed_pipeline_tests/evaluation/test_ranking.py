@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from math import log2
+from math import log2, nan
 
 import numpy as np
 import pytest
 
 from embed_pipeline.embedding.search import BM25
 from embed_pipeline.evaluation.query_sets import QuerySet
-from embed_pipeline.evaluation.ranking import Collection, rank_set, score_rankings
+from embed_pipeline.evaluation.ranking import Collection, all_recall, rank_set, score_rankings
 
 BASE = np.asarray([[1, 0], [0.6, 0.8], [0, 1], [0.8, 0.6]], dtype=np.float32)
 TEXTS = ("red apple", "green pear", "red cherry", "blue plum")
@@ -65,6 +65,31 @@ def test_metrics_equal_values_computed_by_hand() -> None:
     for (metric, k), values in expected.items():
         assert scores.column(metric, k).tolist() == pytest.approx(values, abs=1e-9), (metric, k)
     assert scores.values.shape == (3, 15)
+
+
+def test_all_recall_is_one_where_everything_that_a_query_needs_is_found() -> None:
+    qrels = {
+        "both": {"r1": 1, "r2": 1},
+        "one": {"r1": 1},
+        "graded": {"r1": 2, "r2": 2, "r3": 1},
+        "best": {"r1": 2, "r2": 1},
+        "copied": {"r1": 1, "r1b": 1, "r2": 1},
+        "copy": {"r1": 1, "r1b": 1},
+    }
+    query_set = QuerySet("x", dict.fromkeys(qrels, "?"), qrels, copies={"r1": "r1", "r1b": "r1"})
+    rankings = {
+        "both": ["r1", "x", "r2"],
+        "one": ["r1"],
+        "graded": ["r2", "r1"],
+        "best": ["r1", "r2"],
+        "copied": ["r1b", "r2"],
+        "copy": ["r1", "r1b"],
+    }
+    scores = all_recall(rankings, query_set, (1, 2, 10))
+    assert scores.columns == (("AllRecall", 2), ("AllRecall", 10))
+    expected = {"both": [0, 1], "graded": [1, 1], "copied": [1, 1]}
+    by_query = [expected.get(query, [nan, nan]) for query in rankings]
+    assert scores.values == pytest.approx(np.asarray(by_query), nan_ok=True)
 
 
 def test_the_order_given_is_kept_whatever_the_ids_are_called() -> None:

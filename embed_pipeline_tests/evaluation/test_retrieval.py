@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from embed_pipeline.evaluation.query_sets import EvaluationError, Passages, QuerySet
+from embed_pipeline.evaluation.report import headline_rows
 from embed_pipeline.evaluation.retrieval import Comparison, compare, searched_by
 from embed_pipeline.settings import Settings
 from embed_pipeline.tables import FUSION_WEIGHTS, QUESTION_RESULTS, RETRIEVAL_EVALUATION, validate
@@ -39,8 +40,8 @@ def test_every_metric_of_every_system_is_there_with_slices(comparison: Compariso
     validate(comparison.questions, QUESTION_RESULTS)
     validate(comparison.fusions, FUSION_WEIGHTS)
     assert comparison.fusions["query_set"].unique().sort().to_list() == ["dev", "generated", "people"]
-    generated, people = 3 * 5 * 5 * 6, 5 * 5 * 6
-    assert comparison.metrics.height == generated + people
+    generated, people, several = 3 * 5 * 5 * 6, 5 * 5 * 6, 5 * 5
+    assert comparison.metrics.height == generated + people + several
     assert set(comparison.verdicts) == {"generated", "people"}
     base = comparison.metrics.filter(system="base")
     assert not base.select("difference", "difference_low", "difference_high").to_numpy().any()
@@ -64,6 +65,35 @@ def test_the_hybrids_rank_by_the_weights_that_dev_chose(comparison: Comparison) 
             chosen = figure(comparison.fusions, query_set=name, system=system, chosen=True)
             found = figure(comparison.metrics, query_set=name, slice="all", system=system, metric="nDCG", k=10)
             assert found["value"] == pytest.approx(chosen["ndcg_10"])
+
+
+def test_all_recall_is_measured_on_the_questions_that_need_several_documents_and_absent_elsewhere(
+    tiny_model: Path, other_model: Path
+) -> None:
+    hops = {"q0": {"s01": 1, "s03": 1}, "q1": {"s02": 1, "s05": 1}, "q2": {"s04": 1}, "q3": {"s00": 1, "s19": 1}}
+    texts = dict(material.corpus().select("segment_id", "text").iter_rows())
+    asked = QuerySet(
+        "generated",
+        {query: " ".join(texts[segment] for segment in rel) for query, rel in hops.items()},
+        hops,
+        slices={"hop_count": {"q0": "2", "q1": "2", "q2": "1", "q3": "1"}},
+    )
+    found = compare(tiny_model, other_model, material.corpus(), [asked], SETTINGS)
+    rows = found.metrics.filter(metric="AllRecall")
+    assert rows["queries"].unique().to_list() == [2]
+    assert rows["slice"].unique().sort().to_list() == ["all", "hop_count=2"]
+    each = found.questions.select("query_id", "base_all_recall_10", "tuned_all_recall_10")
+    assert each.filter(pl.col("query_id").is_in(["q2", "q3"]))["base_all_recall_10"].to_list() == [None, None]
+    tuned = figure(rows, system="tuned", slice="all", k=10)
+    assert tuned["value"] == each["tuned_all_recall_10"].mean()
+    assert tuned["difference"] == each["tuned_all_recall_10"].mean() - each["base_all_recall_10"].mean()
+    assert tuned["difference_low"] <= tuned["difference"] <= tuned["difference_high"]
+    assert figure(rows, system="base", slice="all", k=20)["value"] == 1.0
+    summary = {row[1]: row[4] for row in headline_rows(found.metrics)}
+    assert summary["tuned"] == f"{tuned['value']:.4f} (2)"
+    single = compare(tiny_model, tiny_model, material.corpus(), [material.generated()], SETTINGS)
+    assert single.metrics.filter(metric="AllRecall").is_empty()
+    assert {row[4] for row in headline_rows(single.metrics)} == {""}
 
 
 def test_differences_are_tuned_less_base(comparison: Comparison) -> None:

@@ -198,6 +198,51 @@ def test_a_key_that_is_withdrawn_midway_stops_the_run_and_keeps_all(store: Respo
     assert len(store) == 40
 
 
+NO_MODEL = [
+    {"error": {"message": "The model `stub` does not exist", "type": "NotFoundError", "param": "model", "code": 404}},
+    {
+        "error": {
+            "message": "The model `stub` does not exist or you do not have access to it.",
+            "code": "model_not_found",
+        }
+    },
+    {"error": {"message": 'model "stub" not found, try pulling it first', "type": "api_error"}},
+]
+
+
+@pytest.mark.parametrize("body", NO_MODEL)
+def test_one_replica_of_several_that_lacks_the_model_costs_no_item(
+    store: ResponseStore, make_llm: MakeLLM, body: object
+) -> None:
+    asked: list[str] = []
+
+    def respond(request: dict[str, Any]) -> str | Step:
+        asked.append(_item(request))
+        # Every third request is sent to it, and once four tries of one item.
+        return _json(404, body) if len(asked) % 3 == 0 or len(asked) in {7, 8} else GOOD
+
+    with stub_endpoint(respond) as stub:
+        found, client = _run(make_llm(stub.base_url, max_concurrency=1), store)
+    assert found == {"answered": ITEMS}
+    assert client.usage.retries == len(stub.requests) - ITEMS > 3
+
+
+@pytest.mark.parametrize("body", NO_MODEL)
+def test_a_model_that_is_gone_for_several_requests_in_a_row_stops_the_run(
+    store: ResponseStore, make_llm: MakeLLM, body: object
+) -> None:
+    asked: list[str] = []
+
+    def respond(request: dict[str, Any]) -> str | Step:
+        asked.append(_item(request))
+        return GOOD if len(asked) <= 10 else _json(404, body)
+
+    with stub_endpoint(respond) as stub, pytest.raises(EndpointError, match=r"Check llm\.model"):
+        _run(make_llm(stub.base_url, max_concurrency=1, max_attempts=4), store, lambda client: _judge_all(client, 40))
+    assert len(stub.requests) == 10 + 3 * 4
+    assert len(store) == 10
+
+
 def _refuse_while(present: Callable[[dict[str, Any]], bool], refusal: Step) -> Callable[[dict[str, Any]], str | Step]:
     return lambda request: refusal if present(request) else GOOD
 
@@ -376,6 +421,9 @@ BODIES = {
     "answer tags": _message(content=f"<answer>\n{GOOD}\n</answer>"),
     "finish end_turn": _body(finish_reason="end_turn"),
     "two objects, the last counts": _message(content=f'{{"verdict": "no", "score": 1}}\nOn reflection:\n{GOOD}'),
+    "the model goes on with another object": _message(content=f'{GOOD}\n{{"verdict": "no", "score": 1}}'),
+    "the model goes on past its turn": _message(content=f'{GOOD}<|im_end|>\n<|im_start|>user\nAnd this?\n{{"verdict": "no", "score": 1}}'),
+    "a draft, an answer, and one more": _message(content=f'<think>{{"verdict": "no", "score": 2}}</think>{GOOD}\n\n{{"verdict": "no", "score": 1}}'),
     "reasoning field": _message(reasoning_content="Hm.", content=GOOD),
     "all in the reasoning field": _message(reasoning_content=f"So: {GOOD}"),
     "all in the reasoning field, after a blank line": _message(content="\n", reasoning_content=GOOD),
@@ -456,6 +504,7 @@ def test_what_empty_answers_cost_counts_against_the_caps(store: ResponseStore, m
 COUNTED = {
     "thinking in the total alone": ({"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 1120}, 1120),
     "zeros": ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, 100),
+    "Groq's own field": ({"x_groq": {"id": "req_1", "usage": {"prompt_tokens": 900, "completion_tokens": 300}}}, 1200),
     "camel case": ({"promptTokens": 300, "completionTokens": 200}, 500),
 }
 
@@ -465,9 +514,26 @@ def test_what_is_counted_cannot_be_less_than_what_was_written(
     store: ResponseStore, make_llm: MakeLLM, name: str
 ) -> None:
     usage, least = COUNTED[name]
-    with stub_endpoint(lambda _: _raw({"choices": [_FULL], "usage": usage})) as stub:
+    told = usage if "x_groq" in usage else {"usage": usage}
+    with stub_endpoint(lambda _: _raw({"choices": [_FULL], **told})) as stub:
         _, client = _run(make_llm(stub.base_url), store, lambda client: _judge_all(client, 1))
     assert client.usage.tokens >= least
+
+
+def test_a_streams_counts_are_read_from_groqs_last_chunk_and_hold_the_cap(
+    store: ResponseStore, make_llm: MakeLLM
+) -> None:
+    chunks = [
+        {"choices": [{"delta": {"content": GOOD}, "finish_reason": None}], "x_groq": {"id": "req_1"}},
+        {
+            "choices": [{"delta": {}, "finish_reason": "stop"}],
+            "x_groq": {"id": "req_1", "usage": {"prompt_tokens": 400, "completion_tokens": 100, "total_tokens": 500}},
+        },
+    ]
+    stream = b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n"
+    with stub_endpoint(lambda _: _raw(stream)) as stub, pytest.raises(BudgetExhausted, match="max_total_tokens is 900"):
+        _run(make_llm(stub.base_url, max_total_tokens=900, max_concurrency=1), store)
+    assert len(stub.requests) == 2
 
 
 def test_a_burst_of_limits_or_one_long_document_at_first_stops_nothing(store: ResponseStore, make_llm: MakeLLM) -> None:

@@ -96,6 +96,25 @@ def test_a_question_that_says_all_that_its_answer_says_is_turned_away(make_setti
     assert [reject.reason for reject in found.rejects] == ["answer_adds_nothing"]
 
 
+@pytest.mark.parametrize(
+    ("question", "sentence", "reasons"),
+    [
+        ("What does a red lamp do?", "A red lamp on the pump stops the motor within seconds.", []),
+        ("What is a night run?", "Without water, the pump begins what is called a night run of its motor.", []),
+        ("What is a red lamp?", "The motor of the pump stops within seconds of a red lamp.", ["not_about"]),
+        ("What does a red lamp do", "Nobody may enter the cellar after dark when a red lamp glows.", ["not_about"]),
+        ("What does a red lamp do when it glows?", "The motor stops within seconds when a red lamp glows.", []),
+        ("What is the colour of the lamp?", "The motor stops at once when the colour of the lamp is red.", []),
+    ],
+)
+def test_what_a_thing_is_or_does_is_asked_of_a_sentence_about_it(
+    make_settings: MakeSettings, question: str, sentence: str, reasons: list[str]
+) -> None:
+    with stub_endpoint(lambda _: Answer(f" {question.rstrip('?')}?", log_probability=-0.1)) as stub:
+        found = _complete(make_settings(), [QuestionTask((material.source("s2", text=sentence),), (ANY,), 0)], stub)
+    assert [reject.reason for reject in found.rejects] == reasons
+
+
 def test_no_question_is_asked_about_a_sentence_that_only_points_elsewhere(make_settings: MakeSettings) -> None:
     task = QuestionTask((material.source("s2", text="See also the manual for red lamps and light."),), (ANY,), 0)
     with stub_endpoint(lambda _: " the lamp?") as stub:

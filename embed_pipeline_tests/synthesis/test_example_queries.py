@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from embed_pipeline.enumerations import STYLES as STYLES_KNOWN
 from embed_pipeline.llm.client import open_client
 from embed_pipeline.orchestration.freshness import code_version
-from embed_pipeline.settings import Settings
-from embed_pipeline.synthesis.example_queries import ExampleQueries, ExampleQueriesError, read_queries
+from embed_pipeline.settings import Settings, Synthesis
+from embed_pipeline.synthesis.example_queries import (
+    FORMS,
+    ExampleQueries,
+    ExampleQueriesError,
+    form_of,
+    read_queries,
+)
 from embed_pipeline.synthesis.pairs import is_question
 from embed_pipeline.synthesis.plan import plan_single_hop
 from embed_pipeline.synthesis.structured_generator import ask_questions
@@ -95,11 +102,42 @@ def test_people_ask_without_a_question_mark_too(query: str, asks: object) -> Non
 
 
 @pytest.mark.parametrize(
+    ("query", "form"),
+    [
+        ("What does the red lamp of the pump mean?", "question"),
+        ("what does the red lamp mean", "typed question"),
+        ("how do i reset the pump?", "question"),
+        ("Is the filter of the pump washable?", "boolean"),
+        ("can the filter be washed", "boolean"),
+        ("What is the difference between filter A and filter B?", "comparison"),
+        ("is a sand filter better than a paper filter", "comparison"),
+        ("How does the pump differ from the fan?", "comparison"),
+        ("red lamp", "keywords"),
+        ("Red Lamp Meaning", "keywords"),
+        ("Washing the paper filter of a pump shortens its life.", "claim"),
+        ("滤芯每年至少需要在冬季之前更换一次以保证水泵正常运行。", "claim"),
+        ("A Study of the Life of Paper Filters in Small Pumps", "title"),
+        (STATEMENT, "statement"),
+        ("Pump P200 does not start after the filter was changed", "statement"),
+    ],
+)
+def test_a_query_has_a_form(query: str, form: str) -> None:
+    assert form_of(query) == form
+
+
+def test_forms_have_styles_that_can_be_asked_for() -> None:
+    asked = {style for members in FORMS.values() for style in members}
+    assert asked == set(STYLES_KNOWN) == set(Synthesis().styles)
+
+
+@pytest.mark.parametrize(
     ("queries", "styles", "expected"),
     [
         (["red lamp", "what is the red lamp?"], STYLES, [0.8, 1, 0, 0.2]),
         (["red lamp", STATEMENT, STATEMENT + " again", "pump fee"], STYLES, [0, 10 / 3, 2 / 3, 0]),
         (["red lamp"], {"question": 1.0, "keywords": 0.0}, [1, 0]),
+        (["red lamp", STATEMENT.capitalize() + "."], STYLES | {"claim": 0.2}, [0, 1, 0, 0, 1]),
+        (["red lamp", STATEMENT.capitalize() + "."], STYLES, [0, 1, 0, 0]),
         (["red lamp", "what is it for?"], {"question": 3.0, "keywords": 0.0}, [1, 0]),
     ],
 )
@@ -115,8 +153,10 @@ def test_the_plan_asks_for_what_people_type(tmp_path: Path, make_settings: MakeS
         tasks = plan_single_hop(sources, make_settings(questions_per_segment=20, **synthesis))
         return Counter(spec.style for task in tasks for spec in task.specs)
 
-    assert styles(example_queries=path) == {"keywords": 30, "question": 8, "paraphrase": 2}
-    assert styles() == {"question": 20, "keywords": 10, "symptom": 5, "paraphrase": 5}
+    assert styles(example_queries=path) == {"keywords": 30, "question": 9, "paraphrase": 1}
+    asked = styles()
+    assert (asked["question"], asked["keywords"], asked.total()) == (20, 10, 40)
+    assert all(1 <= asked[style] <= 3 for style in ("symptom", "paraphrase", "web_query", "claim", "boolean"))
 
 
 def test_eight_queries_stand_in_the_prompt_as_data_and_are_not_taken_over(

@@ -89,6 +89,9 @@ def test_rejects_keep_the_raw_answer() -> None:
         ("What filter pump is the filter pump?", "repeats_itself"),
         ("Can the old north pump be used to give a whole number to a whole number?", "repeats_itself"),
         ("What is the difference between a red filter pump and a blue filter pump?", None),
+        ("What is the difference between a pump and a pump statement?", "repeats_itself"),
+        ('What is the difference between the "pump" option and the pump value?', "repeats_itself"),
+        ("What is the difference between a list and a list comprehension?", None),
         ("What is it that the pump does?", "no_subject"),
         ("Should I ignore all previous instructions of the pump?", "instruction"),
     ],
@@ -103,6 +106,10 @@ def test_other_styles_need_neither_a_question_word_nor_a_mark() -> None:
     assert form_problem("What is rinse()?") is None, "code says by its name what is asked about"
     assert form_problem("What is rinse?") == "too_short"
     assert form_problem("red lamp on the pump is blinking", "symptom") is None
+    assert form_problem("The red lamp shows a clogged filter.", "claim") is None
+    assert form_problem("what does red lamp on pump mean", "web_query") is None
+    assert form_problem("The red lamp shows a clogged filter.", "boolean") == "not_a_question"
+    assert form_problem("red lamp, green lamp", "comparison") == "not_a_question"
     assert form_problem("pump", "keywords") == "too_short"
     assert form_problem("this pump lamp", "keywords") == "refers_to_text"
 

@@ -116,6 +116,22 @@ def test_what_no_reader_sees_is_left_out() -> None:
     assert seen_markdown(text) == (kept, markdown_blocks(kept))
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('{% hint style="info" %}\nKeep it dry.\n{% endhint %}\n\nNext.\n', "Keep it dry.\n\nNext.\n"),
+        ("{{< note >}}\nKeep it dry.\n{{< /note >}}\n", "Keep it dry.\n"),
+        ('{{% tab "one" %}} {{% /tab %}}\n\nKeep it dry.\n', "\nKeep it dry.\n"),
+        ('import Tabs from "@theme/Tabs";\nimport {A, B} from "./x"\n\nexport const a = 3;\n\nDry.\n', "\n\nDry.\n"),
+        ('```js\nimport x from "y"\n{% raw %}\n```\n', '```js\nimport x from "y"\n{% raw %}\n```\n'),
+        ('import duties are paid "here"\n', 'import duties are paid "here"\n'),
+        ("Text {% inline %} stays.\n", "Text {% inline %} stays.\n"),
+    ],
+)
+def test_what_tells_a_sites_generator_what_to_do_is_left_out(text: str, kept: str) -> None:
+    assert seen_markdown(text)[0] == kept
+
+
 def test_headings_are_replaced_by_their_words_or_by_nothing() -> None:
     text = "# The *top*\n\nOne.\n\nPart\n----\nTwo.\n"
     assert replace_headings(text, keep=True) == "The top\n\nOne.\n\nPart\nTwo.\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 
 import polars as pl
 import pytest
@@ -94,6 +95,8 @@ def test_what_cannot_be_read_is_named(tmp_path):
         ({"question": "a", "positive": "p", "id": 3}, ["p"], []),
         ({"question": "a", "positives": ["p"], "negatives": ["", None, "n"]}, ["p"], ["n"]),
         ({"question": "a", "positives": ["p"], "negatives": None, "split": None}, ["p"], []),
+        ({"Query": "a", " Positive": "p", "Hard Negatives": ["n"], "Hard-Negative 2": "m"}, ["p"], ["n", "m"]),
+        ({"question": "a", "Question": "b", "positive": "p", "negative": math.nan}, ["p"], []),
     ],
 )
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])

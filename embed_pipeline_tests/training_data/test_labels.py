@@ -70,6 +70,18 @@ def left_out(**copies: str) -> pl.DataFrame:
     )
 
 
+@pytest.mark.parametrize("ids", ["guide.md, b.md", "guide.md;b.md", "guide.md|b.md|"])
+def test_a_cell_may_name_several_documents(tmp_path, ids):
+    path = write_rows(tmp_path / "own.jsonl", {"question": "what is x", "positive_ids": ids})
+    corpus = material.corpus({"guide.md": ["x"], "b.md": ["y"], "c, d.md": ["z"]})
+    assert read_labels([path], corpus)[0].positives == ["b.md#0", "guide.md#0"]
+    path = write_rows(tmp_path / "whole.jsonl", {"question": "what is z", "positive_ids": "c, d.md"})
+    assert read_labels([path], corpus)[0].positives == ["c, d.md#0"]
+    path = write_rows(tmp_path / "unknown.jsonl", {"question": "what is z", "positive_ids": "guide.md, gone.md"})
+    with pytest.raises(LabelsError, match="'guide.md, gone.md' is no passage"):
+        read_labels([path], corpus)
+
+
 def test_labels_on_a_copy_hold_for_the_document_that_stayed(tmp_path, caplog):
     rows = [
         {"question": "what is a lexer", "positive_ids": ["copy.md", "guide.md"], "negative_ids": ["other-copy.md"]},

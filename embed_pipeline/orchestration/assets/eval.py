@@ -9,6 +9,7 @@ import dagster as dg
 import polars as pl
 
 from embed_pipeline.embedding.models import base_model_name
+from embed_pipeline.enumerations import ALL_RECALL
 from embed_pipeline.evaluation.adoption import LABELS
 from embed_pipeline.evaluation.gates import forgetting_failures, headline, release_failures
 from embed_pipeline.evaluation.plots import fusion_curves, headline_bars, recall_curves
@@ -28,6 +29,7 @@ from embed_pipeline.orchestration.partitions import all_batches
 from embed_pipeline.orchestration.presentation import bars, curves, described, figures, picture, shown_list, shown_table
 from embed_pipeline.orchestration.resources import MLflow, newest_metadata
 from embed_pipeline.settings import Settings
+from embed_pipeline.storage import BatchTables
 from embed_pipeline.tracking import TrackedRun
 from embed_pipeline.training.record import read_record
 
@@ -54,7 +56,7 @@ def retrieval_evaluation(
     left_out_documents: pl.DataFrame,
     qa_dataset: pl.DataFrame,
     dataset_split: pl.DataFrame,
-    documents: dict[str, pl.DataFrame],
+    documents: BatchTables,
 ) -> Iterator[dg.Output[Any]]:
     """Compare, write the report, and add the figures to the training's MLflow run."""
     settings = settings.with_base(base_model["model"].item())
@@ -153,6 +155,6 @@ def _training_facts(record: dict[str, Any]) -> dict[str, str]:
 
 def _headline_figures(comparison: Comparison) -> dict[str, float]:
     rows = comparison.metrics.filter(
-        (pl.col("slice") == "all") & pl.col("metric").is_in(["nDCG", "Recall", "MAP", "MRR"])
+        (pl.col("slice") == "all") & pl.col("metric").is_in(["nDCG", "Recall", ALL_RECALL, "MAP", "MRR"])
     )
     return {f"{row['query_set']}.{row['system']}.{row['metric']}@{row['k']}": row["value"] for row in rows.to_dicts()}

@@ -38,6 +38,7 @@ from embed_pipeline.orchestration.presentation import (
 )
 from embed_pipeline.orchestration.reviewing import QA_REVIEWS, Reviews
 from embed_pipeline.settings import Settings
+from embed_pipeline.storage import BatchTables
 from embed_pipeline.synthesis.artifacts import extract_artifacts
 from embed_pipeline.synthesis.coverage import ASKED, mark_asked
 from embed_pipeline.synthesis.example_queries import ExampleQueries
@@ -284,15 +285,15 @@ def qa_scores(
 def corpus(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
-    documents: dict[str, pl.DataFrame],
-    segments: dict[str, pl.DataFrame],
+    documents: BatchTables,
+    segments: BatchTables,
 ) -> Iterator[dg.Output[Any]]:
     """Put together the newest version of every document still there, and the passages that labels bring along."""
     labelled = settings.training_data.label_sets
-    whole = {batch: documents[batch] for batch in documents if batch in segments}
+    whole = documents.only(segments)
     with explained():
         frame, left_out = current_corpus(whole, segments, settings.corpus)
-        recurring = find_boilerplate(present_documents(whole), settings.corpus)
+        recurring = find_boilerplate(whole, present_documents(whole), settings.corpus)
         if recurring:
             remember_lines(settings.paths.root, recurring)
         if labelled:
@@ -326,8 +327,8 @@ def corpus(
 def qa_dataset(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
-    qa_pairs: dict[str, pl.DataFrame],
-    qa_scores: dict[str, pl.DataFrame],
+    qa_pairs: BatchTables,
+    qa_scores: BatchTables,
     corpus: pl.DataFrame,
     left_out_documents: pl.DataFrame,
 ) -> Iterator[dg.Output[Any]]:
