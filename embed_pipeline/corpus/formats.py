@@ -179,12 +179,12 @@ def _plain_pairs(lines: list[str], separator: str) -> dict[str, Any] | None:
     return found or None
 
 
-def read_markdown(text: str) -> ParsedDocument:
-    """Markdown without its metadata, comments and badges.
+def read_markdown(text: str, described: dict[str, Any] | None = None) -> ParsedDocument:
+    """Markdown without its metadata, which may be known (``described``), comments and badges.
 
     The title is that of the metadata, or a first-level heading in HTML before all others, or the first heading.
     """
-    metadata, body = split_front_matter(text)
+    metadata, body = split_front_matter(text) if described is None else (described, text)
     body = _WIDE_SPACE.sub(r"\1 ", without_data(body))
     kept, blocks = seen_markdown(body)
     return ParsedDocument(title_of(metadata) or html_title(kept, blocks) or first_heading(blocks), kept, blocks)
@@ -258,6 +258,13 @@ def _markdown(content: bytes, _: Limits) -> ParsedDocument:
     return read_markdown(decode(content))
 
 
+def _mdx(content: bytes, _: Limits) -> ParsedDocument:
+    from embed_pipeline.corpus.mdx import without_code
+
+    metadata, body = split_front_matter(decode(content))
+    return read_markdown(without_code(body), metadata)
+
+
 def _plain(content: bytes, _: Limits) -> ParsedDocument:
     return read_plain(decode(content))
 
@@ -313,7 +320,7 @@ Reader = Callable[[bytes, Limits], ParsedDocument]
 READERS: dict[str, Reader] = {
     ".md": _markdown,
     ".markdown": _markdown,
-    ".mdx": _markdown,
+    ".mdx": _mdx,
     ".txt": _plain,
     ".rst": _restructured,
     ".html": _html,
@@ -337,6 +344,7 @@ def load_parser(suffix: str) -> None:
     from importlib import import_module
 
     modules: dict[Reader, str] = {
+        _mdx: "mdx",
         _restructured: "restructured",
         _html: "pages",
         _csv: "rows",

@@ -32,7 +32,8 @@ _DROPPED_ROLES = frozenset(
 # Lists of a page's own headings and of the pages above it, and line numbers of code.
 _CONTENTS = frozenset({"toc", "table-of-contents", "contents", "toc_container", "breadcrumb", "breadcrumbs"})
 _LINE_NUMBERS = frozenset({"linenos", "lineno", "linenodiv", "blob-num", "line-numbers-rows"})
-_NOT_READ = frozenset({"mw-editsection", "katex-html"})
+_NOT_READ = frozenset({"mw-editsection", "katex-html", "page-metadata"})
+_FOOT = "footer"
 _PERMALINKS = frozenset({"headerlink", "hash-link", "anchor", "anchorjs-link", "header-anchor"})
 _PERMALINK_WORDS = re.compile(
     r"(?:(?:anchor|(?:perma|permanent |direct )?link)(?: (?:to|for)\b.{0,500})?|[\W_]{0,20})", re.IGNORECASE | re.DOTALL
@@ -234,12 +235,18 @@ def _is_dropped(element: Tag) -> bool:
         return True
     names = {str(name) for key in ("class", "id") if key in element.attrs for name in element.get_attribute_list(key)}
     is_contents = not _CONTENTS.isdisjoint(names) and element.find("a") is not None and _is_mostly_links(element)
-    return is_contents or not (_LINE_NUMBERS | _NOT_READ).isdisjoint(classes)
+    is_foot = element.name == "div" and element.get("id") == _FOOT and element.find_parent(list(_ARTICLE)) is None
+    return is_contents or is_foot or not (_LINE_NUMBERS | _NOT_READ).isdisjoint(classes)
 
 
 def _is_unseen(element: Tag) -> bool:
-    """True for a few words that a page hides; a longer text is behind a tab or a click."""
+    """True for a few words that a page hides; a longer text is behind a tab or a click.
+
+    What is hidden from those alone to whom a page is read is a sign, or is said to them in other words.
+    """
     hides = "hidden" in element.attrs or _HIDING.search(str(element.get("style") or "")) is not None
+    is_sign = element.get("aria-hidden") == "true" and element.find_parent(list(_HEADINGS)) is None
+    hides = hides or (is_sign and element.name not in _HEADINGS)
     return hides and element.name != "html" and len(element.get_text(" ").split()) < _LEAST_HIDDEN_WORDS
 
 
