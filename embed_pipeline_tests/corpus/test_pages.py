@@ -272,3 +272,18 @@ def test_what_confluence_writes_around_a_page_is_left_out() -> None:
     )
     assert _kept(body) == "# Pump\n\nIt opens.\n"
     assert _kept('<h2><span aria-hidden="true">Named</span></h2><p>x</p>') == "## Named\n\nx\n"
+
+
+def test_the_title_of_an_office_program_is_a_heading_where_it_is_the_first_paragraph() -> None:
+    title = '<p class="c0 title"><span>Pump guide</span></p>'
+    assert _kept(f"{title}<h1>Setup</h1><p>x</p>") == "# Pump guide\n\n# Setup\n\nx\n"
+    assert _kept(f"<h1>Setup</h1>{title}<p>x</p>") == "# Setup\n\nPump guide\n\nx\n"
+    assert _kept(f"{title}<p>x</p>{title}") == "Pump guide\n\nx\n\nPump guide\n"
+
+
+def test_what_a_tab_shows_is_read_and_labels_of_tabs_are_not() -> None:
+    tabs = '<ul role="tablist"><li role="tab">npm</li></ul><div role="tabpanel" hidden><p>Run yarn.</p></div>'
+    assert _kept(f"<p>x</p>{tabs}") == "x\n\nRun yarn.\n"
+    labels = '<div class="tabbed-labels"><label>Linux</label><label>Mac</label></div><div><p>Run x.</p></div>'
+    assert _kept(labels) == "Run x.\n"
+    assert _kept('<p>x</p><div hidden="until-found"><p>Answer.</p></div>') == "x\n\nAnswer.\n"
