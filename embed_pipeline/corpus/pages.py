@@ -32,7 +32,12 @@ _DROPPED_ROLES = frozenset(
 # Lists of a page's own headings and of the pages above it, and line numbers of code.
 _CONTENTS = frozenset({"toc", "table-of-contents", "contents", "toc_container", "breadcrumb", "breadcrumbs"})
 _LINE_NUMBERS = frozenset({"linenos", "lineno", "linenodiv", "blob-num", "line-numbers-rows"})
-_NOT_READ = frozenset({"mw-editsection", "katex-html", "page-metadata", "tabbed-labels", "md-source-file"})
+_NOT_READ = frozenset(
+    {
+        "mw-editsection", "katex-html", "page-metadata", "tabbed-labels", "md-source-file", "viewcode-link",
+        "printfooter", "catlinks", "navbox",
+    }
+)  # fmt: skip
 # What a click shows.
 _OPENED_ROLES = frozenset({"tabpanel", "region"})
 _FOOT = "footer"
@@ -247,7 +252,9 @@ def _is_dropped(element: Tag) -> bool:
     names = {str(name) for key in ("class", "id") if key in element.attrs for name in element.get_attribute_list(key)}
     is_contents = not _CONTENTS.isdisjoint(names) and element.find("a") is not None and _is_mostly_links(element)
     is_foot = element.name == "div" and element.get("id") == _FOOT and element.find_parent(list(_ARTICLE)) is None
-    return is_contents or is_foot or not (_LINE_NUMBERS | _NOT_READ).isdisjoint(classes)
+    # The sign next to a note of Asciidoctor would make a table of it.
+    is_icon = element.name == "td" and "icon" in classes and not element.get_text(strip=True)
+    return is_contents or is_foot or is_icon or not (_LINE_NUMBERS | _NOT_READ).isdisjoint(classes)
 
 
 def _is_unseen(element: Tag) -> bool:

@@ -40,7 +40,7 @@ _TITLE_BREAK = re.compile(r"(?<! )<br\s?/?>|<br\s?/?>(?! )", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});", re.IGNORECASE)
 # The parser's own.
 _LINE_END = re.compile(r"\r\n?|\n")
-_ATTRIBUTES = re.compile(r"\{[#.:][^{}]*\}")
+_ATTRIBUTES = re.compile(r"\{(?:[#.:][^{}]*|-)\}")
 # Tags of GitBook, Jekyll and Hugo, and what MDX imports and exports, alone on their line.
 _IMPORTED = r"(?:[\w$]{1,80}|\*\sas\s[\w$]{1,80}|\{[^{}\n]{0,300}\})"
 _GENERATOR_LINE = re.compile(

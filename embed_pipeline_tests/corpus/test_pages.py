@@ -287,3 +287,24 @@ def test_what_a_tab_shows_is_read_and_labels_of_tabs_are_not() -> None:
     labels = '<div class="tabbed-labels"><label>Linux</label><label>Mac</label></div><div><p>Run x.</p></div>'
     assert _kept(labels) == "Run x.\n"
     assert _kept('<p>x</p><div hidden="until-found"><p>Answer.</p></div>') == "x\n\nAnswer.\n"
+
+
+_ICON = '<td class="icon"><i class="fa" title="Note"></i></td>'
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (
+            '<dl><dt>open(<a href="s"><span class="viewcode-link">[source]</span></a>)</dt><dd>Opens.</dd></dl>',
+            "open()",
+        ),
+        ('<p>x</p><div class="printfooter">Retrieved from</div><div class="catlinks">Categories: x</div>', "x\n"),
+        (f'<div class="admonitionblock"><table><tr>{_ICON}<td>Careful.</td></tr></table></div>', "Careful.\n"),
+    ],
+    ids=["sphinx", "mediawiki", "asciidoctor"],
+)
+def test_what_programs_add_to_a_page_is_left_out(body: str, kept: str) -> None:
+    found = _kept(body)
+    assert found.startswith(kept)
+    assert not any(word in found for word in ("source", "Retrieved", "Categories", "|"))

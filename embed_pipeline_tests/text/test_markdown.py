@@ -36,6 +36,7 @@ def test_a_line_of_signs_below_a_paragraph_makes_no_heading(line: str) -> None:
         ("The `open()` [call](http://x.y) and *its* ![icon](i.png)", "The open() call and its icon"),
         ("Props {#props}", "Props"),
         ("Props {#props .wide}", "Props"),
+        ("Props {-}", "Props"),
         ("Sets {1, 2}", "Sets {1, 2}"),
         (r'Suspended versioning\-buckets<a name="x"></a>', "Suspended versioning-buckets"),
         ("AT&amp;T &lt;3", "AT&T <3"),
