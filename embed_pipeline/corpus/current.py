@@ -97,7 +97,7 @@ def present_documents(documents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return newest.filter(~pl.col("deleted")).drop("deleted").sort("path")
 
 
-class _Texts:
+class _TextsOfBatches:
     """Texts of documents, of which one batch is in memory at a time."""
 
     def __init__(self, found: pl.DataFrame, documents: Mapping[str, pl.DataFrame]) -> None:
@@ -125,7 +125,7 @@ def _copies(
     first_seen = newest.group_by("document_id").agg(pl.col("batch").min().alias("since"))
     ordered = distinct.select("document_id", "path").join(first_seen, on="document_id").sort("since", "path")
     paths, ids = ordered["path"].to_list(), ordered["document_id"].to_list()
-    near = find_copies(_Texts(ordered, documents), bound) if (bound := corpus.near_duplicates) != "off" else {}
+    near = find_copies(_TextsOfBatches(ordered, documents), bound) if (bound := corpus.near_duplicates) != "off" else {}
     first = {ids[index]: paths[near[index][0] if index in near else index] for index in range(len(ids))}
     alike = {paths[index]: share for index, (_, share) in near.items()}
     rows = [
