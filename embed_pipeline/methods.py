@@ -28,7 +28,7 @@ class Method:
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "documents": Method(8, ("corpus", "text")),
+        "documents": Method(9, ("corpus", "text")),
         "segments": Method(3, ("corpus", "text")),
         "document_artifacts": Method(5, ("synthesis", "llm", "text")),
         "qa_pairs": Method(10, ("synthesis", "llm", "embedding", "text")),

@@ -118,7 +118,7 @@ def _as_declared(content: bytes) -> str | None:
     from bs4.dammit import EncodingDetector
 
     declared = EncodingDetector.find_declared_encoding(content, is_html=True)
-    if declared is None or (not content.isascii() and _is_utf8(content)):
+    if declared is None or (not content.isascii() and is_utf8(content)):
         return None
     encoding = _DECLARED.get(declared.lower(), declared)
     try:
@@ -132,7 +132,8 @@ def _as_declared(content: bytes) -> str | None:
     return text if is_kept and _damaged_utf8(content) is None else None
 
 
-def _is_utf8(content: bytes) -> bool:
+def is_utf8(content: bytes) -> bool:
+    """True where all bytes are UTF-8."""
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:

@@ -10,10 +10,10 @@ import re
 import tomllib
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from embed_pipeline.corpus.decoding import decode, without_data
+from embed_pipeline.corpus.decoding import decode, is_utf8, without_data
 from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, first_heading
 from embed_pipeline.text.markdown import html_title, markdown_blocks, plain_line_ends, plain_title, seen_markdown
 
@@ -179,12 +179,12 @@ def _plain_pairs(lines: list[str], separator: str) -> dict[str, Any] | None:
     return found or None
 
 
-def read_markdown(text: str) -> ParsedDocument:
-    """Markdown without its metadata, comments and badges.
+def read_markdown(text: str, described: dict[str, Any] | None = None) -> ParsedDocument:
+    """Markdown without its metadata, which may be known (``described``), comments and badges.
 
     The title is that of the metadata, or a first-level heading in HTML before all others, or the first heading.
     """
-    metadata, body = split_front_matter(text)
+    metadata, body = split_front_matter(text) if described is None else (described, text)
     body = _WIDE_SPACE.sub(r"\1 ", without_data(body))
     kept, blocks = seen_markdown(body)
     return ParsedDocument(title_of(metadata) or html_title(kept, blocks) or first_heading(blocks), kept, blocks)
@@ -258,6 +258,13 @@ def _markdown(content: bytes, _: Limits) -> ParsedDocument:
     return read_markdown(decode(content))
 
 
+def _mdx(content: bytes, _: Limits) -> ParsedDocument:
+    from embed_pipeline.corpus.mdx import without_code
+
+    metadata, body = split_front_matter(decode(content))
+    return read_markdown(without_code(body), metadata)
+
+
 def _plain(content: bytes, _: Limits) -> ParsedDocument:
     return read_plain(decode(content))
 
@@ -313,7 +320,7 @@ Reader = Callable[[bytes, Limits], ParsedDocument]
 READERS: dict[str, Reader] = {
     ".md": _markdown,
     ".markdown": _markdown,
-    ".mdx": _markdown,
+    ".mdx": _mdx,
     ".txt": _plain,
     ".rst": _restructured,
     ".html": _html,
@@ -329,6 +336,7 @@ READERS: dict[str, Reader] = {
     ".pptx": _slides,
 }
 """The reader of every file name ending; those of settings ``corpus.suffixes`` are among them."""
+_PACKED = frozenset({_pdf, _word, _slides})
 
 
 def load_parser(suffix: str) -> None:
@@ -336,6 +344,7 @@ def load_parser(suffix: str) -> None:
     from importlib import import_module
 
     modules: dict[Reader, str] = {
+        _mdx: "mdx",
         _restructured: "restructured",
         _html: "pages",
         _csv: "rows",
@@ -355,7 +364,7 @@ def read_file(suffix: str, content: bytes, limits: Limits) -> ParsedDocument:
         UnreadableError: it is not what its ending says, damaged, protected, or too large.
     """
     try:
-        return READERS[suffix](content, limits)
+        read = READERS[suffix](content, limits)
     except ValueError as error:
         reason = "too_large" if type(error).__name__ == "UnpackedSizeError" else "not_text"
         raise UnreadableError(reason, str(error)[:500]) from error
@@ -363,3 +372,8 @@ def read_file(suffix: str, content: bytes, limits: Limits) -> ParsedDocument:
         raise UnreadableError("not_text", f"it is no {suffix} file: {error}") from error
     except RecursionError as error:
         raise UnreadableError("not_text", "it is nested too deeply") from error
+    damages = read.text.count("\ufffd")
+    if not damages or READERS[suffix] in _PACKED or is_utf8(content):
+        return read
+    problem = f"bytes that are not of its encoding: {damages}, each U+FFFD in the text"
+    return replace(read, left_out=(*read.left_out, problem))

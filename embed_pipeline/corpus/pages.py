@@ -32,7 +32,15 @@ _DROPPED_ROLES = frozenset(
 # Lists of a page's own headings and of the pages above it, and line numbers of code.
 _CONTENTS = frozenset({"toc", "table-of-contents", "contents", "toc_container", "breadcrumb", "breadcrumbs"})
 _LINE_NUMBERS = frozenset({"linenos", "lineno", "linenodiv", "blob-num", "line-numbers-rows"})
-_NOT_READ = frozenset({"mw-editsection", "katex-html"})
+_NOT_READ = frozenset(
+    {
+        "mw-editsection", "katex-html", "page-metadata", "tabbed-labels", "md-source-file", "viewcode-link",
+        "printfooter", "catlinks", "navbox",
+    }
+)  # fmt: skip
+# What a click shows.
+_OPENED_ROLES = frozenset({"tabpanel", "region"})
+_FOOT = "footer"
 _PERMALINKS = frozenset({"headerlink", "hash-link", "anchor", "anchorjs-link", "header-anchor"})
 _PERMALINK_WORDS = re.compile(
     r"(?:(?:anchor|(?:perma|permanent |direct )?link)(?: (?:to|for)\b.{0,500})?|[\W_]{0,20})", re.IGNORECASE | re.DOTALL
@@ -104,6 +112,7 @@ def read_html(text: str) -> ParsedDocument:
     titles = (tag.get_text() for tag in soup.find_all("title") if tag.find_parent("svg") is None)
     named = clean_title(next(titles, ""))
     _drop_furniture(soup)
+    _mark_title(soup)
     draft = Draft()
     _write_parts(_main_part(soup) or soup, draft)
     read = draft.reading()
@@ -140,6 +149,14 @@ def _drop_furniture(soup: BeautifulSoup) -> None:
             if headings:
                 element.insert_before(headings[0].extract())
             _take_out(element, gone)
+
+
+def _mark_title(soup: BeautifulSoup) -> None:
+    """Make a first-level heading of the title that Google Docs and LibreOffice write as the first paragraph."""
+    first = next((text for text in (soup.body or soup).strings if text.strip() and not _is_hidden(text)), None)
+    named = first.find_parent("p", class_="title") if first is not None else None
+    if isinstance(named, Tag) and len(soup.find_all("p", class_="title")) == 1:
+        named.name = "h1"
 
 
 def _main_part(soup: BeautifulSoup) -> Tag | None:
@@ -234,12 +251,22 @@ def _is_dropped(element: Tag) -> bool:
         return True
     names = {str(name) for key in ("class", "id") if key in element.attrs for name in element.get_attribute_list(key)}
     is_contents = not _CONTENTS.isdisjoint(names) and element.find("a") is not None and _is_mostly_links(element)
-    return is_contents or not (_LINE_NUMBERS | _NOT_READ).isdisjoint(classes)
+    is_foot = element.name == "div" and element.get("id") == _FOOT and element.find_parent(list(_ARTICLE)) is None
+    # The sign next to a note of Asciidoctor would make a table of it.
+    is_icon = element.name == "td" and "icon" in classes and not element.get_text(strip=True)
+    return is_contents or is_foot or is_icon or not (_LINE_NUMBERS | _NOT_READ).isdisjoint(classes)
 
 
 def _is_unseen(element: Tag) -> bool:
-    """True for a few words that a page hides; a longer text is behind a tab or a click."""
+    """True for a few words that a page hides; a longer text is behind a tab or a click.
+
+    What is hidden from those alone to whom a page is read is a sign, or is said to them in other words.
+    """
+    if element.get("role") in _OPENED_ROLES or element.get("hidden") == "until-found":
+        return False
     hides = "hidden" in element.attrs or _HIDING.search(str(element.get("style") or "")) is not None
+    is_sign = element.get("aria-hidden") == "true" and element.find_parent(list(_HEADINGS)) is None
+    hides = hides or (is_sign and element.name not in _HEADINGS)
     return hides and element.name != "html" and len(element.get_text(" ").split()) < _LEAST_HIDDEN_WORDS
 
 

@@ -14,8 +14,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -24,7 +24,9 @@ import pdfplumber
 import pypdfium2
 import pypdfium2.raw as pdfium
 
+from embed_pipeline.corpus.pdf_repair import repaired_pdf
 from embed_pipeline.text.blocks import Draft, ParsedDocument, clean_text, clean_title, first_heading
+from embed_pipeline.text.markdown import superscript
 
 _LEAST_RULES, _MOST_RULES = 4, 2000
 _UNMAPPED_SHARE = 0.2
@@ -57,19 +59,27 @@ _WRITTEN_FIELDS = (
     pdfium.FPDF_FORMFIELD_TEXTFIELD, pdfium.FPDF_FORMFIELD_COMBOBOX, pdfium.FPDF_FORMFIELD_LISTBOX
 )  # fmt: skip
 _NOTE_LINE = 14.0
+_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_WORD_END = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*$")
+# Raised after digits and units it is a power; after words, a note.
+_RAISED_AFTER = re.compile(r"\d$|(?:^|[\d\s(/·])[kcdmµμn]?[mMgs]$")
+_CLOSING = ".,;:)]"
+_SMALL, _RAISED, _TOUCHING, _SPACE = 0.75, 0.3, 0.25, 0.1
+"""Shares of the height of letters next to each other: what is raised, and the gaps that touching letters leave."""
 _COMPOUND = re.compile(r"[^\W\d_]-(?:[^\W\d_]+-)*[^\W\d_]{1,3}.$|\b(?:well|self|half).$", re.IGNORECASE)
 _LIST_MARK = re.compile(r"(?:[-•‣▪*–]|\d{1,3}[.)]|[a-z][.)])\s")
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A run of text and its box, in points from the lower left corner."""
+    """A run of text, or a table as Markdown, and its box, in points from the lower left corner."""
 
     left: float
     bottom: float
     right: float
     top: float
     text: str
+    is_table: bool = False
 
     @property
     def height(self) -> float:
@@ -87,16 +97,21 @@ def read_pdf(content: bytes, seconds: float) -> ParsedDocument:
         ValueError: it is damaged or protected, or its fonts do not say what their characters are.
     """
     started = time.process_time()
+    left_out: list[str] = []
     try:
         document = pypdfium2.PdfDocument(content)
     except pypdfium2.PdfiumError as error:
-        why = "it needs a password" if "password" in str(error).lower() else f"it is damaged: {error}"
-        raise ValueError(why) from error
+        if "password" in str(error).lower():
+            raise ValueError("it needs a password") from error
+        content = repaired_pdf(content)
+        if not content:
+            raise ValueError(f"it is damaged: {error}") from error
+        document = pypdfium2.PdfDocument(content)
+        left_out.append(f"all but pages 1 to {len(document)}: the file is damaged")
     _open_form(document)
     tables = _Tables(content)
     read_pages: dict[int, list[_Part]] = {}
     outline = _outline(document)
-    left_out: list[str] = []
     unmapped = 0
     pages = len(document)
     for number in range(pages):
@@ -112,8 +127,10 @@ def read_pdf(content: bytes, seconds: float) -> ParsedDocument:
                 continue
             turns = _turns(page, text)
             notes = [_turned(note, turns) for note in _notes(page, document.formenv)]
-            lines = _in_order([*(_turned(run, turns) for run in _runs(text)), *notes])
-            read_pages[number] = _parts(lines, tables.of(page, number, turns, notes), outline.get(number, {}))
+            drawn = tables.of(page, number, turns, notes)
+            runs = [*(_turned(run, turns) for run in _runs(text)), *notes]
+            free = [run for run in runs if not any(_is_within(run, table) for table in drawn)]
+            read_pages[number] = _parts(_in_order([*free, *drawn]), outline.get(number, {}))
         except pypdfium2.PdfiumError as error:
             left_out.append(f"page {number + 1}: {error}")
     draft = _written(read_pages, outline)
@@ -241,10 +258,10 @@ def _runs(text: Any) -> list[_Line]:  # noqa: ANN401
     """The runs of text on a page, without what stands across it, such as a watermark."""
     boxes = (box for box in map(text.get_rect, range(text.count_rects())) if not _is_oblique(text, box))
     runs = [
-        _Line(box[0], box[1], box[2], box[3], text.get_text_bounded(*box).replace("\r\n", " ").strip(" \t\r\n"))
+        _Line(box[0], box[1], box[2], box[3], text.get_text_bounded(*box).replace("\r\n", " ").strip("\t\r\n"))
         for box in boxes
     ]
-    return [run for run in runs if run.text]
+    return [run for run in runs if run.text.strip()]
 
 
 def _in_order(runs: list[_Line]) -> list[_Line]:
@@ -260,19 +277,20 @@ def _in_order(runs: list[_Line]) -> list[_Line]:
         rest = [run for run in rest if span is not None and run.bottom < span.bottom]
         ordered += _in_order([run for run in above if run.right <= gutter])
         ordered += _in_order([run for run in above if run.left >= gutter])
-        ordered += [span] if span is not None else []
+        ordered += [span if span.is_table else _joined([span])] if span is not None else []
     return ordered
 
 
-def _gutter(runs: Sequence[_Line]) -> float | None:
+def _gutter(lines: Sequence[_Line]) -> float | None:
     """Where running text stands on both sides of a blank strip; None where it does not, as in a table."""
+    runs = [line for line in lines if not line.is_table]
     if len(runs) < 2 * _LEAST_COLUMN_LINES:
         return None
     left, right = min(run.left for run in runs), max(run.right for run in runs)
     best, place = len(runs) * _MOST_SPANNING, None
     for step in range(_GUTTER_TRIES // 4, _GUTTER_TRIES * 3 // 4):
         x = left + (right - left) * step / _GUTTER_TRIES
-        crossing = sum(run.left < x < run.right for run in runs)
+        crossing = sum(line.left < x < line.right for line in lines)
         sides = [[run for run in runs if run.right <= x], [run for run in runs if run.left >= x]]
         if crossing < best and all(_is_column(side) for side in sides):
             best, place = crossing, x
@@ -287,40 +305,59 @@ def _rows(runs: Sequence[_Line]) -> list[_Line]:
     """Runs from top to bottom, those of one height joined from left to right."""
     rows: list[list[_Line]] = []
     for run in sorted(runs, key=lambda run: (-(run.top + run.bottom), run.left)):
-        last = rows[-1][0] if rows else None
-        middle = (run.top + run.bottom) / 2
-        if last is not None and last.bottom - 1 <= middle <= last.top + 1:
+        last = max(rows[-1], key=lambda other: other.height) if rows else None
+        is_text = last is not None and not last.is_table and not run.is_table
+        if last is not None and is_text and _is_level(*sorted((last, run), key=lambda other: other.height)):
             rows[-1].append(run)
         else:
             rows.append([run])
-    return [_joined(sorted(row, key=lambda run: run.left)) for row in rows]
+    return [row[0] if row[0].is_table else _joined(sorted(row, key=lambda run: run.left)) for row in rows]
+
+
+def _is_level(small: _Line, tall: _Line) -> bool:
+    return tall.bottom - 1 <= (small.top + small.bottom) / 2 <= tall.top + 1
 
 
 def _joined(row: Sequence[_Line]) -> _Line:
-    text = " ".join(run.text for run in row)
+    text = row[0].text
+    for last, run in pairwise(row):
+        raised = superscript(text, run.text.strip()) if _is_raised(run, last) and _RAISED_AFTER.search(text) else ""
+        text = (
+            f"{text}{raised or run.text}" if raised or _goes_on(last, run) else f"{text.rstrip()} {run.text.lstrip()}"
+        )
     bottom, top = min(run.bottom for run in row), max(run.top for run in row)
-    return _Line(row[0].left, bottom, max(run.right for run in row), top, text)
+    return _Line(row[0].left, bottom, max(run.right for run in row), top, text.strip())
 
 
-def _parts(lines: list[_Line], tables: list[tuple[_Line, str]], outline: dict[str, int]) -> list[_Part]:
-    """The paragraphs of a page, and each table where it begins."""
-    pending = sorted(tables, key=lambda table: -table[0].top)
-    free = [line for line in lines if not any(_is_within(line, box) for box, _ in tables)]
-    parts: list[_Part] = []
-    for paragraph in _paragraphs(free, outline):
-        while pending and paragraph[0].top < pending[0][0].bottom:
-            parts.append(pending.pop(0)[1])
-        parts.append(paragraph)
-    return [*parts, *(table for _, table in pending)]
+def _goes_on(last: _Line, run: _Line) -> bool:
+    """True where a run touches the one before it, as a letter in another font does, and no space parts them."""
+    gap = run.left - last.right
+    touches = abs(gap) < _SPACE * min(last.height, run.height) and not _is_raised(run, last)
+    is_end = touches or (_is_raised(last, run) and run.text.lstrip()[0] in _CLOSING)
+    return is_end and not last.text.endswith(" ") and not run.text.startswith(" ")
+
+
+def _is_raised(run: _Line, other: _Line) -> bool:
+    """True for small letters that touch another run, above its base line."""
+    is_small = run.height < _SMALL * other.height and run.bottom > other.bottom + _RAISED * other.height
+    gap = max(run.left, other.left) - min(run.right, other.right)
+    return is_small and gap < _TOUCHING * other.height
+
+
+def _parts(lines: list[_Line], outline: dict[str, int]) -> list[_Part]:
+    """The paragraphs and tables of a page."""
+    return [part[0].text if part[0].is_table else part for part in _paragraphs(lines, outline)]
 
 
 def _written(pages: dict[int, list[_Part]], outline: dict[int, dict[str, int]]) -> Draft:
     """The parts of all pages; a word that a page's end divides is whole, on the first of the two pages."""
     for number in reversed(pages):
         _join_pages(pages.get(number - 1, []), pages[number])
+    lines = (line.text for parts in pages.values() for part in parts if not isinstance(part, str) for line in part)
+    words = {word for line in lines for word in _WORD.findall(line.lower())}
     draft = Draft()
     for number, part in ((number, part) for number, parts in pages.items() for part in parts):
-        text = part if isinstance(part, str) else _text(part)
+        text = part if isinstance(part, str) else _text(part, words)
         level = 0 if isinstance(part, str) else outline.get(number, {}).get(_letters(text), 0)
         if level:
             draft.add_heading(level, text)
@@ -353,7 +390,8 @@ def _is_within(line: _Line, box: _Line) -> bool:
 def _paragraphs(lines: Sequence[_Line], outline: dict[str, int]) -> Iterator[list[_Line]]:
     """Lines that follow each other closely in letters of one size; a title of the outline stands alone."""
     current: list[_Line] = []
-    gaps = [above.bottom - below.bottom for above, below in pairwise(lines)]
+    inner = [(above, below) for above, below in pairwise(lines) if not above.is_table and not below.is_table]
+    gaps = [above.bottom - below.bottom for above, below in inner]
     pitch = median([gap for gap in gaps if gap > 0] or [12])
     for line in lines:
         if current:
@@ -363,7 +401,8 @@ def _paragraphs(lines: Sequence[_Line], outline: dict[str, int]) -> Iterator[lis
             sizes = sorted((max(line.height, 1), max(last.height, 1)))
             titled = _letters(line.text) in outline or _letters(last.text) in outline
             other = sizes[1] > _OTHER_SIZE**2 * sizes[0]
-            if apart or other or titled or _LIST_MARK.match(line.text):
+            alone = line.is_table or last.is_table
+            if alone or apart or other or titled or _LIST_MARK.match(line.text):
                 yield current
                 current = []
         current.append(line)
@@ -371,11 +410,12 @@ def _paragraphs(lines: Sequence[_Line], outline: dict[str, int]) -> Iterator[lis
         yield current
 
 
-def _text(lines: Sequence[_Line]) -> str:
+def _text(lines: Sequence[_Line], words: Collection[str]) -> str:
     """A paragraph on one line where its lines fill the column; others stay lines.
 
     The hyphen of a divided word goes; one before a capital or a digit stays, as in ``Jean-Luc`` and ``pages 3-5``, and
-    so does one in a word that has more of them, as in ``state-of-the-art``.
+    so does one in a word that has more of them, as in ``state-of-the-art``. The other ``words`` of the document decide
+    where it has the word on a line elsewhere.
     """
     right = max(line.right for line in lines)
     left = min(line.left for line in lines)
@@ -385,7 +425,7 @@ def _text(lines: Sequence[_Line]) -> str:
         if text.endswith((*_HYPHENS, "-")):
             before = text[-2:-1]
             is_divided = text.endswith(_SOFT_HYPHEN) or (
-                before.isalpha() and said[:1].islower() and not _COMPOUND.search(text)
+                before.isalpha() and said[:1].islower() and _is_one_word(text, said, words)
             )
             text = text[:-1] + ("" if is_divided else "-" if before.isalnum() else "- ")
         elif text:
@@ -395,6 +435,16 @@ def _text(lines: Sequence[_Line]) -> str:
     return text.rstrip("".join(_HYPHENS))
 
 
+def _is_one_word(text: str, after: str, words: Collection[str]) -> bool:
+    """True where the hyphen at the end of a text only divides a word that the text after it goes on with."""
+    start, end = _WORD_END.search(text[:-1].lower()), _WORD.match(after.lower())
+    if start is None or end is None:
+        return False
+    if f"{start[0]}-{end[0]}" in words:
+        return False
+    return start[0] + end[0] in words or not _COMPOUND.search(text)
+
+
 class _Tables:
     """Tables that rules are drawn around; pdfplumber, which is slow, opens only what has rules."""
 
@@ -402,8 +452,8 @@ class _Tables:
         self._content = content
         self._document: Any = None
 
-    def of(self, page: Any, number: int, turns: int, notes: Sequence[_Line]) -> list[tuple[_Line, str]]:  # noqa: ANN401
-        """Each table's box, and the table as Markdown with the ``notes`` in its cells; none of what is shown askew."""
+    def of(self, page: Any, number: int, turns: int, notes: Sequence[_Line]) -> list[_Line]:  # noqa: ANN401
+        """Each table as Markdown with the ``notes`` in its cells; none of what is shown askew."""
         rules = sum(1 for _ in page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_PATH], max_depth=2))
         if not _LEAST_RULES <= rules <= _MOST_RULES or page.get_rotation() != 90 * turns:
             return []
@@ -420,7 +470,7 @@ class _Tables:
             if width > 1 and len(rows) > 1 and 2 * filled >= width * len(rows):
                 lines = [f"| {' | '.join(row)} |" for row in rows]
                 markdown = "\n".join([lines[0], f"|{' --- |' * width}", *lines[1:]])
-                found.append((_placed(drawn, table.bbox, turns), markdown))
+                found.append(replace(_placed(drawn, table.bbox, turns), text=markdown, is_table=True))
         drawn.close()
         return found
 

@@ -40,13 +40,17 @@ _TITLE_BREAK = re.compile(r"(?<! )<br\s?/?>|<br\s?/?>(?! )", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});", re.IGNORECASE)
 # The parser's own.
 _LINE_END = re.compile(r"\r\n?|\n")
-_ATTRIBUTES = re.compile(r"\{[#.:][^{}]*\}")
+_ATTRIBUTES = re.compile(r"\{(?:[#.:][^{}]*|-)\}")
 # Tags of GitBook, Jekyll and Hugo, and what MDX imports and exports, alone on their line.
 _IMPORTED = r"(?:[\w$]{1,80}|\*\sas\s[\w$]{1,80}|\{[^{}\n]{0,300}\})"
 _GENERATOR_LINE = re.compile(
     r"\s*(?:(?:\{%-?\s*/?\w[^{}%\n]{0,500}%\}|\{\{[<%]\s*/?\s*\w[^{}\n]{0,500}[>%]\}\})\s*)+"
     rf"|import\s(?:{_IMPORTED}(?:,\s?{_IMPORTED})?\sfrom\s)?['\"][^'\"\n]{{1,300}}['\"];?\s*"
     r"|export\s(?:const|let|default|function)\b[^\n]{0,500}\s*"
+)
+# The name in an opening tag, and those in a closing one of Hugo and of GitBook.
+_PAIRED_TAG = re.compile(
+    r"\{(?:\{[<%]|%-?)\s*(?:(?!end)([\w-]{1,80})\b[^{}%\n]{0,300}?|/\s*([\w-]{1,80})\s*|end([\w-]{1,80})\s*)(?:[>%]\}|-?%)\}"
 )
 _UNTOLD_IMAGE_WORDS = 4
 _EXPONENT = re.compile(r"[-+\u2212]?\w+(?:[.,]\w+)*")
@@ -104,13 +108,23 @@ def seen_markdown(text: str) -> tuple[str, tuple[Block, ...]]:
                 end += 1
             spans.append((starts[leaf.first], end))
         elif leaf.form == "paragraph_open":
-            spans += [
-                (starts[line], min(starts[line + 1], len(text)))
-                for line in range(leaf.first, leaf.last)
-                if _GENERATOR_LINE.fullmatch(text, starts[line], min(starts[line + 1], len(text)))
-            ]
+            for line in range(leaf.first, leaf.last):
+                spans += _generator_spans(text, starts[line], min(starts[line + 1], len(text)))
     blocks = _placed(text, leaves)
     return without_spans(text, blocks, spans) if spans else (text, blocks)
+
+
+def _generator_spans(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """What of a line only tells a site's generator what to do: the line, or the tags around a text on it."""
+    if "{" not in text[start:end] and text[start : start + 6] not in {"import", "export"}:
+        return []
+    if _GENERATOR_LINE.fullmatch(text, start, end):
+        return [(start, end)]
+    if "`" in text[start:end]:
+        return []
+    tags = list(_PAIRED_TAG.finditer(text, start, end))
+    closed = {tag[2] or tag[3] for tag in tags if tag[2] or tag[3]}
+    return [tag.span() for tag in tags if tag[2] or tag[3] or (tag[1] in closed)]
 
 
 def html_title(text: str, blocks: Sequence[Block]) -> str:

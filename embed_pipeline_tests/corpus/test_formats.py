@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from embed_pipeline.corpus.formats import read_markdown, read_notebook, split_front_matter, title_of
+from embed_pipeline.corpus.formats import Limits, read_file, read_markdown, read_notebook, split_front_matter, title_of
 
 
 @pytest.mark.parametrize(
@@ -185,3 +185,35 @@ def test_any_line_end_in_a_cell_ends_a_line() -> None:
     read = read_notebook(_notebook(_cell("markdown", "a\rb\n\nc\r\n\r\n# d")))
     assert read.text == "a\nb\n\nc\n\n# d\n"
     assert [block.kind for block in read.blocks] == ["paragraph", "paragraph", "heading"]
+
+
+@pytest.mark.parametrize(("suffix", "charset"), [(".html", "windows-1251"), (".txt", "utf-8")])
+def test_a_damaged_byte_is_said(suffix: str, charset: str) -> None:
+    words = "Насос работает при трёх барах. " * 5
+    head = f'<meta charset="{charset}">' if suffix == ".html" else ""
+    content = head.encode() + words.encode(charset) + b"\x98 " + words.encode(charset)
+    limits = Limits(max_unpacked_bytes=0, conversion_megabytes=0, conversion_seconds=0, word_comments=False)
+    read = read_file(suffix, content, limits)
+    assert read.text.strip() == f"{words}\ufffd {words}".strip()
+    assert read.left_out == ("bytes that are not of its encoding: 1, each U+FFFD in the text",)
+    assert read_file(".txt", "Said: \ufffd".encode(), limits).left_out == ()
+
+
+def test_code_of_mdx_is_no_text() -> None:
+    text = (
+        "---\ntitle: Valve\n---\n\nimport Tabs from '@theme/Tabs';\nimport {\n  A,\n  B,\n} from './parts';\n"
+        "export const meta = {\n  name: 'x}',\n\n  list: [1, 2],\n};\n\n{/* A note\nto writers */}\n\n# Open it\n\n"
+        "import the part from a box, and export it.\n\n```js\n\nimport a from 'b';\n{/* shown */}\n```\n\n"
+        "export default ({children}) => (\n  <div>{children}</div>\n);\n\nLast.\n"
+    )
+    limits = Limits(max_unpacked_bytes=0, conversion_megabytes=0, conversion_seconds=0, word_comments=False)
+    read = read_file(".mdx", text.encode(), limits)
+    shown = "```js\n\nimport a from 'b';\n{/* shown */}\n```"
+    sentence = "import the part from a box, and export it."
+    assert read.title == "Valve"
+    assert [read.text[b.start : b.end].strip() for b in read.blocks] == ["# Open it", sentence, shown, "Last."]
+
+
+def test_what_no_bracket_closes_in_mdx_stays() -> None:
+    limits = Limits(max_unpacked_bytes=0, conversion_megabytes=0, conversion_seconds=0, word_comments=False)
+    assert "Last." in read_file(".mdx", b"export const a = {\n  b: 1,\n\nLast.\n", limits).text

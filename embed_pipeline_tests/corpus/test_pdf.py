@@ -260,3 +260,80 @@ def test_what_stands_across_a_page_is_no_text_of_it() -> None:
 def test_pages_beyond_the_time_are_named() -> None:
     read = read_pdf(pdf(lines(72, 700, LEFT), lines(72, 700, RIGHT)), -1)
     assert (read.text, read.left_out) == ("", ("pages 1 to 2: over corpus.conversion_seconds",))
+
+
+def grid(x: float, top: float, rows: Sequence[Sequence[str]], width: float) -> list[str]:
+    """Drawing a table with rules around its cells."""
+    right, bottom = x + width * len(rows[0]), top - 20 * len(rows)
+    across = [f"{x} {top - 20 * n} m {right} {top - 20 * n} l S" for n in range(len(rows) + 1)]
+    down = [f"{x + width * n} {top} m {x + width * n} {bottom} l S" for n in range(len(rows[0]) + 1)]
+    cells = [
+        text(x + 4 + width * column, top - 14 - 20 * number, cell)
+        for number, row in enumerate(rows)
+        for column, cell in enumerate(row)
+    ]
+    return [*across, *down, *cells]
+
+
+def test_text_and_tables_alternate_as_on_the_page() -> None:
+    parts = [[f"{place} line {number} of the text" for number in range(3)] for place in ("first", "middle", "last")]
+    drawn = [*lines(72, 740, parts[0]), *grid(72, 690, PARTS, 120), *lines(72, 610, parts[1])]
+    found = read_pdf(pdf([*drawn, *grid(72, 560, PARTS, 120), *lines(72, 480, parts[2])]), 60).text
+    first, middle, last = (" ".join(part) for part in parts)
+    assert found == f"{first}\n\n{PARTS_TABLE}\n{middle}\n\n{PARTS_TABLE}\n{last}\n"
+
+
+def test_a_table_stays_in_its_column() -> None:
+    below = [[line.replace("line", "lower line") for line in side] for side in (LEFT, RIGHT)]
+    drawn = [*lines(72, 740, LEFT), *grid(72, 640, PARTS, 70), *lines(72, 560, below[0])]
+    drawn += [*lines(330, 740, RIGHT), *grid(330, 640, PARTS, 70), *lines(330, 560, below[1])]
+    blocks = [part.replace("\n", " ") for part in read_pdf(pdf(drawn), 60).text.strip().split("\n\n")]
+    table = PARTS_TABLE.strip().replace("\n", " ")
+    assert blocks == [" ".join(LEFT), table, " ".join(below[0]), " ".join(RIGHT), table, " ".join(below[1])]
+
+
+def test_a_power_belongs_to_its_unit_and_a_note_does_not_to_its_word() -> None:
+    raised = "/F1 6 Tf 4 Ts ({}) Tj 0 Ts /F1 10 Tf"
+    drawn = f"BT /F1 10 Tf 72 700 Td (It has 10 m) Tj {raised.format(2)} ( of floor, see the word)"
+    drawn += f" Tj {raised.format(1)} ET"
+    assert said(pdf([drawn])) == "It has 10 m^2 of floor, see the word 1"
+
+
+def test_what_the_document_says_elsewhere_decides_on_a_hyphen() -> None:
+    drawn = ["A pump of high-pressure steel and the waterproof kind of it, in long lines here.", "It is a high-"]
+    drawn += ["pressure pump, and a self-", "ish one with a water-", "proof seal."]
+    assert said(pdf(lines(72, 700, drawn))).endswith(
+        "It is a high-pressure pump, and a self-ish one with a waterproof seal."
+    )
+
+
+@pytest.mark.parametrize("share", [0.95, 0.6])
+def test_the_whole_pages_of_a_file_that_breaks_off_are_read(share: float) -> None:
+    whole = pdf(*[lines(72, 700, [f"This is page {number} of it"]) for number in range(5)])
+    read = read_pdf(whole[: int(share * len(whole))], 60)
+    pages = 5 if share > 0.9 else 3
+    assert read.text == "\n".join(f"This is page {number} of it\n" for number in range(pages))
+    assert read.left_out == (f"all but pages 1 to {pages}: the file is damaged",)
+
+
+def test_pages_in_compressed_objects_are_read_where_a_file_breaks_off() -> None:
+    objects = {1: _FONT}
+    for number in range(2):
+        content = zlib.compress(text(72, 700, f"This is page {number} of it").encode())
+        objects[2 + number] = b"<< /Filter /FlateDecode /Length %d >>\nstream\n%s\nendstream" % (len(content), content)
+    pages = [
+        b"<< /Type /Page /MediaBox [0 0 612 792] /Contents %d 0 R /Resources << /Font << /F1 1 0 R >> >> >>" % number
+        for number in (2, 3)
+    ]
+    head = b"10 0 11 %d " % (len(pages[0]) + 1)
+    packed = zlib.compress(head + b" ".join(pages))
+    objects[4] = b"<< /Type /ObjStm /N 2 /First %d /Filter /FlateDecode /Length %d >>\nstream\n%s\nendstream" % (
+        len(head), len(packed), packed,
+    )  # fmt: skip
+    whole = b"%PDF-1.5\n" + b"".join(b"%d 0 obj\n%s\nendobj\n" % item for item in objects.items())
+    assert said(whole + b"5 0 obj\n<< /Type /Ob") == "This is page 0 of it This is page 1 of it"
+
+
+def test_letters_in_another_font_are_no_word_of_their_own() -> None:
+    drawn = "BT /F1 10 Tf 72 700 Td (The pump) Tj /F1 10.5 Tf (s are here, ) Tj /F1 10 Tf (and there) Tj ET"
+    assert said(pdf([drawn])) == "The pumps are here, and there"

@@ -36,6 +36,7 @@ def test_a_line_of_signs_below_a_paragraph_makes_no_heading(line: str) -> None:
         ("The `open()` [call](http://x.y) and *its* ![icon](i.png)", "The open() call and its icon"),
         ("Props {#props}", "Props"),
         ("Props {#props .wide}", "Props"),
+        ("Props {-}", "Props"),
         ("Sets {1, 2}", "Sets {1, 2}"),
         (r'Suspended versioning\-buckets<a name="x"></a>', "Suspended versioning-buckets"),
         ("AT&amp;T &lt;3", "AT&T <3"),
@@ -151,3 +152,17 @@ def test_any_line_end_ends_a_line(end: str) -> None:
 def test_text_after_a_style_sheet_on_its_line_is_seen() -> None:
     text = "<style>x{}</style> Text after\n"
     assert seen_markdown(text) == (text, markdown_blocks(text))
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("{{% notice tip %}}Close it.{{% /notice %}}", "Close it."),
+        ('{{< tabs "x" >}}{{< tab "Linux" >}}Run it.{{< /tab >}}{{< /tabs >}}', "Run it."),
+        ('{% hint style="info" %}Close it.{% endhint %}', "Close it."),
+        ('See {{< ref "page.md" >}} and {{ name }} there.', 'See {{< ref "page.md" >}} and {{ name }} there.'),
+        ("Write `{{< x >}}a{{< /x >}}` there.", "Write `{{< x >}}a{{< /x >}}` there."),
+    ],
+)
+def test_tags_around_a_text_on_its_line_are_no_text(line: str, kept: str) -> None:
+    assert seen_markdown(f"First.\n\n{line}\n")[0] == f"First.\n\n{kept}\n"
