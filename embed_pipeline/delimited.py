@@ -19,7 +19,7 @@ from embed_pipeline.text.blocks import whole_characters
 
 _SEPARATORS = ",;\t"
 # Tells Excel what separates the cells.
-_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(r'[ \t]*"?sep=(.)"?[ \t\r]*(?:\n|\Z)', re.IGNORECASE)
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 _CELL = re.compile(rf"(?:{_QUOTED.pattern}(?=\t|\Z)|[^\t]*)(?:\t|\Z)")
@@ -36,16 +36,20 @@ def delimited_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         ValueError: naming the line that is no text, or the row that has more cells than there are columns.
     """
-    text = table_text(content)
-    if said := _SEPARATOR_LINE.match(text):
-        text = text[said.end() :]
+    stated, text = stated_separator(table_text(content))
     header = _QUOTED.sub("", text.partition("\n")[0])
-    separator = said[1] if said else max(_SEPARATORS, key=header.count)
+    separator = stated or max(_SEPARATORS, key=header.count)
     named = _tab_rows(text) if separator == "\t" else _comma_rows(text, separator)
     for number, (names, cells) in enumerate(named, start=1):
         # A blank line has no cell.
         if any(cell is not None for cell in cells):
             yield number, _row(names, cells)
+
+
+def stated_separator(text: str) -> tuple[str, str]:
+    """The separator that a first line of Excel's states (``sep=;``), empty where none does, and the rest."""
+    said = _SEPARATOR_LINE.match(text)
+    return (said[1], text[said.end() :]) if said else ("", text)
 
 
 def list_in_cell(cell: str) -> list[Any] | None:

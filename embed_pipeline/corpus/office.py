@@ -74,9 +74,6 @@ class _Related:
     name: str
     archive: zipfile.ZipFile
 
-    def xml(self) -> Any:  # noqa: ANN401 - lxml's
-        return etree.fromstring(self.archive.read(self.name), _PARSER)
-
 
 _Change = Callable[[Any, Mapping[str, _Related]], None]
 
@@ -98,14 +95,14 @@ def read_word(content: bytes, most_bytes: int, *, comments: bool) -> ParsedDocum
     """
     _check_size(content, most_bytes)
     styles = "\n".join([_STYLES, *_heading_styles(content), *([_COMMENTS] if comments else [])])
-    html = _word_html(content, styles)
+    html = _word_html(content, styles, most_bytes)
     read = read_html(html)
     is_titled = f'class="{_TITLE_CLASS}"' in html
     title = read.title if is_titled else _core_title(content) or first_heading(read.blocks)
     return ParsedDocument(title, read.text, read.blocks)
 
 
-def _word_html(content: bytes, styles: str) -> str:
+def _word_html(content: bytes, styles: str, most_bytes: int) -> str:
     """The document as HTML, with the files that it includes in their places."""
     stream = _changed(pre_process_docx(io.BytesIO(content)), _WORD_PARTS, _change_word)  # formulas to text
     html = mammoth.convert_to_html(stream, style_map=styles, convert_image=mammoth.images.img_element(lambda _: {}))
@@ -113,12 +110,12 @@ def _word_html(content: bytes, styles: str) -> str:
 
         def included(found: re.Match[str]) -> str:
             name = bytes.fromhex(found[1]).decode()
-            return _included_html(name, archive.read(name), styles) if name in archive.namelist() else ""
+            return _included_html(name, archive.read(name), styles, most_bytes) if name in archive.namelist() else ""
 
         return _INCLUDED.sub(included, str(html.value))
 
 
-def _included_html(name: str, content: bytes, styles: str) -> str:
+def _included_html(name: str, content: bytes, styles: str, most_bytes: int) -> str:
     """A file that a Word document includes, as HTML; empty for forms that are not read."""
     ending = name.rpartition(".")[2].lower()
     if ending in {"htm", "html", "xhtml"}:
@@ -127,7 +124,8 @@ def _included_html(name: str, content: bytes, styles: str) -> str:
         pages = (part for part in message_from_bytes(content).walk() if part.get_content_type() == "text/html")
         return "".join(decode(bytes(part.get_payload(decode=True) or b""), is_html=True) for part in pages)
     if ending == "docx":
-        return _word_html(content, styles)
+        _check_size(content, most_bytes)
+        return _word_html(content, styles, most_bytes)
     return f"<pre>{escape(decode(content))}</pre>" if ending == "txt" else ""
 
 
@@ -231,18 +229,22 @@ def _check_size(content: bytes, most_bytes: int) -> None:
 def _part(content: bytes, name: str) -> Any:  # noqa: ANN401 - lxml's
     """The root of an entry's XML; None where there is no such entry, or it is damaged."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if name not in archive.namelist():
-            return None
-        try:
-            return etree.fromstring(archive.read(name), etree.XMLParser(resolve_entities=False, no_network=True))
-        except etree.XMLSyntaxError:
-            return None
+        return _xml(archive, name)
+
+
+def _xml(archive: zipfile.ZipFile, name: str) -> Any:  # noqa: ANN401 - as above
+    if name not in archive.namelist():
+        return None
+    try:
+        return etree.fromstring(archive.read(name), _PARSER)
+    except etree.XMLSyntaxError:
+        return None
 
 
 def _changed(stream: Any, parts: re.Pattern[str], change: _Change) -> io.BytesIO:  # noqa: ANN401
     """The archive with ``change`` applied to the XML of the entries whose names match ``parts``.
 
-    A change is given the root, and what finds the name of the entry that a relationship of the part leads to.
+    A change is given the root, and the entries that the relationships of the part lead to, by id.
     """
     changed = io.BytesIO()
     target = zipfile.ZipFile(changed, "w")  # as a context it would hide that memory ran out
@@ -250,8 +252,7 @@ def _changed(stream: Any, parts: re.Pattern[str], change: _Change) -> io.BytesIO
         for name in dict.fromkeys(source.namelist()):
             content = source.read(name)
             if parts.fullmatch(name):
-                related = _related(source, name)
-                content = _changed_part(content, lambda root, related=related: change(root, related))  # type: ignore[misc]
+                content = _changed_part(content, change, _related(source, name))
             target.writestr(name, content)
     target.close()
     changed.seek(0)
@@ -259,13 +260,11 @@ def _changed(stream: Any, parts: re.Pattern[str], change: _Change) -> io.BytesIO
 
 
 def _related(archive: zipfile.ZipFile, name: str) -> Mapping[str, _Related]:
-    """Id of each relationship of a part to the entry that it leads to: its name, and its XML where it is some."""
+    """Id of each relationship of a part to the entry that it leads to."""
     folder, _, base = name.rpartition("/")
-    relations = f"{folder}/_rels/{base}.rels"
-    if relations not in archive.namelist():
-        return {}
+    relations = _xml(archive, f"{folder}/_rels/{base}.rels")
     found = {}
-    for relation in etree.fromstring(archive.read(relations), _PARSER):
+    for relation in () if relations is None else relations:
         target = posixpath.normpath(posixpath.join("/", folder, relation.get("Target") or "")).lstrip("/")
         if target in archive.namelist():
             found[str(relation.get("Id"))] = _Related(target, archive)
@@ -275,19 +274,20 @@ def _related(archive: zipfile.ZipFile, name: str) -> Mapping[str, _Related]:
 def _drawn_texts(element: Any, related: Mapping[str, _Related]) -> list[str]:  # noqa: ANN401 - lxml's
     """The texts of the diagrams (SmartArt) in an element, one for each paragraph."""
     files = (related.get(diagram.get(f"{_RELATIONS}dm")) for diagram in element.iter(f"{_DIAGRAM}relIds"))
-    paragraphs = (part for file in files if file for part in file.xml().iterfind(f".//{_DIAGRAM}t/{_DRAWING}p"))
+    roots = (_xml(file.archive, file.name) for file in files if file is not None)
+    paragraphs = (part for root in roots if root is not None for part in root.iterfind(f".//{_DIAGRAM}t/{_DRAWING}p"))
     texts = ("".join(part.itertext(f"{_DRAWING}t", with_tail=False)).strip() for part in paragraphs)
     return [text for text in texts if text]
 
 
-def _changed_part(content: bytes, change: Callable[[Any], None]) -> bytes:
+def _changed_part(content: bytes, change: _Change, related: Mapping[str, _Related]) -> bytes:
     """The XML after ``change``; damaged XML stays as it is, for the converter to refuse."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True)
     try:
         root = etree.fromstring(content, parser)
     except etree.XMLSyntaxError:
         return content
-    change(root)
+    change(root, related)
     return bytes(etree.tostring(root, encoding="UTF-8", xml_declaration=True, standalone=True))
 
 

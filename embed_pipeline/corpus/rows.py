@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 from embed_pipeline.corpus.decoding import without_data
+from embed_pipeline.delimited import stated_separator
 from embed_pipeline.text.blocks import Block, Draft, ParsedDocument, clean_text
 from embed_pipeline.text.markdown import markdown_blocks, plain_line_ends, plain_title
 
@@ -118,11 +119,9 @@ def _csv_rows(text: str) -> Iterator[tuple[Row, str]]:
     A first column without a name that holds whole numbers, as pandas writes its index, is no text.
     """
     csv.field_size_limit(_LONGEST_CELL)
+    delimiter, text = stated_separator(text)
     lines = text.split("\n")
-    first = lines[0].strip().strip('"')
-    if first[:4].lower() == "sep=" and len(first) == 5:  # noqa: PLR2004 - Excel's line is that and one sign
-        lines, delimiter = lines[1:], first[4]
-    else:
+    if not delimiter:
         comments = next((number for number, line in enumerate(lines) if not line.startswith("#")), 0)
         delimiter = _delimiter(lines[comments:])
         if comments and delimiter != _NO_DELIMITER and not any(delimiter in line for line in lines[:comments]):
@@ -264,11 +263,12 @@ def _json_rows(text: str) -> Iterator[tuple[Row, str]]:
 
 def _values(line: str) -> list[Any]:
     """The values of a line: one, or several that no line end parts."""
-    decoder, found, place = json.JSONDecoder(), [], 0
+    line, decoder, found, place = line.strip(), json.JSONDecoder(), [], 0
     while place < len(line):
         value, place = decoder.raw_decode(line, place)
         found.append(value)
-        place += len(line[place:]) - len(line[place:].lstrip(" \t,"))
+        while line[place : place + 1] in {" ", "\t", ","}:
+            place += 1
     return found
 
 

@@ -1,8 +1,8 @@
 """fp32 products by oneDNN, on processors whose wide instructions MKL does not use.
 
 torch leaves fp32 products on a processor to Intel's MKL, which computes with AVX2 on AMD's processors even where they
-have AVX-512. oneDNN, which comes with torch, uses what is there: on an EPYC of 2024 (Zen 5) its products took 0.45
-times as long, and the vectors are the same but for rounding (docs/decisions.md).
+have AVX-512. oneDNN, which comes with torch, uses AVX-512: on an EPYC of 2024 (Zen 5) its products took 45 % of the
+time, and the vectors are the same but for rounding (docs/decisions.md).
 
 Imports torch: import it inside functions from modules that the orchestration reads.
 """

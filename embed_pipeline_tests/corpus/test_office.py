@@ -16,7 +16,7 @@ from pptx.chart.data import CategoryChartData, XyChartData
 from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
 
-from embed_pipeline.corpus.office import read_slides, read_word
+from embed_pipeline.corpus.office import UnpackedSizeError, read_slides, read_word
 from embed_pipeline.text.blocks import ParsedDocument
 
 _MAIN = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
@@ -393,6 +393,17 @@ def test_files_that_a_document_includes_are_read_in_their_places(name: str, incl
     content = word(paragraph("Before.") + chunk + paragraph("After."))
     found = read_word(with_files(content, {f"word/{name}": included}, relation), 1_000_000, comments=False)
     assert found.text == "\n\n".join(filter(None, ["Before.", kept, "After."])) + "\n"
+
+
+def test_an_included_document_unpacks_to_no_more_than_any_other() -> None:
+    stream = io.BytesIO(word(paragraph("Inner text.")))
+    with zipfile.ZipFile(stream, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/media/filler.bin", b"0" * 2_000_000)
+    chunk = f'<w:altChunk xmlns:r="{_RELATIONS}" r:id="rc"/>'
+    relation = f'<Relationship Id="rc" Type="{_RELATIONS}/aFChunk" Target="part.docx"/>'
+    content = with_files(word(chunk), {"word/part.docx": stream.getvalue()}, relation)
+    with pytest.raises(UnpackedSizeError):
+        read_word(content, 1_000_000, comments=False)
 
 
 def test_a_slide_without_a_title_is_apart_from_the_one_before() -> None:

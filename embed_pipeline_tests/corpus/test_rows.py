@@ -66,6 +66,8 @@ def test_objects_that_no_line_end_parts_are_rows() -> None:
     found = read_json_lines('{"title": "Pump"}{"title": "Valve"} {"title": "Seal", "text": "Dry."}\n{"title": "Cap"}\n')
     assert [block.text for block in found.blocks if block.kind == "heading"] == ["Pump", "Valve", "Seal", "Cap"]
     assert not found.left_out
+    indented = read_json_lines('  {"title": "Pump"}\n\t{"title": "Valve"} \n')
+    assert [block.text for block in indented.blocks if block.kind == "heading"] == ["Pump", "Valve"]
 
 
 def test_a_doubled_quote_late_in_the_file_and_a_long_cell_are_read() -> None:
